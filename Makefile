@@ -1,0 +1,46 @@
+# Two commands from a fresh clone do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all bench gpu-check lint format clean
+
+# `constraints.txt` pins what is tested; TORCH=torch takes whatever the index offers (a CUDA build, say).
+$(READY): pyproject.toml constraints.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel -c constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/occfast demo --output demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not cuda" $(ARGS)
+
+# Also what takes minutes each.
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
+
+# Comparisons with peers; JSON and a table under bench/results/.
+bench: $(READY)
+	$(BIN)/python -m bench $(ARGS)
+
+# On a machine with a GPU: CUDA tests and benches, one JSON.  PYTHON's own packages are used.
+gpu-check:
+	$(PYTHON) -m bench.gpu_check $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,93 @@
+// The native surface of occfast on one page.
+//
+// Every function exists twice: cpu/ and cuda/ each define all of them, and bindings.cpp is compiled
+// once against either.  Tensors arrive as raw addresses with sizes and strides in elements, already
+// checked by occfast/native/ops.py, so no header of PyTorch is needed and a build takes seconds.
+// The result is 0, or the cudaError_t that error_text explains.
+#pragma once
+
+#include "core/portable.h"
+#include "core/window.h"
+
+namespace occfast {
+
+// Where to run: that many threads on a CPU, that stream on a GPU.
+struct Where {
+  int threads;
+  void* stream;
+};
+
+struct Shape {
+  int64_t n, c, h, w;
+};
+
+struct Strides {
+  int64_t n, c, h, w;
+};
+
+enum class Dtype : int { kUint8, kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+enum class Score : int { kError, kScoreDrop, kSimilarityDrop };
+
+const char* error_text(int status);
+
+// Processes that share the work: what a call with this Where runs on (CPU: threads, CUDA: 1).
+int workers(Where where);
+
+// The dense sweep.  out[m] = images[n] with window p of the grid replaced by fill, where
+// positions[m] = n * grid.positions() + p.  out [count, C, H, W] has the layout of images
+// (contiguous or channels_last); fill has strides of 0 where it is broadcast.  Elements of
+// `itemsize` bytes are moved, never interpreted.
+int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions,
+                      int64_t count, int itemsize, Shape shape, Strides image, Strides fill_strides,
+                      Grid grid, Where where);
+
+// Sweep scoring.  outputs [count, classes] float32 or float64, contiguous; positions as above with
+// `per_image` positions an image; scores [images, per_image] float64 receives one number each:
+//   kError            1 if the lowest index of the largest output differs from labels[n], else 0
+//   kScoreDrop        baseline[n] - outputs[m][labels[n]]
+//   kSimilarityDrop   baseline[n] - cosine(outputs[m], references[n]), references [images, classes]
+// *bad is set to 1 if any output is NaN or infinite.
+int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
+                int64_t classes, int64_t per_image, Score kind, const int64_t* labels,
+                const double* references, const double* baseline, double* scores, int32_t* bad,
+                Where where);
+
+// Running sums of scores [images, per_image] over its images, in the order of the images:
+// sum[p] += score, squares[p] += score squared.
+int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
+                     double* squares, Where where);
+
+// What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
+struct OccluderLaw {
+  uint64_t seed;
+  float probability;                       // of occluding a sample at all
+  int64_t min_height, max_height, min_width, max_width;
+  float min_level, max_level, min_intensity, max_intensity;
+  int n_kinds;
+  int kinds[4];
+  bool grey;                               // one intensity for all channels
+};
+
+// One occluder a sample.  cdf float64 [rows * columns], not decreasing, ends at 1, over the centres
+// row_centers [rows] x column_centers [columns].  boxes int32 [n, 4] (top, left, bottom, right; all
+// 0 where the sample is left alone), kind uint8 [n] (NoiseKind, or 255), level float32 [n],
+// intensity float32 [n, channels].
+int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
+                   int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
+                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes,
+                   uint8_t* kind, float* level, float* intensity, Where where);
+
+// Paints drawn occluders.  out may be images itself (in place) or a tensor of its layout, which then
+// receives the whole batch.  low and high: the values that intensities 0 and 1 stand for (uint8: 0
+// and 255).
+int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
+                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
+                    const float* level, const float* intensity, uint64_t seed, float low, float high,
+                    Where where);
+
+// For tests: n x 4 words of Philox from counters [n, 4] and keys [n, 2], and normals from words.
+int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where);
+int normals(const uint32_t* words, int64_t n, float* values, Where where);
+
+} // namespace occfast

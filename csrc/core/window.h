@@ -1,0 +1,37 @@
+// Where an occluder lies: the geometry that every sweep shares.
+#pragma once
+
+#include "portable.h"
+
+namespace occfast {
+
+// Rows top .. bottom - 1 and columns left .. right - 1.
+struct Window {
+  int64_t top, left, bottom, right;
+};
+
+// An occluder of height h about centre row i covers rows i - h / 2 to i - h / 2 + h - 1.
+OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int64_t width,
+                               int64_t image_height, int64_t image_width) {
+  const int64_t top = row - height / 2, left = column - width / 2;
+  return Window{larger(top, int64_t{0}), larger(left, int64_t{0}), smaller(top + height, image_height),
+                smaller(left + width, image_width)};
+}
+
+// A regular grid of occluder centres; position = grid row * columns + grid column.
+struct Grid {
+  int64_t rows, columns;
+  int64_t first_row, first_column;
+  int64_t row_step, column_step;
+  int64_t height, width; // of the occluder
+
+  OCCFAST_HD int64_t positions() const { return rows * columns; }
+
+  OCCFAST_HD Window window(int64_t position, int64_t image_height, int64_t image_width) const {
+    return window_about(first_row + position / columns * row_step,
+                        first_column + position % columns * column_step, height, width,
+                        image_height, image_width);
+  }
+};
+
+} // namespace occfast

@@ -1,0 +1,27 @@
+// Splits a range over the threads that PyTorch would use.
+#pragma once
+
+#include <omp.h>
+
+#include "../api.h"
+
+namespace occfast {
+
+// body(first, last) over [0, count), each piece at least `grain` long.  Inside another parallel
+// region it runs serially, as PyTorch's own operators do.
+template <class Body> void parallel_for(int64_t count, int64_t grain, Where where, const Body& body) {
+  const int64_t pieces =
+      omp_in_parallel() ? 1 : smaller<int64_t>(where.threads, (count + grain - 1) / larger<int64_t>(grain, 1));
+  if (pieces <= 1) {
+    if (count > 0) body(int64_t{0}, count);
+    return;
+  }
+#pragma omp parallel num_threads(static_cast<int>(pieces))
+  {
+    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+    const int64_t first = count * me / team, last = count * (me + 1) / team;
+    if (first < last) body(first, last);
+  }
+}
+
+} // namespace occfast

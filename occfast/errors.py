@@ -1,0 +1,11 @@
+"""The exceptions that occfast raises beside ``ValueError`` and ``TypeError``."""
+
+from __future__ import annotations
+
+
+class NativeUnavailable(RuntimeError):
+    """A native kernel can't be built or loaded; the message says what to install or set."""
+
+
+class DataError(ValueError):
+    """A file can't be read; the message names the file and, where known, the offset."""

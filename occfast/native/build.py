@@ -1,0 +1,172 @@
+"""How the native modules are built: sources, flags and the key of the cache.
+
+One description serves the build at first use (``loader.py``), ``occfast build``, ``setup.py`` with
+``OCCFAST_AOT=1`` and the tests that compile the CUDA kernels where no GPU is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+Backend = Literal["cpu", "cuda"]
+
+#: Compute capabilities that are tested to compile, and built when no GPU tells which is wanted.
+CUDA_ARCHITECTURES = ("80", "90", "100")
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# No fast-math: contraction off keeps the noise equal to the bit on every device; the other two
+# only drop errno and floating-point traps, which nothing here reads, and let loops vectorise.
+_CXX_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo")
+
+
+def source_root() -> Path:
+    """The folder ``csrc``: inside an installed package, or beside it in a checkout."""
+    for root in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc"):
+        if (root / "bindings.cpp").is_file():
+            return root
+    raise FileNotFoundError(f"csrc/bindings.cpp is neither in {_PACKAGE} nor beside it")
+
+
+def sources(backend: Backend) -> list[Path]:
+    """The files that are compiled into ``occfast_<backend>``."""
+    root = source_root()
+    kernels = sorted((root / backend).glob("*.cpp" if backend == "cpu" else "*.cu"))
+    return [root / "bindings.cpp", *kernels]
+
+
+def march() -> str:
+    """The instruction set: ``OCCFAST_MARCH`` (a value for ``-march``), by default this machine's."""
+    return os.environ.get("OCCFAST_MARCH", "native")
+
+
+def cxx_flags() -> list[str]:
+    return [*_CXX_FLAGS, f"-march={march()}"]
+
+
+def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
+    """Flags for nvcc; machine code for each architecture and PTX for the newest of them."""
+    flags = list(_NVCC_FLAGS)
+    for arch in architectures:
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+    if architectures:
+        newest = max(architectures, key=int)
+        flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    return flags
+
+
+def compiler() -> str | None:
+    """The C++ compiler that a build would use: ``CXX`` or the first of c++, g++, clang++."""
+    chosen = os.environ.get("CXX")
+    if chosen:
+        return shutil.which(chosen.split()[0])
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def ninja() -> str | None:
+    """The ninja program, on the path or in the wheel of that name."""
+    if path := shutil.which("ninja"):
+        return path
+    beside = Path(sys.executable).parent / "ninja"
+    return str(beside) if beside.exists() else None
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, on the path or under ``CUDA_HOME``."""
+    home = os.environ.get("CUDA_HOME")
+    if home and (path := shutil.which("nvcc", path=str(Path(home) / "bin"))):
+        return path
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+@lru_cache(maxsize=1)
+def instruction_set() -> str:
+    """What ``-march=native`` depends on: the machine and the features its processor reports."""
+    if march() != "native":
+        return march()
+    features = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                features = " ".join(sorted(line.split(":", 1)[1].split()))
+                break
+    except OSError:
+        features = platform.processor()
+    return f"{platform.machine()} {features}"
+
+
+@dataclass(frozen=True)
+class BuildKey:
+    """Everything that a built module depends on."""
+
+    backend: str
+    torch: str
+    python: str
+    instruction_set: str
+    flags: str
+    sources: str
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:20]
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """Of the visible GPUs, or all tested ones; ``OCCFAST_CUDA_ARCHITECTURES="90,100"`` decides."""
+    if chosen := os.environ.get("OCCFAST_CUDA_ARCHITECTURES"):
+        return tuple(part.strip() for part in chosen.split(",") if part.strip())
+    import torch
+
+    if torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())}
+        return tuple(f"{major}{minor}" for major, minor in sorted(found))
+    return CUDA_ARCHITECTURES
+
+
+def key(backend: Backend) -> BuildKey:
+    """The key under which a build of the present sources on this machine is kept."""
+    import torch
+
+    root = source_root()
+    content = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
+            content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    flags = " ".join(cxx_flags() if backend == "cpu" else [*cxx_flags(), *nvcc_flags(cuda_architectures())])
+    return BuildKey(
+        backend=backend,
+        torch=torch.__version__,
+        python=sysconfig.get_config_var("SOABI") or sys.version,
+        instruction_set=instruction_set(),
+        flags=f"{compiler()} {flags}",
+        sources=content.hexdigest(),
+    )
+
+
+def nvcc_compile(source: Path, output: Path, architecture: str) -> subprocess.CompletedProcess[str]:
+    """Compile one ``.cu`` file for one architecture with every warning an error.
+
+    No header but CUDA's own is needed, so this works where PyTorch has no CUDA.  The standard error
+    of the result holds the registers and spills of each kernel (``-Xptxas -v``).
+    """
+    program = nvcc()
+    if program is None:
+        raise FileNotFoundError("nvcc is neither on the path nor under CUDA_HOME")
+    command = [
+        program, "-c", *nvcc_flags(), f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+        "-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings", "-Xcompiler", "-Wall",
+        str(source), "-o", str(output),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,399 @@
+"""The native ops: schemas, checks, fakes and dispatch.
+
+Every op is registered with ``torch.library`` under ``torch.ops.occfast``, for CPU and CUDA, so
+``torch.compile`` and ``torch.library.opcheck`` know it.  Arguments are checked here, once for all
+backends; the native modules get raw addresses (``csrc/api.h``).  Importing this compiles nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import loader, reference
+
+SCORES = {"error": 0, "score_drop": 1, "similarity_drop": 2}
+KINDS = {"salt_and_pepper": 0, "speckle": 1, "gaussian": 2, "none": 3}
+IMAGE_DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+_OUTPUT_DTYPES = {torch.float32: 3, torch.float64: 4}
+
+_library = torch.library.Library("occfast", "DEF")
+
+
+def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"occfast::{name}", fake, lib=_library)
+    return getattr(torch.ops.occfast, name).default
+
+
+# -- helpers -------------------------------------------------------------------------------------------
+
+
+def _native(device: torch.device) -> Any:
+    """The module for a device, or None where the PyTorch twins are to run."""
+    if loader.requested() == "reference":
+        return None
+    return loader.module("cuda" if device.type == "cuda" else "cpu")
+
+
+def _call(function: Callable[..., None], device: torch.device, *arguments: Any) -> None:
+    """Run a native function with PyTorch's threads, or on PyTorch's current stream of that device."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            function(*arguments, 1, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        with contextlib.nullcontext():
+            function(*arguments, torch.get_num_threads(), 0)
+
+
+def _expect(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def _expect_dtype(tensor: Tensor, name: str, *dtypes: torch.dtype) -> None:
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def _expect_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    _expect(tuple(tensor.shape) == shape, name, f"shape {list(shape)}", list(tensor.shape))
+
+
+def _expect_device(device: torch.device, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            _expect(tensor.device == device, name, f"a tensor on {device}", tensor.device)
+
+
+def is_channels_last(images: Tensor) -> bool:
+    """Whether a 4-D tensor is stored as NHWC (and is not plain NCHW as well)."""
+    return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense(images: Tensor) -> tuple[Tensor, torch.memory_format]:
+    """The images in one of the two layouts that the kernels know, copied only if they are in neither."""
+    if is_channels_last(images):
+        return images, torch.channels_last
+    return images.contiguous(), torch.contiguous_format
+
+
+def _strides(shape: torch.Size, layout: torch.memory_format) -> tuple[int, int, int, int]:
+    # Computed: PyTorch leaves the strides of dimensions of size 1 open.
+    _, c, h, w = shape
+    if layout == torch.channels_last:
+        return (c * h * w, 1, w * c, c)
+    return (c * h * w, h * w, w, 1)
+
+
+# -- occlude_positions ---------------------------------------------------------------------------------
+
+
+def _occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
+    _expect(images.dim() == 4, "images", "shape [N, C, H, W]", list(images.shape))
+    _expect(images.element_size() in (1, 2, 4, 8), "images", "elements of 1, 2, 4 or 8 bytes", images.dtype)
+    _expect_dtype(fill, "fill", images.dtype)
+    _expect(fill.dim() == 4, "fill", "four dimensions", list(fill.shape))
+    _expect(
+        all(f in (1, s) for f, s in zip(fill.shape, images.shape, strict=True)),
+        "fill", f"a shape that broadcasts to {list(images.shape)}", list(fill.shape),
+    )  # fmt: skip
+    _expect_dtype(positions, "positions", torch.int64)
+    _expect(positions.dim() == 1, "positions", "one dimension", list(positions.shape))
+    _expect(len(grid) == 8 and min(grid[0], grid[1], grid[4], grid[5], grid[6], grid[7]) >= 1, "grid",
+            "rows, columns, first row and column, steps and occluder size", grid)  # fmt: skip
+    _expect_device(images.device, fill=fill, positions=positions)
+    _check_positions(positions, images.shape[0] * grid[0] * grid[1])
+    native = _native(images.device)
+    images, layout = dense(images)
+    if native is None:
+        return reference.occlude_positions(images, fill, positions, grid).contiguous(memory_format=layout)
+    positions = positions.contiguous()
+    out = torch.empty((positions.numel(), *images.shape[1:]), dtype=images.dtype, device=images.device,
+                      memory_format=layout)  # fmt: skip
+    fill_strides = tuple(0 if size == 1 else step for size, step in zip(fill.shape, fill.stride(), strict=True))
+    _call(native.occlude_positions, images.device, images.data_ptr(), out.data_ptr(), fill.data_ptr(),
+          positions.data_ptr(), positions.numel(), images.element_size(), tuple(images.shape),
+          _strides(images.shape, layout), fill_strides, grid)  # fmt: skip
+    return out
+
+
+def _check_positions(positions: Tensor, end: int) -> None:
+    # On a GPU the kernel traps instead: looking here would wait for the device.
+    if positions.device.type == "cpu" and positions.numel():
+        low, high = torch.aminmax(positions)
+        _expect(0 <= int(low) and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
+
+
+def _fake_occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
+    layout = torch.channels_last if is_channels_last(images) else torch.contiguous_format
+    return images.new_empty((positions.shape[0], *images.shape[1:])).contiguous(memory_format=layout)
+
+
+# -- sweep_score ---------------------------------------------------------------------------------------
+
+
+def _sweep_score(
+    outputs: Tensor,
+    positions: Tensor,
+    per_image: int,
+    kind: int,
+    scores: Tensor,
+    bad: Tensor,
+    labels: Tensor | None,
+    references: Tensor | None,
+    baseline: Tensor | None,
+) -> None:
+    device = outputs.device
+    _expect(outputs.dim() == 2, "outputs", "shape [positions, classes]", list(outputs.shape))
+    _expect_dtype(outputs, "outputs", *_OUTPUT_DTYPES)
+    _expect_dtype(positions, "positions", torch.int64)
+    _expect_shape(positions, "positions", (outputs.shape[0],))
+    _expect(kind in SCORES.values(), "kind", f"one of {sorted(SCORES.values())}", kind)
+    _expect_dtype(scores, "scores", torch.float64)
+    _expect(scores.dim() == 2 and scores.shape[1] == per_image and scores.is_contiguous(), "scores",
+            f"a contiguous tensor of shape [images, {per_image}]", list(scores.shape))  # fmt: skip
+    images, classes = scores.shape[0], outputs.shape[1]
+    _expect_dtype(bad, "bad", torch.int32)
+    _expect_shape(bad, "bad", (1,))
+    if kind == SCORES["similarity_drop"]:
+        _expect(references is not None, "references", "a tensor for the similarity", None)
+        assert references is not None
+        _expect_dtype(references, "references", torch.float64)
+        _expect_shape(references, "references", (images, classes))
+    else:
+        _expect(labels is not None, "labels", "a tensor for this score", None)
+        assert labels is not None
+        _expect_dtype(labels, "labels", torch.int64)
+        _expect_shape(labels, "labels", (images,))
+        if device.type == "cpu" and images:
+            low, high = torch.aminmax(labels)
+            _expect(0 <= int(low) and int(high) < classes, "labels", f"values in [0, {classes})", f"[{low}, {high}]")
+    if kind != SCORES["error"]:
+        _expect(baseline is not None, "baseline", "a tensor for this score", None)
+        assert baseline is not None
+        _expect_dtype(baseline, "baseline", torch.float64)
+        _expect_shape(baseline, "baseline", (images,))
+    _expect_device(device, positions=positions, scores=scores, bad=bad, labels=labels, references=references,
+                   baseline=baseline)  # fmt: skip
+    _check_positions(positions, images * per_image)
+    native = _native(device)
+    if native is None:
+        reference.sweep_score(outputs, positions, per_image, kind, scores, bad, labels, references, baseline)
+        return
+    outputs, positions = outputs.contiguous(), positions.contiguous()
+    held = [None if t is None else t.contiguous() for t in (labels, references, baseline)]
+    _call(native.sweep_score, device, outputs.data_ptr(), _OUTPUT_DTYPES[outputs.dtype], positions.data_ptr(),
+          outputs.shape[0], classes, per_image, kind, *(0 if t is None else t.data_ptr() for t in held),
+          scores.data_ptr(), bad.data_ptr())  # fmt: skip
+
+
+# -- sweep_accumulate ----------------------------------------------------------------------------------
+
+
+def _sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
+    _expect_dtype(scores, "scores", torch.float64)
+    _expect(scores.dim() == 2, "scores", "shape [images, positions]", list(scores.shape))
+    for name, tensor in (("total", total), ("squares", squares)):
+        _expect_dtype(tensor, name, torch.float64)
+        _expect_shape(tensor, name, (scores.shape[1],))
+        _expect(tensor.is_contiguous(), name, "a contiguous tensor", tensor.stride())
+    _expect_device(scores.device, total=total, squares=squares)
+    native = _native(scores.device)
+    if native is None:
+        reference.sweep_accumulate(scores, total, squares)
+        return
+    scores = scores.contiguous()
+    _call(native.sweep_accumulate, scores.device, scores.data_ptr(), scores.shape[0], scores.shape[1],
+          total.data_ptr(), squares.data_ptr())  # fmt: skip
+
+
+# -- draw_occluders ------------------------------------------------------------------------------------
+
+
+def _draw_occluders(
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    seed: int,
+    probability: float,
+    sizes: list[int],
+    ranges: list[float],
+    kinds: list[int],
+    grey: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device = sample_ids.device
+    _expect_dtype(sample_ids, "sample_ids", torch.int64)
+    _expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", list(sample_ids.shape))
+    if device.type == "cpu" and sample_ids.numel():
+        _expect(int(sample_ids.min()) >= 0, "sample_ids", "no negative number", int(sample_ids.min()))
+    _expect_dtype(cdf, "cdf", torch.float64)
+    for name, centers in (("row_centers", row_centers), ("column_centers", column_centers)):
+        _expect_dtype(centers, name, torch.int64)
+        _expect(centers.dim() == 1 and centers.numel() > 0, name, "one dimension, not empty", list(centers.shape))
+    _expect_shape(cdf, "cdf", (row_centers.numel() * column_centers.numel(),))
+    _expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
+    _expect(0 <= probability <= 1, "probability", "a number in [0, 1]", probability)
+    _expect(len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
+            "sizes", f"[min height, max height, min width, max width] within {height}x{width}", sizes)  # fmt: skip
+    _expect(len(ranges) == 4, "ranges", "[min level, max level, min intensity, max intensity]", ranges)
+    _expect(1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()), "kinds",
+            f"one to four of {sorted(KINDS.values())}", kinds)  # fmt: skip
+    _expect_device(device, cdf=cdf, row_centers=row_centers, column_centers=column_centers)
+    native = _native(device)
+    if native is None:
+        return reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
+                                        probability, sizes, ranges, kinds, grey)  # fmt: skip
+    sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
+    row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
+    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
+                               probability, sizes, ranges, kinds, grey)  # fmt: skip
+    _call(native.draw_occluders, device, sample_ids.data_ptr(), sample_ids.numel(), cdf.data_ptr(),
+          row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
+          channels, height, width, seed, probability, sizes, ranges, kinds, grey,
+          *(tensor.data_ptr() for tensor in out))  # fmt: skip
+    return out
+
+
+def _fake_draw_occluders(
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    channels: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = sample_ids.shape[0]
+    return (
+        sample_ids.new_empty((n, 4), dtype=torch.int32),
+        sample_ids.new_empty((n,), dtype=torch.uint8),
+        sample_ids.new_empty((n,), dtype=torch.float32),
+        sample_ids.new_empty((n, channels), dtype=torch.float32),
+    )
+
+
+# -- paint_occluders -----------------------------------------------------------------------------------
+
+
+def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, boxes: Tensor,
+           kind: Tensor, level: Tensor, intensity: Tensor, seed: int, low: float, high: float) -> None:  # fmt: skip
+    n, channels = images.shape[:2]
+    for name, tensor, dtype, shape in (
+        ("sample_ids", sample_ids, torch.int64, (n,)),
+        ("boxes", boxes, torch.int32, (n, 4)),
+        ("kind", kind, torch.uint8, (n,)),
+        ("level", level, torch.float32, (n,)),
+        ("intensity", intensity, torch.float32, (n, channels)),
+    ):
+        _expect_dtype(tensor, name, dtype)
+        _expect_shape(tensor, name, shape)
+    _expect_device(images.device, sample_ids=sample_ids, boxes=boxes, kind=kind, level=level, intensity=intensity)
+    _expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
+    if boxes.device.type == "cpu" and n:
+        height, width = images.shape[-2:]
+        inside = (boxes >= 0).all() and (boxes <= torch.tensor([height, width, height, width])).all()
+        _expect(bool(inside), "boxes", f"(top, left, bottom, right) within {height}x{width}", "a box outside")
+    native = _native(images.device)
+    if native is None:
+        reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high)
+        return
+    held = [tensor.contiguous() for tensor in (sample_ids, boxes, kind, level, intensity)]
+    _call(native.paint_occluders, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
+          tuple(images.shape), _strides(images.shape, layout), *(tensor.data_ptr() for tensor in held),
+          seed, low, high)  # fmt: skip
+
+
+def _check_images(images: Tensor) -> None:
+    _expect(images.dim() == 4, "images", "shape [N, C, H, W]", list(images.shape))
+    _expect_dtype(images, "images", *IMAGE_DTYPES)
+
+
+def _paint_occluders(images: Tensor, *arguments: Any) -> Tensor:
+    _check_images(images)
+    images, layout = dense(images)
+    out = torch.empty_like(images, memory_format=layout)
+    _paint(images, out, layout, *arguments)
+    return out
+
+
+def _paint_occluders_in_place(images: Tensor, *arguments: Any) -> None:
+    _check_images(images)
+    _expect(is_channels_last(images) or images.is_contiguous(), "images",
+            "a contiguous or channels_last tensor to paint in place", f"strides {images.stride()}")  # fmt: skip
+    _, layout = dense(images)
+    _paint(images, images, layout, *arguments)
+
+
+def _fake_paint_occluders(images: Tensor, *_: Any) -> Tensor:
+    layout = torch.channels_last if is_channels_last(images) else torch.contiguous_format
+    return torch.empty_like(images, memory_format=layout)
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+# -- registration --------------------------------------------------------------------------------------
+
+#: ``(images [N,C,H,W], fill broadcast to it, positions int64 [M], grid int[8]) -> [M,C,H,W]``: copy m is
+#: image ``positions[m] // P`` with window ``positions[m] % P`` of the grid's P replaced by ``fill``.  The
+#: grid is rows, columns, first row, first column, row step, column step, occluder height, width.
+occlude_positions = _register(
+    "occlude_positions(Tensor images, Tensor fill, Tensor positions, int[] grid) -> Tensor",
+    _occlude_positions,
+    _fake_occlude_positions,
+)
+
+#: ``(outputs [M,K], positions int64 [M], per_image, kind, scores float64 [N,per_image], bad int32 [1],
+#: labels int64 [N], references float64 [N,K], baseline float64 [N])``: writes ``scores`` at the positions and
+#: sets ``bad`` where an output is not finite.  Kinds: :data:`SCORES`; formulas in ``csrc/api.h``.
+sweep_score = _register(
+    "sweep_score(Tensor outputs, Tensor positions, int per_image, int kind, Tensor(a!) scores, Tensor(b!) bad, "
+    "Tensor? labels, Tensor? references, Tensor? baseline) -> ()",
+    _sweep_score,
+    _nothing,
+)
+
+#: ``(scores float64 [N,P], total float64 [P], squares float64 [P])``: adds the scores and their squares, image
+#: by image, so that the sums don't depend on how the images were split into calls.
+sweep_accumulate = _register(
+    "sweep_accumulate(Tensor scores, Tensor(a!) total, Tensor(b!) squares) -> ()",
+    _sweep_accumulate,
+    _nothing,
+)
+
+#: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``
+#: uint8 [N] (:data:`KINDS`, 255 where not occluded), ``level`` float32 [N], ``intensity`` float32 [N,C].
+draw_occluders = _register(
+    "draw_occluders(Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int channels, "
+    "int height, int width, int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool grey) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _draw_occluders,
+    _fake_draw_occluders,
+)
+
+_PAINT = (
+    "Tensor sample_ids, Tensor boxes, Tensor kind, Tensor level, Tensor intensity, int seed, float low, float high)"
+)
+
+#: The images with drawn occluders painted on a copy.  ``low`` and ``high`` are the values of intensity 0 and 1.
+paint_occluders = _register(
+    f"paint_occluders(Tensor images, {_PAINT} -> Tensor", _paint_occluders, _fake_paint_occluders
+)
+
+#: The same on the images themselves, which must be contiguous or channels_last.
+paint_occluders_ = _register(
+    f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, _nothing
+)

@@ -1,0 +1,67 @@
+"""Packages the C++ sources with the Python ones, and prebuilds the kernels where asked.
+
+``pip install -e .`` compiles nothing: kernels are built at first use.  With ``OCCFAST_AOT=1`` (and
+``--no-build-isolation``, since torch is needed) the same sources and flags give modules that ship
+inside the package; they are used where torch, Python and the instruction set are the same.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+NATIVE_FOLDERS = ("", "core", "cpu", "cuda")
+
+
+class BuildPy(build_py):
+    """Copies csrc/ into the package, and prebuilt modules beside the loader."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            target = ROOT / "occfast"
+        else:
+            target = Path(self.build_lib) / "occfast"
+            for folder in NATIVE_FOLDERS:
+                (target / "csrc" / folder).mkdir(parents=True, exist_ok=True)
+                for source in sorted((ROOT / "csrc" / folder).iterdir()):
+                    if source.suffix in {".h", ".cpp", ".cu", ".cuh"}:
+                        shutil.copy2(source, target / "csrc" / folder / source.name)
+        if os.environ.get("OCCFAST_AOT") == "1":
+            self.prebuild(target / "native")
+
+    @staticmethod
+    def prebuild(target):
+        sys.path.insert(0, str(ROOT))
+        from occfast.native import build, loader
+
+        for backend in ("cpu", "cuda"):
+            if backend == "cuda" and loader.missing("cuda"):
+                print(f"occfast: no CUDA module is prebuilt: {loader.missing('cuda')}")
+                continue
+            loader.module(backend)
+            module = f"occfast_{backend}.so"
+            built = loader.cached_path(backend) or loader.prebuilt_path(backend)
+            shutil.copy2(built, target / module)
+            (target / f"occfast_{backend}.json").write_text(
+                json.dumps({"key": build.key(backend).digest(), "module": module})
+            )
+
+
+setup(
+    packages=[
+        "occfast",
+        *(
+            f"occfast.{path.parent.relative_to(ROOT / 'occfast').as_posix().replace('/', '.')}"
+            for path in sorted((ROOT / "occfast").rglob("__init__.py"))
+            if path.parent != ROOT / "occfast"
+        ),
+    ],
+    package_data={"": ["*.html", "*.css", "py.typed"]},
+    cmdclass={"build_py": BuildPy},
+)
