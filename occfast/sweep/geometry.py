@@ -1,0 +1,107 @@
+"""Where an occluder lies: the grid of its centres over an image.
+
+All sizes are (height, width) in pixels and all coordinates (row, column).  An occluder of height h
+about centre i covers rows i - h // 2 to i - h // 2 + h - 1: an even size has one pixel more before
+its centre than after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Border = Literal["clip", "valid"]
+Pair = int | Sequence[int]
+
+
+def pair(value: Pair, name: str) -> tuple[int, int]:
+    """A positive int or two of them."""
+    given = value
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value, value)
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    ):
+        raise TypeError(f"{name}: expected an int or two (rows, columns), got {given!r}")
+    if min(value) < 1:
+        raise ValueError(f"{name}: expected numbers of at least 1, got {given!r}")
+    return int(value[0]), int(value[1])
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """A regular grid of occluder centres over an image.
+
+    Position p (0 <= p < ``positions``) has its centre in grid row p // ``columns`` and grid column
+    p % ``columns``.
+    """
+
+    image: tuple[int, int]
+    occluder: tuple[int, int]
+    stride: tuple[int, int]
+    border: Border
+    first: tuple[int, int]
+    rows: int
+    columns: int
+
+    @classmethod
+    def over(cls, image: Pair, occluder: Pair, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
+        """The grid for images of a size.
+
+        ``border="clip"``: centres at 0, stride, 2 stride, ... below the image's size, the occluder
+        cut at the edge (trigueros2018: a centre on every pixel).  ``"valid"``: only whole occluders,
+        the first centre at h // 2.
+
+        Raises ValueError if the occluder is larger than the image or the border is unknown.
+        """
+        size, box, step = pair(image, "image size"), pair(occluder, "occluder"), pair(stride, "stride")
+        if box[0] > size[0] or box[1] > size[1]:
+            raise ValueError(
+                f"occluder: expected at most the image's {size[0]}x{size[1]} pixels, got {box[0]}x{box[1]}"
+            )
+        if border == "clip":
+            first = (0, 0)
+            counts = [(s + t - 1) // t for s, t in zip(size, step, strict=True)]
+        elif border == "valid":
+            first = (box[0] // 2, box[1] // 2)
+            counts = [(s - b) // t + 1 for s, b, t in zip(size, box, step, strict=True)]
+        else:
+            raise ValueError(f"border: expected 'clip' or 'valid', got {border!r}")
+        return cls(size, box, step, border, first, counts[0], counts[1])
+
+    @property
+    def positions(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def centers(self) -> tuple[Tensor, Tensor]:
+        """Row and column coordinates of the centres, in pixels: int64 [rows], [columns]."""
+        return (
+            self.first[0] + self.stride[0] * torch.arange(self.rows),
+            self.first[1] + self.stride[1] * torch.arange(self.columns),
+        )
+
+    def native(self) -> list[int]:
+        """The eight numbers that the native ops take."""
+        return [self.rows, self.columns, *self.first, *self.stride, *self.occluder]
+
+    def window(self, position: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right of the occluder at a position, cut at the image's edge."""
+        if not 0 <= position < self.positions:
+            raise ValueError(f"position: expected a number in [0, {self.positions}), got {position}")
+        row, column = divmod(position, self.columns)
+        top = self.first[0] + row * self.stride[0] - self.occluder[0] // 2
+        left = self.first[1] + column * self.stride[1] - self.occluder[1] // 2
+        return (
+            max(top, 0),
+            max(left, 0),
+            min(top + self.occluder[0], self.image[0]),
+            min(left + self.occluder[1], self.image[1]),
+        )
