@@ -136,7 +136,9 @@ class LocationDistribution:
         """This distribution given that the centre is allowed: bool [rows, columns]."""
         mask = checks.as_tensor(allowed, "allowed")
         if mask.dtype != torch.bool or mask.shape != self.probabilities.shape:
-            raise ValueError(f"allowed: expected bool {list(self.probabilities.shape)}, got {mask.dtype} {list(mask.shape)}")
+            raise ValueError(
+                f"allowed: expected bool {list(self.probabilities.shape)}, got {mask.dtype} {list(mask.shape)}"
+            )
         kept = torch.where(mask.cpu(), self.probabilities, 0.0)
         if float(kept.sum()) == 0:
             raise ValueError("allowed: expected some centre of positive probability, got none")
@@ -365,7 +367,7 @@ class NoisyOccluder(nn.Module):
                 ids, *tables, channels, height, width, self.seed, self.p, [h0, h1, w0, w1],
                 [*self.level, *self.intensity], [ops.KINDS[name] for name in self.noise], self.colour == "grey",
             ),
-            ids,
+            sample_ids=ids,
         )  # fmt: skip
 
     def _sample_ids(self, given: Any, n: int, device: torch.device) -> Tensor:
