@@ -445,7 +445,7 @@ def _checked_fill(fill: Any) -> Fill:
 
 def _fill_for(fill: Fill, images: Tensor, seed: int) -> Tensor:
     """The fill of a block of images: four dimensions, broadcasts to them, same dtype and device."""
-    n, channels, height, width = images.shape
+    _, channels, height, width = images.shape
     if isinstance(fill, Tensor):
         try:
             torch.broadcast_shapes(fill.shape, (channels, height, width))

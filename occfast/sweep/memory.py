@@ -15,7 +15,7 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the storages that operators create and that are still alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -52,8 +52,8 @@ def peak_bytes(function: Callable[[], Any]) -> int:
 def available_bytes(device: torch.device) -> int:
     """Memory that is free now, in bytes."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
