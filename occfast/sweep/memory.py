@@ -43,7 +43,8 @@ class _LiveBytes(TorchDispatchMode):
 
 def peak_bytes(function: Callable[[], Any]) -> int:
     """The most memory that tensors made by a call held at one time, in bytes."""
-    with _LiveBytes() as counter:
+    counter = _LiveBytes()
+    with counter:
         kept = function()
     del kept
     return counter.peak
