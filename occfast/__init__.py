@@ -1,3 +1,24 @@
-"""occfast: face recognisers that keep working when part of the face is covered."""
+"""occfast: face recognisers that keep working when part of the face is covered.
+
+Importing compiles nothing; the kernels are built at the first call that needs them.
+"""
+
+from .augment import LocationDistribution, NoisyOccluder, OccluderInfo
+from .errors import DataError, NativeUnavailable
+from .native import backend
+from .sweep import OcclusionMap, SweepGrid, occlusion_map
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "LocationDistribution",
+    "NativeUnavailable",
+    "NoisyOccluder",
+    "OccluderInfo",
+    "OcclusionMap",
+    "SweepGrid",
+    "__version__",
+    "backend",
+    "occlusion_map",
+]

@@ -136,7 +136,9 @@ class LocationDistribution:
         """This distribution given that the centre is allowed: bool [rows, columns]."""
         mask = checks.as_tensor(allowed, "allowed")
         if mask.dtype != torch.bool or mask.shape != self.probabilities.shape:
-            raise ValueError(f"allowed: expected bool {list(self.probabilities.shape)}, got {mask.dtype} {list(mask.shape)}")
+            raise ValueError(
+                f"allowed: expected bool {list(self.probabilities.shape)}, got {mask.dtype} {list(mask.shape)}"
+            )
         kept = torch.where(mask.cpu(), self.probabilities, 0.0)
         if float(kept.sum()) == 0:
             raise ValueError("allowed: expected some centre of positive probability, got none")
@@ -360,13 +362,11 @@ class NoisyOccluder(nn.Module):
             raise ValueError(f"size: expected at most the images' {height}x{width} pixels, got {h1}x{w1}")
         ids = self._sample_ids(sample_ids, n, images.device)
         tables = self.distribution(height, width).tables(images.device)
-        return OccluderInfo(
-            *ops.draw_occluders(
-                ids, *tables, channels, height, width, self.seed, self.p, [h0, h1, w0, w1],
-                [*self.level, *self.intensity], [ops.KINDS[name] for name in self.noise], self.colour == "grey",
-            ),
-            ids,
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.draw_occluders(
+            ids, *tables, channels, height, width, self.seed, self.p, [h0, h1, w0, w1],
+            [*self.level, *self.intensity], [ops.KINDS[name] for name in self.noise], self.colour == "grey",
         )  # fmt: skip
+        return OccluderInfo(*drawn, ids)
 
     def _sample_ids(self, given: Any, n: int, device: torch.device) -> Tensor:
         if given is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 #: A size or step: one int for both axes, or (rows, columns).
@@ -23,7 +24,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
         flags = getattr(value, "flags", None)
         if flags is not None and getattr(flags, "writeable", True) is False:
             value = value.copy()  # PyTorch takes no read-only memory
-        return torch.from_dlpack(value)
+        tensor: Tensor = torch.utils.dlpack.from_dlpack(value)
+        return tensor
     raise TypeError(f"{name}: expected a tensor or an array with __dlpack__, got {type(value).__name__}")
 
 

@@ -39,7 +39,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
                 Path(name).unlink()
             raise
     except OSError as error:
-        raise OSError(error.errno, f"{target} could not be written: {error.strerror}; its old content is kept") from error
+        raise OSError(
+            error.errno, f"{target} could not be written: {error.strerror}; its old content is kept"
+        ) from error
     return target
 
 

@@ -130,7 +130,7 @@ def _check_positions(positions: Tensor, end: int) -> None:
     # On a GPU the kernel traps instead: looking here would wait for the device.
     if positions.device.type == "cpu" and positions.numel():
         low, high = torch.aminmax(positions)
-        _expect(0 <= int(low) and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
+        _expect(int(low) >= 0 and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
 
 
 def _fake_occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
@@ -176,7 +176,7 @@ def _sweep_score(
         _expect_shape(labels, "labels", (images,))
         if device.type == "cpu" and images:
             low, high = torch.aminmax(labels)
-            _expect(0 <= int(low) and int(high) < classes, "labels", f"values in [0, {classes})", f"[{low}, {high}]")
+            _expect(int(low) >= 0 and int(high) < classes, "labels", f"values in [0, {classes})", f"[{low}, {high}]")
     if kind != SCORES["error"]:
         _expect(baseline is not None, "baseline", "a tensor for this score", None)
         assert baseline is not None
@@ -394,6 +394,4 @@ paint_occluders = _register(
 )
 
 #: The same on the images themselves, which must be contiguous or channels_last.
-paint_occluders_ = _register(
-    f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, _nothing
-)
+paint_occluders_ = _register(f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, _nothing)

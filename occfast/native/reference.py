@@ -30,9 +30,7 @@ def occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: lis
     height, width = images.shape[-2:]
     per_image = grid[0] * grid[1]
     n = positions // per_image
-    top, left, bottom, right = (
-        edge.view(-1, 1, 1, 1) for edge in windows(grid, positions % per_image, height, width)
-    )
+    top, left, bottom, right = (edge.view(-1, 1, 1, 1) for edge in windows(grid, positions % per_image, height, width))
     i = torch.arange(height, device=images.device).view(1, 1, -1, 1)
     j = torch.arange(width, device=images.device).view(1, 1, 1, -1)
     inside = (i >= top) & (i < bottom) & (j >= left) & (j < right)

@@ -1,0 +1,90 @@
+"""The command line: ``occfast`` or ``python -m occfast``.
+
+A user's mistake is one line on the standard error and exit status 2, never a traceback; the status
+is 0 only when what was asked was done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import DataError, NativeUnavailable
+
+app = typer.Typer(
+    help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
+    "is covered.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA kernels too.")] = False,
+) -> None:
+    """Compile the kernels now rather than at first use."""
+    from .native import loader
+    from .native.build import Backend
+
+    wanted: list[Backend] = ["cpu", "cuda"] if cuda else ["cpu"]
+    for backend in wanted:
+        started = time.perf_counter()
+        ready = loader.is_ready(backend)
+        loader.module(backend)
+        where = loader.prebuilt_path(backend) or loader.cached_path(backend)
+        how = "was ready" if ready else f"built in {time.perf_counter() - started:.1f} s"
+        typer.echo(f"{backend}: {how}: {where}")
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Tell what was found (compiler, ninja, PyTorch, CUDA, nvcc, cache) and what to do about what is missing.
+
+    Exit status 1 if something that the CPU kernels need is missing.
+    """
+    from .native import doctor as examination
+
+    findings = examination.examine()
+    if as_json:
+        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=1))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            cure = f"  ->  {finding.cure}" if finding.cure else ""
+            typer.echo(f"{finding.status:8} {finding.name:{width}}  {finding.found}{cure}")
+    if any(finding.status == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; every expected error becomes one line."""
+    try:
+        app()
+    except (ValueError, TypeError, DataError, NativeUnavailable, OSError) as error:
+        print(f"occfast: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("occfast: interrupted", file=sys.stderr)
+        sys.exit(130)
