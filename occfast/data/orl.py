@@ -96,7 +96,9 @@ class ORL:
             For each set the numbers of its images, int64 [40 · count], in rising order.
         """
         if not counts or min(counts) < 1 or sum(counts) > IMAGES_EACH:
-            raise ValueError(f"counts: expected numbers of at least 1, at most {IMAGES_EACH} together, got {list(counts)}")
+            raise ValueError(
+                f"counts: expected numbers of at least 1, at most {IMAGES_EACH} together, got {list(counts)}"
+            )
         generator = torch.Generator().manual_seed(seed)
         order = torch.stack([torch.randperm(IMAGES_EACH, generator=generator) for _ in range(PEOPLE)])
         order += IMAGES_EACH * torch.arange(PEOPLE)[:, None]

@@ -110,7 +110,9 @@ def fit(
                 total += float(loss.detach())
                 right += int((logits.detach().argmax(1) == target).sum())
             if not math.isfinite(total):
-                raise ValueError(f"learning_rate: the loss is no longer finite in epoch {number + 1}; try less than {learning_rate:g}")
+                raise ValueError(
+                    f"learning_rate: the loss is no longer finite in epoch {number + 1}; try less than {learning_rate:g}"
+                )
             seen = steps * batch_size
             history.epochs.append(Epoch(number + 1, total / steps, right / seen, time.perf_counter() - start))
             if progress is not None:
