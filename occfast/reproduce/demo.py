@@ -241,7 +241,7 @@ class Demo:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             network = PaperNet(s.people, width=s.width, batch_norm=True, dropout=s.dropout)
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         label = f"train {name}" if base is None else f"fine-tune {name}"
         if path.exists():
             saved = _load(path)
@@ -269,11 +269,13 @@ class Demo:
         self.histories[name] = epochs
         self.costs.append(Cost(label, seconds))
         self.shown.done(label, seconds, f"loss {epochs[-1].loss:.3f} in the last of {len(epochs)} epochs")
-        return network.eval()
+        network.eval()
+        return network
 
     def right(self, network: PaperNet, part: Tensor) -> Tensor:
         """Which uncovered images of a part the network gets right: bool [len(part)]."""
-        return predict(network, seen(self.images[part]), batch_size=20).argmax(1) == self.labels[part]
+        # The batches in which occlusion_map looks at them: a tie can't fall differently.
+        return predict(network, seen(self.images[part]), batch_size=16).argmax(1) == self.labels[part]
 
     # -- maps ------------------------------------------------------------------------------------------
 
@@ -333,11 +335,15 @@ def occluder(
 
 def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
     """Eq. 4 with a centre on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
+    return LocationDistribution.softmax(every_pixel(m), temperature, m.grid.image)
+
+
+def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
+    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centres they are repeated."""
     rows, columns = m.centers
     height, width = m.grid.image
     down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
-    across = np.stack([np.interp(np.arange(width), columns, row) for row in down])
-    return LocationDistribution.softmax(across, temperature, m.grid.image)
+    return np.stack([np.interp(np.arange(width), columns, row) for row in down])
 
 
 def compare(result: Result, name: str, other: str, size: tuple[int, int]) -> dict[str, float | int]:
@@ -375,7 +381,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # what a damaged archive provokes is not one kind
-        raise DataError(f"{path}: damaged ({error}); delete it, or start anew with --fresh") from error
+        raise DataError(f"{path}: damaged; delete it, or start anew with --fresh") from error
     return content
 
 

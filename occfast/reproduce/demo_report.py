@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..files import write_atomically
-from ..plots import extent, png_data_uri
-from .demo import CONTROL, PAPER, TEMPERATURES, Result, compare, occluder, occluder_name
+from ..plots import extent, grey, png_data_uri
+from .demo import CONTROL, PAPER, TEMPERATURES, Result, compare, every_pixel, occluder, occluder_name
 
 SIZES = tuple(TEMPERATURES)
 _ACCENT, _GREY = "#b5367a", "#575463"
@@ -61,7 +61,7 @@ def gather(result: Result) -> dict[str, Any]:
                 "images": m.n_images,
                 "largest_error": 100 * float(m.values.max()),
                 "entropy_bits": result.placements[size].entropy,
-                "peak_over_uniform": float(result.placements[size].probabilities.max()) * s_pixels(result),
+                "peak_over_uniform": float(result.placements[size].probabilities.max()) * _pixels(result),
             }
             for size, m in result.placement_maps.items()
         ],
@@ -98,7 +98,7 @@ def gather(result: Result) -> dict[str, Any]:
     }
 
 
-def s_pixels(result: Result) -> int:
+def _pixels(result: Result) -> int:
     return int(result.images.shape[-2] * result.images.shape[-1])
 
 
@@ -138,17 +138,19 @@ def differences(result: Result) -> list[str]:
     """In what this run departs from the paper."""
     s = result.settings
     found = [
-        f"Data: {len(result.parts[0])} training photographs of {s.people} people taken in one laboratory (ORL), not 445,000 of "
-        "10,575 people from the web. So the figures are higher, the error bars wider, and the two columns are not to be "
-        "compared in size, only in direction.",
-        f"Maps are means over {len(result.parts[1])} and {len(result.parts[2])} images (less those wrong uncovered), not 1,000.",
+        f"Data: {len(result.parts[0])} training photographs of {s.people} people taken in one laboratory (ORL), not "
+        "445,000 of 10,575 people from the web. Fewer people are easier to tell apart and fewer images tell less: "
+        "compare the direction of the changes with the paper's, not their size.",
+        f"Maps are means over {len(result.parts[1])} and {len(result.parts[2])} images (less those wrong uncovered), "
+        "not 1,000.",
         "Batch normalisation after each convolution: the paper's network has none and would need more faces and time.",
         "Faces are aligned by a similarity transform from five landmarks that a detector found.",
         "The paper doesn't say what the swept occluder is filled with; here it is middle grey without noise.",
     ]
     if s.width != 1:
         found.append(
-            f"The network has {s.width:g} times the paper's channels: a feature of {round(320 * s.width)} numbers, not 320."
+            f"The network has {s.width:g} times the paper's channels: a feature of {round(320 * s.width)} numbers, "
+            "not 320."
         )
     if s.stride != 1:
         found.append(
@@ -185,10 +187,13 @@ def picture_placement(result: Result) -> str:
     figure, axes = _grid(3, 3, 9.0, 8.4)
     for column, (size, m) in enumerate(result.placement_maps.items()):
         where = extent(*m.centers)
-        shown = axes[0, column].imshow(100 * m.values, extent=where, cmap="inferno", vmin=0, interpolation="bicubic")
+        top = max(100 * float(m.values.max()), 1.0)
+        shown = axes[0, column].imshow(100 * m.values, extent=where, cmap="inferno", vmin=0, vmax=top,
+                                       interpolation="nearest")  # fmt: skip
         figure.colorbar(shown, ax=axes[0, column], shrink=0.8, format="%.0f %%")
-        axes[1, column].imshow(m.masked_mean()[0], cmap="gray", vmin=0)
-        p = result.placements[size].probabilities * s_pixels(result)
+        weight = every_pixel(m) / max(float(m.values.max()), 1e-12)
+        axes[1, column].imshow(grey(m.mean_image) * weight, cmap="gray", vmin=0, vmax=1)
+        p = result.placements[size].probabilities.numpy() * _pixels(result)
         shown = axes[2, column].imshow(p, cmap="viridis", interpolation="nearest")
         figure.colorbar(shown, ax=axes[2, column], shrink=0.8, format="%.1f×")
         axes[0, column].set_title(f"occluder {_times(size)}")
@@ -206,7 +211,7 @@ def picture_networks(result: Result) -> str:
         for row, (name, maps) in enumerate(result.maps.items()):
             m, ax = maps[size], axes[row, column]
             shown = ax.imshow(100 * m.values, extent=extent(*m.centers), cmap="inferno", vmin=0, vmax=max(100 * top, 1),
-                              interpolation="bicubic")  # fmt: skip
+                              interpolation="nearest")  # fmt: skip
             mean, std = m.accuracy
             ax.set_xlabel(f"{100 * mean:.2f} ± {100 * std:.2f} %", color=_GREY)
             if column == 0:
@@ -252,7 +257,7 @@ def picture_occluders(result: Result, columns: int = 8) -> str:
     for row, size in enumerate(SIZES):
         covered = occluder(result.settings, f"A{occluder_name(size)}", result.placements)(images, chosen)
         for ax, face in zip(axes[row], covered, strict=False):
-            ax.imshow(face[0], cmap="gray", vmin=0, vmax=1)
+            ax.imshow(face[0].numpy(), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(_times(size))
     return png_data_uri(figure)
 
@@ -263,7 +268,7 @@ def picture_faces(result: Result, columns: int = 10) -> str:
     for row, (part, text) in enumerate(zip(result.parts, ("training", "for P", "for the table"), strict=True)):
         chosen = part[:: max(1, len(part) // columns)][:columns]
         for ax, face in zip(axes[row], result.images[chosen], strict=False):
-            ax.imshow(face[0], cmap="gray", vmin=0, vmax=255)
+            ax.imshow(face[0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes[row, 0].set_ylabel(text)
     return png_data_uri(figure)
 

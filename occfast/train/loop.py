@@ -104,14 +104,15 @@ def fit(
                 logits = model(batch)
                 loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach())
                 right += int((logits.detach().argmax(1) == target).sum())
             if not math.isfinite(total):
                 raise ValueError(
-                    f"learning_rate: the loss is no longer finite in epoch {number + 1}; try less than {learning_rate:g}"
+                    f"learning_rate: the loss is no longer finite in epoch {number + 1}; "
+                    f"try less than {learning_rate:g}"
                 )
             seen = steps * batch_size
             history.epochs.append(Epoch(number + 1, total / steps, right / seen, time.perf_counter() - start))
