@@ -150,7 +150,7 @@ def key(backend: Backend) -> BuildKey:
         torch=torch.__version__,
         python=sysconfig.get_config_var("SOABI") or sys.version,
         instruction_set=instruction_set(),
-        flags=f"{compiler()} {flags}",
+        flags=flags,
         sources=content.hexdigest(),
     )
 
