@@ -25,9 +25,9 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
 
 // Queues a kernel on the stream and returns the error of doing so, without waiting for it to run.  An
 // empty grid is nothing to do.
-template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Where where,
-           Arguments... arguments) {
+template <class... Parameters, class... Arguments> int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                                              size_t shared_bytes, Where where,
+                                                              Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;

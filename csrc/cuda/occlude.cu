@@ -7,7 +7,7 @@ namespace occfast {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kUnroll = 4;                                // loads in flight a thread
+constexpr int kUnroll = 4;                              // loads in flight a thread
 constexpr int64_t kTileBytes = 16 * kThreads * kUnroll; // of an image that a block copies at a time
 
 // The block copies elements first .. last - 1, in 16-byte accesses where the addresses allow it.
@@ -41,8 +41,7 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
 // Quads that follow each other are one stretch of memory in either layout: of (C, H) rows of W
 // elements, or for channels_last of H rows of W pixels with C elements each.  So a block copies the
 // stretch of its quads, waits, and each thread paints over those of its own that the box meets.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
                  const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
                  Key key, float low, float high, int64_t tile) {
@@ -55,8 +54,7 @@ __global__ void __launch_bounds__(kThreads)
     if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
     for (int64_t first = blockIdx.y * tile; first < all; first += gridDim.y * tile) {
       const int64_t last = smaller(first + tile, all);
-      if (out != images)
-        copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
+      if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
       if (top >= bottom || left >= right) continue;
       if (out != images) __syncthreads();
       for (int64_t q = first + threadIdx.x; q < last; q += kThreads) {
@@ -81,10 +79,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
-int paint(const void* images, void* out, Shape shape, Strides strides, const int64_t* sample_ids,
-          const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
-          uint64_t seed, float low, float high, Where where) {
+template <class T> int paint(const void* images, void* out, Shape shape, Strides strides,
+                             const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
+                             const float* levels, const float* intensities, uint64_t seed, float low, float high,
+                             Where where) {
   const bool channels_last = strides.w != 1;
   const int64_t depth = channels_last ? shape.c : 1;
   const int64_t quads = (shape.w + 3) / 4 * shape.h * (channels_last ? 1 : shape.c);
@@ -96,10 +94,10 @@ int paint(const void* images, void* out, Shape shape, Strides strides, const int
 }
 
 __global__ void __launch_bounds__(kThreads)
-    draw_kernel(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
-                int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                int64_t image_height, int64_t image_width, __grid_constant__ const OccluderLaw law,
-                int32_t* boxes, uint8_t* kind, float* level, float* intensity) {
+    draw_kernel(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers, int64_t rows,
+                const int64_t* column_centers, int64_t columns, int64_t channels, int64_t image_height,
+                int64_t image_width, __grid_constant__ const OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                float* level, float* intensity) {
   for (int64_t k = grid_first(); k < n; k += grid_step())
     draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
                   image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);
@@ -125,17 +123,15 @@ __global__ void __launch_bounds__(kThreads) normals_kernel(const uint32_t* words
 
 int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
                    int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes,
-                   uint8_t* kind, float* level, float* intensity, Where where) {
+                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                   float* level, float* intensity, Where where) {
   return launch(&draw_kernel, blocks_for(n, kThreads), kThreads, 0, where, sample_ids, n, cdf, row_centers, rows,
-                column_centers, columns, channels, image_height, image_width, law, boxes, kind, level,
-                intensity);
+                column_centers, columns, channels, image_height, image_width, law, boxes, kind, level, intensity);
 }
 
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
-                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
-                    const float* level, const float* intensity, uint64_t seed, float low, float high,
-                    Where where) {
+                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
+                    const float* intensity, uint64_t seed, float low, float high, Where where) {
   const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
                    : dtype == Dtype::kFloat16  ? &paint<Half>
                    : dtype == Dtype::kBFloat16 ? &paint<BFloat16>

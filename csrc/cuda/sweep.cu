@@ -20,8 +20,8 @@ template <class T> __host__ __device__ Axes in_order(bool channels_last, T chann
 
 // Replaces the elements of one chunk, which starts at `element` of the image, that the window covers.
 template <class Index, class T, int bytes>
-__device__ __forceinline__ void cover(Chunk<T, bytes>& chunk, Index element, const Axes& extent,
-                                      const Axes& first, const Axes& last, const T* fill, const Axes& step) {
+__device__ __forceinline__ void cover(Chunk<T, bytes>& chunk, Index element, const Axes& extent, const Axes& first,
+                                      const Axes& last, const T* fill, const Axes& step) {
   constexpr int size = Chunk<T, bytes>::size;
   const auto inner = static_cast<Index>(extent.inner), middle = static_cast<Index>(extent.middle);
   const Index line = element / inner;
@@ -46,8 +46,7 @@ __device__ __forceinline__ void cover(Chunk<T, bytes>& chunk, Index element, con
 
 // A block writes kThreads * kUnroll chunks of copy m at a time; the grid is (copies, tiles of a copy).
 // An image is read once for each of its positions, so it stays in the cache: the cost is the writing.
-template <class Index, class T, int bytes>
-__global__ void __launch_bounds__(kThreads)
+template <class Index, class T, int bytes> __global__ void __launch_bounds__(kThreads)
     occlude_kernel(const T* images, T* out, const T* fill, const int64_t* positions, int64_t count, Shape shape,
                    bool channels_last, Strides from, Grid grid) {
   using Part = Chunk<T, bytes>;
@@ -82,21 +81,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int bytes>
-int occlude(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
-            Shape shape, Strides image, Strides from, Grid grid, Where where) {
+template <class T, int bytes> int occlude(const void* images, void* out, const void* fill,
+                                          const int64_t* positions, int64_t count, Shape shape, Strides image,
+                                          Strides from, Grid grid, Where where) {
   const int64_t size = shape.c * shape.h * shape.w;
-  const auto kernel = size <= INT32_MAX / 2 ? &occlude_kernel<int32_t, T, bytes> : &occlude_kernel<int64_t, T, bytes>;
+  const auto kernel =
+      size <= INT32_MAX / 2 ? &occlude_kernel<int32_t, T, bytes> : &occlude_kernel<int64_t, T, bytes>;
   const int64_t tile = int64_t{kThreads} * kUnroll * Chunk<T, bytes>::size;
   return launch(kernel, dim3(blocks_for(count, 1), blocks_for(size, tile)), kThreads, 0, where,
-                static_cast<const T*>(images), static_cast<T*>(out), static_cast<const T*>(fill), positions,
-                count, shape, image.w != 1, from, grid);
+                static_cast<const T*>(images), static_cast<T*>(out), static_cast<const T*>(fill), positions, count,
+                shape, image.w != 1, from, grid);
 }
 
 // The widest access that keeps every copy aligned: 16 bytes for most images, 4, or one element.
-template <class T>
-int occlude_widest(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
-                   Shape shape, Strides image, Strides from, Grid grid, Where where) {
+template <class T> int occlude_widest(const void* images, void* out, const void* fill, const int64_t* positions,
+                                      int64_t count, Shape shape, Strides image, Strides from, Grid grid,
+                                      Where where) {
   const uint64_t bytes = static_cast<uint64_t>(shape.c * shape.h * shape.w) * sizeof(T);
   const uint64_t all = bytes | reinterpret_cast<uintptr_t>(images) | reinterpret_cast<uintptr_t>(out);
   constexpr int narrow = sizeof(T) < 4 ? 4 : sizeof(T);
@@ -113,8 +113,7 @@ template <class T> __device__ __forceinline__ T warp_sum(T value) {
 }
 
 // A warp a row.  Reductions are butterflies in a fixed order, so a score never depends on the launch.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     score_kernel(const T* outputs, const int64_t* positions, int64_t count, int64_t classes, int64_t images,
                  int64_t per_image, Score kind, const int64_t* labels, const double* references,
                  const double* baseline, double* scores, int32_t* bad) {
@@ -193,9 +192,8 @@ const char* error_text(int status) { return cudaGetErrorString(static_cast<cudaE
 
 int workers(Where) { return 1; }
 
-int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions,
-                      int64_t count, int itemsize, Shape shape, Strides image, Strides fill_strides,
-                      Grid grid, Where where) {
+int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
+                      int itemsize, Shape shape, Strides image, Strides fill_strides, Grid grid, Where where) {
   const auto run = itemsize == 1   ? &occlude_widest<uint8_t>
                    : itemsize == 2 ? &occlude_widest<uint16_t>
                    : itemsize == 4 ? &occlude_widest<uint32_t>
@@ -203,10 +201,9 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
   return run(images, out, fill, positions, count, shape, image, fill_strides, grid, where);
 }
 
-int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t images, int64_t per_image, Score kind, const int64_t* labels,
-                const double* references, const double* baseline, double* scores, int32_t* bad,
-                Where where) {
+int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count, int64_t classes,
+                int64_t images, int64_t per_image, Score kind, const int64_t* labels, const double* references,
+                const double* baseline, double* scores, int32_t* bad, Where where) {
   const auto run = [&](auto kernel, auto* typed) {
     return launch(kernel, blocks_for(count, kThreads / kWarp), kThreads, 0, where, typed, positions, count,
                   classes, images, per_image, kind, labels, references, baseline, scores, bad);
@@ -215,10 +212,10 @@ int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int6
                                   : run(&score_kernel<float>, static_cast<const float*>(outputs));
 }
 
-int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
-                     double* squares, Where where) {
-  return launch(&accumulate_kernel, blocks_for(per_image, kThreads), kThreads, 0, where, scores, images,
-                per_image, sum, squares);
+int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares,
+                     Where where) {
+  return launch(&accumulate_kernel, blocks_for(per_image, kThreads), kThreads, 0, where, scores, images, per_image,
+                sum, squares);
 }
 
 } // namespace occfast

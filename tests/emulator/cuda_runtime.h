@@ -33,6 +33,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <sys/mman.h>
@@ -56,18 +58,12 @@
 
 // -- types ----------------------------------------------------------------------------------------
 
-#define EMULATED_VECTOR(type, scalar, bytes2, bytes4)                                                               \
-  struct alignas(bytes2) type##2 {                                                                             \
-    scalar x, y;                                                                                               \
-  };                                                                                                           \
-  struct type##3 {                                                                                             \
-    scalar x, y, z;                                                                                            \
-  };                                                                                                           \
-  struct alignas(bytes4) type##4 {                                                                             \
-    scalar x, y, z, w;                                                                                         \
-  };                                                                                                           \
-  inline type##2 make_##type##2(scalar x, scalar y) { return {x, y}; }                                         \
-  inline type##3 make_##type##3(scalar x, scalar y, scalar z) { return {x, y, z}; }                            \
+#define EMULATED_VECTOR(type, scalar, bytes2, bytes4)                                                             \
+  struct alignas(bytes2) type##2 { scalar x, y; };                                                                \
+  struct type##3 { scalar x, y, z; };                                                                             \
+  struct alignas(bytes4) type##4 { scalar x, y, z, w; };                                                          \
+  inline type##2 make_##type##2(scalar x, scalar y) { return {x, y}; }                                            \
+  inline type##3 make_##type##3(scalar x, scalar y, scalar z) { return {x, y, z}; }                               \
   inline type##4 make_##type##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 
 EMULATED_VECTOR(char, signed char, 2, 4)
@@ -190,8 +186,8 @@ inline Machine machine;
 inline void* dynamic_shared() { return machine.dynamic_shared; }
 
 [[noreturn]] inline void fail(const char* what, const char* where) {
-  std::fprintf(stderr, "CUDA emulator: %s (%s); block (%u, %u, %u), thread (%u, %u, %u)\n", what, where, blockIdx.x,
-               blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  std::fprintf(stderr, "CUDA emulator: %s (%s); block (%u, %u, %u), thread (%u, %u, %u)\n", what, where,
+               blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
   std::fflush(stderr);
   std::abort();
 }
@@ -491,7 +487,9 @@ template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
     return std::exchange(*address, *address + value);
   }
 }
-template <class T> T atomicSub(T* address, std::common_type_t<T> value) { return atomicAdd(address, T(0) - value); }
+template <class T> T atomicSub(T* address, std::common_type_t<T> value) {
+  return atomicAdd(address, T(0) - value);
+}
 template <class T> T atomicMin(T* address, std::common_type_t<T> value) {
   return std::exchange(*address, std::min(*address, value));
 }
@@ -553,9 +551,8 @@ using std::min;
 
 // -- the host's side -------------------------------------------------------------------------------------
 
-template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                               Arguments&&... arguments) {
+template <class... Parameters, class... Arguments> cudaError_t
+cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
   return emulator::run_grid(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }
 inline cudaError_t cudaGetLastError() { return std::exchange(emulator::machine.last_error, cudaSuccess); }
@@ -591,7 +588,8 @@ inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaS
   std::memset(address, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t = nullptr) {
   std::memmove(to, from, bytes);
   return cudaSuccess;
 }
