@@ -53,14 +53,23 @@ template <class T> __device__ __forceinline__ T* dynamic_shared() {
 __device__ __forceinline__ int64_t grid_first() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_step() { return int64_t{gridDim.x} * blockDim.x; }
 
-// Elements that move together in one access of that many bytes.
-template <class T, int bytes> struct alignas(bytes) Chunk {
-  static constexpr int size = bytes / static_cast<int>(sizeof(T));
-  T element[size];
+// What moves that many bytes, a power of two up to 16, in one access.
+template <int bytes> struct WordOf;
+template <> struct WordOf<16> {
+  using Type = uint4;
 };
-
-template <class T> bool aligned(const T* address, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
-}
+template <> struct WordOf<8> {
+  using Type = uint2;
+};
+template <> struct WordOf<4> {
+  using Type = uint32_t;
+};
+template <> struct WordOf<2> {
+  using Type = uint16_t;
+};
+template <> struct WordOf<1> {
+  using Type = uint8_t;
+};
+template <int bytes> using Word = typename WordOf<bytes>::Type;
 
 } // namespace occfast

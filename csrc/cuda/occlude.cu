@@ -13,25 +13,25 @@ constexpr int64_t kTileBytes = 16 * kThreads * kUnroll; // of an image that a bl
 // The block copies elements first .. last - 1, in 16-byte accesses where the addresses allow it.
 template <class T>
 __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, int64_t first, int64_t last) {
-  using Part = Chunk<T, 16>;
+  constexpr int64_t elements = 16 / sizeof(T); // of a word
   const auto target = reinterpret_cast<uintptr_t>(to + first), source = reinterpret_cast<uintptr_t>(from + first);
   const int64_t lead = static_cast<int64_t>((16 - target % 16) % 16 / sizeof(T));
   const bool together = target % 16 == source % 16 && first + lead < last;
   const int64_t start = together ? first + lead : last;
-  const int64_t parts = (last - start) / Part::size, rest = start + parts * Part::size;
+  const int64_t words = (last - start) / elements, rest = start + words * elements;
 #pragma unroll 1
   for (int64_t k = first + threadIdx.x; k < start; k += kThreads) to[k] = from[k];
-  const auto* words = reinterpret_cast<const Part*>(from + start);
-  auto* copies = reinterpret_cast<Part*>(to + start);
+  const auto* sources = reinterpret_cast<const Word<16>*>(from + start);
+  auto* copies = reinterpret_cast<Word<16>*>(to + start);
 #pragma unroll 1
-  for (int64_t base = threadIdx.x; base < parts; base += kThreads * kUnroll) {
-    Part part[kUnroll]; // all loads before the first store
+  for (int64_t base = threadIdx.x; base < words; base += kThreads * kUnroll) {
+    Word<16> word[kUnroll]; // all loads before the first store
 #pragma unroll
     for (int64_t u = 0; u < kUnroll; ++u)
-      if (base + u * kThreads < parts) part[u] = words[base + u * kThreads];
+      if (base + u * kThreads < words) word[u] = sources[base + u * kThreads];
 #pragma unroll
     for (int64_t u = 0; u < kUnroll; ++u)
-      if (base + u * kThreads < parts) copies[base + u * kThreads] = part[u];
+      if (base + u * kThreads < words) copies[base + u * kThreads] = word[u];
   }
 #pragma unroll 1
   for (int64_t k = rest + threadIdx.x; k < last; k += kThreads) to[k] = from[k];
@@ -51,27 +51,34 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   for (int64_t n = blockIdx.x; n < shape.n; n += gridDim.x) {
     const int32_t top = boxes[4 * n], left = boxes[4 * n + 1];
     const int32_t bottom = boxes[4 * n + 2], right = boxes[4 * n + 3];
+    const int kind = kinds[n];
+    const float level = levels[n];
     if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
     for (int64_t first = blockIdx.y * tile; first < all; first += gridDim.y * tile) {
       const int64_t last = smaller(first + tile, all);
       if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
       if (top >= bottom || left >= right) continue;
       if (out != images) __syncthreads();
-      for (int64_t q = first + threadIdx.x; q < last; q += kThreads) {
-        const int64_t line = q / quads, quad = q - line * quads;
-        const int64_t plane = line / shape.h, i = line - plane * shape.h;
+      // Divisions of 64 bits once a tile; within it 32 are enough.
+      const int64_t first_line = first / quads, first_plane = first_line / shape.h;
+      const auto first_quad = static_cast<uint32_t>(first - first_line * quads);
+      const auto first_row = static_cast<uint32_t>(first_line - first_plane * shape.h);
+      for (uint32_t q = threadIdx.x; q < static_cast<uint32_t>(last - first); q += kThreads) {
+        const uint32_t line = (first_quad + q) / static_cast<uint32_t>(quads);
+        const uint32_t plane = (first_row + line) / static_cast<uint32_t>(shape.h);
+        const auto i = static_cast<int32_t>(first_row + line - plane * static_cast<uint32_t>(shape.h));
+        const auto quad = static_cast<int32_t>(first_quad + q - line * static_cast<uint32_t>(quads));
         if (i < top || i >= bottom || 4 * quad >= right || 4 * quad + 4 <= left) continue;
-        for (int64_t d = 0; d < depth; ++d) {
-          const int64_t c = plane + d;
-          const Words noise = philox(pixel_counter(sample_ids[n], shape.h, quads, c, i, quad), key);
-          const uint32_t word[4] = {noise.x, noise.y, noise.z, noise.w};
-          T* pixels = out + n * size + (line * shape.w + 4 * quad) * depth + d;
-#pragma unroll
-          for (int lane = 0; lane < 4; ++lane) {
-            const int64_t j = 4 * quad + lane;
-            if (j < left || j >= right) continue;
-            const float value = noisy_pixel(kinds[n], intensities[n * shape.c + c], levels[n], word[lane]);
-            pixels[lane * depth] = Scalar<T>::from_unit(value, low, high);
+        T* pixel = out + n * size + ((first_line + line) * shape.w + 4 * quad) * depth;
+        for (int64_t c = first_plane + plane; c < first_plane + plane + depth; ++c, ++pixel) {
+          const float intensity = intensities[n * shape.c + c];
+          Words noise = philox(pixel_counter(sample_ids[n], shape.h, quads, c, i, quad), key);
+#pragma unroll 1
+          for (int32_t lane = 0; lane < 4; ++lane) {
+            const int32_t j = 4 * quad + lane;
+            if (j >= left && j < right)
+              pixel[lane * depth] = Scalar<T>::from_unit(noisy_pixel(kind, intensity, level, noise.x), low, high);
+            noise = Words{noise.y, noise.z, noise.w, 0};
           }
         }
       }

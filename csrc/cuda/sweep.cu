@@ -10,72 +10,77 @@ constexpr int kUnroll = 4; // loads in flight a thread
 
 // An image as three axes, slowest first: (C, H, W), or (H, W, C) for channels_last.  The kernel needs
 // to know no more of the layout than this.
-struct Axes {
-  int64_t outer, middle, inner;
+template <class Number> struct Axes {
+  Number outer, middle, inner;
+
+  __device__ Axes(bool channels_last, int64_t channel, int64_t row, int64_t column)
+      : outer(static_cast<Number>(channels_last ? row : channel)),
+        middle(static_cast<Number>(channels_last ? column : row)),
+        inner(static_cast<Number>(channels_last ? channel : column)) {}
 };
 
-template <class T> __host__ __device__ Axes in_order(bool channels_last, T channel, T row, T column) {
-  return channels_last ? Axes{row, column, channel} : Axes{channel, row, column};
-}
-
-// Replaces the elements of one chunk, which starts at `element` of the image, that the window covers.
-template <class Index, class T, int bytes>
-__device__ __forceinline__ void cover(Chunk<T, bytes>& chunk, Index element, const Axes& extent, const Axes& first,
-                                      const Axes& last, const T* fill, const Axes& step) {
-  constexpr int size = Chunk<T, bytes>::size;
-  const auto inner = static_cast<Index>(extent.inner), middle = static_cast<Index>(extent.middle);
-  const Index line = element / inner;
-  Index z = element - line * inner, x = line / middle, y = line - x * middle;
-  if (z + size <= inner && (x < first.outer || x >= last.outer || y < first.middle || y >= last.middle ||
-                            z + size <= first.inner || z >= last.inner))
-    return;
-#pragma unroll
-  for (int k = 0; k < size; ++k) {
-    if (x >= first.outer && x < last.outer && y >= first.middle && y < last.middle && z >= first.inner &&
-        z < last.inner)
-      chunk.element[k] = fill[x * step.outer + y * step.middle + z * step.inner];
-    if (++z == inner) {
-      z = 0;
-      if (++y == middle) {
-        y = 0;
-        ++x;
-      }
-    }
-  }
-}
-
-// A block writes kThreads * kUnroll chunks of copy m at a time; the grid is (copies, tiles of a copy).
+// A block writes kThreads * kUnroll words of copy m at a time; the grid is (copies, tiles of a copy).
 // An image is read once for each of its positions, so it stays in the cache: the cost is the writing.
-template <class Index, class T, int bytes> __global__ void __launch_bounds__(kThreads)
+template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
     occlude_kernel(const T* images, T* out, const T* fill, const int64_t* positions, int64_t count, Shape shape,
                    bool channels_last, Strides from, Grid grid) {
-  using Part = Chunk<T, bytes>;
+  constexpr int elements = bytes / sizeof(T); // of a word
   constexpr int64_t tile = kThreads * kUnroll;
-  const int64_t size = shape.c * shape.h * shape.w, chunks = size / Part::size, per_image = grid.positions();
-  const Axes extent = in_order(channels_last, shape.c, shape.h, shape.w);
-  const Axes step = in_order(channels_last, from.c, from.h, from.w);
+  const int64_t size = shape.c * shape.h * shape.w, words = size / elements, per_image = grid.positions();
+  const Axes<uint32_t> extent(channels_last, shape.c, shape.h, shape.w);
+  const Axes<int64_t> step(channels_last, from.c, from.h, from.w);
   for (int64_t m = blockIdx.x; m < count; m += gridDim.x) {
     const int64_t position = positions[m];
     if (position < 0 || position >= shape.n * per_image) __trap();
     const int64_t n = position / per_image;
     const Window box = grid.window(position - n * per_image, shape.h, shape.w);
-    const Axes first = in_order(channels_last, int64_t{0}, box.top, box.left);
-    const Axes last = in_order(channels_last, shape.c, box.bottom, box.right);
-    const auto* source = reinterpret_cast<const Part*>(images + n * size);
-    auto* target = reinterpret_cast<Part*>(out + m * size);
-    for (int64_t start = blockIdx.y * tile; start < chunks; start += gridDim.y * tile) {
-      Part part[kUnroll];
+    // The window as a range of each axis, perhaps an empty one.
+    const Axes<uint32_t> first(channels_last, 0, box.top, box.left);
+    const Axes<uint32_t> last(channels_last, shape.c, larger<int64_t>(box.bottom, 0),
+                              larger<int64_t>(box.right, 0));
+    const T* patch = fill + n * from.n;
+    const auto* source = reinterpret_cast<const Word<bytes>*>(images + n * size);
+    auto* target = reinterpret_cast<Word<bytes>*>(out + m * size);
+    for (int64_t start = blockIdx.y * tile; start < words; start += gridDim.y * tile) {
+      Word<bytes> word[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t k = start + u * kThreads + threadIdx.x;
-        if (k < chunks) part[u] = source[k];
+        if (k < words) word[u] = source[k];
       }
+      // Divisions of 64 bits once a tile; within it 32 are enough.
+      const int64_t start_line = start * elements / extent.inner, start_outer = start_line / extent.middle;
+      const auto start_inner = static_cast<uint32_t>(start * elements - start_line * extent.inner);
+      const auto start_middle = static_cast<uint32_t>(start_line - start_outer * extent.middle);
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int64_t k = start + u * kThreads + threadIdx.x;
-        if (k >= chunks) break;
-        cover(part[u], static_cast<Index>(k * Part::size), extent, first, last, fill + n * from.n, step);
-        target[k] = part[u];
+        const uint32_t k = u * kThreads + threadIdx.x;
+        if (start + k >= words) break;
+        uint32_t z = start_inner + k * elements, y = start_middle + z / extent.inner;
+        uint32_t x = static_cast<uint32_t>(start_outer) + y / extent.middle;
+        z %= extent.inner;
+        y %= extent.middle;
+        const bool outside = x < first.outer || x >= last.outer || y < first.middle || y >= last.middle ||
+                             z + elements <= first.inner || z >= last.inner;
+        if (z + elements > extent.inner || !outside) {
+          T element[elements];
+          memcpy(element, &word[u], bytes);
+#pragma unroll
+          for (int e = 0; e < elements; ++e) {
+            if (x >= first.outer && x < last.outer && y >= first.middle && y < last.middle && z >= first.inner &&
+                z < last.inner)
+              element[e] = patch[x * step.outer + y * step.middle + z * step.inner];
+            if (++z == extent.inner) {
+              z = 0;
+              if (++y == extent.middle) {
+                y = 0;
+                ++x;
+              }
+            }
+          }
+          memcpy(&word[u], element, bytes);
+        }
+        target[start + k] = word[u];
       }
     }
   }
@@ -84,13 +89,10 @@ template <class Index, class T, int bytes> __global__ void __launch_bounds__(kTh
 template <class T, int bytes> int occlude(const void* images, void* out, const void* fill,
                                           const int64_t* positions, int64_t count, Shape shape, Strides image,
                                           Strides from, Grid grid, Where where) {
-  const int64_t size = shape.c * shape.h * shape.w;
-  const auto kernel =
-      size <= INT32_MAX / 2 ? &occlude_kernel<int32_t, T, bytes> : &occlude_kernel<int64_t, T, bytes>;
-  const int64_t tile = int64_t{kThreads} * kUnroll * Chunk<T, bytes>::size;
-  return launch(kernel, dim3(blocks_for(count, 1), blocks_for(size, tile)), kThreads, 0, where,
-                static_cast<const T*>(images), static_cast<T*>(out), static_cast<const T*>(fill), positions, count,
-                shape, image.w != 1, from, grid);
+  const int64_t words = shape.c * shape.h * shape.w * static_cast<int64_t>(sizeof(T)) / bytes;
+  return launch(&occlude_kernel<T, bytes>, dim3(blocks_for(count, 1), blocks_for(words, kThreads * kUnroll)),
+                kThreads, 0, where, static_cast<const T*>(images), static_cast<T*>(out),
+                static_cast<const T*>(fill), positions, count, shape, image.w != 1, from, grid);
 }
 
 // The widest access that keeps every copy aligned: 16 bytes for most images, 4, or one element.

@@ -66,8 +66,8 @@ __global__ void past_stack(int* out) {
   out[threadIdx.x] = local[index];
 }
 __global__ void overflow(int* out) { out[threadIdx.x] = 0x7FFFFFFF + static_cast<int>(threadIdx.x); }
-__global__ void misaligned(const int* values, Chunk<int, 16>* out) {
-  out[threadIdx.x] = *reinterpret_cast<const Chunk<int, 16>*>(values + 1);
+__global__ void misaligned(const int* values, int4* out) {
+  out[threadIdx.x] = *reinterpret_cast<const int4*>(values + 1);
 }
 __global__ void trap(int*) {
   if (threadIdx.x == 3) __trap();
@@ -134,8 +134,8 @@ int main(int, char** arguments) {
   if (what == "past_stack") launch(&past_stack, 1, 32, 0, where, out.data());
   if (what == "overflow") launch(&overflow, 1, 2, 0, where, out.data());
   if (what == "misaligned") {
-    alignas(16) static Chunk<int, 16> chunks[4];
-    launch(&misaligned, 1, 1, 0, where, chunks[0].element, chunks + 2);
+    static int4 vectors[4];
+    launch(&misaligned, 1, 1, 0, where, &vectors[0].x, vectors + 2);
   }
   if (what == "lonely_barrier") launch(&lonely_barrier, 1, 32, 0, where, out.data());
   if (what == "absent_lane") launch(&absent_lane, 1, 32, 0, where, out.data());
