@@ -395,7 +395,9 @@ def table(result: dict[str, Any]) -> str:
             if tool in sanitizer:
                 said = sanitizer[tool]
                 word = {True: "ok", False: "FAILED", None: "not finished"}[said["ok"]]
-                lines.append(f"{tool}: {word}, {said.get('passed', 0)} tests {said.get('summary') or said.get('error')}")
+                lines.append(
+                    f"{tool}: {word}, {said.get('passed', 0)} tests {said.get('summary') or said.get('error')}"
+                )
         if "skipped" in sanitizer:
             lines.append(f"sanitizer: skipped, {sanitizer['skipped']}")
     for name, value in result.get("ceilings", {}).items():

@@ -85,8 +85,6 @@ def test_the_network_is_that_of_the_workload():
     flops = []
     for layer in network:
         if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_hook(
-                lambda layer, _, out: flops.append(2 * out.numel() * layer.weight[0].numel())
-            )
+            layer.register_forward_hook(lambda layer, _, out: flops.append(2 * out.numel() * layer.weight[0].numel()))
     assert network(torch.zeros(1, 1, 100, 100)).shape == (1, 1000)
     assert len(flops) == 10 and sum(flops) / 1e9 == pytest.approx(1.53, abs=0.02)

@@ -163,7 +163,8 @@ def test_a_browser_shows_the_page(map_, tmp_path):
     # A script added to a copy writes what the browser made of the pictures into the page.
     probe = (
         "<script>addEventListener('load', () => { const s = [...document.images]; "
-        "const p = document.createElement('p'); p.id = 'probe'; p.textContent = s.map(i => i.complete && i.naturalWidth > 100).join(); "
+        "const p = document.createElement('p'); p.id = 'probe'; "
+        "p.textContent = s.map(i => i.complete && i.naturalWidth > 100).join(); "
         "document.body.append(p); })</script>"
     )
     copy = tmp_path / "probe.html"
