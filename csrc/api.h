@@ -49,7 +49,7 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
 //   kSimilarityDrop   baseline[n] - cosine(outputs[m], references[n]), references [images, classes]
 // *bad is set to 1 if any output is NaN or infinite.
 int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t per_image, Score kind, const int64_t* labels,
+                int64_t classes, int64_t images, int64_t per_image, Score kind, const int64_t* labels,
                 const double* references, const double* baseline, double* scores, int32_t* bad,
                 Where where);
 

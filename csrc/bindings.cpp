@@ -49,12 +49,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         });
 
   m.def("sweep_score",
-        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t per_image,
-           int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
+        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t images,
+           int64_t per_image, int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
            int threads, Address stream) {
           py::gil_scoped_release release;
           check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
-                            per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
+                            images, per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
                             at<double>(baseline), at<double>(scores), at<int32_t>(bad),
                             where_of(threads, stream)),
                 "sweep_score");

@@ -38,7 +38,6 @@ class SweepState:
     seen: int = 0
     used: int = 0
     skipped: int = 0
-    evaluations: int = 0
     seconds: float = 0.0
     batch_size: int = 0
     layout: str = ""
@@ -46,7 +45,7 @@ class SweepState:
     keep_per_image: bool = True
 
 
-_COUNTS = ("next", "seen", "used", "skipped", "evaluations", "seconds", "batch_size", "layout", "digest",
+_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "digest",
            "keep_per_image")  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +167,7 @@ class _Sweep:
     grid: SweepGrid
     state: SweepState
     evaluator: Evaluator
+    scores: Tensor  # of the block under way
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class _Sweep:
         self.checkpoint, self.report = checkpoint, report
         self.started = time.perf_counter()
         self.begun = False
+        self.advanced = False  # beyond what the checkpoint holds
 
     def run(self) -> OcclusionMap:
         try:
@@ -194,8 +196,8 @@ class _Sweep:
                     continue
                 self._sweep_block(block)
         except BaseException:
-            if self.begun:
-                self._save()  # an interrupt or an error loses nothing
+            if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
+                self._save()
             raise
         result = self._result()
         if self.checkpoint:
@@ -223,29 +225,34 @@ class _Sweep:
     def _sweep_block(self, block: Block) -> None:
         state, grid = self.state, self.grid
         images, labels, clean = self._screen(block)
-        n, end = images.shape[0], block.first + block.images.shape[0]
         if state.partial is not None:
             self._check_same_data()
+        n = images.shape[0]
+        scores = torch.zeros(n, grid.positions, dtype=torch.float64, device=images.device)
         if n:
             targets = self._targets(labels, clean)
-            fill = _fill_for(self.options.fill, images, self.options.seed)
-            self.evaluator.start(images, fill)
+            self.evaluator.start(images, _fill_for(self.options.fill, images, self.options.seed))
             total = n * grid.positions
             self._choose_batch(total)
-            scores = torch.zeros(n, grid.positions, dtype=torch.float64, device=images.device)
             if state.partial is not None:
                 scores.copy_(torch.from_numpy(state.partial))
             self._sweep_positions(scores, targets, total, block.first)
-            self._add(scores)
-            state.image_sum += images.double().sum(0).cpu().numpy()
-        state.partial, state.next = None, 0
-        state.seen = end
-        state.used += n
-        state.skipped += block.images.shape[0] - n
+        # One assignment, so that an interrupt finds the state before the block or after it.
+        self.state = replace(
+            state,
+            **self._sums(scores),
+            image_sum=state.image_sum + images.double().sum(0).cpu().numpy(),
+            partial=None,
+            next=0,
+            seen=block.first + block.images.shape[0],
+            used=state.used + n,
+            skipped=state.skipped + block.images.shape[0] - n,
+        )
 
     def _sweep_positions(self, scores: Tensor, targets: dict[str, Tensor | None], total: int, first: int) -> None:
         state, kind = self.state, ops.SCORES[self.options.score]
         bad = torch.zeros(1, dtype=torch.int32, device=scores.device)
+        self.scores = scores
         while state.next < total:
             stop = min(state.next + state.batch_size, total)
             positions = torch.arange(state.next, stop, device=scores.device)
@@ -263,15 +270,12 @@ class _Sweep:
                             targets["labels"], targets["references"], targets["baseline"])  # fmt: skip
             if scores.device.type == "cpu" or stop == total:  # reading a GPU's flag waits for it
                 self._check_finite(bad, first)
-            state.evaluations += stop - state.next
             state.next = stop
-            state.partial = None  # what was restored is now in scores
+            self.advanced = True
             self.report(*self._done(total))
             if self.checkpoint and self.checkpoint.due():
                 self._check_finite(bad, first)
-                state.partial = scores.cpu().numpy()
                 self._save()
-            self._scores = scores
 
     def _check_finite(self, bad: Tensor, first: int) -> None:
         if int(bad):
@@ -323,36 +327,44 @@ class _Sweep:
             state.layout = self.evaluator.layout
         self.evaluator.set_layout(state.layout)
 
-    def _add(self, scores: Tensor) -> None:
+    def _sums(self, scores: Tensor) -> dict[str, Any]:
+        """The running sums and the per-image maps with a block's scores added."""
         state = self.state
-        total, squares = (torch.from_numpy(v).to(scores.device) for v in (state.total, state.squares))
+        total, squares = (torch.tensor(v, device=scores.device) for v in (state.total, state.squares))
         ops.sweep_accumulate(scores, total, squares)
-        state.total, state.squares = total.cpu().numpy(), squares.cpu().numpy()
         kept = torch.uint8 if self.options.score == "error" else torch.float32
-        if state.keep_per_image:
-            state.per_image.append(scores.to(kept).cpu().numpy())
-            if sum(part.nbytes for part in state.per_image) > _KEEP_BYTES:
-                _log.warning("per-image maps are over %d MiB and are not kept", _KEEP_BYTES >> 20)
-                state.per_image.clear()
-                state.keep_per_image = False
+        per_image = [*state.per_image, scores.to(kept).cpu().numpy()] if state.keep_per_image else []
+        keep = state.keep_per_image and sum(part.nbytes for part in per_image) <= _KEEP_BYTES
+        if state.keep_per_image and not keep:
+            _log.warning("per-image maps are over %d MiB and are not kept", _KEEP_BYTES >> 20)
+            per_image = []
+        return {
+            "total": total.cpu().numpy(),
+            "squares": squares.cpu().numpy(),
+            "per_image": per_image,
+            "keep_per_image": keep,
+        }
 
     # -- the record ------------------------------------------------------------------------------------
 
     def _done(self, block_total: int) -> tuple[int, int | None]:
         """Positions done and, as far as it can be told, the number of all."""
-        images = self.source.total
-        if images is None:
-            return self.state.evaluations, None
-        rest = images - self.state.skipped - self.state.used
-        in_block = block_total // self.grid.positions
-        return self.state.evaluations, (self.state.used + max(rest, in_block)) * self.grid.positions
+        done = self._evaluations()
+        if self.source.total is None:
+            return done, None
+        # Images still to come count as right; the block under way knows how many of its are.
+        block_end = min(self.state.seen + _BLOCK_IMAGES, self.source.total)
+        to_come = self.source.total - block_end
+        return done, self.state.used * self.grid.positions + block_total + to_come * self.grid.positions
+
+    def _evaluations(self) -> int:
+        return self.state.used * self.grid.positions + self.state.next
 
     def _save(self) -> None:
         state = self.state
         if self.checkpoint is None:
             return
-        if state.next and state.partial is None:
-            state.partial = self._scores.cpu().numpy()
+        state.partial = self.scores.cpu().numpy() if state.next else None
         now = time.perf_counter()
         state.seconds, self.started = state.seconds + now - self.started, now
         state.digest = self.source.digest.hexdigest()
@@ -387,7 +399,7 @@ class _Sweep:
             method=self.evaluator.method,
             n_images=n,
             n_skipped=state.skipped,
-            n_evaluations=state.evaluations,
+            n_evaluations=self._evaluations(),
             seconds=state.seconds + time.perf_counter() - self.started,
             mean_image=(state.image_sum / n).astype(np.float32),
             settings={
