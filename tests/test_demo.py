@@ -218,6 +218,32 @@ def test_full_trains_all_of_the_table() -> None:
     assert full.fingerprint() != DemoSettings().fingerprint() != DemoSettings(seed=1).fingerprint()
 
 
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command hands its options on; a mistake is one line and status 2."""
+    from occfast import cli
+
+    asked: list[Any] = []
+
+    def recorded(settings: DemoSettings, output: Path, *, fresh: bool) -> Path:
+        asked.append((settings, output, fresh))
+        (tmp_path / "report.json").write_text("{}")
+        return tmp_path / "report.html"
+
+    monkeypatch.setattr(demo, "run", recorded)
+    for arguments in ("--seed 3 --stride 10 --fresh", "--full --json", "--width -1"):
+        monkeypatch.setattr("sys.argv", ["occfast", "demo", "--output", str(tmp_path), *arguments.split()])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == (2 if "-1" in arguments else 0)
+    assert asked == [
+        (DemoSettings(seed=3, stride=10), tmp_path, True),
+        (DemoSettings.full(), tmp_path, False),
+    ]
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path / 'report.html'}\n{{}}\n"
+    assert shown.err == "occfast: width: expected a positive number, got -1.0\n"
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"networks": ("A30x30",)}, "networks: expected different ones of A20x20"),
     ({"networks": ("A20x20", "A20x20")}, "networks: expected different"),

@@ -103,6 +103,8 @@ class DemoSettings:
             raise ValueError(f"people: expected 2 to 40, got {self.people}")
         if len(self.split) != 3:
             raise ValueError(f"split: expected three numbers of images, got {self.split}")
+        if not self.width > 0:
+            raise ValueError(f"width: expected a positive number, got {self.width}")
         checks.in_range(self.covered, "covered", 0.0, 1.0)
 
     @classmethod
@@ -144,7 +146,6 @@ def run(
     with _deterministic(), _Shown(console, _step_count(settings)) as shown:
         result = Demo(settings, folder, shown).run()
     report = demo_report.write(result, Path(output))
-    shown.line(f"[bold]{report}[/bold]")
     return report
 
 
