@@ -17,7 +17,6 @@ import torch
 from occfast.native import loader, ops
 
 GRID = [7, 9, 2, 1, 3, 4, 5, 6]  # rows, columns, first row and column, steps, occluder height and width
-FULL = {"per_image": 63}
 
 
 def _load():
@@ -207,7 +206,9 @@ def test_draws_are_equal_to_the_bit(each, n, channels, grey):
 
 
 @pytest.mark.parametrize("dtype", list(ops.IMAGE_DTYPES))
-@pytest.mark.parametrize("shape", [(7, 1, 20, 32), (6, 3, 17, 23), (3, 3, 9, 101), (12, 4, 5, 3), (0, 3, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(7, 1, 20, 32), (6, 3, 17, 23), (3, 3, 9, 101), (12, 4, 5, 3), (0, 3, 8, 8)], ids=str
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_paint_is_equal_to_the_bit(each, dtype, shape, layout):
     images = random_images(shape, dtype).contiguous(memory_format=layout)
