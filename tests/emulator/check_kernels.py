@@ -17,7 +17,6 @@ import torch
 from occfast.native import loader, ops
 
 GRID = [7, 9, 2, 1, 3, 4, 5, 6]  # rows, columns, first row and column, steps, occluder height and width
-FULL = {"per_image": 63}
 
 
 def _load():
