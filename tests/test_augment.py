@@ -114,7 +114,7 @@ def test_the_counter_advances_and_can_be_restored():
 
 
 def test_images_are_never_changed_and_info_tells_what_happened():
-    images = torch.rand(50, 3, 30, 40) + 2
+    images = torch.rand(50, 3, 30, 40) * 0.9 + 1e-6
     before = images.clone()
     out, info = NoisyOccluder(((5, 9), (8, 12)), p=0.6, seed=2)(images, torch.arange(50), return_info=True)
     assert torch.equal(images, before)
@@ -124,6 +124,24 @@ def test_images_are_never_changed_and_info_tells_what_happened():
     painted = images.clone()
     again = NoisyOccluder(((5, 9), (8, 12)), p=0.6, seed=2).apply_(painted, torch.arange(50))
     assert torch.equal(painted, out) and torch.equal(again.boxes, info.boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.5, -0.25, float("nan"), float("inf")])
+def test_floats_outside_the_value_range_are_refused(dtype, value):
+    images = torch.rand(3, 2, 30, 30).to(dtype)
+    occluder = NoisyOccluder((9, 9))
+    occluder(images)
+    images[2, 1, 29, 29] = value
+    kept = images.clone()
+    for call in (occluder, occluder.apply_):
+        with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], the value_range of this occluder"):
+            call(images)
+    torch.testing.assert_close(images, kept, rtol=0, atol=0, equal_nan=True)
+    if value == value and abs(value) < 2:
+        NoisyOccluder((9, 9), value_range=(-2, 2))(images)
+    for edge in (0.0, 1.0):
+        occluder(torch.full((1, 1, 9, 9), edge, dtype=dtype))
 
 
 def test_value_range_and_dtypes():

@@ -89,13 +89,21 @@ void paint_box(T* plane, Strides strides, const int32_t* box, int kind, float in
 template <class T>
 void paint(const void* images, void* out, Shape shape, Strides strides, const int64_t* sample_ids,
            const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
-           uint64_t seed, float low, float high, Where where) {
+           uint64_t seed, float low, float high, int32_t* outside, Where where) {
   const int64_t size = shape.c * shape.h * shape.w, quads = (shape.w + 3) / 4;
   const Key key = key_of(seed);
   parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       T* image = static_cast<T*>(out) + n * strides.n;
       if (out != images) std::memcpy(image, static_cast<const T*>(images) + n * strides.n, size * sizeof(T));
+      if (outside) { // while the image is in the cache
+        int found = 0;
+        for (int64_t k = 0; k < size; ++k) found |= Scalar<T>::is_outside(image[k], low, high);
+        if (found) {
+#pragma omp atomic write
+          *outside = 1;
+        }
+      }
       if (boxes[4 * n] == boxes[4 * n + 2]) continue;
       for (int64_t c = 0; c < shape.c; ++c)
         paint_box(image + c * strides.c, strides, boxes + 4 * n, kinds[n], intensities[n * shape.c + c],
@@ -121,12 +129,12 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
                     const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
                     const float* level, const float* intensity, uint64_t seed, float low, float high,
-                    Where where) {
+                    int32_t* outside, Where where) {
   const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
                    : dtype == Dtype::kFloat16  ? &paint<Half>
                    : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
                                                : &paint<float>;
-  run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, where);
+  run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside, where);
   return 0;
 }
 
