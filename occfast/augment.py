@@ -422,3 +422,37 @@ def _size_ranges(size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         return rows, columns
     height, width = checks.pair(size, "size")
     return (height, height), (width, width)
+
+
+class PerImage:
+    """Lets a :class:`NoisyOccluder` stand in any per-image transform pipeline.
+
+    Takes a PIL image (modes L and RGB), a NumPy array [H, W] or [H, W, C], or a tensor [C, H, W] and
+    returns the same type, mode, shape and dtype.
+
+    Raises TypeError for anything else, and what the occluder raises.
+    """
+
+    def __init__(self, occluder: NoisyOccluder) -> None:
+        self.occluder = occluder
+
+    def __call__(self, image: Any, sample_id: int | None = None) -> Any:
+        """``sample_id`` keys the draw, as in :meth:`NoisyOccluder.forward`; None counts on."""
+        ids = None if sample_id is None else torch.tensor([sample_id])
+        if isinstance(image, Tensor):
+            if image.dim() != 3:
+                raise ValueError(f"image: expected shape [C, H, W], got {list(image.shape)}")
+            return self.occluder(image[None], ids)[0]
+        if isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3):
+                raise ValueError(f"image: expected shape [H, W] or [H, W, C], got {list(image.shape)}")
+            planes = torch.tensor(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+            out = self.occluder(planes[None], ids)[0].permute(1, 2, 0).contiguous().numpy()
+            return out if image.ndim == 3 else out[..., 0]
+        if hasattr(image, "getbands") and hasattr(image, "tobytes"):  # PIL, which is not required
+            if image.mode not in ("L", "RGB"):
+                raise ValueError(f"image: expected mode L or RGB, got {image.mode}; convert it first")
+            from PIL import Image
+
+            return Image.fromarray(self(np.asarray(image), sample_id))
+        raise TypeError(f"image: expected a PIL image, an array or a tensor, got {type(image).__name__}")

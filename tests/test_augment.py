@@ -206,6 +206,34 @@ def test_workers_and_epochs_do_not_repeat_each_other():
     assert torch.equal(torch.cat(list(loader)), epochs[0])
 
 
+@pytest.mark.parametrize("shape", [(40, 30), (40, 30, 1), (40, 30, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_one_array_at_a_time(shape, dtype):
+    image = (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).astype(dtype)
+    image.flags.writeable = False
+    out = occfast.PerImage(NoisyOccluder((9, 8), seed=2))(image, sample_id=5)
+    assert type(out) is np.ndarray and out.shape == shape and out.dtype == dtype
+    planes = torch.tensor(image.reshape(40, 30, -1)).permute(2, 0, 1)
+    batch = NoisyOccluder((9, 8), seed=2)(planes[None], torch.tensor([5]))[0]
+    assert np.array_equal(out.reshape(40, 30, -1), batch.permute(1, 2, 0).numpy())
+    assert torch.equal(occfast.PerImage(NoisyOccluder((9, 8), seed=2))(planes, 5), batch)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_one_pil_image_at_a_time(mode):
+    from PIL import Image
+
+    image = Image.new(mode, (30, 40))
+    transform = occfast.PerImage(NoisyOccluder((9, 8), intensity=(1, 1), level=(0, 0)))
+    first, second = transform(image), transform(image)
+    assert first.mode == mode and first.size == (30, 40)
+    assert np.asarray(first).max() == 255 and not np.array_equal(np.asarray(first), np.asarray(second))
+    with pytest.raises(ValueError, match="image: expected mode L or RGB, got CMYK"):
+        transform(Image.new("CMYK", (30, 40)))
+    with pytest.raises(TypeError, match="image: expected a PIL image, an array or a tensor, got str"):
+        transform("face.png")
+
+
 BAD = {
     "size": (dict(size=(0, 4)), ValueError, "size: expected numbers of at least 1"),
     "size range": (dict(size=((5, 3), (4, 4))), ValueError, r"size: expected \(\(min, max\)"),
