@@ -73,7 +73,7 @@ def summary(raw: dict) -> dict:
         "date": date.today().isoformat(),
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "instruction_set": " ".join(f for f in instruction_set().split() if f.startswith(("x86", "avx", "arm", "aarch"))),
+        "instruction_set": " ".join(f for f in instruction_set().split() if f.startswith(("x86", "avx", "aarch"))),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "rows": rows,

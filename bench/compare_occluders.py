@@ -55,7 +55,10 @@ def scikit_image(images: torch.Tensor, p: np.ndarray, generator: np.random.Gener
     return out
 
 
-@pytest.mark.parametrize("who", ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "scikit-image", "clone()"])
+WHO = ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "scikit-image", "clone()"]
+
+
+@pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("name", BATCHES)
 def test_noisy_occluder(compare, who, name):
     dtype, shape = BATCHES[name]

@@ -78,8 +78,10 @@ def environment(device: str) -> dict[str, Any]:
     }  # fmt: skip
     if device == "cuda":
         card = torch.cuda.get_device_properties(0)
-        found |= {"device": card.name, "capability": f"{card.major}.{card.minor}", "sms": card.multi_processor_count,
-                  "memory_gib": round(card.total_memory / 2**30, 1), "cudnn": torch.backends.cudnn.version()}  # fmt: skip
+        found |= {
+            "device": card.name, "capability": f"{card.major}.{card.minor}", "sms": card.multi_processor_count,
+            "memory_gib": round(card.total_memory / 2**30, 1), "cudnn": torch.backends.cudnn.version(),
+        }  # fmt: skip
     if smi := shutil.which("nvidia-smi"):
         fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
                   "power.limit", "temperature.gpu", "ecc.mode.current", "mig.mode.current")  # fmt: skip
@@ -149,7 +151,8 @@ def run_sanitizer(limit: float) -> dict[str, Any]:
     for tool in ("memcheck", "racecheck"):
         command = [program, "--tool", tool, "--error-exitcode", "86", *([option, "kns=occfast"] if option else []),
                    sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider",
-                   "tests/test_cuda_device.py", "-k", "copies or scores or sums or draws or paint or words"]  # fmt: skip
+                   "tests/test_cuda_device.py", "-k", "copies or scores or sums or draws or paint or words",
+                   ]  # fmt: skip
         started = time.perf_counter()
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit / 2,
@@ -337,39 +340,46 @@ def _graphed(function: Callable[[], Any], device: str) -> Callable[[], Any]:
     return graph.replay
 
 
+def _sweepers(network: nn.Module, images: Tensor, positions: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Score one batch of positions of a 20x20 occluder with a centre on every pixel: both ways, the same result."""
+    n_images, _, height, width = images.shape
+    per_image, device = height * width, images.device
+    grid = [height, width, 0, 0, 1, 1, 20, 20]
+    fill = torch.zeros(1, 1, 1, 1, dtype=images.dtype, device=device)
+    labels = torch.zeros(n_images, dtype=torch.int64, device=device)
+    scores = torch.zeros(n_images, per_image, dtype=torch.float64, device=device)
+    bad = torch.zeros(1, dtype=torch.int32, device=device)
+    i, j = torch.arange(height, device=device).view(-1, 1), torch.arange(width, device=device).view(1, -1)
+
+    def pytorch() -> Tensor:
+        n, place = positions // per_image, positions % per_image
+        top, left = ((edge - 10).view(-1, 1, 1, 1) for edge in (place // width, place % width))
+        inside = (i >= top) & (i < top + 20) & (j >= left) & (j < left + 20)
+        outputs = network(images[n].masked_fill_(inside, 0))
+        scores.view(-1)[positions] = (outputs.argmax(1) != labels[n]).double()
+        return scores
+
+    def occfast() -> Tensor:
+        outputs = network(ops.occlude_positions(images, fill, positions, grid)).float()
+        ops.sweep_score(outputs, positions, per_image, 0, scores, bad, labels, None, None)
+        return scores
+
+    return {"pytorch": pytorch, "occfast": occfast}
+
+
 @torch.no_grad()
 def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     """Positions a second of a dense sweep of W1: plain PyTorch against occfast's dense ops, the same network,
-    precision and batch, channels_last, each as a CUDA graph; 20x20 occluder, a centre on every pixel."""
+    precision and batch, channels_last, each as a CUDA graph."""
     small = device == "cpu"
     rows = []
-    grid = [100, 100, 0, 0, 1, 1, 20, 20]
-    per_image = 10_000
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
         network = w1_network(width=4 if small else 32).to(device, dtype, memory_format=torch.channels_last).eval()
         images = _pixels((4, 1, 100, 100), dtype, device)
-        fill = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
-        labels = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in (8,) if small else (256, 1024):
-            positions = torch.randint(0, 4 * per_image, (batch,), device=device)
-            scores = torch.zeros(4, per_image, dtype=torch.float64, device=device)
-            bad = torch.zeros(1, dtype=torch.int32, device=device)
-            i, j = torch.arange(100, device=device).view(-1, 1), torch.arange(100, device=device).view(1, -1)
-
-            def plain(positions=positions, scores=scores, images=images, network=network, i=i, j=j) -> None:
-                n, place = positions // per_image, positions % per_image
-                row, column = (place // 100).view(-1, 1, 1, 1) - 10, (place % 100).view(-1, 1, 1, 1) - 10
-                inside = (i >= row) & (i < row + 20) & (j >= column) & (j < column + 20)
-                outputs = network(images[n].masked_fill_(inside, 0))
-                scores.view(-1)[positions] = (outputs.argmax(1) != labels[n]).double()
-
-            def native(positions=positions, scores=scores, images=images, network=network, fill=fill, bad=bad) -> None:
-                outputs = network(ops.occlude_positions(images, fill, positions, grid)).float()
-                ops.sweep_score(outputs, positions, per_image, 0, scores, bad, labels, None, None)
-
+            positions = torch.randint(0, 40_000, (batch,), device=device)
             row: dict[str, Any] = {"network": "W1", "dtype": _name(dtype), "batch": batch}
-            for name, function in (("pytorch", plain), ("occfast", native)):
-                function()
+            for name, function in _sweepers(network, images, positions).items():
                 row[f"{name}_positions_per_s"] = batch / clock(_graphed(function, device))
             rows.append(row)
     return rows
@@ -388,16 +398,15 @@ def table(result: dict[str, Any]) -> str:
         if part in result.get("errors", {}):
             lines.append(f"{part}: FAILED: {result['errors'][part].strip().splitlines()[-1]}")
     if tests := result.get("tests"):
-        lines.append(f"tests: {'ok' if tests['ok'] else 'FAILED'}, {tests.get('ran', 0)} ran, "
-                     f"{tests.get('skipped', 0)} skipped {tests.get('failed') or tests.get('error') or ''}")  # fmt: skip
+        verdict, what = "ok" if tests["ok"] else "FAILED", tests.get("failed") or tests.get("error") or ""
+        lines.append(f"tests: {verdict}, {tests.get('ran', 0)} ran, {tests.get('skipped', 0)} skipped {what}")
     if sanitizer := result.get("sanitizer"):
         for tool in ("memcheck", "racecheck"):
             if tool in sanitizer:
                 said = sanitizer[tool]
                 word = {True: "ok", False: "FAILED", None: "not finished"}[said["ok"]]
-                lines.append(
-                    f"{tool}: {word}, {said.get('passed', 0)} tests {said.get('summary') or said.get('error')}"
-                )
+                what = said.get("summary") or said.get("error")
+                lines.append(f"{tool}: {word}, {said.get('passed', 0)} tests {what}")
         if "skipped" in sanitizer:
             lines.append(f"sanitizer: skipped, {sanitizer['skipped']}")
     for name, value in result.get("ceilings", {}).items():

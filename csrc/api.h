@@ -80,11 +80,12 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
 
 // Paints drawn occluders.  out may be images itself (in place) or a tensor of its layout, which then
 // receives the whole batch.  low and high: the values that intensities 0 and 1 stand for (uint8: 0
-// and 255).
+// and 255).  *outside, if given, is set to 1 where a floating-point image has NaN or a value outside
+// of them.
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
                     const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
                     const float* level, const float* intensity, uint64_t seed, float low, float high,
-                    Where where);
+                    int32_t* outside, Where where);
 
 // For tests: n x 4 words of Philox from counters [n, 4] and keys [n, 2], and normals from words.
 int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where);

@@ -87,13 +87,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("paint_occluders",
         [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address boxes,
-           Address kind, Address level, Address intensity, uint64_t seed, float low, float high, int threads,
-           Address stream) {
+           Address kind, Address level, Address intensity, uint64_t seed, float low, float high,
+           Address outside, int threads, Address stream) {
           py::gil_scoped_release release;
           check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
                                 strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes),
                                 at<uint8_t>(kind), at<float>(level), at<float>(intensity), seed, low, high,
-                                where_of(threads, stream)),
+                                at<int32_t>(outside), where_of(threads, stream)),
                 "paint_occluders");
         });
 

@@ -3,7 +3,7 @@
 Importing compiles nothing; the kernels are built at the first call that needs them.
 """
 
-from .augment import LocationDistribution, NoisyOccluder, OccluderInfo
+from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
 from .errors import DataError, NativeUnavailable
 from .native import backend
 from .sweep import OcclusionMap, SweepGrid, occlusion_map
@@ -17,6 +17,7 @@ __all__ = [
     "NoisyOccluder",
     "OccluderInfo",
     "OcclusionMap",
+    "PerImage",
     "SweepGrid",
     "__version__",
     "backend",

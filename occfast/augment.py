@@ -260,6 +260,8 @@ class NoisyOccluder(nn.Module):
     seed : int in [0, 2**63)
     value_range : the values that 0 and 1 stand for in floating-point images
     colour : "channels" draws an intensity for each channel, "grey" one for all
+    validate : also check on a GPU that floating-point images lie within ``value_range``, which waits for the
+        device; on the CPU it is always checked
 
     Raises
     ------
@@ -280,6 +282,7 @@ class NoisyOccluder(nn.Module):
         seed: int = 0,
         value_range: Sequence[float] = (0.0, 1.0),
         colour: Literal["channels", "grey"] = "channels",
+        validate: bool = False,
     ) -> None:
         super().__init__()
         self.sizes = _size_ranges(size)
@@ -300,6 +303,7 @@ class NoisyOccluder(nn.Module):
         if colour not in ("channels", "grey"):
             raise ValueError(f"colour: expected 'channels' or 'grey', got {colour!r}")
         self.colour = colour
+        self.validate = bool(validate)
         self._built: dict[tuple[int, int], LocationDistribution] = {}
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
 
@@ -342,15 +346,31 @@ class NoisyOccluder(nn.Module):
         batch = checks.as_tensor(images, "images")
         info = self.draw(batch, sample_ids)
         low, high = self.value_range
-        out = ops.paint_occluders(batch, info.sample_ids, *info[:4], self.seed, low, high)
+        # On a GPU looking at the flag would wait for the device.
+        check = batch.is_floating_point() and (self.validate or batch.device.type == "cpu")
+        outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if check else None
+        out: Tensor = ops.paint_occluders(batch, info.sample_ids, *info[:4], self.seed, low, high, outside)
+        if outside is not None and int(outside):
+            raise self._outside(batch)
         return (out, info) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: Any = None) -> OccluderInfo:
         """The same, painted on the images themselves (contiguous or channels_last); returns what was drawn."""
         info = self.draw(images, sample_ids)
         low, high = self.value_range
+        check = images.is_floating_point() and (self.validate or images.device.type == "cpu")
+        if check and not bool(((images >= low) & (images <= high)).all()):  # before anything is changed
+            raise self._outside(images)
         ops.paint_occluders_(images, info.sample_ids, *info[:4], self.seed, low, high)
         return info
+
+    def _outside(self, images: Tensor) -> ValueError:
+        low, high = self.value_range
+        found = [f"{float(v):g}" for v in images.float().aminmax()]
+        return ValueError(
+            f"images: expected values in [{low:g}, {high:g}], the value_range of this occluder, "
+            f"got values from {found[0]} to {found[1]}"
+        )
 
     def draw(self, images: Tensor, sample_ids: Any = None) -> OccluderInfo:
         """What would be painted on a batch of this shape, without painting."""
@@ -402,3 +422,37 @@ def _size_ranges(size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
         return rows, columns
     height, width = checks.pair(size, "size")
     return (height, height), (width, width)
+
+
+class PerImage:
+    """Lets a :class:`NoisyOccluder` stand in any per-image transform pipeline.
+
+    Takes a PIL image (modes L and RGB), a NumPy array [H, W] or [H, W, C], or a tensor [C, H, W] and
+    returns the same type, mode, shape and dtype.
+
+    Raises TypeError for anything else, and what the occluder raises.
+    """
+
+    def __init__(self, occluder: NoisyOccluder) -> None:
+        self.occluder = occluder
+
+    def __call__(self, image: Any, sample_id: int | None = None) -> Any:
+        """``sample_id`` keys the draw, as in :meth:`NoisyOccluder.forward`; None counts on."""
+        ids = None if sample_id is None else torch.tensor([sample_id])
+        if isinstance(image, Tensor):
+            if image.dim() != 3:
+                raise ValueError(f"image: expected shape [C, H, W], got {list(image.shape)}")
+            return self.occluder(image[None], ids)[0]
+        if isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3):
+                raise ValueError(f"image: expected shape [H, W] or [H, W, C], got {list(image.shape)}")
+            planes = torch.tensor(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+            out = self.occluder(planes[None], ids)[0].permute(1, 2, 0).contiguous().numpy()
+            return out if image.ndim == 3 else out[..., 0]
+        if hasattr(image, "getbands") and hasattr(image, "tobytes"):  # PIL, which is not required
+            if image.mode not in ("L", "RGB"):
+                raise ValueError(f"image: expected mode L or RGB, got {image.mode}; convert it first")
+            from PIL import Image
+
+            return Image.fromarray(self(np.asarray(image), sample_id))
+        raise TypeError(f"image: expected a PIL image, an array or a tensor, got {type(image).__name__}")

@@ -114,7 +114,7 @@ def test_the_counter_advances_and_can_be_restored():
 
 
 def test_images_are_never_changed_and_info_tells_what_happened():
-    images = torch.rand(50, 3, 30, 40) + 2
+    images = torch.rand(50, 3, 30, 40) * 0.9 + 1e-6
     before = images.clone()
     out, info = NoisyOccluder(((5, 9), (8, 12)), p=0.6, seed=2)(images, torch.arange(50), return_info=True)
     assert torch.equal(images, before)
@@ -124,6 +124,24 @@ def test_images_are_never_changed_and_info_tells_what_happened():
     painted = images.clone()
     again = NoisyOccluder(((5, 9), (8, 12)), p=0.6, seed=2).apply_(painted, torch.arange(50))
     assert torch.equal(painted, out) and torch.equal(again.boxes, info.boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.5, -0.25, float("nan"), float("inf")])
+def test_floats_outside_the_value_range_are_refused(dtype, value):
+    images = torch.rand(3, 2, 30, 30).to(dtype)
+    occluder = NoisyOccluder((9, 9))
+    occluder(images)
+    images[2, 1, 29, 29] = value
+    kept = images.clone()
+    for call in (occluder, occluder.apply_):
+        with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], the value_range of this occluder"):
+            call(images)
+    torch.testing.assert_close(images, kept, rtol=0, atol=0, equal_nan=True)
+    if value == value and abs(value) < 2:
+        NoisyOccluder((9, 9), value_range=(-2, 2))(images)
+    for edge in (0.0, 1.0):
+        occluder(torch.full((1, 1, 9, 9), edge, dtype=dtype))
 
 
 def test_value_range_and_dtypes():
@@ -186,6 +204,34 @@ def test_workers_and_epochs_do_not_repeat_each_other():
     assert len(images.unique(dim=0)) == 48
     torch.manual_seed(7)
     assert torch.equal(torch.cat(list(loader)), epochs[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (40, 30, 1), (40, 30, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_one_array_at_a_time(shape, dtype):
+    image = (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).astype(dtype)
+    image.flags.writeable = False
+    out = occfast.PerImage(NoisyOccluder((9, 8), seed=2))(image, sample_id=5)
+    assert type(out) is np.ndarray and out.shape == shape and out.dtype == dtype
+    planes = torch.tensor(image.reshape(40, 30, -1)).permute(2, 0, 1)
+    batch = NoisyOccluder((9, 8), seed=2)(planes[None], torch.tensor([5]))[0]
+    assert np.array_equal(out.reshape(40, 30, -1), batch.permute(1, 2, 0).numpy())
+    assert torch.equal(occfast.PerImage(NoisyOccluder((9, 8), seed=2))(planes, 5), batch)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_one_pil_image_at_a_time(mode):
+    from PIL import Image
+
+    image = Image.new(mode, (30, 40))
+    transform = occfast.PerImage(NoisyOccluder((9, 8), intensity=(1, 1), level=(0, 0)))
+    first, second = transform(image), transform(image)
+    assert first.mode == mode and first.size == (30, 40)
+    assert np.asarray(first).max() == 255 and not np.array_equal(np.asarray(first), np.asarray(second))
+    with pytest.raises(ValueError, match="image: expected mode L or RGB, got CMYK"):
+        transform(Image.new("CMYK", (30, 40)))
+    with pytest.raises(TypeError, match="image: expected a PIL image, an array or a tensor, got str"):
+        transform("face.png")
 
 
 BAD = {

@@ -88,3 +88,14 @@ def test_the_network_is_that_of_the_workload():
             layer.register_forward_hook(lambda layer, _, out: flops.append(2 * out.numel() * layer.weight[0].numel()))
     assert network(torch.zeros(1, 1, 100, 100)).shape == (1, 1000)
     assert len(flops) == 10 and sum(flops) / 1e9 == pytest.approx(1.53, abs=0.02)
+
+
+@torch.no_grad()
+def test_both_sweeps_give_the_same_map():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30 * 24, 3))
+    images = torch.randn(2, 1, 30, 24)
+    sweeps = gpu_check._sweepers(network, images, torch.arange(2 * 30 * 24))
+    maps = {name: sweep().clone() for name, sweep in sweeps.items()}
+    assert torch.equal(maps["pytorch"], maps["occfast"])
+    assert 0 < maps["occfast"].mean() < 1

@@ -44,7 +44,7 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
 template <class T> __global__ void __launch_bounds__(kThreads)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
                  const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
-                 Key key, float low, float high, int64_t tile) {
+                 Key key, float low, float high, int32_t* outside, int64_t tile) {
   const int64_t quads = (shape.w + 3) / 4, depth = channels_last ? shape.c : 1;
   const int64_t all = quads * shape.h * (channels_last ? 1 : shape.c), size = shape.c * shape.h * shape.w;
   const auto element_of = [&](int64_t quad) { return (quad / quads * shape.w + quad % quads * 4) * depth; };
@@ -56,6 +56,13 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
     for (int64_t first = blockIdx.y * tile; first < all; first += gridDim.y * tile) {
       const int64_t last = smaller(first + tile, all);
+      if (outside) {
+        bool found = false;
+        for (int64_t k = element_of(first) + threadIdx.x; k < element_of(last); k += kThreads)
+          found |= Scalar<T>::is_outside(images[n * size + k], low, high);
+        if (found) *outside = 1; // whoever writes, writes the same
+        if (out == images) __syncthreads();
+      }
       if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
       if (top >= bottom || left >= right) continue;
       if (out != images) __syncthreads();
@@ -89,7 +96,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 template <class T> int paint(const void* images, void* out, Shape shape, Strides strides,
                              const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
                              const float* levels, const float* intensities, uint64_t seed, float low, float high,
-                             Where where) {
+                             int32_t* outside, Where where) {
   const bool channels_last = strides.w != 1;
   const int64_t depth = channels_last ? shape.c : 1;
   const int64_t quads = (shape.w + 3) / 4 * shape.h * (channels_last ? 1 : shape.c);
@@ -97,7 +104,7 @@ template <class T> int paint(const void* images, void* out, Shape shape, Strides
   const int64_t tiles = (quads + fit - 1) / fit, tile = (quads + tiles - 1) / larger<int64_t>(tiles, 1);
   return launch(&paint_kernel<T>, dim3(blocks_for(shape.n, 1), blocks_for(tiles, 1)), kThreads, 0, where,
                 static_cast<const T*>(images), static_cast<T*>(out), shape, channels_last, sample_ids, boxes,
-                kinds, levels, intensities, key_of(seed), low, high, tile);
+                kinds, levels, intensities, key_of(seed), low, high, outside, tile);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -138,12 +145,12 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
 
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
                     const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
-                    const float* intensity, uint64_t seed, float low, float high, Where where) {
+                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where) {
   const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
                    : dtype == Dtype::kFloat16  ? &paint<Half>
                    : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
                                                : &paint<float>;
-  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, where);
+  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside, where);
 }
 
 int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where) {

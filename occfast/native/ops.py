@@ -288,7 +288,8 @@ def _fake_draw_occluders(
 
 
 def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, boxes: Tensor,
-           kind: Tensor, level: Tensor, intensity: Tensor, seed: int, low: float, high: float) -> None:  # fmt: skip
+           kind: Tensor, level: Tensor, intensity: Tensor, seed: int, low: float, high: float,
+           outside: Tensor | None = None) -> None:  # fmt: skip
     n, channels = images.shape[:2]
     for name, tensor, dtype, shape in (
         ("sample_ids", sample_ids, torch.int64, (n,)),
@@ -305,14 +306,18 @@ def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids:
         height, width = images.shape[-2:]
         inside = (boxes >= 0).all() and (boxes <= torch.tensor([height, width, height, width])).all()
         _expect(bool(inside), "boxes", f"(top, left, bottom, right) within {height}x{width}", "a box outside")
+    if outside is not None:
+        _expect_dtype(outside, "outside", torch.int32)
+        _expect_shape(outside, "outside", (1,))
+        _expect_device(images.device, outside=outside)
     native = _native(images.device)
     if native is None:
-        reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high)
+        reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high, outside)
         return
     held = [tensor.contiguous() for tensor in (sample_ids, boxes, kind, level, intensity)]
     _call(native.paint_occluders, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
           tuple(images.shape), _strides(images.shape, layout), *(tensor.data_ptr() for tensor in held),
-          seed, low, high)  # fmt: skip
+          seed, low, high, 0 if outside is None else outside.data_ptr())  # fmt: skip
 
 
 def _check_images(images: Tensor) -> None:
@@ -385,10 +390,12 @@ draw_occluders = _register(
 )
 
 _PAINT = (
-    "Tensor sample_ids, Tensor boxes, Tensor kind, Tensor level, Tensor intensity, int seed, float low, float high)"
+    "Tensor sample_ids, Tensor boxes, Tensor kind, Tensor level, Tensor intensity, int seed, float low, float high, "
+    "Tensor(b!)? outside=None)"
 )
 
-#: The images with drawn occluders painted on a copy.  ``low`` and ``high`` are the values of intensity 0 and 1.
+#: The images with drawn occluders painted on a copy.  ``low`` and ``high`` are the values of intensity 0 and 1;
+#: ``outside`` int32 [1] is set where a floating-point image has NaN or a value outside of them.
 paint_occluders = _register(
     f"paint_occluders(Tensor images, {_PAINT} -> Tensor", _paint_occluders, _fake_paint_occluders
 )

@@ -202,9 +202,12 @@ def paint_occluders(
     seed: int,
     low: float,
     high: float,
+    outside: Tensor | None = None,
 ) -> None:
     n, channels, height, width = images.shape
     device = images.device
+    if outside is not None and images.is_floating_point():
+        outside |= (~((images >= low) & (images <= high)).all()).to(outside.dtype)
     if out is not images:
         out.copy_(images)
     quads = (width + 3) // 4

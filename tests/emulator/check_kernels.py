@@ -17,7 +17,6 @@ import torch
 from occfast.native import loader, ops
 
 GRID = [7, 9, 2, 1, 3, 4, 5, 6]  # rows, columns, first row and column, steps, occluder height and width
-FULL = {"per_image": 63}
 
 
 def _load():
@@ -239,6 +238,25 @@ def test_each_noise_on_unaligned_images(each, kind):
         same(*each(lambda images=images: ops.paint_occluders(images, ids, *occluders, 9, 0.0, 1.0)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [None, 1.25, -0.5, float("nan"), -float("inf")])
+def test_values_outside_the_range_raise_the_flag(each, dtype, value):
+    images = torch.rand(3, 2, 9, 11).to(dtype)
+    if value is not None:
+        images[1, 1, 8, 10] = value
+    ids, law = drawn(3, 2, 9, 11)
+    occluders = ops.draw_occluders(*law)
+
+    def run():
+        flag = torch.zeros(1, dtype=torch.int32)
+        ops.paint_occluders(images, ids, *occluders, 9, 0.0, 1.0, flag)
+        return flag
+
+    flags = each(run)
+    same(*flags)
+    assert int(flags[0]) == (value is not None)
+
+
 def test_a_box_outside_the_image_stops_the_kernel():
     images = torch.zeros(1, 1, 8, 8)
     out = torch.zeros_like(images)
@@ -249,7 +267,7 @@ def test_a_box_outside_the_image_stops_the_kernel():
         with pytest.raises(RuntimeError, match="paint_occluders failed: unspecified launch failure"):
             EMULATED.paint_occluders(images.data_ptr(), out.data_ptr(), 3, (1, 1, 8, 8), (64, 64, 8, 1),
                                      ids.data_ptr(), boxes.data_ptr(), kind.data_ptr(), level.data_ptr(),
-                                     level.data_ptr(), 0, 0.0, 1.0, 1, 0)  # fmt: skip
+                                     level.data_ptr(), 0, 0.0, 1.0, 0, 1, 0)  # fmt: skip
 
 
 def test_philox_and_normals():
