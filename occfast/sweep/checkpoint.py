@@ -41,12 +41,12 @@ class SweepState:
     seconds: float = 0.0
     batch_size: int = 0
     layout: str = ""
+    method: str = ""
     digest: str = ""
     keep_per_image: bool = True
 
 
-_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "digest",
-           "keep_per_image")  # fmt: skip
+_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "method", "digest", "keep_per_image")
 
 
 def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class DenseEvaluator:
         self._last: Callable[[Tensor], Tensor] | None = None
         self.layout = "contiguous"
 
+    def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        return images.shape[0]
+
     def start(self, images: Tensor, fill: Tensor) -> None:
         self._images, self._fill = images, fill
 

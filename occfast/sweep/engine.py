@@ -166,7 +166,7 @@ class _Sweep:
 
     grid: SweepGrid
     state: SweepState
-    evaluator: Evaluator
+    evaluator: Evaluator | None = None  # chosen with the first images
     scores: Tensor  # of the block under way
 
     def __init__(
@@ -215,9 +215,8 @@ class _Sweep:
             squares=np.zeros(self.grid.positions),
             image_sum=np.zeros(shape),
             batch_size=self.options.batch_size or 0,
-            layout="contiguous" if self.options.batch_size else "",
+            layout="channels_last" if self.options.batch_size else "",  # the faster one, nearly always
         )
-        self.evaluator = DenseEvaluator(self.model, self.grid)
         self.begun = True
 
     # -- one block -------------------------------------------------------------------------------------
@@ -231,12 +230,18 @@ class _Sweep:
         scores = torch.zeros(n, grid.positions, dtype=torch.float64, device=images.device)
         if n:
             targets = self._targets(labels, clean)
-            self.evaluator.start(images, _fill_for(self.options.fill, images, self.options.seed))
-            total = n * grid.positions
-            self._choose_batch(total)
+            fill = _fill_for(self.options.fill, images, self.options.seed)
             if state.partial is not None:
                 scores.copy_(torch.from_numpy(state.partial))
-            self._sweep_positions(scores, targets, total, block.first)
+            self.scores = scores
+            self.evaluator = self.evaluator or self._choose_evaluator(images)
+            group = self.evaluator.images_at_once(images, self.options.memory_limit)
+            for first in range(0, n, group):
+                last = min(first + group, n)
+                if state.next < last * grid.positions:
+                    self.evaluator.start(images[first:last], fill[first:last] if fill.shape[0] == n else fill)
+                    self._choose_batch((last - first) * grid.positions)
+                    self._sweep_positions(targets, first, last, block.first)
         # One assignment, so that an interrupt finds the state before the block or after it.
         self.state = replace(
             state,
@@ -249,15 +254,17 @@ class _Sweep:
             skipped=state.skipped + block.images.shape[0] - n,
         )
 
-    def _sweep_positions(self, scores: Tensor, targets: dict[str, Tensor | None], total: int, first: int) -> None:
-        state, kind = self.state, ops.SCORES[self.options.score]
+    def _sweep_positions(self, targets: dict[str, Tensor | None], first: int, last: int, block_first: int) -> None:
+        """The positions of images first to last - 1 of the block, which the evaluator has taken."""
+        state, scores, kind = self.state, self.scores, ops.SCORES[self.options.score]
+        assert self.evaluator is not None
         bad = torch.zeros(1, dtype=torch.int32, device=scores.device)
-        self.scores = scores
-        while state.next < total:
-            stop = min(state.next + state.batch_size, total)
+        start, end = first * self.grid.positions, last * self.grid.positions
+        while state.next < end:
+            stop = min(state.next + state.batch_size, end)
             positions = torch.arange(state.next, stop, device=scores.device)
             try:
-                outputs = _checked_outputs(self.evaluator.outputs(positions), stop - state.next)
+                outputs = _checked_outputs(self.evaluator.outputs(positions - start), stop - state.next)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or state.batch_size == 1:
                     raise
@@ -268,13 +275,13 @@ class _Sweep:
                 continue
             ops.sweep_score(outputs, positions, self.grid.positions, kind, scores, bad,
                             targets["labels"], targets["references"], targets["baseline"])  # fmt: skip
-            if scores.device.type == "cpu" or stop == total:  # reading a GPU's flag waits for it
-                self._check_finite(bad, first)
+            if scores.device.type == "cpu" or stop == end:  # reading a GPU's flag waits for it
+                self._check_finite(bad, block_first)
             state.next = stop
             self.advanced = True
-            self.report(*self._done(total))
+            self.report(*self._done())
             if self.checkpoint and self.checkpoint.due():
-                self._check_finite(bad, first)
+                self._check_finite(bad, block_first)
                 self._save()
 
     def _check_finite(self, bad: Tensor, first: int) -> None:
@@ -319,9 +326,13 @@ class _Sweep:
         lengths = (mine.square().sum(1) * references.square().sum(1)).clamp(min=1e-300).sqrt()
         return {"labels": None, "references": references, "baseline": (mine * references).sum(1) / lengths}
 
+    def _choose_evaluator(self, images: Tensor) -> Evaluator:
+        return DenseEvaluator(self.model, self.grid)
+
     def _choose_batch(self, total: int) -> None:
         """Once for the whole sweep, so that a resumed one runs the same batches."""
         state = self.state
+        assert self.evaluator is not None
         if state.batch_size == 0:
             state.batch_size = self.evaluator.tune(total, self.options.memory_limit)
             state.layout = self.evaluator.layout
@@ -347,7 +358,7 @@ class _Sweep:
 
     # -- the record ------------------------------------------------------------------------------------
 
-    def _done(self, block_total: int) -> tuple[int, int | None]:
+    def _done(self) -> tuple[int, int | None]:
         """Positions done and, as far as it can be told, the number of all."""
         done = self._evaluations()
         if self.source.total is None:
@@ -355,7 +366,7 @@ class _Sweep:
         # Images still to come count as right; the block under way knows how many of its are.
         block_end = min(self.state.seen + _BLOCK_IMAGES, self.source.total)
         to_come = self.source.total - block_end
-        return done, self.state.used * self.grid.positions + block_total + to_come * self.grid.positions
+        return done, (self.state.used + self.scores.shape[0] + to_come) * self.grid.positions
 
     def _evaluations(self) -> int:
         return self.state.used * self.grid.positions + self.state.next
@@ -396,7 +407,7 @@ class _Sweep:
             per_image=per_image,
             grid=grid,
             score=self.options.score,
-            method=self.evaluator.method,
+            method=self.evaluator.method if self.evaluator else state.method,
             n_images=n,
             n_skipped=state.skipped,
             n_evaluations=self._evaluations(),

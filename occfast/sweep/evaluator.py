@@ -19,6 +19,10 @@ class Evaluator(Protocol):
     #: The memory layout that is in use, "contiguous" or "channels_last".
     layout: str
 
+    def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        """How many images like these :meth:`start` should get at a time, at least 1."""
+        ...
+
     def start(self, images: Tensor, fill: Tensor) -> object:
         """Take a block of images [n, C, H, W] and its fill (broadcasts to it; same dtype and device)."""
         ...
