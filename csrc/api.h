@@ -87,7 +87,7 @@ int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Str
                     const float* level, const float* intensity, uint64_t seed, float low, float high,
                     Where where);
 
-// rows [n, dim] minus their mean (computed here, or as given), with the squared length of each row
+// rows [n, dim] minus their mean (near_mean of it, computed here, or as given), with the squared length of each row
 // before (lengths, float64) and after (squares, in the rows' type).  unit: rows are unit vectors or
 // zero, and a zero row gets a square of -1.
 int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,

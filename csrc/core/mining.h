@@ -7,10 +7,8 @@
 
 #include "noise.h"
 
-#if !defined(__CUDA_ARCH__)
 #include <cmath>
 #include <limits>
-#endif
 
 namespace occfast {
 
@@ -71,6 +69,15 @@ OCCFAST_HD double root(double x) {
 }
 
 // -- distances ----------------------------------------------------------------------------------------
+
+// Distances do not depend on the origin, and products lose least about the centre.  A mean of few bits is
+// near enough, and keeps the differences of coordinates of few bits exact, so that equal distances stay equal.
+OCCFAST_HD double near_mean(double mean, int bits) {
+  int exponent = 0;
+  const double fraction = std::frexp(mean, &exponent);
+  return std::ldexp(std::rint(std::ldexp(fraction, bits)), exponent - bits);
+}
+template <class T> OCCFAST_HD int mean_bits() { return sizeof(T) == 8 ? 20 : 8; }
 
 // |a - b|^2 from a b and the squared lengths.  NaN stays NaN.
 template <class T> OCCFAST_HD T square_from_product(T product, T a_square, T b_square) {

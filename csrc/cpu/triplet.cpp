@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kLanes = 16;     // partial sums side by side, so that loops vectorise in a fixed order
 constexpr int64_t kBlock = 64;     // columns a step
-constexpr int64_t kFew = 40;       // positives up to which comparing beats searching
+constexpr int64_t kFew = 192;      // positives up to which comparing beats searching
+constexpr int64_t kTurns = 4;
 constexpr int64_t kMaxBins = 1024; // occfast/native/ops.py checks it
 
 template <class T> T add_lanes(const T* lane) {
@@ -48,6 +49,10 @@ void distances_of_row(T* row, int64_t columns, int64_t own, const T* a, const T*
   }
 }
 
+struct Histograms {
+  int64_t positive[kMaxBins] = {}, negative[kTurns][kMaxBins] = {};
+};
+
 // What one thread needs for the anchor at hand.
 template <class T> struct Work {
   explicit Work(int64_t columns)
@@ -64,7 +69,7 @@ template <class T> struct Work {
   std::vector<T> sorted;
   std::vector<int64_t> order;
   int64_t violating = 0, hard = 0; // triplets
-  int64_t histogram[2 * kMaxBins] = {};
+  Histograms histograms;
 };
 
 // Every positive against every negative.
@@ -108,8 +113,9 @@ void search(const std::vector<T>& sorted, const T* value, int64_t columns, int32
     int32_t position[kBlock] = {};
     for (auto step = static_cast<int32_t>((sorted.size() + 1) / 2); step > 0; step /= 2)
       for (int64_t k = 0; k < kBlock; ++k) {
+        // Arithmetic and no branch: which way it goes is as good as random.
         const T limit = threshold[position[k] + step - 1], x = value[first + k];
-        position[k] += (or_equal ? limit <= x : limit < x) ? step : 0;
+        position[k] += step & -static_cast<int32_t>(or_equal ? limit <= x : limit < x);
       }
     for (int64_t k = 0; k < kBlock; ++k) rank[first + k] = position[k];
   }
@@ -144,10 +150,8 @@ template <bool semihard, class T> void rank(Work<T>& work, int64_t columns, T ma
     work.count[j] = chosen;
     work.violating += positives - from;
     work.hard += positives - larger(from, work.below[j]);
-    if (chosen > 0) {
-      ++change[from];
-      --change[to];
-    }
+    change[from] += chosen > 0;
+    change[to] -= chosen > 0;
   }
   int64_t sum = 0;
   for (int32_t p = 0; p < positives; ++p) selected[work.order[p]] = sum += change[p];
@@ -161,11 +165,11 @@ template <bool semihard, class T> void count_pairs(Work<T>& work, int64_t column
 }
 
 template <class T> T smallest(const T* value, int64_t columns) {
-  T lane[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lane[l] = infinity<T>();
-  for (int64_t j = 0; j < columns; j += kLanes) // reads the filling, which is infinite
-    for (int64_t l = 0; l < kLanes; ++l) lane[l] = value[j + l] < lane[l] ? value[j + l] : lane[l];
-  return *std::min_element(lane, lane + kLanes);
+  T lane[kBlock];
+  for (int64_t l = 0; l < kBlock; ++l) lane[l] = infinity<T>();
+  for (int64_t j = 0; j < columns; j += kBlock) // reads the filling, which is infinite
+    for (int64_t l = 0; l < kBlock; ++l) lane[l] = value[j + l] < lane[l] ? value[j + l] : lane[l];
+  return *std::min_element(lane, lane + kBlock);
 }
 
 // One semi-hard negative for each positive that has any.
@@ -251,28 +255,28 @@ void positive_moments(const Work<T>& work, const std::vector<int64_t>* weights, 
   moment[2] = apart;
 }
 
+// Columns take turns at kTurns histograms, since neighbours often fall into one bin and an increment
+// would wait for the one before.
 template <class T>
 void add_histogram(const T* row, int64_t first, int64_t columns, const std::vector<int64_t>& positive, double top,
-                   int bins, int64_t* histogram) {
+                   int bins, Histograms& into) {
   const T scale = top > 0 ? static_cast<T>(bins / top) : T{0}, limit = static_cast<T>(bins - 1);
-  int32_t bin[kBlock];
   const auto bin_of = [&](T distance) {
     const T place = distance * scale;
     return static_cast<int32_t>(place < limit ? place : limit);
   };
-  int64_t* negatives = histogram + bins;
-  for (int64_t j = first; j < columns; j += kBlock) {
-    const int64_t used = smaller(kBlock, columns - j);
-    if (used == kBlock)
-      for (int64_t k = 0; k < kBlock; ++k) bin[k] = bin_of(row[j + k]);
-    else
-      for (int64_t k = 0; k < used; ++k) bin[k] = bin_of(row[j + k]);
-    for (int64_t k = 0; k < used; ++k) ++negatives[bin[k]];
+  int32_t bin[kBlock];
+  int64_t j = first;
+  for (; j + kBlock <= columns; j += kBlock) {
+    for (int64_t k = 0; k < kBlock; ++k) bin[k] = bin_of(row[j + k]);
+    for (int64_t k = 0; k < kBlock; k += kTurns)
+      for (int64_t turn = 0; turn < kTurns; ++turn) ++into.negative[turn][bin[k + turn]];
   }
+  for (; j < columns; ++j) ++into.negative[0][bin_of(row[j])];
   for (const int64_t p : positive)
     if (p >= first) {
-      --negatives[bin_of(row[p])];
-      ++histogram[bin_of(row[p])];
+      --into.negative[0][bin_of(row[p])];
+      ++into.positive[bin_of(row[p])];
     }
 }
 
@@ -321,7 +325,7 @@ void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares, 
     all_negatives(work, columns, record + kNegativePairs);
     nearest[i] = positives > 0 ? *std::min_element(work.distance.begin(), work.distance.end()) : none;
     nearest[pairs.rows + i] = closest;
-    add_histogram(row, pairs.own ? i + 1 : 0, columns, work.positive, top, bins, work.histogram);
+    add_histogram(row, pairs.own ? i + 1 : 0, columns, work.positive, top, bins, work.histograms);
   }
   positive_moments(work, nullptr, record + kPositivePairs);
 
@@ -383,7 +387,10 @@ void mine(void* values, const void* a, const void* b, const void* a_squares, con
   if (!law.statistics) return;
   for (const auto& work : works)
     if (work)
-      for (int k = 0; k < 2 * bins; ++k) histogram[k] += work->histogram[k];
+      for (int k = 0; k < bins; ++k) {
+        histogram[k] += work->histograms.positive[k];
+        for (const auto& negative : work->histograms.negative) histogram[bins + k] += negative[k];
+      }
 }
 
 // Slopes of a tile by the square of its distances: out[r][c].
@@ -473,7 +480,8 @@ void centre(const void* source, int64_t n, int64_t dim, bool given, bool unit, d
         double sum[kBlock] = {};
         for (int64_t i = 0; i < n; ++i)
           for (int64_t c = 0; c < width; ++c) sum[c] += rows[i * dim + k + c];
-        for (int64_t c = 0; c < width; ++c) mean[k + c] = n > 0 ? sum[c] / static_cast<double>(n) : 0.0;
+        for (int64_t c = 0; c < width; ++c) 
+          mean[k + c] = n > 0 ? near_mean(sum[c] / static_cast<double>(n), mean_bits<T>()) : 0.0;
       }
     });
   parallel_for(n, 64, where, [&](int64_t first, int64_t last) {

@@ -349,13 +349,14 @@ def _nothing(*_: Any) -> None:
 
 DISTANCES = {"squared_euclidean": 0, "euclidean": 1, "cosine": 2}
 MININGS = {"all": 0, "violating": 1, "semihard": 2, "semihard_random": 3, "hardest": 4}
-_MAX_BINS = 1024
+MAX_BINS = 1024
 
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products in the tensors' own type: neither autocast nor TF32 or bfloat16 inside."""
-    held = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    backends: Any = torch.backends
+    held = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
     before = held.fp32_precision
     held.fp32_precision = "ieee"
     try:
@@ -432,7 +433,7 @@ def _triplet_loss(
     _expect(0 <= beta <= 1, "beta", "a number in [0, 1]", beta)
     _expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
     _expect(0 <= step < 2**32, "step", "a number in [0, 2**32)", step)
-    _expect(1 <= bins <= _MAX_BINS, "bins", f"a number in [1, {_MAX_BINS}]", bins)
+    _expect(1 <= bins <= MAX_BINS, "bins", f"a number in [1, {MAX_BINS}]", bins)
     _expect(top >= 0, "top", "a distance, or 0 for a bound on those of the batch", top)
 
     a, a_labels = embeddings.contiguous(), labels.contiguous()
@@ -478,7 +479,8 @@ def _triplet_loss(
                 values, counts, totals, a_squares, b_squares, own, distance, hinge, beta
             )
         else:
-            row_sums, column_sums = a.new_empty(rows), a.new_empty(columns)
+            if not own:
+                row_sums, column_sums = a.new_empty(rows), a.new_empty(columns)
             _call(native.triplet_weights, device, values.data_ptr(), _OUTPUT_DTYPES[a.dtype], counts.data_ptr(),
                   totals.data_ptr(), a_squares.data_ptr(), b_squares.data_ptr(), sizes, choices, margin, beta,
                   row_sums.data_ptr(), column_sums.data_ptr())  # fmt: skip
@@ -503,17 +505,20 @@ def _fake_triplet_loss(
     columns = rows if references is None else references.shape[0]
     new, kept = embeddings.new_empty, int(gradient)
     double, long = torch.float64, torch.int64
+    sums = 0 if references is None else kept
     return (
         new(()), new(reference.SLOTS, dtype=double), new((2, rows if statistics else 0)),
         new((2, bins if statistics else 0), dtype=long), new(1, dtype=double), new(rows, dtype=double), new(rows),
-        new((rows * kept, columns * kept)), new(rows * kept), new(columns * kept), new((rows, dim)),
+        new((rows * kept, columns * kept)), new(rows * sums), new(columns * sums), new((rows, dim)),
         new((0, 0) if references is None else (columns, dim)),
     )  # fmt: skip
 
 
 def _triplet_loss_backward(
-    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, own: bool
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, embeddings: Tensor,
+    references: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    own = references is None
     _expect_shape(matrix, "matrix", (a.shape[0], a.shape[0] if own else b.shape[0]))
     a = a.contiguous()
     if own:
@@ -525,17 +530,17 @@ def _triplet_loss_backward(
 
 
 def _fake_triplet_loss_backward(
-    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, own: bool
+    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(a), b.new_empty((0, 0)) if own else torch.empty_like(b)
+    return torch.empty_like(a), torch.empty_like(b)
 
 
 def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.own, ctx.gradient = inputs[2] is None, inputs[-1]
+    ctx.gradient = inputs[-1]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.gradient:
-        ctx.save_for_backward(*output[7:])
+        ctx.save_for_backward(*output[7:], inputs[0], inputs[2])
 
 
 def _triplet_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -544,8 +549,8 @@ def _triplet_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | 
         return None, None, None, None, *nothing
     if not ctx.gradient:
         raise RuntimeError("triplet_loss: called with gradient=False, so it kept nothing to differentiate")
-    by_a, by_b = triplet_loss_backward(grad, *ctx.saved_tensors, ctx.own)
-    return by_a, None, None if ctx.own else by_b, None, *nothing
+    by_a, by_b = triplet_loss_backward(grad, *ctx.saved_tensors)
+    return by_a, None, None if ctx.saved_tensors[-1] is None else by_b, None, *nothing
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
@@ -618,10 +623,11 @@ triplet_loss = _register(
     _fake_triplet_loss,
 )
 
-#: The gradients by the embeddings and the references (empty where the embeddings are their own references).
+#: The gradients by the embeddings and the references (empty where the embeddings are their own references).  Of the last
+#: two only whether they need a gradient counts: a second derivative must be refused, not silently zero.
 triplet_loss_backward = _register(
     "triplet_loss_backward(Tensor grad, Tensor matrix, Tensor row_sums, Tensor column_sums, Tensor a, Tensor b, "
-    "bool own) -> (Tensor, Tensor)",
+    "Tensor embeddings, Tensor? references) -> (Tensor, Tensor)",
     _triplet_loss_backward,
     _fake_triplet_loss_backward,
 )

@@ -250,7 +250,9 @@ _TRIPLET = 2
 def centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = rows.double()
     if mean is None:
-        mean = wide.sum(0) / max(rows.shape[0], 1)
+        bits = 20 if rows.dtype == torch.float64 else 8
+        fraction, exponent = torch.frexp(wide.sum(0) / max(rows.shape[0], 1))
+        mean = torch.ldexp((fraction * 2.0**bits).round(), exponent - bits)
     centred = (wide - mean).to(rows.dtype)
     lengths = wide.square().sum(1)
     squares = centred.double().square().sum(1).to(rows.dtype)
@@ -287,6 +289,12 @@ def _moment(values: Tensor, weights: Tensor) -> Tensor:
     mean = torch.where(weights > 0, wide * weights, 0.0).sum() / weight.clamp(min=1)
     apart = torch.where(weights > 0, weights * (wide - mean).square(), 0.0).sum()
     return torch.stack((weight, mean, apart))
+
+
+def draw_negatives(anchor: Tensor, positive: Tensor, counts: Tensor, seed: int, step: int) -> Tensor:
+    """Which of its semi-hard negatives each pair takes, from (seed, step, pair) alone."""
+    stream, steps = torch.full_like(positive, _TRIPLET), torch.full_like(positive, step)
+    return philox(positive, stream, anchor, steps, seed & _WORD, seed >> 32)[0] * counts >> 32
 
 
 def mine_triplets(
@@ -329,9 +337,7 @@ def mine_triplets(
         violating, hard = violating + violates.sum(), hard + is_hard.sum()
         chosen = violates & ~is_hard if mining in (SEMIHARD, SEMIHARD_RANDOM) else violates
         if mining == SEMIHARD_RANDOM:
-            word = philox(p, torch.full_like(p, _TRIPLET), anchor, torch.full_like(p, step), seed & _WORD,
-                          seed >> 32)[0]  # fmt: skip
-            pick = word * chosen.sum(1) >> 32
+            pick = draw_negatives(anchor, p, chosen.sum(1), seed, step)
             chosen &= chosen.cumsum(1) == pick[:, None] + 1
         an += chosen
         ap[anchor, p] += chosen.sum(1)
@@ -418,4 +424,5 @@ def triplet_weights(
     row_sums, column_sums = -matrix.sum(1), -matrix.sum(0)
     if own:
         matrix.diagonal().copy_(row_sums)
+        return matrix.to(d.dtype), d.new_empty(0), d.new_empty(0)
     return matrix.to(d.dtype), row_sums.to(d.dtype), column_sums.to(d.dtype)
