@@ -31,13 +31,18 @@ using Choices = std::array<int, 5>;
 
 Pairs pairs_of(const std::array<int64_t, 3>& sizes, const Choices& choice, Address members, Address start,
                Address stop) {
-  return Pairs{sizes[0],         sizes[1],           sizes[2],         choice[0] != 0, at<int64_t>(members),
+  return Pairs{sizes[0],           sizes[1],         sizes[2], choice[0] != 0, at<int64_t>(members),
                at<int64_t>(start), at<int64_t>(stop)};
 }
 TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uint64_t seed, uint32_t step) {
-  return TripletLaw{static_cast<Distance>(choice[1]), static_cast<Select>(choice[2]), choice[3] != 0,
-                    choice[4] != 0,                   margin,                         beta,
-                    seed,                             step};
+  return TripletLaw{static_cast<Distance>(choice[1]),
+                    static_cast<Select>(choice[2]),
+                    choice[3] != 0,
+                    choice[4] != 0,
+                    margin,
+                    beta,
+                    seed,
+                    step};
 }
 
 void check(int status, const char* what) {
@@ -53,8 +58,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("workers", [](int threads, Address stream) { return workers(where_of(threads, stream)); });
 
   m.def("occlude_positions",
-        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize,
-           Four shape, Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
+        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize, Four shape,
+           Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
           py::gil_scoped_release release;
           check(occlude_positions(at<void>(images), at<void>(out), at<void>(fill), at<int64_t>(positions), count,
                                   itemsize, shape_of(shape), strides_of(strides), strides_of(fill_strides),
@@ -62,17 +67,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 "occlude_positions");
         });
 
-  m.def("sweep_score",
-        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t per_image,
-           int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
-           int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
-                            per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
-                            at<double>(baseline), at<double>(scores), at<int32_t>(bad),
-                            where_of(threads, stream)),
-                "sweep_score");
-        });
+  m.def("sweep_score", [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes,
+                          int64_t per_image, int kind, Address labels, Address references, Address baseline,
+                          Address scores, Address bad, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
+                      per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
+                      at<double>(baseline), at<double>(scores), at<int32_t>(bad), where_of(threads, stream)),
+          "sweep_score");
+  });
 
   m.def("sweep_accumulate", [](Address scores, int64_t images, int64_t per_image, Address sum, Address squares,
                                int threads, Address stream) {
@@ -82,34 +85,42 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "sweep_accumulate");
   });
 
-  m.def("draw_occluders",
-        [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,
-           int64_t columns, int64_t channels, int64_t height, int64_t width, uint64_t seed, float probability,
-           Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
-           Address kind, Address level, Address intensity, int threads, Address stream) {
-          OccluderLaw law{seed,     probability, sizes[0],  sizes[1],  sizes[2],  sizes[3], ranges[0],
-                          ranges[1], ranges[2],  ranges[3], static_cast<int>(kinds.size()), {},      grey};
-          if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
-          for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
-          py::gil_scoped_release release;
-          check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
-                               at<int64_t>(column_centers), columns, channels, height, width, law,
-                               at<int32_t>(boxes), at<uint8_t>(kind), at<float>(level), at<float>(intensity),
-                               where_of(threads, stream)),
-                "draw_occluders");
-        });
+  m.def("draw_occluders", [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows,
+                             Address column_centers, int64_t columns, int64_t channels, int64_t height,
+                             int64_t width, uint64_t seed, float probability, Four sizes,
+                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
+                             Address kind, Address level, Address intensity, int threads, Address stream) {
+    OccluderLaw law{seed,
+                    probability,
+                    sizes[0],
+                    sizes[1],
+                    sizes[2],
+                    sizes[3],
+                    ranges[0],
+                    ranges[1],
+                    ranges[2],
+                    ranges[3],
+                    static_cast<int>(kinds.size()),
+                    {},
+                    grey};
+    if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
+    for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
+    py::gil_scoped_release release;
+    check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
+                         at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
+                         at<uint8_t>(kind), at<float>(level), at<float>(intensity), where_of(threads, stream)),
+          "draw_occluders");
+  });
 
-  m.def("paint_occluders",
-        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address boxes,
-           Address kind, Address level, Address intensity, uint64_t seed, float low, float high, int threads,
-           Address stream) {
-          py::gil_scoped_release release;
-          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                                strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes),
-                                at<uint8_t>(kind), at<float>(level), at<float>(intensity), seed, low, high,
-                                where_of(threads, stream)),
-                "paint_occluders");
-        });
+  m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
+                              Address boxes, Address kind, Address level, Address intensity, uint64_t seed,
+                              float low, float high, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
+                          strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes), at<uint8_t>(kind),
+                          at<float>(level), at<float>(intensity), seed, low, high, where_of(threads, stream)),
+          "paint_occluders");
+  });
 
   m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
                           Address centred, Address squares, Address lengths, int threads, Address stream) {
@@ -128,31 +139,30 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "multiply");
   });
 
-  m.def("mine_triplets",
-        [](Address values, int dtype, Address a, Address b, Address a_squares, Address b_squares,
-           std::array<int64_t, 3> sizes, Choices choice, Address members, Address start, Address stop, double margin,
-           double beta, uint64_t seed, uint32_t step, Address top, int bins, Address counts, Address records,
-           Address pieces, Address totals, Address nearest, Address histogram, int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(mine_triplets(at<void>(values), static_cast<Dtype>(dtype), at<void>(a), at<void>(b),
-                              at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, members, start, stop),
-                              triplet_law_of(choice, margin, beta, seed, step), at<double>(top), bins,
-                              at<int32_t>(counts), at<double>(records), at<double>(pieces), at<double>(totals),
-                              at<void>(nearest), at<int64_t>(histogram), where_of(threads, stream)),
-                "mine_triplets");
-        });
+  m.def("mine_triplets", [](Address values, int dtype, Address a, Address b, Address a_squares, Address b_squares,
+                            std::array<int64_t, 3> sizes, Choices choice, Address members, Address start,
+                            Address stop, double margin, double beta, uint64_t seed, uint32_t step, Address top,
+                            int bins, Address counts, Address records, Address pieces, Address totals,
+                            Address nearest, Address histogram, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(mine_triplets(at<void>(values), static_cast<Dtype>(dtype), at<void>(a), at<void>(b), at<void>(a_squares),
+                        at<void>(b_squares), pairs_of(sizes, choice, members, start, stop),
+                        triplet_law_of(choice, margin, beta, seed, step), at<double>(top), bins,
+                        at<int32_t>(counts), at<double>(records), at<double>(pieces), at<double>(totals),
+                        at<void>(nearest), at<int64_t>(histogram), where_of(threads, stream)),
+          "mine_triplets");
+  });
 
-  m.def("triplet_weights",
-        [](Address values, int dtype, Address counts, Address totals, Address a_squares, Address b_squares,
-           std::array<int64_t, 3> sizes, Choices choice, double margin, double beta, Address row_sums,
-           Address column_sums, int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(triplet_weights(at<void>(values), static_cast<Dtype>(dtype), at<int32_t>(counts), at<double>(totals),
-                                at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, 0, 0, 0),
-                                triplet_law_of(choice, margin, beta, 0, 0), at<void>(row_sums),
-                                at<void>(column_sums), where_of(threads, stream)),
-                "triplet_weights");
-        });
+  m.def("triplet_weights", [](Address values, int dtype, Address counts, Address totals, Address a_squares,
+                              Address b_squares, std::array<int64_t, 3> sizes, Choices choice, double margin,
+                              double beta, Address row_sums, Address column_sums, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(triplet_weights(at<void>(values), static_cast<Dtype>(dtype), at<int32_t>(counts), at<double>(totals),
+                          at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, 0, 0, 0),
+                          triplet_law_of(choice, margin, beta, 0, 0), at<void>(row_sums), at<void>(column_sums),
+                          where_of(threads, stream)),
+          "triplet_weights");
+  });
 
   m.attr("triplet_sizes") = std::array<int, 2>{kSlots, kPieces};
 

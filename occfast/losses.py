@@ -335,7 +335,7 @@ def _working(embeddings: Tensor, distance: str) -> Tensor:
     if distance != "cosine":
         return working
     length = torch.linalg.vector_norm(working, dim=1, keepdim=True, dtype=torch.float64)
-    return working / torch.where(length > 0, length, 1.0).to(working.dtype)
+    return working / torch.where(length > 0, length, 1.0).to(working.dtype) * (length > 0)
 
 
 class _Triplets(nn.Module):
@@ -696,7 +696,7 @@ class LargeMarginCosine(nn.Module):
                     low, high = (int(edge) for edge in torch.aminmax(labels))
                     if low < 0 or high >= self.n_classes:
                         raise ValueError(f"labels: expected values in [0, {self.n_classes}), got [{low}, {high}]")
-                cosine = cosine - self.margin * F.one_hot(labels, self.n_classes)
+                cosine = cosine - self.margin * F.one_hot(labels, self.n_classes).to(dtype)
             return self.scale * cosine
 
     def extra_repr(self) -> str:

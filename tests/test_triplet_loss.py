@@ -193,6 +193,7 @@ def vectorised(x: Tensor, y: Tensor, mining: str, margin: float, beta: float | N
 @pytest.mark.parametrize("k", (2, 8, 65))
 @pytest.mark.parametrize(("dtype", "tolerance"), ((torch.float64, 1e-10), (torch.float32, 1e-5)))
 def test_larger_batches(mining: str, k: int, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)  # of this one no triplet is so near the margin that float32 selects otherwise
     y = torch.arange(195) // k
     centres = torch.randn(int(y.max()) + 1, 48, dtype=torch.float64)
     x = F.normalize(torch.randn(195, 48, dtype=torch.float64) + centres[y]).to(dtype)
@@ -407,7 +408,9 @@ def test_opcheck(mining: str, own: bool) -> None:
             (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, statistics, 8, 0.0, gradient),
         )
     held = [t.detach() for t in ops.triplet_loss(x, y, *refs, 0, 1, False, 0.5, 0.7, 0, 0, True, 8, 0.0, True)[7:]]
-    torch.library.opcheck(ops.triplet_loss_backward, (torch.tensor(1.0), *held, x, refs[0]))
+    torch.library.opcheck(
+        ops.triplet_loss_backward, (torch.tensor(1.0), *held, x.detach(), None if own else refs[0].detach())
+    )
 
 
 def test_compiles_whole() -> None:

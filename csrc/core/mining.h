@@ -36,9 +36,9 @@ struct Pairs {
 // What one anchor, or the batch, adds up to.  A moment is a count (a weight), a mean and a sum of
 // squared deviations, in three doubles.
 enum Slot : int {
-  kPositivePairs = 0,  // moments over pairs
+  kPositivePairs = 0, // moments over pairs
   kNegativePairs = 3,
-  kMinedPositive = 6,  // moments over mined triplets
+  kMinedPositive = 6, // moments over mined triplets
   kMinedNegative = 9,
   kActivePositive = 12, // of d_ap and d_an over the triplets that the loss weighs
   kActiveNegative = 15,
@@ -72,12 +72,11 @@ OCCFAST_HD double root(double x) {
 
 // Distances do not depend on the origin, and products lose least about the centre.  A mean of few bits is
 // near enough, and keeps the differences of coordinates of few bits exact, so that equal distances stay equal.
-OCCFAST_HD double near_mean(double mean, int bits) {
-  int exponent = 0;
-  const double fraction = std::frexp(mean, &exponent);
-  return std::ldexp(std::rint(std::ldexp(fraction, bits)), exponent - bits);
+// Rounded to 20 bits for float64, 8 for float32 (Veltkamp's splitting).
+template <class T> OCCFAST_HD double near_mean(double mean) {
+  const double spread = mean * (sizeof(T) == 8 ? 8589934593.0 : 35184372088833.0); // 2^33 + 1, 2^45 + 1
+  return spread - (spread - mean);
 }
-template <class T> OCCFAST_HD int mean_bits() { return sizeof(T) == 8 ? 20 : 8; }
 
 // |a - b|^2 from a b and the squared lengths.  NaN stays NaN.
 template <class T> OCCFAST_HD T square_from_product(T product, T a_square, T b_square) {

@@ -42,8 +42,7 @@ inline Vector<float>::type multiply_add(Vector<float>::type a, Vector<float>::ty
   return a * b + c;
 #endif
 }
-inline Vector<double>::type multiply_add(Vector<double>::type a, Vector<double>::type b,
-                                         Vector<double>::type c) {
+inline Vector<double>::type multiply_add(Vector<double>::type a, Vector<double>::type b, Vector<double>::type c) {
 #if defined(__AVX512F__)
   return (Vector<double>::type)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #elif defined(__FMA__) && defined(__AVX2__)
@@ -95,8 +94,8 @@ template <class T> void tile(int64_t depth, const T* a, const T* b, T* out, int6
 
 // out [m, n], contiguous, = A [m, k] B [k, n].  symmetric: A B is known to be (B is A transposed), and
 // only the half above the diagonal is computed.
-template <class T>
-void matrix_product(Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t k, bool symmetric, T* out, Where where) {
+template <class T> void matrix_product(Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t k, bool symmetric,
+                                       T* out, Where where) {
   constexpr int64_t width = 2 * Vector<T>::lanes;
   if (m == 0 || n == 0) return;
   if (k == 0) {

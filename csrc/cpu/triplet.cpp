@@ -8,9 +8,9 @@
 namespace occfast {
 namespace {
 
-constexpr int64_t kLanes = 16;     // partial sums side by side, so that loops vectorise in a fixed order
-constexpr int64_t kBlock = 64;     // columns a step
-constexpr int64_t kFew = 192;      // positives up to which comparing beats searching
+constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorise in a fixed order
+constexpr int64_t kBlock = 64; // columns a step
+constexpr int64_t kFew = 192;  // positives up to which comparing beats searching
 constexpr int64_t kTurns = 4;
 constexpr int64_t kMaxBins = 1024; // occfast/native/ops.py checks it
 
@@ -30,9 +30,8 @@ template <class T> T direct_square(const T* a, const T* b, int64_t dim) {
 }
 
 // Products become distances, in place.
-template <Distance kind, class T>
-void distances_of_row(T* row, int64_t columns, int64_t own, const T* a, const T* b, T a_square,
-                      const T* b_squares, int64_t dim) {
+template <Distance kind, class T> void distances_of_row(T* row, int64_t columns, int64_t own, const T* a,
+                                                        const T* b, T a_square, const T* b_squares, int64_t dim) {
   for (int64_t first = 0; first < columns; first += kBlock) {
     const int64_t last = smaller(columns, first + kBlock);
     int close = 0;
@@ -56,16 +55,17 @@ struct Histograms {
 // What one thread needs for the anchor at hand.
 template <class T> struct Work {
   explicit Work(int64_t columns)
-      : negative(static_cast<size_t>(columns + kBlock), infinity<T>()), count(static_cast<size_t>(columns + kBlock)),
-        below(static_cast<size_t>(columns + kBlock)), under(static_cast<size_t>(columns + kBlock)) {}
+      : negative(static_cast<size_t>(columns + kBlock), infinity<T>()),
+        count(static_cast<size_t>(columns + kBlock)), below(static_cast<size_t>(columns + kBlock)),
+        under(static_cast<size_t>(columns + kBlock)) {}
 
-  std::vector<T> negative;         // distances, infinite where the column is no negative or none at all
-  std::vector<int32_t> count;      // of positives that select the column
+  std::vector<T> negative;           // distances, infinite where the column is no negative or none at all
+  std::vector<int32_t> count;        // of positives that select the column
   std::vector<int32_t> below, under; // of positives, see search()
-  std::vector<int64_t> positive;   // columns
-  std::vector<T> distance;         // to the positives
-  std::vector<int64_t> selected;   // negatives of each positive
-  std::vector<int32_t> lane;       // [positive][kLanes]
+  std::vector<int64_t> positive;     // columns
+  std::vector<T> distance;           // to the positives
+  std::vector<int64_t> selected;     // negatives of each positive
+  std::vector<int32_t> lane;         // [positive][kLanes]
   std::vector<T> sorted;
   std::vector<int64_t> order;
   int64_t violating = 0, hard = 0; // triplets
@@ -257,9 +257,9 @@ void positive_moments(const Work<T>& work, const std::vector<int64_t>* weights, 
 
 // Columns take turns at kTurns histograms, since neighbours often fall into one bin and an increment
 // would wait for the one before.
-template <class T>
-void add_histogram(const T* row, int64_t first, int64_t columns, const std::vector<int64_t>& positive, double top,
-                   int bins, Histograms& into) {
+template <class T> void add_histogram(const T* row, int64_t first, int64_t columns,
+                                      const std::vector<int64_t>& positive, double top, int bins,
+                                      Histograms& into) {
   const T scale = top > 0 ? static_cast<T>(bins / top) : T{0}, limit = static_cast<T>(bins - 1);
   const auto bin_of = [&](T distance) {
     const T place = distance * scale;
@@ -281,10 +281,9 @@ void add_histogram(const T* row, int64_t first, int64_t columns, const std::vect
 }
 
 // One anchor: its distances, its counts and its record.
-template <class T>
-void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares, const T* b_squares, const Pairs& pairs,
-                 const TripletLaw& law, double top, int bins, Work<T>& work, int32_t* counts, double* record,
-                 T* nearest) {
+template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares,
+                                    const T* b_squares, const Pairs& pairs, const TripletLaw& law, double top,
+                                    int bins, Work<T>& work, int32_t* counts, double* record, T* nearest) {
   const int64_t columns = pairs.columns, own = pairs.own ? i : -1;
   const auto margin = static_cast<T>(law.margin);
   const auto convert = law.distance == Distance::kSquared     ? &distances_of_row<Distance::kSquared, T>
@@ -342,7 +341,8 @@ void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares, 
     std::fill(work.selected.begin(), work.selected.end(), 0);
     if (positives > 0 && negatives > 0) {
       const auto p = std::max_element(work.distance.begin(), work.distance.end()) - work.distance.begin();
-      const auto n = std::find(work.negative.begin(), work.negative.begin() + columns, closest) - work.negative.begin();
+      const auto n =
+          std::find(work.negative.begin(), work.negative.begin() + columns, closest) - work.negative.begin();
       const bool active = !law.hinge || is_violating(work.distance[p], closest, margin);
       work.selected[p] = work.count[n == columns ? 0 : n] = active;
       record[kMinedPositive] = record[kMinedNegative] = 1;
@@ -369,10 +369,9 @@ void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares, 
     counts[work.positive[p]] = -static_cast<int32_t>(work.selected[p]);
 }
 
-template <class T>
-void mine(void* values, const void* a, const void* b, const void* a_squares, const void* b_squares, Pairs pairs,
-          TripletLaw law, const double* top, int bins, int32_t* counts, double* records, void* nearest,
-          int64_t* histogram, Where where) {
+template <class T> void mine(void* values, const void* a, const void* b, const void* a_squares,
+                             const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins,
+                             int32_t* counts, double* records, void* nearest, int64_t* histogram, Where where) {
   constexpr int64_t kRows = 8; // a task
   std::vector<std::unique_ptr<Work<T>>> works(static_cast<size_t>(larger(where.threads, 1)));
   parallel_tasks((pairs.rows + kRows - 1) / kRows, where, [&](int64_t task) {
@@ -394,9 +393,9 @@ void mine(void* values, const void* a, const void* b, const void* a_squares, con
 }
 
 // Slopes of a tile by the square of its distances: out[r][c].
-template <class T>
-void tile_slopes(const T* values, const int32_t* counts, int64_t pitch, int64_t rows, int64_t columns,
-                 const Slope<T>& slope, Distance kind, const T* a_squares, const T* b_squares, T* out) {
+template <class T> void tile_slopes(const T* values, const int32_t* counts, int64_t pitch, int64_t rows,
+                                    int64_t columns, const Slope<T>& slope, Distance kind, const T* a_squares,
+                                    const T* b_squares, T* out) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* value = values + r * pitch;
     const int32_t* count = counts + r * pitch;
@@ -407,9 +406,9 @@ void tile_slopes(const T* values, const int32_t* counts, int64_t pitch, int64_t 
   }
 }
 
-template <class T>
-void weights(void* matrix, const int32_t* counts, const double* totals, const void* a_lengths, const void* b_lengths,
-             Pairs pairs, TripletLaw law, void* row_sums, void* column_sums, Where where) {
+template <class T> void weights(void* matrix, const int32_t* counts, const double* totals, const void* a_lengths,
+                                const void* b_lengths, Pairs pairs, TripletLaw law, void* row_sums,
+                                void* column_sums, Where where) {
   T* values = static_cast<T*>(matrix);
   const T *a_squares = static_cast<const T*>(a_lengths), *b_squares = static_cast<const T*>(b_lengths);
   const int64_t rows = pairs.rows, columns = pairs.columns;
@@ -469,9 +468,8 @@ void weights(void* matrix, const int32_t* counts, const double* totals, const vo
   });
 }
 
-template <class T>
-void centre(const void* source, int64_t n, int64_t dim, bool given, bool unit, double* mean, void* out,
-            void* squares, double* lengths, Where where) {
+template <class T> void centre(const void* source, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                               void* out, void* squares, double* lengths, Where where) {
   const T* rows = static_cast<const T*>(source);
   if (!given)
     parallel_for((dim + kBlock - 1) / kBlock, 1, where, [&](int64_t first, int64_t last) {
@@ -480,8 +478,8 @@ void centre(const void* source, int64_t n, int64_t dim, bool given, bool unit, d
         double sum[kBlock] = {};
         for (int64_t i = 0; i < n; ++i)
           for (int64_t c = 0; c < width; ++c) sum[c] += rows[i * dim + k + c];
-        for (int64_t c = 0; c < width; ++c) 
-          mean[k + c] = n > 0 ? near_mean(sum[c] / static_cast<double>(n), mean_bits<T>()) : 0.0;
+        for (int64_t c = 0; c < width; ++c)
+          mean[k + c] = n > 0 ? near_mean<T>(sum[c] / static_cast<double>(n)) : 0.0;
       }
     });
   parallel_for(n, 64, where, [&](int64_t first, int64_t last) {

@@ -623,8 +623,8 @@ triplet_loss = _register(
     _fake_triplet_loss,
 )
 
-#: The gradients by the embeddings and the references (empty where the embeddings are their own references).  Of the last
-#: two only whether they need a gradient counts: a second derivative must be refused, not silently zero.
+#: The gradients by the embeddings and the references (empty where the embeddings are their own references).  Of
+#: ``embeddings`` only whether they need a gradient counts: a second derivative must be refused, not silently 0.
 triplet_loss_backward = _register(
     "triplet_loss_backward(Tensor grad, Tensor matrix, Tensor row_sums, Tensor column_sums, Tensor a, Tensor b, "
     "Tensor embeddings, Tensor? references) -> (Tensor, Tensor)",

@@ -250,9 +250,9 @@ _TRIPLET = 2
 def centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = rows.double()
     if mean is None:
-        bits = 20 if rows.dtype == torch.float64 else 8
-        fraction, exponent = torch.frexp(wide.sum(0) / max(rows.shape[0], 1))
-        mean = torch.ldexp((fraction * 2.0**bits).round(), exponent - bits)
+        mean = wide.sum(0) / max(rows.shape[0], 1)
+        spread = mean * (2.0**33 + 1 if rows.dtype == torch.float64 else 2.0**45 + 1)
+        mean = spread - (spread - mean)
     centred = (wide - mean).to(rows.dtype)
     lengths = wide.square().sum(1)
     squares = centred.double().square().sum(1).to(rows.dtype)
