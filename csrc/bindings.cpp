@@ -58,8 +58,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("workers", [](int threads, Address stream) { return workers(where_of(threads, stream)); });
 
   m.def("occlude_positions",
-        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize, Four shape,
-           Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
+        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize,
+           Four shape, Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
           py::gil_scoped_release release;
           check(occlude_positions(at<void>(images), at<void>(out), at<void>(fill), at<int64_t>(positions), count,
                                   itemsize, shape_of(shape), strides_of(strides), strides_of(fill_strides),
@@ -67,15 +67,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 "occlude_positions");
         });
 
-  m.def("sweep_score", [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes,
-                          int64_t per_image, int kind, Address labels, Address references, Address baseline,
-                          Address scores, Address bad, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
-                      per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
-                      at<double>(baseline), at<double>(scores), at<int32_t>(bad), where_of(threads, stream)),
-          "sweep_score");
-  });
+  m.def("sweep_score",
+        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t images,
+           int64_t per_image, int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
+           int threads, Address stream) {
+          py::gil_scoped_release release;
+          check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
+                            images, per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
+                            at<double>(baseline), at<double>(scores), at<int32_t>(bad),
+                            where_of(threads, stream)),
+                "sweep_score");
+        });
 
   m.def("sweep_accumulate", [](Address scores, int64_t images, int64_t per_image, Address sum, Address squares,
                                int threads, Address stream) {
@@ -85,42 +87,34 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "sweep_accumulate");
   });
 
-  m.def("draw_occluders", [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows,
-                             Address column_centers, int64_t columns, int64_t channels, int64_t height,
-                             int64_t width, uint64_t seed, float probability, Four sizes,
-                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
-                             Address kind, Address level, Address intensity, int threads, Address stream) {
-    OccluderLaw law{seed,
-                    probability,
-                    sizes[0],
-                    sizes[1],
-                    sizes[2],
-                    sizes[3],
-                    ranges[0],
-                    ranges[1],
-                    ranges[2],
-                    ranges[3],
-                    static_cast<int>(kinds.size()),
-                    {},
-                    grey};
-    if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
-    for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
-    py::gil_scoped_release release;
-    check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
-                         at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
-                         at<uint8_t>(kind), at<float>(level), at<float>(intensity), where_of(threads, stream)),
-          "draw_occluders");
-  });
+  m.def("draw_occluders",
+        [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,
+           int64_t columns, int64_t channels, int64_t height, int64_t width, uint64_t seed, float probability,
+           Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
+           Address kind, Address level, Address intensity, int threads, Address stream) {
+          OccluderLaw law{seed,     probability, sizes[0],  sizes[1],  sizes[2],  sizes[3], ranges[0],
+                          ranges[1], ranges[2],  ranges[3], static_cast<int>(kinds.size()), {},      grey};
+          if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
+          for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
+          py::gil_scoped_release release;
+          check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
+                               at<int64_t>(column_centers), columns, channels, height, width, law,
+                               at<int32_t>(boxes), at<uint8_t>(kind), at<float>(level), at<float>(intensity),
+                               where_of(threads, stream)),
+                "draw_occluders");
+        });
 
-  m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
-                              Address boxes, Address kind, Address level, Address intensity, uint64_t seed,
-                              float low, float high, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                          strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes), at<uint8_t>(kind),
-                          at<float>(level), at<float>(intensity), seed, low, high, where_of(threads, stream)),
-          "paint_occluders");
-  });
+  m.def("paint_occluders",
+        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address boxes,
+           Address kind, Address level, Address intensity, uint64_t seed, float low, float high, int threads,
+           Address stream) {
+          py::gil_scoped_release release;
+          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
+                                strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes),
+                                at<uint8_t>(kind), at<float>(level), at<float>(intensity), seed, low, high,
+                                where_of(threads, stream)),
+                "paint_occluders");
+        });
 
   m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
                           Address centred, Address squares, Address lengths, int threads, Address stream) {

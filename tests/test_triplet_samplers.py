@@ -62,7 +62,7 @@ def test_ranks_share_an_epoch() -> None:
     whole = sorted(map(tuple, PKSampler(LABELS, 4, 2, 9)))
     parts = [list(map(tuple, PKSampler(LABELS, 4, 2, 9, num_replicas=3, rank=rank))) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1
-    assert sorted(sum(parts, [])) == whole  # 12 batches: none is left over
+    assert sorted(batch for part in parts for batch in part) == whole  # 12 batches: none is left over
     uneven = [PKSampler(LABELS, 4, 2, 9, num_replicas=5, rank=rank) for rank in range(5)]
     assert [len(sampler) for sampler in uneven] == [2] * 5
 

@@ -47,6 +47,14 @@ OCCFAST_HD float square_root(float value) {
 #endif
 }
 
+OCCFAST_HD double square_root(double value) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(value);
+#else
+  return std::sqrt(value);
+#endif
+}
+
 // Natural logarithm of a normal positive float32; absolute error below 1e-6 for x in (0, 1].
 OCCFAST_HD float natural_log(float x) {
   // Split x = m 2^e with m in [sqrt(1/2), sqrt(2)): adding the offset makes the exponent field

@@ -192,7 +192,7 @@ def _sweep_score(
     outputs, positions = outputs.contiguous(), positions.contiguous()
     held = [None if t is None else t.contiguous() for t in (labels, references, baseline)]
     _call(native.sweep_score, device, outputs.data_ptr(), _OUTPUT_DTYPES[outputs.dtype], positions.data_ptr(),
-          outputs.shape[0], classes, per_image, kind, *(0 if t is None else t.data_ptr() for t in held),
+          outputs.shape[0], classes, images, per_image, kind, *(0 if t is None else t.data_ptr() for t in held),
           scores.data_ptr(), bad.data_ptr())  # fmt: skip
 
 
