@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorise in a fixed order
 constexpr int64_t kBlock = 64; // columns a step
 constexpr int64_t kFew = 192;  // positives up to which comparing beats searching
-constexpr int64_t kTurns = 4;
+constexpr int64_t kTurns = 8;
 constexpr int64_t kMaxBins = 1024; // occfast/native/ops.py checks it
 
 template <class T> T add_lanes(const T* lane) {
@@ -49,7 +49,7 @@ template <Distance kind, class T> void distances_of_row(T* row, int64_t columns,
 }
 
 struct Histograms {
-  int64_t positive[kMaxBins] = {}, negative[kTurns][kMaxBins] = {};
+  int64_t positive[kMaxBins] = {}, negative[kMaxBins][kTurns] = {};
 };
 
 // What one thread needs for the anchor at hand.
@@ -270,12 +270,12 @@ template <class T> void add_histogram(const T* row, int64_t first, int64_t colum
   for (; j + kBlock <= columns; j += kBlock) {
     for (int64_t k = 0; k < kBlock; ++k) bin[k] = bin_of(row[j + k]);
     for (int64_t k = 0; k < kBlock; k += kTurns)
-      for (int64_t turn = 0; turn < kTurns; ++turn) ++into.negative[turn][bin[k + turn]];
+      for (int64_t turn = 0; turn < kTurns; ++turn) ++into.negative[bin[k + turn]][turn];
   }
-  for (; j < columns; ++j) ++into.negative[0][bin_of(row[j])];
+  for (; j < columns; ++j) ++into.negative[bin_of(row[j])][0];
   for (const int64_t p : positive)
     if (p >= first) {
-      --into.negative[0][bin_of(row[p])];
+      --into.negative[bin_of(row[p])][0];
       ++into.positive[bin_of(row[p])];
     }
 }
@@ -388,7 +388,7 @@ template <class T> void mine(void* values, const void* a, const void* b, const v
     if (work)
       for (int k = 0; k < bins; ++k) {
         histogram[k] += work->histograms.positive[k];
-        for (const auto& negative : work->histograms.negative) histogram[bins + k] += negative[k];
+        for (const int64_t turn : work->histograms.negative[k]) histogram[bins + k] += turn;
       }
 }
 

@@ -16,7 +16,7 @@ template <class T> __device__ __forceinline__ T block_sum(T value) {
   __syncthreads(); // the results of the call before have been read
   partial[threadIdx.x] = value;
   __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
     __syncthreads();
   }
@@ -41,7 +41,7 @@ template <class T> __device__ __forceinline__ Best<T> block_best(Best<T> mine) {
   value[threadIdx.x] = mine.value;
   index[threadIdx.x] = mine.index;
   __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) {
       mine.take(value[threadIdx.x + half], index[threadIdx.x + half]);
       value[threadIdx.x] = mine.value;
