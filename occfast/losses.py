@@ -335,7 +335,8 @@ def _working(embeddings: Tensor, distance: str) -> Tensor:
     if distance != "cosine":
         return working
     length = torch.linalg.vector_norm(working, dim=1, keepdim=True, dtype=torch.float64)
-    return working / torch.where(length > 0, length, 1.0).to(working.dtype) * (length > 0)
+    unit: Tensor = working / torch.where(length > 0, length, 1.0).to(working.dtype) * (length > 0)
+    return unit
 
 
 class _Triplets(nn.Module):

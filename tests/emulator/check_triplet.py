@@ -86,7 +86,9 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                 for name, other in (("native", native), ("twin", twin)):
                     for k, (got, want) in enumerate(zip(emulated, other, strict=True)):
                         assert got.shape == want.shape, (name, k)
-                        torch.testing.assert_close(got, want, **tight, msg=lambda text, k=k, name=name: f"{name} {k}: {text}")
+                        torch.testing.assert_close(
+                            got, want, **tight, msg=lambda t, k=k, n=name: f"{n} {k}: {t}"
+                        )
                 # Counts are integers: equal to the last one, unless float32 sums differ at a threshold.
                 if dtype == torch.float64 or kind == "tied":
                     counts = [reference.CANDIDATES, reference.VIOLATING_TRIPLETS, reference.HARD_TRIPLETS,
