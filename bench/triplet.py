@@ -1,15 +1,15 @@
 """Triplet losses, forward and backward, beside pytorch-metric-learning and plain PyTorch.
 
-Run ``python -m bench.triplet`` (``--help`` for sizes); JSON goes to ``bench/results/triplet.json``.  Providers take turns
-in one process, and the best of the rounds counts; ratios, not times, carry from one machine to another.  Peak memory is
-that of a process of its own for each row (``--memory``).
+Run ``python -m bench.triplet`` (``--help`` for sizes); JSON goes to ``bench/results/triplet.json``.  Providers take
+turns in one process, and the best of the rounds counts; ratios, not times, carry from one machine to another.  Peak
+memory is that of a process of its own for each row (``--memory``).
 
 The floor of a step on B embeddings of D numbers of s bytes, whatever the method:
 
-- two matrix products: B² D operations of each kind for the distances (they are symmetric, so half of 2 B² D), 2 B² D for
-  the gradient: 3 B² D floating-point operations;
-- passes over B² entries: write the distances, read them and write the counts, read both and write the weights, read the
-  weights: (1 + 1 + 1 + 1) s + 2 · 4 bytes an entry, at least, once B² no longer fits into the cache.
+- two matrix products: half of 2 B² D operations for the distances, which are symmetric, and 2 B² D for the gradient:
+  3 B² D floating-point operations;
+- passes over B² entries: write the distances, read them and write the counts, read both and write the weights, read
+  the weights: 5 s + 2 · 4 bytes an entry, once B² no longer fits into the cache.
 
 ``floor_fraction`` is (3 B² D / the machine's own rate for its library's square product of this type) / measured time;
 above 1 it means that this product runs faster than the library's.
