@@ -77,9 +77,8 @@ def main() -> None:
     after = look()
     figure = plot_score_distributions({"before": before, "after": after})
     figure.savefig(HERE / "triplet.png", dpi=110)
-    print(
-        "| mining | mined triplets | mean d_ap | mean d_an | var d_ap | var d_an |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| mining | mined triplets | mean d_ap | mean d_an | var d_ap | var d_an |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for mining in ("all", "violating", "semihard", "semihard_random", "hardest"):
         s = look(mining).as_dict()
         print(f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "

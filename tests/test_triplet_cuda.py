@@ -16,6 +16,7 @@ from occfast.native import loader, ops
 from .emulator import build
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(build.missing()), reason=str(build.missing()))
 def test_kernels_against_the_cpu_and_the_twin() -> None:
     loader.module("cpu")  # built here: no compiler is to run under the sanitizer

@@ -277,6 +277,7 @@ def test_random_semihard_repeats_from_its_state() -> None:
 @pytest.mark.parametrize("mining", ops.MININGS)
 @pytest.mark.parametrize("beta", (0.7, None))
 def test_gradcheck(mining: str, distance: str, beta: float | None) -> None:
+    torch.manual_seed(0)  # no triplet so near a threshold that a step of gradcheck crosses it
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     r = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     y, z = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 0, 1, 2])
