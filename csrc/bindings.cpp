@@ -26,6 +26,25 @@ Strides strides_of(const Four& v) { return Strides{v[0], v[1], v[2], v[3]}; }
 Grid grid_of(const Eight& v) { return Grid{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
 Where where_of(int threads, Address stream) { return Where{threads, at<void>(stream)}; }
 
+// own, distance, selection, hinge, statistics
+using Choices = std::array<int, 5>;
+
+Pairs pairs_of(const std::array<int64_t, 3>& sizes, const Choices& choice, Address members, Address start,
+               Address stop) {
+  return Pairs{sizes[0],           sizes[1],         sizes[2], choice[0] != 0, at<int64_t>(members),
+               at<int64_t>(start), at<int64_t>(stop)};
+}
+TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uint64_t seed, uint32_t step) {
+  return TripletLaw{static_cast<Distance>(choice[1]),
+                    static_cast<Select>(choice[2]),
+                    choice[3] != 0,
+                    choice[4] != 0,
+                    margin,
+                    beta,
+                    seed,
+                    step};
+}
+
 void check(int status, const char* what) {
   if (status != 0) throw std::runtime_error(std::string("occfast: ") + what + " failed: " + error_text(status));
 }
@@ -96,6 +115,50 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                                 at<int32_t>(outside), where_of(threads, stream)),
                 "paint_occluders");
         });
+
+  m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
+                          Address centred, Address squares, Address lengths, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(centre_rows(at<void>(rows), static_cast<Dtype>(dtype), n, dim, given, unit, at<double>(mean),
+                      at<void>(centred), at<void>(squares), at<double>(lengths), where_of(threads, stream)),
+          "centre_rows");
+  });
+
+  m.def("multiply", [](Address a, int64_t a_row, int64_t a_column, Address b, int64_t b_row, int64_t b_column,
+                       int dtype, int64_t rows, int64_t columns, int64_t depth, bool symmetric, Address out,
+                       int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(multiply(at<void>(a), a_row, a_column, at<void>(b), b_row, b_column, static_cast<Dtype>(dtype), rows,
+                   columns, depth, symmetric, at<void>(out), where_of(threads, stream)),
+          "multiply");
+  });
+
+  m.def("mine_triplets", [](Address values, int dtype, Address a, Address b, Address a_squares, Address b_squares,
+                            std::array<int64_t, 3> sizes, Choices choice, Address members, Address start,
+                            Address stop, double margin, double beta, uint64_t seed, uint32_t step, Address top,
+                            int bins, Address counts, Address records, Address pieces, Address totals,
+                            Address nearest, Address histogram, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(mine_triplets(at<void>(values), static_cast<Dtype>(dtype), at<void>(a), at<void>(b), at<void>(a_squares),
+                        at<void>(b_squares), pairs_of(sizes, choice, members, start, stop),
+                        triplet_law_of(choice, margin, beta, seed, step), at<double>(top), bins,
+                        at<int32_t>(counts), at<double>(records), at<double>(pieces), at<double>(totals),
+                        at<void>(nearest), at<int64_t>(histogram), where_of(threads, stream)),
+          "mine_triplets");
+  });
+
+  m.def("triplet_weights", [](Address values, int dtype, Address counts, Address totals, Address a_squares,
+                              Address b_squares, std::array<int64_t, 3> sizes, Choices choice, double margin,
+                              double beta, Address row_sums, Address column_sums, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(triplet_weights(at<void>(values), static_cast<Dtype>(dtype), at<int32_t>(counts), at<double>(totals),
+                          at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, 0, 0, 0),
+                          triplet_law_of(choice, margin, beta, 0, 0), at<void>(row_sums), at<void>(column_sums),
+                          where_of(threads, stream)),
+          "triplet_weights");
+  });
+
+  m.attr("triplet_sizes") = std::array<int, 2>{kSlots, kPieces};
 
   m.def("philox_words", [](Address counters, Address keys, int64_t n, Address words, int threads, Address stream) {
     check(philox_words(at<uint32_t>(counters), at<uint32_t>(keys), n, at<uint32_t>(words),

@@ -5,13 +5,23 @@ Importing compiles nothing; the kernels are built at the first call that needs t
 
 from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
 from .errors import DataError, NativeUnavailable
+from .losses import (
+    BatchTripletLoss,
+    LargeMarginCosine,
+    TripletLoss,
+    TripletMiner,
+    TripletStats,
+    plot_score_distributions,
+)
 from .native import backend
 from .sweep import OcclusionMap, SweepGrid, occlusion_map
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchTripletLoss",
     "DataError",
+    "LargeMarginCosine",
     "LocationDistribution",
     "NativeUnavailable",
     "NoisyOccluder",
@@ -19,7 +29,11 @@ __all__ = [
     "OcclusionMap",
     "PerImage",
     "SweepGrid",
+    "TripletLoss",
+    "TripletMiner",
+    "TripletStats",
     "__version__",
     "backend",
     "occlusion_map",
+    "plot_score_distributions",
 ]

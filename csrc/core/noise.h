@@ -17,7 +17,7 @@ namespace occfast {
 enum NoiseKind : int { kSaltAndPepper = 0, kSpeckle = 1, kGaussian = 2, kNoNoise = 3 };
 
 // Philox counters are (block, stream, sample low, sample high); one stream for each purpose.
-enum Stream : uint32_t { kPixels = 0, kOccluder = 1 };
+enum Stream : uint32_t { kPixels = 0, kOccluder = 1, kTriplet = 2 };
 
 OCCFAST_HD float from_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
