@@ -3,6 +3,7 @@
 Importing compiles nothing; the kernels are built at the first call that needs them.
 """
 
+from . import data, models
 from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
 from .errors import DataError, NativeUnavailable
 from .losses import (
@@ -34,6 +35,8 @@ __all__ = [
     "TripletStats",
     "__version__",
     "backend",
+    "data",
+    "models",
     "occlusion_map",
     "plot_score_distributions",
 ]
