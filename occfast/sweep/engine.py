@@ -22,8 +22,10 @@ from .checkpoint import Checkpoint, SweepState, fingerprint
 from .dense import DenseEvaluator
 from .evaluator import Evaluator
 from .geometry import Border, SweepGrid
+from .incremental import IncrementalEvaluator
 from .maps import OcclusionMap
 from .memory import is_out_of_memory
+from .plan import NotIncremental
 from .source import Block, Source
 
 _log = logging.getLogger("occfast")
@@ -31,7 +33,10 @@ _log = logging.getLogger("occfast")
 Score = Literal["error", "score_drop", "similarity_drop"]
 Fill = float | Sequence[float] | Literal["mean", "noise"] | Tensor
 
-METHODS = ("auto", "dense")
+METHODS = ("auto", "dense", "incremental")
+_WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
+_CHECKED = 8  # positions compared with the dense sweep on every call
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}  # of outputs, relative to the largest
 _BLOCK_IMAGES = 64  # images whose scores are summed at a time
 _CLEAN_BATCH = 16  # images in an unoccluded forward pass
 _KEEP_BYTES = 2**30  # per-image scores are part of the result up to this size
@@ -76,7 +81,9 @@ def occlusion_map(
         "error": 1 where the class of the largest output (the lowest of equals) differs from the label (Eq. 3);
         "score_drop": the label's output without the occluder minus with it;
         "similarity_drop": the drop of the cosine similarity to the reference embedding
-    method : "auto" or "dense"; ``OcclusionMap.method`` says which ran
+    method : "dense": a forward pass a position; "incremental": only what the occluder changes is computed again,
+        equal to the dense sweep but for rounding; "auto": incremental where the model can be swept so and it
+        pays.  ``OcclusionMap.method`` says which ran
     tolerance : for methods that estimate; the methods here are exact and refuse it
     seed : of fill="noise"
     batch_size : positions in a forward pass; None measures what is fastest within ``memory_limit`` (a batch
@@ -182,6 +189,7 @@ class _Sweep:
         self.checkpoint, self.report = checkpoint, report
         self.started = time.perf_counter()
         self.begun = False
+        self.checked = False
         self.advanced = False  # beyond what the checkpoint holds
 
     def run(self) -> OcclusionMap:
@@ -239,8 +247,12 @@ class _Sweep:
             for first in range(0, n, group):
                 last = min(first + group, n)
                 if state.next < last * grid.positions:
-                    self.evaluator.start(images[first:last], fill[first:last] if fill.shape[0] == n else fill)
+                    part, cover = images[first:last], fill[first:last] if fill.shape[0] == n else fill
+                    self.evaluator.start(part, cover)
                     self._choose_batch((last - first) * grid.positions)
+                    if self.evaluator.method != "dense" and not self.checked:
+                        self._check_evaluator(part, cover)
+                        self.checked = True
                     self._sweep_positions(targets, first, last, block.first)
         # One assignment, so that an interrupt finds the state before the block or after it.
         self.state = replace(
@@ -327,7 +339,42 @@ class _Sweep:
         return {"labels": None, "references": references, "baseline": (mine * references).sum(1) / lengths}
 
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
-        return DenseEvaluator(self.model, self.grid)
+        """The one that ``method`` names; for "auto" the incremental one where it can be had and pays."""
+        dense, method = DenseEvaluator(self.model, self.grid), self.state.method or self.options.method
+        if method == "dense":
+            return dense
+        try:
+            if not isinstance(self.model, nn.Module):
+                raise NotIncremental("a function can't be traced, an nn.Module can")
+            incremental = IncrementalEvaluator(self.model, self.grid, images)
+        except NotIncremental as reason:
+            if method == "incremental":
+                raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
+            _log.info("the sweep is dense: %s", reason)
+            return dense
+        if method == "auto" and incremental.predicted_speedup < _WORTH_IT:
+            _log.info("the sweep is dense: an incremental one would be %.2f times as fast", incremental.predicted_speedup)
+            return dense
+        return incremental
+
+    def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
+        """Compare a few seeded positions with the dense sweep: a wrong map must never come out."""
+        assert self.evaluator is not None
+        total = images.shape[0] * self.grid.positions
+        count = max(1, min(_CHECKED, total // 500))
+        positions = torch.randint(total, (count,), generator=torch.Generator().manual_seed(self.options.seed))
+        positions = positions.to(images.device)
+        dense = DenseEvaluator(self.model, self.grid)
+        dense.start(images, fill)
+        expected, got = dense.outputs(positions).double(), self.evaluator.outputs(positions).double()
+        difference = float((got - expected).abs().max())
+        allowed = _AGREEMENT.get(images.dtype, 0.1) * float(expected.abs().max())
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g} where {allowed:.2g} is "
+                "rounding; is the model deterministic, and each row of its output a function of that image alone? "
+                "method='dense' makes no such assumption"
+            )
 
     def _choose_batch(self, total: int) -> None:
         """Once for the whole sweep, so that a resumed one runs the same batches."""
@@ -336,6 +383,7 @@ class _Sweep:
         if state.batch_size == 0:
             state.batch_size = self.evaluator.tune(total, self.options.memory_limit)
             state.layout = self.evaluator.layout
+        state.method = self.evaluator.method
         self.evaluator.set_layout(state.layout)
 
     def _sums(self, scores: Tensor) -> dict[str, Any]:
