@@ -58,6 +58,26 @@ int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int6
 int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
                      double* squares, Where where);
 
+// The incremental sweep.  out[m] [height, width, C] is the window of maps[images[m]] whose first pixel
+// is origins[m] (row, column), with patches[m] laid over the map first, its first pixel at
+// patch_origins[m]; both may reach outside the map, where the window gets `padding` and the patch is
+// cut.  maps [N, H, W, C], patches [count, patch_height, patch_width, C] (or null), out: all dense.
+// Elements of 2, 4 or 8 bytes are moved, never interpreted; padding holds the bits of one.
+struct GatherWindows {
+  const void* maps;
+  const void* patches;
+  void* out;
+  const int64_t* images;
+  const int64_t* origins;       // [count, 2]
+  const int64_t* patch_origins; // [count, 2]
+  int64_t count;
+  Shape shape; // of maps
+  int64_t height, width, patch_height, patch_width;
+  uint64_t padding;
+};
+
+int gather_windows(const GatherWindows& g, int itemsize, Where where);
+
 // What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
 struct OccluderLaw {
   uint64_t seed;

@@ -68,6 +68,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "sweep_accumulate");
   });
 
+  m.def("gather_windows",
+        [](Address maps, Address patches, Address out, Address images, Address origins, Address patch_origins,
+           int64_t count, Four shape, Four sizes, uint64_t padding, int itemsize, int threads, Address stream) {
+          const GatherWindows g{at<void>(maps),       at<void>(patches),          at<void>(out), at<int64_t>(images),
+                                at<int64_t>(origins), at<int64_t>(patch_origins), count,         shape_of(shape),
+                                sizes[0],             sizes[1],                   sizes[2],      sizes[3],
+                                padding};
+          py::gil_scoped_release release;
+          check(gather_windows(g, itemsize, where_of(threads, stream)), "gather_windows");
+        });
+
   m.def("draw_occluders",
         [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,
            int64_t columns, int64_t channels, int64_t height, int64_t width, uint64_t seed, float probability,

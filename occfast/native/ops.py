@@ -8,6 +8,7 @@ backends; the native modules get raw addresses (``csrc/api.h``).  Importing this
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -216,6 +217,70 @@ def _sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
           total.data_ptr(), squares.data_ptr())  # fmt: skip
 
 
+# -- gather_windows ------------------------------------------------------------------------------------
+
+_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32,
+         torch.float64: torch.int64}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _bits(value: float, dtype: torch.dtype) -> int:
+    """The bits of a number in a dtype."""
+    as_integer = int(torch.tensor(value, dtype=dtype).view(_BITS[dtype]))
+    return as_integer % 2 ** (8 * torch.empty((), dtype=dtype).element_size())
+
+
+def _gather_windows(
+    maps: Tensor,
+    images: Tensor,
+    origins: Tensor,
+    height: int,
+    width: int,
+    patches: Tensor | None,
+    patch_origins: Tensor | None,
+    padding: float,
+) -> Tensor:
+    _expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
+    _expect_dtype(maps, "maps", *_BITS)
+    _expect_dtype(images, "images", torch.int64)
+    _expect(images.dim() == 1, "images", "one dimension", list(images.shape))
+    count, channels = images.shape[0], maps.shape[1]
+    _expect_dtype(origins, "origins", torch.int64)
+    _expect_shape(origins, "origins", (count, 2))
+    _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
+    _expect((patches is None) == (patch_origins is None), "patch_origins", "a tensor with patches, None without",
+            patch_origins)  # fmt: skip
+    if patches is not None and patch_origins is not None:
+        _expect_dtype(patches, "patches", maps.dtype)
+        _expect(patches.dim() == 4 and patches.shape[:2] == (count, channels), "patches",
+                f"shape [{count}, {channels}, h, w]", list(patches.shape))  # fmt: skip
+        _expect_dtype(patch_origins, "patch_origins", torch.int64)
+        _expect_shape(patch_origins, "patch_origins", (count, 2))
+    _expect_device(maps.device, images=images, origins=origins, patches=patches, patch_origins=patch_origins)
+    _check_positions(images, maps.shape[0])
+    native = _native(maps.device)
+    if native is None:
+        out = reference.gather_windows(maps, images, origins, height, width, patches, patch_origins, padding)
+        return out.contiguous(memory_format=torch.channels_last)
+    maps, images, origins = maps.contiguous(memory_format=torch.channels_last), images.contiguous(), origins.contiguous()
+    out = torch.empty((count, channels, height, width), dtype=maps.dtype, device=maps.device,
+                      memory_format=torch.channels_last)  # fmt: skip
+    patch, patch_origin, patch_size = 0, 0, (0, 0)
+    if patches is not None and patch_origins is not None:
+        patches = patches.contiguous(memory_format=torch.channels_last)
+        patch_origins = patch_origins.contiguous()
+        patch, patch_origin, patch_size = patches.data_ptr(), patch_origins.data_ptr(), tuple(patches.shape[-2:])
+    _call(native.gather_windows, maps.device, maps.data_ptr(), patch, out.data_ptr(), images.data_ptr(),
+          origins.data_ptr(), patch_origin, count, tuple(maps.shape), (height, width, *patch_size),
+          _bits(padding, maps.dtype), maps.element_size())  # fmt: skip
+    return out
+
+
+def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: int, width: int, *_: Any) -> Tensor:
+    out = maps.new_empty((images.shape[0], maps.shape[1], height, width))
+    return out.contiguous(memory_format=torch.channels_last)
+
+
 # -- draw_occluders ------------------------------------------------------------------------------------
 
 
@@ -372,6 +437,17 @@ sweep_accumulate = _register(
     "sweep_accumulate(Tensor scores, Tensor(a!) total, Tensor(b!) squares) -> ()",
     _sweep_accumulate,
     _nothing,
+)
+
+#: ``(maps [N,C,H,W], images int64 [M], origins int64 [M,2], height, width, patches [M,C,h,w], patch_origins
+#: int64 [M,2], padding) -> [M,C,height,width]`` channels_last: the window of map ``images[m]`` that begins at
+#: (row, column) ``origins[m]``, with ``patches[m]`` laid over the map at ``patch_origins[m]`` and ``padding``
+#: outside the map.  Maps and patches in channels_last are not copied.
+gather_windows = _register(
+    "gather_windows(Tensor maps, Tensor images, Tensor origins, int height, int width, Tensor? patches, "
+    "Tensor? patch_origins, float padding) -> Tensor",
+    _gather_windows,
+    _fake_gather_windows,
 )
 
 #: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``

@@ -76,6 +76,30 @@ def sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
         squares += row * row
 
 
+def gather_windows(
+    maps: Tensor,
+    images: Tensor,
+    origins: Tensor,
+    height: int,
+    width: int,
+    patches: Tensor | None,
+    patch_origins: Tensor | None,
+    padding: float,
+) -> Tensor:
+    h, w = maps.shape[-2:]
+    y = origins[:, 0].view(-1, 1, 1) + torch.arange(height, device=maps.device).view(1, -1, 1)
+    x = origins[:, 1].view(-1, 1, 1) + torch.arange(width, device=maps.device).view(1, 1, -1)
+    inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+    out = maps[images.view(-1, 1, 1), :, y.clamp(0, h - 1), x.clamp(0, w - 1)]  # [M, height, width, C]
+    if patches is not None and patch_origins is not None:
+        i, j = y - patch_origins[:, 0].view(-1, 1, 1), x - patch_origins[:, 1].view(-1, 1, 1)
+        ph, pw = patches.shape[-2:]
+        covered = (i >= 0) & (i < ph) & (j >= 0) & (j < pw)
+        m = torch.arange(patches.shape[0], device=maps.device).view(-1, 1, 1)
+        out = torch.where(covered.unsqueeze(-1), patches[m, :, i.clamp(0, ph - 1), j.clamp(0, pw - 1)], out)
+    return out.masked_fill(~inside.unsqueeze(-1), padding).permute(0, 3, 1, 2)
+
+
 # -- noisy occluders -----------------------------------------------------------------------------------
 
 
