@@ -28,6 +28,7 @@ class _Side:
     extents: dict[int, Extent]  # of each step's rectangle
     windows: dict[tuple[int, int], Extent]  # of the window of a step's input
     crops: dict[int, Extent]  # of a transposed convolution's rectangle in what it computes
+    same: set[tuple[int, int]]  # inputs whose rectangle is the window already
     table: Tensor  # [slots, grid rows] int64: all starts
 
 
@@ -127,6 +128,7 @@ class IncrementalEvaluator:
         extents: dict[int, Extent] = {}
         windows: dict[tuple[int, int], Extent] = {}
         crops: dict[int, Extent] = {}
+        same: set[tuple[int, int]] = set()
         for step in self.steps:
             if not step.is_map:
                 continue
@@ -144,8 +146,9 @@ class IncrementalEvaluator:
             elif step.kind == "join":
                 for k, source in enumerate(step.inputs):
                     before = extents[source]
-                    if before.length != mine.length or (before.start != mine.start)[members].any():
-                        windows[step.index, k] = mine
+                    windows[step.index, k] = mine
+                    if before.length == mine.length and (before.start == mine.start)[members].all():
+                        same.add((step.index, k))
             elif step.kind == "transpose":
                 # Input rows that reach the rectangle; one more, so that what is computed covers it all.
                 first = (mine.start + a.padding - a.span + 1) // a.stride
@@ -153,10 +156,10 @@ class IncrementalEvaluator:
                 windows[step.index, 0] = Extent(int((last - first)[members].max()) + 2, first)
                 crops[step.index] = Extent(mine.length, mine.start - (first * a.stride - a.padding))
         everything = [*extents.values(), *windows.values(), *crops.values()]
-        grid, axis_ = self.grid, axis
-        unclipped = grid.first[axis_] + grid.stride[axis_] * np.arange(len(everything[0].start)) - grid.occluder[axis_] // 2
+        grid = self.grid
+        unclipped = grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
         table = torch.from_numpy(np.stack([*(e.start for e in everything), unclipped, np.zeros_like(unclipped)]))
-        return _Side(extents, windows, crops, table)
+        return _Side(extents, windows, crops, same, table)
 
     # The sweep --------------------------------------------------------------------------------------
 
@@ -255,11 +258,6 @@ class _State:
         self.e, self.rows, self.columns, self.n, self.starts, self.slot = evaluator, rows, columns, n, starts, slot
         self.sizes: dict[fx.Node, Any] = {}
 
-    def window(self, source: int, values: dict[int, Tensor], name: Any, padding: float) -> Tensor:
-        height, width = self.rows.windows[name].length, self.columns.windows[name].length
-        return ops.gather_windows(self.e._kept[source], self.n, self.starts[self.slot[name]], height, width,
-                                  values[source], self.starts[self.slot[source]], padding)  # fmt: skip
-
     def whole(self, source: int, values: dict[int, Tensor]) -> Tensor:
         """The full map with the rectangle pasted."""
         rectangle, step = values[source], self.e.steps[source]
@@ -282,10 +280,10 @@ class _State:
             inputs = []
             for k, source in enumerate(step.inputs):
                 name = (step.index, k)
-                if name in self.rows.windows or name in self.columns.windows:
-                    inputs.append(self._read(step, k, values))
-                else:
+                if name in self.rows.same and name in self.columns.same:
                     inputs.append(values[source])
+                else:
+                    inputs.append(self._read(step, k, values))
         if step.index in e.fast:
             out = e.fast[step.index](inputs[0])
         elif step.run is None:
@@ -308,10 +306,9 @@ class _State:
 
     def _read(self, step: Step, k: int, values: dict[int, Tensor]) -> Tensor:
         source, name = step.inputs[k], (step.index, k)
-        window = [side.windows.get(name, side.extents[step.index]) for side in (self.rows, self.columns)]
-        slot = self.slot.get(name, self.slot[step.index])
-        return ops.gather_windows(self.e._kept[source], self.n, self.starts[slot], window[0].length, window[1].length,
-                                  values[source], self.starts[self.slot[source]], step.padding_value)  # fmt: skip
+        height, width = self.rows.windows[name].length, self.columns.windows[name].length
+        return ops.gather_windows(self.e._kept[source], self.n, self.starts[self.slot[name]], height, width, values[source],
+                                  self.starts[self.slot[source]], step.padding_value)  # fmt: skip
 
     def interpret(self, node: fx.Node, values: dict[int, Tensor]) -> Any:
         """A node of the traced graph, over the whole maps of this batch."""
