@@ -78,6 +78,44 @@ struct GatherWindows {
 
 int gather_windows(const GatherWindows& g, int itemsize, Where where);
 
+// Where an occluder cuts a map along one axis: rows [low, high) may differ from the clean map; those
+// before full_low depend on the occluder's first edge alone, those from full_high on its last edge
+// alone, the rest are as if everything were occluded.  strip and corner: the first row of the piece
+// that holds the rows of the first edge, and of the last.
+struct Cuts {
+  int64_t low, full_low, full_high, high;
+  int64_t strip[2], corner[2];
+};
+
+// Early sharing.  As gather_windows, but the occluded map is put together from pieces: the clean map,
+// the map of a fully occluded image, strips that all positions of a grid row (column) share, and four
+// corners of each position.  Window e of entries belongs to position m = e % count, which lies on
+// image images[m] in grid row rows[m] and grid column columns[m].  row_strips [2, strip_rows,
+// strip_height, W, C] and column_strips [2, strip_columns, H, strip_width, C]: first and last edge;
+// corners [2 (rows), 2 (columns), count, corner_height, corner_width, C].  Pieces that are empty may
+// be null.
+struct GatherPieces {
+  const void* maps;
+  const void* full;
+  const void* row_strips;
+  const void* column_strips;
+  const void* corners;
+  void* out;
+  const int64_t* images;
+  const int64_t* rows;
+  const int64_t* columns;
+  const Cuts* row_cuts;
+  const Cuts* column_cuts;
+  const int64_t* origins; // [entries, 2]
+  int64_t entries, count;
+  Shape shape; // of maps and full
+  int64_t height, width;
+  int64_t strip_rows, strip_height, strip_columns, strip_width, corner_height, corner_width;
+  uint64_t padding;
+};
+
+int gather_pieces(const GatherPieces& g, int itemsize, Where where);
+
 // What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
 struct OccluderLaw {
   uint64_t seed;

@@ -79,6 +79,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           check(gather_windows(g, itemsize, where_of(threads, stream)), "gather_windows");
         });
 
+  m.def("gather_pieces",
+        [](Address maps, Address full, Address row_strips, Address column_strips, Address corners, Address out,
+           Address images, Address rows, Address columns, Address row_cuts, Address column_cuts, Address origins,
+           int64_t entries, int64_t count, Four shape, Eight sizes, uint64_t padding, int itemsize, int threads,
+           Address stream) {
+          const GatherPieces g{at<void>(maps),        at<void>(full),     at<void>(row_strips), at<void>(column_strips),
+                               at<void>(corners),     at<void>(out),      at<int64_t>(images),  at<int64_t>(rows),
+                               at<int64_t>(columns),  at<Cuts>(row_cuts), at<Cuts>(column_cuts), at<int64_t>(origins),
+                               entries,               count,              shape_of(shape),      sizes[0],
+                               sizes[1],              sizes[2],           sizes[3],             sizes[4],
+                               sizes[5],              sizes[6],           sizes[7],             padding};
+          py::gil_scoped_release release;
+          check(gather_pieces(g, itemsize, where_of(threads, stream)), "gather_pieces");
+        });
+
   m.def("draw_occluders",
         [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,
            int64_t columns, int64_t channels, int64_t height, int64_t width, uint64_t seed, float probability,

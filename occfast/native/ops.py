@@ -281,6 +281,83 @@ def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: 
     return out.contiguous(memory_format=torch.channels_last)
 
 
+# -- gather_pieces -------------------------------------------------------------------------------------
+
+
+def _gather_pieces(
+    maps: Tensor,
+    full: Tensor,
+    images: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    row_cuts: Tensor,
+    column_cuts: Tensor,
+    origins: Tensor,
+    height: int,
+    width: int,
+    row_strips: Tensor | None,
+    column_strips: Tensor | None,
+    corners: Tensor | None,
+    padding: float,
+) -> Tensor:
+    _expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
+    _expect_dtype(maps, "maps", *_BITS)
+    _, channels, map_height, map_width = maps.shape
+    _expect_shape(full, "full", tuple(maps.shape))
+    for name, index in (("images", images), ("rows", rows), ("columns", columns)):
+        _expect_dtype(index, name, torch.int64)
+        _expect_shape(index, name, (images.numel(),))
+    count, entries = images.numel(), origins.shape[0]
+    _expect_dtype(origins, "origins", torch.int64)
+    _expect_shape(origins, "origins", (entries, 2))
+    _expect(count > 0 and entries % count == 0, "origins", f"a multiple of {count} windows", entries)
+    for name, cuts in (("row_cuts", row_cuts), ("column_cuts", column_cuts)):
+        _expect_dtype(cuts, name, torch.int64)
+        _expect_shape(cuts, name, (cuts.shape[0], 8))
+    _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
+    for name, piece, shape in (
+        ("row_strips", row_strips, (2 * row_cuts.shape[0], channels, None, map_width)),
+        ("column_strips", column_strips, (2 * column_cuts.shape[0], channels, map_height, None)),
+        ("corners", corners, (4 * count, channels, None, None)),
+    ):
+        if piece is not None:
+            fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(shape, piece.shape, strict=True))
+            _expect(fits, name, f"shape {list(shape)}", list(piece.shape))
+    for name, piece in (("full", full), ("row_strips", row_strips), ("column_strips", column_strips), ("corners", corners)):
+        if piece is not None:
+            _expect_dtype(piece, name, maps.dtype)
+    _expect_device(maps.device, full=full, images=images, rows=rows, columns=columns, row_cuts=row_cuts,
+                   column_cuts=column_cuts, origins=origins, row_strips=row_strips, column_strips=column_strips,
+                   corners=corners)  # fmt: skip
+    _check_positions(images, maps.shape[0])
+    _check_positions(rows, row_cuts.shape[0])
+    _check_positions(columns, column_cuts.shape[0])
+    native = _native(maps.device)
+    if native is None:
+        out = reference.gather_pieces(maps, full, images, rows, columns, row_cuts, column_cuts, origins, height, width,
+                                      row_strips, column_strips, corners, padding)  # fmt: skip
+        return out.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last
+    maps, full = maps.contiguous(memory_format=layout), full.contiguous(memory_format=layout)
+    pieces = [None if t is None else t.contiguous(memory_format=layout) for t in (row_strips, column_strips, corners)]
+    indices = [t.contiguous() for t in (images, rows, columns, row_cuts, column_cuts, origins)]
+    out = torch.empty((entries, channels, height, width), dtype=maps.dtype, device=maps.device, memory_format=layout)
+    heights = [0 if t is None else t.shape[2] for t in pieces]
+    widths = [0 if t is None else t.shape[3] for t in pieces]
+    _call(native.gather_pieces, maps.device, maps.data_ptr(), full.data_ptr(),
+          *(0 if t is None else t.data_ptr() for t in pieces), out.data_ptr(), *(t.data_ptr() for t in indices),
+          entries, count, tuple(maps.shape),
+          (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
+          _bits(padding, maps.dtype), maps.element_size())  # fmt: skip
+    return out
+
+
+def _fake_gather_pieces(maps: Tensor, full: Tensor, images: Tensor, rows: Tensor, columns: Tensor, row_cuts: Tensor,
+                        column_cuts: Tensor, origins: Tensor, height: int, width: int, *_: Any) -> Tensor:  # fmt: skip
+    out = maps.new_empty((origins.shape[0], maps.shape[1], height, width))
+    return out.contiguous(memory_format=torch.channels_last)
+
+
 # -- draw_occluders ------------------------------------------------------------------------------------
 
 
@@ -448,6 +525,19 @@ gather_windows = _register(
     "Tensor? patch_origins, float padding) -> Tensor",
     _gather_windows,
     _fake_gather_windows,
+)
+
+#: As ``gather_windows``, from a map that is put together from pieces (``csrc/api.h``): clean ``maps`` and
+#: fully occluded ``full`` [N,C,H,W]; ``row_strips`` [2R,C,h,W] and ``column_strips`` [2Q,C,H,w], first the
+#: R (Q) of the occluder's first edge; ``corners`` [4M,C,h,w], top left, top right, bottom left, bottom right.
+#: Position m is on image ``images[m]``, grid row ``rows[m]``, column ``columns[m]``; window e belongs to
+#: position e % M.  ``row_cuts`` int64 [R,8] and ``column_cuts`` [Q,8]: the fields of ``Cuts``.
+gather_pieces = _register(
+    "gather_pieces(Tensor maps, Tensor full, Tensor images, Tensor rows, Tensor columns, Tensor row_cuts, "
+    "Tensor column_cuts, Tensor origins, int height, int width, Tensor? row_strips, Tensor? column_strips, "
+    "Tensor? corners, float padding) -> Tensor",
+    _gather_pieces,
+    _fake_gather_pieces,
 )
 
 #: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``

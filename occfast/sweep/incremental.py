@@ -6,6 +6,7 @@ from a window of the layer before: its rectangle with a halo, laid over the kept
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from .plan import Analysis, Extent, Intervals, MapRef, NotIncremental, Part, Ste
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
+_FAR = 1 << 40  # beyond every map
+
+
 @dataclass
 class _Side:
     """The geometry of one class of grid rows (or columns): lengths, and where they start on every grid row."""
@@ -29,7 +33,20 @@ class _Side:
     windows: dict[tuple[int, int], Extent]  # of the window of a step's input
     crops: dict[int, Extent]  # of a transposed convolution's rectangle in what it computes
     same: set[tuple[int, int]]  # inputs whose rectangle is the window already
+    slot: dict[Any, int]  # where each is in the table
     table: Tensor  # [slots, grid rows] int64: all starts
+    ends: _Ends | None  # of the shared steps: the corners
+
+
+@dataclass
+class _Ends:
+    """Of shared steps: the pieces at the occluder's first and last edge, for a class of grid rows."""
+
+    length: dict[int, int]  # of a step's piece; 0: there is none
+    window: dict[tuple[int, int], int]  # of the window of its input
+    slot: dict[Any, int]
+    table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
+    cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
 
 
 class IncrementalEvaluator:
@@ -42,6 +59,11 @@ class IncrementalEvaluator:
     images : [N, C, H, W] with N >= 1: an example of what will be swept (shape, dtype, device).
     most_classes : how many groups of grid rows (and of columns) may have rectangles of their own size.
     batch : positions computed together; None: as many as stay in the processor's cache.
+    fold_tail : compute a convolution whose map is only averaged from window sums.
+    share_early : where receptive fields are smaller than the occluder, compute only its four corners for
+        each position; the edges between are shared by a grid row or column, the middle by all.
+    expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
+        for each image, which few positions do not repay.
 
     Raises NotIncremental, with the reason, for a model that can't be swept this way.
     """
@@ -56,17 +78,27 @@ class IncrementalEvaluator:
         *,
         most_classes: int = 8,
         batch: int | None = None,
+        fold_tail: bool = True,
+        share_early: bool = True,
+        expected: int | None = None,
     ) -> None:
         self.grid = grid
         self.batch = batch
+        self.expected = grid.positions if expected is None else expected
         with torch.no_grad():
             self.traced = trace(model)
-            self.analysis = Analysis(self.traced, _example(images))
+            self.analysis = Analysis(self.traced, _example(images), fold_tail)
             _check(model, self.traced, images)
         self.steps = self.analysis.steps
         self._program()
-        self._geometry(most_classes)
+        self._geometry(most_classes, share_early)
+        self.keep = {
+            source for s in self.steps for source in s.inputs
+            if s.kind not in ("point", "scale") or source < self.shared <= s.index
+        }  # fmt: skip
         self._kept: dict[int, Tensor] = {}
+        self._full: dict[int, Tensor] = {}
+        self._strips: dict[int, _Strips] = {}
 
     # Preparation ------------------------------------------------------------------------------------
 
@@ -79,7 +111,6 @@ class IncrementalEvaluator:
             [*(s for s in steps if s.is_map), *at.values(), *self.analysis.sized],
             key=lambda entry: position[self.analysis.first[entry.index]] if isinstance(entry, Step) else position[entry],
         )
-        self.keep = {s.inputs[k] for s in steps for k in range(len(s.inputs)) if s.kind not in ("point", "scale")}
         output = self.analysis.values[self.analysis.output] if self.analysis.output else None
         if isinstance(output, MapRef):
             raise NotIncremental("its output is a map")
@@ -95,9 +126,8 @@ class IncrementalEvaluator:
                             final[value] = k
         for source, k in final.items():
             self.last_use.setdefault(k, []).append(source)
-        self.fast = {s.index: _fast_conv(s) for s in steps if s.conv is not None}
 
-    def _geometry(self, most: int) -> None:
+    def _geometry(self, most: int, share: bool) -> None:
         steps, grid = self.steps, self.grid
         self.intervals: list[list[Intervals]] = []
         for axis in (0, 1):
@@ -109,20 +139,73 @@ class IncrementalEvaluator:
                     rows[step.index] = through(step, axis, [rows[k] for k in step.inputs],
                                                [steps[k].size[axis] for k in step.inputs])  # fmt: skip
             self.intervals.append([rows.get(s.index, rows[0]) for s in steps])
+        self.shared = self._choose_shared() if share else 0
         self.sides: list[list[_Side]] = []
         self.classes: list[Tensor] = []
         for axis in (0, 1):
-            mine, other = self.intervals[axis], self.intervals[1 - axis]
-            counted = [s.index for s in steps if s.is_map and s.macs]
-            weights = [steps[k].macs * float((other[k].high - other[k].low).mean()) for k in counted]
-            groups = classes([mine[k] for k in counted], weights, most)
-            if not counted:
-                groups = [np.arange(grid.rows if axis == 0 else grid.columns)]
-            label = np.zeros(grid.rows if axis == 0 else grid.columns, np.int64)
+            count = grid.rows if axis == 0 else grid.columns
+            lengths, weights = [], []
+            for step in steps:
+                if step.is_map and step.macs:
+                    mine, other = (self._lengths(step, a) for a in (axis, 1 - axis))
+                    lengths.append(mine)
+                    weights.append(step.macs * float(other.mean()) * (4 if step.index < self.shared else 1))
+            groups = classes(lengths, weights, most) if lengths else [np.arange(count)]
+            label = np.zeros(count, np.int64)
             for k, members in enumerate(groups):
                 label[members] = k
             self.classes.append(torch.from_numpy(label))
             self.sides.append([self._side(axis, members) for members in groups])
+        self.strips = [self._ends(axis, np.arange(len(self.classes[axis]))) for axis in (0, 1)] if self.shared else []
+
+    def _lengths(self, step: Step, axis: int) -> Any:
+        """What is computed of a step for each grid row: its rectangle, or where it is shared one end of it."""
+        cut = self.intervals[axis][step.index]
+        if step.index < self.shared:
+            return np.maximum(cut.full_low - cut.low, cut.high - cut.full_high).clip(min=0)
+        return cut.high - cut.low
+
+    def _choose_shared(self) -> int:
+        """How many of the first steps to share: what costs least, in multiply-adds a position."""
+        rows, columns = self.intervals
+        best, saved, chosen = 0.0, 0.0, 0
+        for step in self.steps:
+            v, h = rows[step.index], columns[step.index]
+            whole = step.kind in ("input", "window", "pad", "point", "join")
+            if not whole or (v.full_low > v.full_high).any() or (h.full_low > h.full_high).any():
+                break
+            rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
+            ends = [np.maximum(c.full_low - c.low, c.high - c.full_high).clip(min=0) for c in (v, h)]
+            corners = 4 * float(ends[0].mean() * ends[1].mean())
+            strips = 2.0 * (int(ends[0].max()) * len(ends[0]) * step.size[1] + int(ends[1].max()) * len(ends[1]) * step.size[0])
+            if step.index:
+                saved += step.cost * (rectangle - corners - strips / self.expected)
+            if saved > best:
+                best, chosen = saved, step.index + 1
+        return chosen
+
+    def _ends(self, axis: int, members: Any) -> _Ends:
+        length: dict[int, int] = {}
+        window: dict[tuple[int, int], int] = {}
+        slot: dict[Any, int] = {}
+        table: list[Any] = []
+        cuts: dict[int, Tensor] = {}
+        for step in self.steps[: self.shared]:
+            cut, size, a = self.intervals[axis][step.index], step.size[axis], step.axes[axis]
+            most = int(np.maximum(cut.full_low - cut.low, cut.high - cut.full_high)[members].max())
+            length[step.index] = most = max(most, 0)
+            starts = np.stack((np.clip(cut.full_low - most, 0, size - most), np.clip(cut.full_high, 0, size - most)))
+            slot[step.index] = len(table)
+            table.append(starts)
+            for k in range(len(step.inputs) if step.kind != "point" else 0):
+                window[step.index, k] = (most - 1) * a.stride + a.span
+                slot[step.index, k] = len(table)
+                table.append(starts * a.stride - a.padding)
+            cuts[step.index] = torch.from_numpy(
+                np.stack((cut.low, cut.full_low, cut.full_high, cut.high, np.zeros_like(starts[0]),
+                          np.zeros_like(starts[0]), *starts), 1)
+            )  # fmt: skip
+        return _Ends(length, window, slot, torch.from_numpy(np.stack(table)), cuts)
 
     def _side(self, axis: int, members: Any) -> _Side:
         extents: dict[int, Extent] = {}
@@ -159,7 +242,9 @@ class IncrementalEvaluator:
         grid = self.grid
         unclipped = grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
         table = torch.from_numpy(np.stack([*(e.start for e in everything), unclipped, np.zeros_like(unclipped)]))
-        return _Side(extents, windows, crops, same, table)
+        names: list[Any] = [*extents, *windows, *(("crop", k) for k in crops), "occluder", "zero"]
+        slot = {name: k for k, name in enumerate(names)}
+        return _Side(extents, windows, crops, same, slot, table, self._ends(axis, members) if self.shared else None)
 
     # The sweep --------------------------------------------------------------------------------------
 
@@ -181,10 +266,35 @@ class IncrementalEvaluator:
                                                 memory_format=torch.channels_last)  # fmt: skip
                 self._kept[k][first : first + len(part)] = value
         self.device = images.device
-        for sides in self.sides:
+        self._strips = {}
+        if self.shared:
+            self._keep_full(keep)
+        for axis, sides in enumerate(self.sides):
+            if self.shared:
+                strips = self.strips[axis]
+                strips.table = strips.table.to(self.device)
+                strips.cuts = {k: cuts.to(self.device) for k, cuts in strips.cuts.items()}
             for side in sides:
                 side.table = side.table.to(self.device)
+                if side.ends is not None:
+                    side.ends.table = side.ends.table.to(self.device)
+                    for k, cuts in side.ends.cuts.items():
+                        cuts = cuts.to(self.device)
+                        cuts[:, 4:6] = self.strips[axis].cuts[k][:, 6:8]
+                        side.ends.cuts[k] = cuts
         return torch.cat(outputs)
+
+    def _keep_full(self, keep: dict[fx.Node, int]) -> None:
+        """The maps of images that are all fill."""
+        self._full = {0: self.fill}
+        keep = {node: k for node, k in keep.items() if k < self.shared}
+        for first in range(0, len(self.fill), 8):
+            seen: dict[int, Tensor] = {}
+            _Keeper(self.traced, keep, seen).run(self.fill[first : first + 8])
+            for k, value in seen.items():
+                if first == 0:
+                    self._full[k] = torch.empty_like(self._kept[k], memory_format=torch.channels_last)
+                self._full[k][first : first + len(value)] = value
 
     @torch.no_grad()
     def outputs(self, positions: Tensor) -> Tensor:
@@ -192,14 +302,17 @@ class IncrementalEvaluator:
         chosen = positions.cpu()
         n, p = chosen // self.grid.positions, chosen % self.grid.positions
         i, j = p // self.grid.columns, p % self.grid.columns
+        groups = len(self.sides[0]) * len(self.sides[1])
         group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
+        if self.shared:
+            group += n * groups  # one image after the other: the strips of one are kept
         order = torch.argsort(group, stable=True)
-        counts = torch.bincount(group, minlength=len(self.sides[0]) * len(self.sides[1])).tolist()
         result: Tensor | None = None
         start = 0
-        for g, count in enumerate(counts):
-            if not count:
-                continue
+        for g, count in zip(*(t.tolist() for t in torch.unique(group, return_counts=True)), strict=True):
+            if self.shared and g // groups not in self._strips:
+                self._strips = {g // groups: self._compute_strips(g // groups)}
+            g %= groups
             sides = self.sides[0][g // len(self.sides[1])], self.sides[1][g % len(self.sides[1])]
             pieces = -(-count // (self.batch or self._batch(sides)))
             size = -(-count // pieces)
@@ -229,15 +342,17 @@ class IncrementalEvaluator:
     def _run(self, sides: tuple[_Side, _Side], n: Tensor, i: Tensor, j: Tensor) -> Tensor:
         rows, columns = sides
         n, i, j = n.to(self.device), i.to(self.device), j.to(self.device)
-        starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
-        slot = self._slots(rows)
-        state = _State(self, rows, columns, n, starts, slot)
+        state = _State(self, rows, columns, n, i, j)
         values: dict[int, Tensor] = {}
+        if self.shared:
+            state.compute_corners()
         for k, entry in enumerate(self.program):
+            if isinstance(entry, Step) and entry.index < self.shared:
+                continue
             if isinstance(entry, fx.Node):
                 state.sizes[entry] = state.interpret(entry, values)
             elif entry.kind == "dense":
-                values[entry.index] = state.interpret(entry.node, values)
+                values[entry.index] = state.interpret(entry.node, values, entry)
             else:
                 values[entry.index] = state.rectangle(entry, values)
             for done in self.last_use.get(k, ()):
@@ -245,73 +360,168 @@ class IncrementalEvaluator:
         assert self.analysis.output is not None
         return values[self.analysis.values[self.analysis.output]]
 
-    def _slots(self, side: _Side) -> dict[Any, int]:
-        names: list[Any] = [*side.extents, *side.windows, *(("crop", k) for k in side.crops), "occluder", "zero"]
-        return {name: k for k, name in enumerate(names)}
+    def compute(self, step: Step, inputs: list[Tensor], origins: Tensor) -> Tensor:
+        """A step's rectangles, the first pixel of each at origins [E, 2], from windows of its inputs."""
+        out = inputs[0] if step.run is None else step.run(*inputs)
+        if step.counts is not None:
+            i, j = (torch.arange(size, device=out.device) for size in out.shape[-2:])
+            of_rows, of_columns = (c.to(out.device) for c in step.counts)
+            count = of_rows[origins[:, :1] + i].unsqueeze(2) * of_columns[origins[:, 1:] + j].unsqueeze(1)
+            out = out / count.unsqueeze(1)
+        return out
+
+    def _compute_strips(self, image: int) -> _Strips:
+        """What all positions of a grid row, or column, of an image share, for every row and column."""
+        strips = _Strips({}, {})
+        for axis, mine in ((0, strips.rows), (1, strips.columns)):
+            ends = self.strips[axis]
+            count = ends.table.shape[2]
+            everything = torch.tensor([[-_FAR, -_FAR, _FAR, _FAR, 0, 0, 0, 0]], device=self.device)
+            for step in self.steps[1 : self.shared]:
+                length = ends.length[step.index]
+                if length == 0:
+                    continue
+                if step.kind == "point":
+                    mine[step.index] = self._after(step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None]))
+                    continue
+                a, across = step.axes[1 - axis], step.size[1 - axis]
+                size = [0, 0]
+                size[axis], size[1 - axis] = length, across
+                strip = torch.empty((2 * count, step.channels, *size), dtype=self.images.dtype, device=self.device,
+                                    memory_format=torch.channels_last)  # fmt: skip
+                chunk = max(1, min(count, self._fitting(step.channels * length * across * 2)))
+                for first in range(0, count, chunk):
+                    index = torch.arange(first, min(first + chunk, count), device=self.device)
+                    zero = torch.zeros_like(index)
+
+                    def origins(name: Any, other: int, index: Tensor = index) -> Tensor:
+                        starts = ends.table[ends.slot[name]][:, index].flatten()
+                        pair = [starts, torch.full_like(starts, other)]
+                        return torch.stack(pair if axis == 0 else pair[::-1], -1)
+
+                    inputs = []
+                    for k, source in enumerate(step.inputs):
+                        window = [0, 0]
+                        window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
+                        cuts, strip_of = (ends.cuts[source].clone(), mine.get(source))
+                        cuts[:, 4:6] = cuts[:, 6:8]  # the strips are where a class of all rows has its corners
+                        inputs.append(ops.gather_pieces(
+                            self._kept[source], self._full[source], torch.full_like(index, image),
+                            *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
+                            origins((step.index, k), -a.padding), *window,
+                            strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, step.padding_value,
+                        ))  # fmt: skip
+                    out = self._after(step, self.compute(step, inputs, origins(step.index, 0)))
+                    strip[first : first + len(index)] = out[: len(index)]
+                    strip[count + first : count + first + len(index)] = out[len(index) :]
+                mine[step.index] = strip
+        return strips
+
+    def _after(self, step: Step, out: Tensor) -> Tensor:
+        for change in step.after:
+            out = change(out)
+        return out
+
+    def _fitting(self, numbers: int) -> int:
+        """How many of so many numbers each stay in the processor's cache."""
+        return max(1, (8 << 20) // (numbers * self.images.element_size()))
+
+
+@dataclass
+class _Strips:
+    """Of one image, for each shared step: [2 * grid rows, C, h, W] and [2 * grid columns, C, H, w], first edges first."""
+
+    rows: dict[int, Tensor]
+    columns: dict[int, Tensor]
 
 
 class _State:
     """One batch of positions on its way through the network."""
 
-    def __init__(self, evaluator: IncrementalEvaluator, rows: _Side, columns: _Side, n: Tensor,
-                 starts: tuple[Tensor, ...], slot: dict[Any, int]) -> None:  # fmt: skip
-        self.e, self.rows, self.columns, self.n, self.starts, self.slot = evaluator, rows, columns, n, starts, slot
+    def __init__(self, evaluator: IncrementalEvaluator, rows: _Side, columns: _Side, n: Tensor, i: Tensor,
+                 j: Tensor) -> None:  # fmt: skip
+        self.e, self.rows, self.columns, self.n, self.i, self.j = evaluator, rows, columns, n, i, j
+        self.starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
         self.sizes: dict[fx.Node, Any] = {}
+        self.corners: dict[int, Tensor] = {}
+        self.strips = evaluator._strips[int(n[0])] if evaluator.shared else None
+
+    def at(self, name: Any) -> Tensor:
+        """Where the rectangles or windows of that name begin: [M, 2]."""
+        return self.starts[self.rows.slot[name]]
+
+    def read(self, source: int, values: dict[int, Tensor], origins: Tensor, height: int, width: int,
+             padding: float) -> Tensor:  # fmt: skip
+        """Windows [E, C, height, width] of a step's occluded map, one or several a position."""
+        if self.strips is None or source >= self.e.shared:
+            return ops.gather_windows(self.e._kept[source], self.n, origins, height, width, values[source],
+                                      self.at(source), padding)  # fmt: skip
+        assert self.rows.ends is not None and self.columns.ends is not None
+        return ops.gather_pieces(
+            self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
+            self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
+            self.strips.columns.get(source), self.corners.get(source), padding,
+        )  # fmt: skip
+
+    def compute_corners(self) -> None:
+        """The four corners of each position, [4 M, C, h, w], through the shared steps."""
+        rows, columns = self.rows.ends, self.columns.ends
+        assert rows is not None and columns is not None
+        shape = (len(rows.table), 2, 2, len(self.n))
+        starts = torch.stack((rows.table[:, :, self.i].unsqueeze(2).expand(shape),
+                              columns.table[:, :, self.j].unsqueeze(1).expand(shape)), -1).flatten(1, 3).unbind(0)  # fmt: skip
+        for step in self.e.steps[1 : self.e.shared]:
+            if rows.length[step.index] == 0 or columns.length[step.index] == 0:
+                continue
+            if step.kind == "point":
+                inputs = [self.corners[step.inputs[0]]]
+            else:
+                inputs = [
+                    self.read(source, {}, starts[rows.slot[step.index, k]], rows.window[step.index, k],
+                              columns.window[step.index, k], step.padding_value)
+                    for k, source in enumerate(step.inputs)
+                ]  # fmt: skip
+            out = self.e.compute(step, inputs, starts[rows.slot[step.index]])
+            self.corners[step.index] = self.e._after(step, out)
 
     def whole(self, source: int, values: dict[int, Tensor]) -> Tensor:
         """The full map with the rectangle pasted."""
-        rectangle, step = values[source], self.e.steps[source]
-        if tuple(rectangle.shape[-2:]) == step.size:
-            return rectangle
-        return ops.gather_windows(self.e._kept[source], self.n, self.starts[self.slot["zero"]], *step.size, rectangle,
-                                  self.starts[self.slot[source]], 0.0)  # fmt: skip
+        step = self.e.steps[source]
+        if source in values and tuple(values[source].shape[-2:]) == step.size:
+            return values[source]
+        return self.read(source, values, self.at("zero"), *step.size, 0.0)
 
     def rectangle(self, step: Step, values: dict[int, Tensor]) -> Tensor:
         e = self.e
         if step.kind == "input":
             # The occluder's window, cut at the edge: the image with the fill laid over it.
-            origin = self.starts[self.slot["occluder"]]
-            fill = ops.gather_windows(e.fill, self.n, origin, *e.grid.occluder, None, None, 0.0)
-            return ops.gather_windows(e.images, self.n, self.starts[self.slot[0]], self.rows.extents[0].length,
-                                      self.columns.extents[0].length, fill, origin, 0.0)  # fmt: skip
-        if step.kind in ("point", "scale"):
-            inputs = [values[step.inputs[0]]]
-        else:
-            inputs = []
-            for k, source in enumerate(step.inputs):
-                name = (step.index, k)
-                if name in self.rows.same and name in self.columns.same:
-                    inputs.append(values[source])
-                else:
-                    inputs.append(self._read(step, k, values))
-        if step.index in e.fast:
-            out = e.fast[step.index](inputs[0])
-        elif step.run is None:
-            out = inputs[0]
-        else:
-            out = step.run(*inputs)
-        if step.counts is not None:
-            i, j = (torch.arange(side.extents[step.index].length, device=self.n.device) for side in (self.rows, self.columns))
-            origin = self.starts[self.slot[step.index]]
-            of_rows, of_columns = (c.to(self.n.device) for c in step.counts)
-            count = of_rows[origin[:, :1] + i].unsqueeze(2) * of_columns[origin[:, 1:] + j].unsqueeze(1)
-            out = out / count.unsqueeze(1)
+            origins = self.at("occluder")
+            fill = ops.gather_windows(e.fill, self.n, origins, *e.grid.occluder, None, None, 0.0)
+            return ops.gather_windows(e.images, self.n, self.at(0), self.rows.extents[0].length,
+                                      self.columns.extents[0].length, fill, origins, 0.0)  # fmt: skip
+        inputs = []
+        for k, source in enumerate(step.inputs):
+            name: Any = (step.index, k)
+            if step.kind in ("point", "scale"):
+                name = step.index
+                size = self.rows.extents[source].length, self.columns.extents[source].length
+                inputs.append(values[source] if source in values else self.read(source, values, self.at(source), *size, 0.0))
+            elif source in values and name in self.rows.same and name in self.columns.same:
+                inputs.append(values[source])
+            else:
+                size = self.rows.windows[name].length, self.columns.windows[name].length
+                inputs.append(self.read(source, values, self.at(name), *size, step.padding_value))
+        out = e.compute(step, inputs, self.at(step.index))
         if step.kind == "transpose":
-            sizes = self.rows.extents[step.index].length, self.columns.extents[step.index].length
+            size = self.rows.extents[step.index].length, self.columns.extents[step.index].length
             everyone = torch.arange(len(self.n), device=self.n.device)
-            out = ops.gather_windows(out, everyone, self.starts[self.slot["crop", step.index]], *sizes, None, None, 0.0)
-        for change in step.after:
-            out = change(out)
-        return out
+            out = ops.gather_windows(out, everyone, self.at(("crop", step.index)), *size, None, None, 0.0)
+        return e._after(step, out)
 
-    def _read(self, step: Step, k: int, values: dict[int, Tensor]) -> Tensor:
-        source, name = step.inputs[k], (step.index, k)
-        height, width = self.rows.windows[name].length, self.columns.windows[name].length
-        return ops.gather_windows(self.e._kept[source], self.n, self.starts[self.slot[name]], height, width, values[source],
-                                  self.starts[self.slot[source]], step.padding_value)  # fmt: skip
-
-    def interpret(self, node: fx.Node, values: dict[int, Tensor]) -> Any:
+    def interpret(self, node: fx.Node, values: dict[int, Tensor], step: Step | None = None) -> Any:
         """A node of the traced graph, over the whole maps of this batch."""
+        if step is not None and step.folded is not None:
+            return step.folded(self.whole(step.inputs[0], values))
         analysis = self.e.analysis
         asks = node in analysis.sized
 
@@ -355,10 +565,6 @@ class _Keeper(fx.Interpreter):
         if n in self.wanted:
             self.seen[self.wanted[n]] = value
         return value
-
-
-def _fast_conv(step: Step) -> Any:
-    return step.run
 
 
 def _example(images: Tensor) -> Tensor:

@@ -234,11 +234,17 @@ class Step:
     macs: int = 0  # multiply-adds a pixel of the output
     label: str = ""
     conv: nn.Module | None = None
+    folded: Callable[[Tensor], Tensor] | None = None  # a dense step that takes the whole map of its input
     counts: tuple[Tensor, Tensor] | None = None  # average pooling with border windows: divisors of rows, columns
 
     @property
     def is_map(self) -> bool:
         return self.kind != "dense"
+
+    @property
+    def cost(self) -> int:
+        """Work a pixel of the output, in multiply-adds; moving a number counts as four."""
+        return self.macs + 4 * self.channels
 
 
 @dataclass(frozen=True)
@@ -296,8 +302,8 @@ class Analysis:
     dense step, or a constant.
     """
 
-    def __init__(self, traced: fx.GraphModule, images: Tensor) -> None:
-        self.traced = traced
+    def __init__(self, traced: fx.GraphModule, images: Tensor, fold_tail: bool = True) -> None:
+        self.traced, self.fold_tail = traced, fold_tail
         self.steps: list[Step] = []
         self.values: dict[fx.Node, Any] = {}
         self.sized: set[fx.Node] = set()  # nodes whose value is made of sizes: computed anew for each batch
@@ -355,6 +361,8 @@ class Analysis:
                 return
             self._dense(node)
             return
+        if self.fold_tail and self._tail(node):
+            return
         if not any(isinstance(value, MapRef) for value in sources) or not self._map(node):
             self._dense(node)
 
@@ -396,6 +404,50 @@ class Analysis:
             if isinstance(value, MapRef) and a not in self.sized:
                 inputs.append(value.step)
         self._add(node, "dense", inputs, label=_label(node, module), macs=macs)
+
+    def _tail(self, node: fx.Node) -> bool:
+        """Fold a convolution whose only reader averages its whole map: everything there is linear.
+
+        The mean of a convolution's output is the kernel applied to one window sum for each of its taps,
+        so the convolution is computed once instead of at every pixel.
+        """
+        source = node.args[0] if node.args else None
+        value = self.values.get(source) if isinstance(source, fx.Node) else None
+        if not isinstance(value, MapRef) or value.last or not _averages(self.traced, node, self.shown[source]):
+            return False
+        step = self.steps[value.step]
+        if step is not self.steps[-1] or step.conv is None or step.after or step.conv.groups != 1:
+            return False
+        readers = [step.node]
+        while readers[-1] is not source:  # dropout and the like between them
+            if len(readers[-1].users) != 1:
+                return False
+            readers.append(next(iter(readers[-1].users)))
+        if len(source.users) != 1:
+            return False
+        shown, conv = self.shown[node], step.conv
+        before = self.steps[step.inputs[0]]
+        means = []
+        for a, size, out in zip(step.axes, before.size, step.size, strict=True):
+            tap = torch.arange(a.kernel).view(-1, 1, 1) * a.dilation - a.padding
+            reads = torch.arange(out).view(1, -1, 1) * a.stride + tap  # [kernel, outputs, 1]: the row that is read
+            means.append((reads == torch.arange(size)).sum(1).double() / out)  # [kernel, size]
+        sums = torch.einsum("ay,bx->abyx", *means).reshape(-1, before.size[0] * before.size[1])
+        sums = sums.to(device=shown.device, dtype=shown.dtype)
+        weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.weight.shape[0]).contiguous()  # [taps * C, out]
+        bias, tail = conv.bias, tuple(shown.shape[1:])
+
+        def folded(x: Tensor) -> Tensor:
+            pixels = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
+            taps = torch.matmul(sums, pixels).view(x.shape[0], -1)
+            out = taps @ weight if bias is None else torch.addmm(bias, taps, weight)
+            return out.view(-1, *tail)
+
+        self.steps.pop()
+        del self.first[step.index]
+        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded,
+                  macs=conv.weight.numel() + sums.numel() * before.channels)  # fmt: skip
+        return True
 
     # Maps -------------------------------------------------------------------------------------------
 
@@ -710,6 +762,31 @@ class Analysis:
         return True
 
 
+def _averages(traced: fx.GraphModule, node: fx.Node, shown: Tensor) -> bool:
+    """Whether a node takes the mean of its first argument over the whole map."""
+    size = tuple(shown.shape[-2:])
+    module = _module(traced, node)
+    if isinstance(module, nn.AvgPool2d):
+        return _two(module.kernel_size) == size and _two(module.padding) == (0, 0) and module.divisor_override is None
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return module.output_size in (1, (1, 1))
+    if module is not None:
+        return False
+    rest = node.args[1:]
+    if node.target is F.adaptive_avg_pool2d:
+        wanted = rest[0] if rest else node.kwargs.get("output_size")
+        return wanted in (1, (1, 1), [1, 1])
+    if node.target is F.avg_pool2d:
+        kernel = rest[0] if rest else node.kwargs.get("kernel_size")
+        return isinstance(kernel, (int, tuple, list)) and _two(kernel) == size and len(rest) <= 1 and (
+            set(node.kwargs) <= {"kernel_size"}
+        )  # fmt: skip
+    if node.target in ("mean", torch.mean):
+        dims = rest[0] if rest else node.kwargs.get("dim")
+        return isinstance(dims, (tuple, list)) and sorted(int(d) % 4 for d in dims) == [2, 3] and "dtype" not in node.kwargs
+    return False
+
+
 def _plain(module: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(module, nn.ReLU):
         return F.relu
@@ -817,18 +894,15 @@ def extent(intervals: Intervals, members: Ints, size: int) -> Extent:
     return Extent(length, np.clip(intervals.low, 0, size - length))
 
 
-def classes(intervals: list[Intervals], weights: list[float], most: int, slack: float = 0.01) -> list[Ints]:
+def classes(lengths: list[Ints], weights: list[float], most: int, slack: float = 0.01) -> list[Ints]:
     """Groups of grid rows whose rectangles are alike, so that one size for a group wastes little.
 
     Merges the two cheapest groups until ``most`` are left, and further while a merge costs less than
     ``slack`` of the total.  The cost of a group is its number of members times the weighted sum of
     its common lengths.
     """
-    if not intervals:
-        return [np.arange(0)]
-    lengths = np.stack([i.high - i.low for i in intervals], 1).astype(float)
     weight = np.asarray(weights, float)
-    distinct, inverse = np.unique(lengths, axis=0, return_inverse=True)
+    distinct, inverse = np.unique(np.stack(lengths, 1).astype(float), axis=0, return_inverse=True)
     groups = [(distinct[k], np.flatnonzero(inverse.reshape(-1) == k)) for k in range(len(distinct))]
 
     def cost(top: Any, count: int) -> float:
