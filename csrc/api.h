@@ -116,6 +116,22 @@ struct GatherPieces {
 
 int gather_pieces(const GatherPieces& g, int itemsize, Where where);
 
+// A convolution without padding of every window, in one pass; out is [entries, h, w, channels] then.
+// weights [blocks, kernel rows, kernel columns, C, block] and bias [blocks, block] are padded with zeros
+// to whole blocks of convolution_block(dtype) output channels.  kFloat32 and kFloat64.  A GPU has no
+// block (0): there the library's convolution runs on what gather_* gives.
+struct Convolution {
+  const void* weights;
+  const void* bias;
+  int64_t channels; // of the output
+  int64_t kernel[2], stride[2], dilation[2];
+  bool relu;
+};
+
+int64_t convolution_block(Dtype dtype);
+int convolve_windows(const GatherWindows& g, const Convolution& conv, Dtype dtype, Where where);
+int convolve_pieces(const GatherPieces& g, const Convolution& conv, Dtype dtype, Where where);
+
 // What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
 struct OccluderLaw {
   uint64_t seed;

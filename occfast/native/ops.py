@@ -239,12 +239,16 @@ def _gather_windows(
     patches: Tensor | None,
     patch_origins: Tensor | None,
     padding: float,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    channels: int = 0,
+    geometry: list[int] | None = None,
 ) -> Tensor:
     _expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
     _expect_dtype(maps, "maps", *_BITS)
     _expect_dtype(images, "images", torch.int64)
     _expect(images.dim() == 1, "images", "one dimension", list(images.shape))
-    count, channels = images.shape[0], maps.shape[1]
+    count = images.shape[0]
     _expect_dtype(origins, "origins", torch.int64)
     _expect_shape(origins, "origins", (count, 2))
     _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
@@ -252,19 +256,22 @@ def _gather_windows(
             patch_origins)  # fmt: skip
     if patches is not None and patch_origins is not None:
         _expect_dtype(patches, "patches", maps.dtype)
-        _expect(patches.dim() == 4 and patches.shape[:2] == (count, channels), "patches",
-                f"shape [{count}, {channels}, h, w]", list(patches.shape))  # fmt: skip
+        _expect(patches.dim() == 4 and patches.shape[:2] == (count, maps.shape[1]), "patches",
+                f"shape [{count}, {maps.shape[1]}, h, w]", list(patches.shape))  # fmt: skip
         _expect_dtype(patch_origins, "patch_origins", torch.int64)
         _expect_shape(patch_origins, "patch_origins", (count, 2))
     _expect_device(maps.device, images=images, origins=origins, patches=patches, patch_origins=patch_origins)
     _check_positions(images, maps.shape[0])
+    conv = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
     native = _native(maps.device)
     if native is None:
         out = reference.gather_windows(maps, images, origins, height, width, patches, patch_origins, padding)
+        if conv:
+            out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
     maps, images, origins = maps.contiguous(memory_format=torch.channels_last), images.contiguous(), origins.contiguous()
-    out = torch.empty((count, channels, height, width), dtype=maps.dtype, device=maps.device,
-                      memory_format=torch.channels_last)  # fmt: skip
+    shape = _gathered(maps, count, height, width, channels, geometry)
+    out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last)
     patch, patch_origin, patch_size = 0, 0, (0, 0)
     if patches is not None and patch_origins is not None:
         patches = patches.contiguous(memory_format=torch.channels_last)
@@ -272,12 +279,75 @@ def _gather_windows(
         patch, patch_origin, patch_size = patches.data_ptr(), patch_origins.data_ptr(), tuple(patches.shape[-2:])
     _call(native.gather_windows, maps.device, maps.data_ptr(), patch, out.data_ptr(), images.data_ptr(),
           origins.data_ptr(), patch_origin, count, tuple(maps.shape), (height, width, *patch_size),
-          _bits(padding, maps.dtype), maps.element_size())  # fmt: skip
+          _bits(padding, maps.dtype), maps.element_size(), _OUTPUT_DTYPES.get(maps.dtype, 0),
+          _conv_arguments(native, maps, weights, bias, channels, geometry))  # fmt: skip
     return out
 
 
-def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: int, width: int, *_: Any) -> Tensor:
-    out = maps.new_empty((images.shape[0], maps.shape[1], height, width))
+def _conv_geometry(maps: Tensor, height: int, width: int, weights: Tensor | None, bias: Tensor | None, channels: int,
+                   geometry: list[int] | None) -> list[Any]:  # fmt: skip
+    """Check a convolution; kernel, stride, dilation, relu.  Empty: there is none."""
+    if weights is None:
+        return []
+    _expect(geometry is not None and len(geometry) == 7 and min(geometry[:6]) >= 1, "geometry",
+            "kernel, stride and dilation (rows, columns each) and whether to rectify", geometry)  # fmt: skip
+    assert geometry is not None and bias is not None
+    kernel, stride, dilation = geometry[0:2], geometry[2:4], geometry[4:6]
+    _expect_dtype(maps, "maps", *_OUTPUT_DTYPES)
+    _expect_dtype(weights, "weights", maps.dtype)
+    _expect_dtype(bias, "bias", maps.dtype)
+    _expect(weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == kernel[0] * kernel[1] * maps.shape[1],
+            "weights", f"shape [blocks, {kernel[0] * kernel[1] * maps.shape[1]}, block]", list(weights.shape))  # fmt: skip
+    blocks, _, block = weights.shape
+    _expect((blocks - 1) * block < channels <= blocks * block, "channels", f"a number that needs {blocks} blocks", channels)
+    _expect_shape(bias, "bias", (blocks, block))
+    _expect(bias.is_contiguous(), "bias", "a contiguous tensor", bias.stride())
+    _expect(all((k - 1) * d < s for k, d, s in zip(kernel, dilation, (height, width), strict=True)), "height, width",
+            "windows as large as the kernel", (height, width))  # fmt: skip
+    _expect_device(maps.device, weights=weights, bias=bias)
+    return [kernel, stride, dilation, bool(geometry[6])]
+
+
+def _conv_arguments(native: Any, maps: Tensor, weights: Tensor | None, bias: Tensor | None, channels: int,
+                    geometry: list[int] | None) -> list[int]:  # fmt: skip
+    if weights is None or bias is None or geometry is None:
+        return []
+    block = native.convolution_block(_OUTPUT_DTYPES[maps.dtype])
+    _expect(weights.shape[2] == block, "weights", f"blocks of {block} channels", weights.shape[2])
+    return [weights.data_ptr(), bias.data_ptr(), channels, *geometry]
+
+
+def _gathered(maps: Tensor, entries: int, height: int, width: int, channels: int,
+              geometry: list[int] | None) -> tuple[int, int, int, int]:  # fmt: skip
+    if geometry is None:
+        return (entries, maps.shape[1], height, width)
+    h, w = ((size - (geometry[k] - 1) * geometry[4 + k] - 1) // geometry[2 + k] + 1 for k, size in enumerate((height, width)))
+    return (entries, channels, h, w)
+
+
+def convolution_block(tensor: Tensor) -> int:
+    """Output channels of a block of packed weights on a tensor's device; 0: no native convolution is there."""
+    native = _native(tensor.device)
+    return 0 if native is None or tensor.dtype not in _OUTPUT_DTYPES else int(
+        native.convolution_block(_OUTPUT_DTYPES[tensor.dtype])
+    )  # fmt: skip
+
+
+def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
+    """Weights [O, C, kh, kw] and bias [O] as ``gather_windows`` takes them: [blocks, kh kw C, block], [blocks, block]."""
+    channels, blocks = weight.shape[0], -(-weight.shape[0] // block)
+    flat = weight.new_zeros((blocks * block, weight[0].numel()))
+    flat[:channels] = weight.permute(0, 2, 3, 1).reshape(channels, -1)
+    packed_bias = weight.new_zeros(blocks * block)
+    if bias is not None:
+        packed_bias[:channels] = bias
+    return flat.view(blocks, block, -1).permute(0, 2, 1).contiguous(), packed_bias.view(blocks, block)
+
+
+def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: int, width: int, patches: Tensor | None,
+                         patch_origins: Tensor | None, padding: float, weights: Tensor | None = None,
+                         bias: Tensor | None = None, channels: int = 0, geometry: list[int] | None = None) -> Tensor:  # fmt: skip
+    out = maps.new_empty(_gathered(maps, images.shape[0], height, width, channels, geometry))
     return out.contiguous(memory_format=torch.channels_last)
 
 
@@ -299,10 +369,14 @@ def _gather_pieces(
     column_strips: Tensor | None,
     corners: Tensor | None,
     padding: float,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    channels: int = 0,
+    geometry: list[int] | None = None,
 ) -> Tensor:
     _expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
     _expect_dtype(maps, "maps", *_BITS)
-    _, channels, map_height, map_width = maps.shape
+    _, depth, map_height, map_width = maps.shape
     _expect_shape(full, "full", tuple(maps.shape))
     for name, index in (("images", images), ("rows", rows), ("columns", columns)):
         _expect_dtype(index, name, torch.int64)
@@ -316,9 +390,9 @@ def _gather_pieces(
         _expect_shape(cuts, name, (cuts.shape[0], 8))
     _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
     for name, piece, shape in (
-        ("row_strips", row_strips, (2 * row_cuts.shape[0], channels, None, map_width)),
-        ("column_strips", column_strips, (2 * column_cuts.shape[0], channels, map_height, None)),
-        ("corners", corners, (4 * count, channels, None, None)),
+        ("row_strips", row_strips, (2 * row_cuts.shape[0], depth, None, map_width)),
+        ("column_strips", column_strips, (2 * column_cuts.shape[0], depth, map_height, None)),
+        ("corners", corners, (4 * count, depth, None, None)),
     ):
         if piece is not None:
             fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(shape, piece.shape, strict=True))
@@ -332,29 +406,37 @@ def _gather_pieces(
     _check_positions(images, maps.shape[0])
     _check_positions(rows, row_cuts.shape[0])
     _check_positions(columns, column_cuts.shape[0])
+    conv = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
     native = _native(maps.device)
     if native is None:
         out = reference.gather_pieces(maps, full, images, rows, columns, row_cuts, column_cuts, origins, height, width,
                                       row_strips, column_strips, corners, padding)  # fmt: skip
+        if conv:
+            out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last
     maps, full = maps.contiguous(memory_format=layout), full.contiguous(memory_format=layout)
     pieces = [None if t is None else t.contiguous(memory_format=layout) for t in (row_strips, column_strips, corners)]
     indices = [t.contiguous() for t in (images, rows, columns, row_cuts, column_cuts, origins)]
-    out = torch.empty((entries, channels, height, width), dtype=maps.dtype, device=maps.device, memory_format=layout)
+    shape = _gathered(maps, entries, height, width, channels, geometry)
+    out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=layout)
     heights = [0 if t is None else t.shape[2] for t in pieces]
     widths = [0 if t is None else t.shape[3] for t in pieces]
     _call(native.gather_pieces, maps.device, maps.data_ptr(), full.data_ptr(),
           *(0 if t is None else t.data_ptr() for t in pieces), out.data_ptr(), *(t.data_ptr() for t in indices),
           entries, count, tuple(maps.shape),
           (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
-          _bits(padding, maps.dtype), maps.element_size())  # fmt: skip
+          _bits(padding, maps.dtype), maps.element_size(), _OUTPUT_DTYPES.get(maps.dtype, 0),
+          _conv_arguments(native, maps, weights, bias, channels, geometry))  # fmt: skip
     return out
 
 
 def _fake_gather_pieces(maps: Tensor, full: Tensor, images: Tensor, rows: Tensor, columns: Tensor, row_cuts: Tensor,
-                        column_cuts: Tensor, origins: Tensor, height: int, width: int, *_: Any) -> Tensor:  # fmt: skip
-    out = maps.new_empty((origins.shape[0], maps.shape[1], height, width))
+                        column_cuts: Tensor, origins: Tensor, height: int, width: int, row_strips: Tensor | None,
+                        column_strips: Tensor | None, corners: Tensor | None, padding: float,
+                        weights: Tensor | None = None, bias: Tensor | None = None, channels: int = 0,
+                        geometry: list[int] | None = None) -> Tensor:  # fmt: skip
+    out = maps.new_empty(_gathered(maps, origins.shape[0], height, width, channels, geometry))
     return out.contiguous(memory_format=torch.channels_last)
 
 
@@ -519,10 +601,13 @@ sweep_accumulate = _register(
 #: ``(maps [N,C,H,W], images int64 [M], origins int64 [M,2], height, width, patches [M,C,h,w], patch_origins
 #: int64 [M,2], padding) -> [M,C,height,width]`` channels_last: the window of map ``images[m]`` that begins at
 #: (row, column) ``origins[m]``, with ``patches[m]`` laid over the map at ``patch_origins[m]`` and ``padding``
-#: outside the map.  Maps and patches in channels_last are not copied.
+#: outside the map.  Maps and patches in channels_last are not copied.  With ``weights`` and ``bias`` from
+#: :func:`pack_convolution` the windows are convolved on the way (CPU only) and [M,channels,h',w'] is returned;
+#: ``geometry``: kernel, stride and dilation, rows and columns each, and 1 to rectify.
 gather_windows = _register(
     "gather_windows(Tensor maps, Tensor images, Tensor origins, int height, int width, Tensor? patches, "
-    "Tensor? patch_origins, float padding) -> Tensor",
+    "Tensor? patch_origins, float padding, Tensor? weights=None, Tensor? bias=None, "
+    "int channels=0, int[]? geometry=None) -> Tensor",
     _gather_windows,
     _fake_gather_windows,
 )
@@ -535,7 +620,8 @@ gather_windows = _register(
 gather_pieces = _register(
     "gather_pieces(Tensor maps, Tensor full, Tensor images, Tensor rows, Tensor columns, Tensor row_cuts, "
     "Tensor column_cuts, Tensor origins, int height, int width, Tensor? row_strips, Tensor? column_strips, "
-    "Tensor? corners, float padding) -> Tensor",
+    "Tensor? corners, float padding, Tensor? weights=None, Tensor? bias=None, "
+    "int channels=0, int[]? geometry=None) -> Tensor",
     _gather_pieces,
     _fake_gather_pieces,
 )

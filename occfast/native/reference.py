@@ -7,6 +7,7 @@ by ``ops.py``; meanings, shapes and dtypes are stated there.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Kinds of noise and streams of counters, as in csrc/core/noise.h.
@@ -98,6 +99,23 @@ def gather_windows(
         m = torch.arange(patches.shape[0], device=maps.device).view(-1, 1, 1)
         out = torch.where(covered.unsqueeze(-1), patches[m, :, i.clamp(0, ph - 1), j.clamp(0, pw - 1)], out)
     return out.masked_fill(~inside.unsqueeze(-1), padding).permute(0, 3, 1, 2)
+
+
+def convolve(
+    windows: Tensor,
+    weights: Tensor,
+    bias: Tensor,
+    channels: int,
+    kernel: list[int],
+    stride: list[int],
+    dilation: list[int],
+    relu: bool,
+) -> Tensor:
+    """The convolution of gathered windows with packed weights."""
+    blocks, _, block = weights.shape
+    dense = weights.permute(0, 2, 1).reshape(blocks * block, *kernel, windows.shape[1])[:channels].permute(0, 3, 1, 2)
+    out = F.conv2d(windows, dense.contiguous(), bias.flatten()[:channels], stride, 0, dilation)
+    return out.relu() if relu else out
 
 
 def gather_pieces(

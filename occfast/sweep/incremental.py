@@ -62,6 +62,7 @@ class IncrementalEvaluator:
     fold_tail : compute a convolution whose map is only averaged from window sums.
     share_early : where receptive fields are smaller than the occluder, compute only its four corners for
         each position; the edges between are shared by a grid row or column, the middle by all.
+    fuse : gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
     expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
         for each image, which few positions do not repay.
 
@@ -80,6 +81,7 @@ class IncrementalEvaluator:
         batch: int | None = None,
         fold_tail: bool = True,
         share_early: bool = True,
+        fuse: bool = True,
         expected: int | None = None,
     ) -> None:
         self.grid = grid
@@ -96,6 +98,16 @@ class IncrementalEvaluator:
             source for s in self.steps for source in s.inputs
             if s.kind not in ("point", "scale") or source < self.shared <= s.index
         }  # fmt: skip
+        self.fused: dict[int, tuple[Any, ...]] = {}
+        self.rest: dict[int, list[Any]] = {s.index: s.after for s in self.steps}  # what follows a step's result
+        block = ops.convolution_block(images) if fuse else 0
+        for step in self.steps:
+            if block and step.conv is not None and step.conv.groups == 1:
+                conv = step.conv
+                relu = bool(step.after) and step.after[0] is F.relu
+                self.fused[step.index] = (*ops.pack_convolution(conv.weight, conv.bias, block), conv.weight.shape[0],
+                                          [*conv.kernel_size, *conv.stride, *conv.dilation, int(relu)])  # fmt: skip
+                self.rest[step.index] = step.after[1:] if relu else step.after
         self._kept: dict[int, Tensor] = {}
         self._full: dict[int, Tensor] = {}
         self._strips: dict[int, _Strips] = {}
@@ -362,7 +374,8 @@ class IncrementalEvaluator:
 
     def compute(self, step: Step, inputs: list[Tensor], origins: Tensor) -> Tensor:
         """A step's rectangles, the first pixel of each at origins [E, 2], from windows of its inputs."""
-        out = inputs[0] if step.run is None else step.run(*inputs)
+        # A fused convolution was done while its windows were gathered.
+        out = inputs[0] if step.run is None or step.index in self.fused else step.run(*inputs)
         if step.counts is not None:
             i, j = (torch.arange(size, device=out.device) for size in out.shape[-2:])
             of_rows, of_columns = (c.to(out.device) for c in step.counts)
@@ -410,6 +423,7 @@ class IncrementalEvaluator:
                             *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
                             origins((step.index, k), -a.padding), *window,
                             strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, step.padding_value,
+                            *self.fused.get(step.index, ()),
                         ))  # fmt: skip
                     out = self._after(step, self.compute(step, inputs, origins(step.index, 0)))
                     strip[first : first + len(index)] = out[: len(index)]
@@ -418,7 +432,7 @@ class IncrementalEvaluator:
         return strips
 
     def _after(self, step: Step, out: Tensor) -> Tensor:
-        for change in step.after:
+        for change in self.rest[step.index]:
             out = change(out)
         return out
 
@@ -451,16 +465,16 @@ class _State:
         return self.starts[self.rows.slot[name]]
 
     def read(self, source: int, values: dict[int, Tensor], origins: Tensor, height: int, width: int,
-             padding: float) -> Tensor:  # fmt: skip
-        """Windows [E, C, height, width] of a step's occluded map, one or several a position."""
+             padding: float, conv: tuple[Any, ...] = ()) -> Tensor:  # fmt: skip
+        """Windows [E, C, height, width] of a step's occluded map, one or several a position; or a convolution of them."""
         if self.strips is None or source >= self.e.shared:
             return ops.gather_windows(self.e._kept[source], self.n, origins, height, width, values[source],
-                                      self.at(source), padding)  # fmt: skip
+                                      self.at(source), padding, *conv)  # fmt: skip
         assert self.rows.ends is not None and self.columns.ends is not None
         return ops.gather_pieces(
             self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
             self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
-            self.strips.columns.get(source), self.corners.get(source), padding,
+            self.strips.columns.get(source), self.corners.get(source), padding, *conv,
         )  # fmt: skip
 
     def compute_corners(self) -> None:
@@ -478,7 +492,7 @@ class _State:
             else:
                 inputs = [
                     self.read(source, {}, starts[rows.slot[step.index, k]], rows.window[step.index, k],
-                              columns.window[step.index, k], step.padding_value)
+                              columns.window[step.index, k], step.padding_value, self.e.fused.get(step.index, ()))
                     for k, source in enumerate(step.inputs)
                 ]  # fmt: skip
             out = self.e.compute(step, inputs, starts[rows.slot[step.index]])
@@ -510,7 +524,7 @@ class _State:
                 inputs.append(values[source])
             else:
                 size = self.rows.windows[name].length, self.columns.windows[name].length
-                inputs.append(self.read(source, values, self.at(name), *size, step.padding_value))
+                inputs.append(self.read(source, values, self.at(name), *size, step.padding_value, e.fused.get(step.index, ())))
         out = e.compute(step, inputs, self.at(step.index))
         if step.kind == "transpose":
             size = self.rows.extents[step.index].length, self.columns.extents[step.index].length

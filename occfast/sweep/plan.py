@@ -594,7 +594,7 @@ class Analysis:
         conv = nn.Conv2d(1, 1, 1)  # only holds what a fused kernel needs to know
         conv.weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False)
         conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        conv.stride, conv.dilation, conv.groups = steps, dilations, groups
+        conv.kernel_size, conv.stride, conv.dilation, conv.groups = kernel, steps, dilations, groups
         weights, biases = conv.weight, conv.bias
         step = self._add(
             node, "window", [ref.step], conv=conv, macs=_conv_macs(weight),
