@@ -92,8 +92,8 @@ struct Cuts {
 // corners of each position.  Window e of entries belongs to position m = e % count, which lies on
 // image images[m] in grid row rows[m] and grid column columns[m].  row_strips [2, strip_rows,
 // strip_height, W, C] and column_strips [2, strip_columns, H, strip_width, C]: first and last edge;
-// corners [2 (rows), 2 (columns), count, corner_height, corner_width, C].  Pieces that are empty may
-// be null.
+// corners [row edges, column edges, count, corner_height, corner_width, C], where only the edges from
+// first_edge (rows, columns) on may be there.  Pieces that are empty may be null.
 struct GatherPieces {
   const void* maps;
   const void* full;
@@ -111,6 +111,7 @@ struct GatherPieces {
   Shape shape; // of maps and full
   int64_t height, width;
   int64_t strip_rows, strip_height, strip_columns, strip_width, corner_height, corner_width;
+  int64_t first_edge[2], column_edges;
   uint64_t padding;
 };
 

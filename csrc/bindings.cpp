@@ -95,14 +95,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("gather_pieces",
         [](Address maps, Address full, Address row_strips, Address column_strips, Address corners, Address out,
            Address images, Address rows, Address columns, Address row_cuts, Address column_cuts, Address origins,
-           int64_t entries, int64_t count, Four shape, Eight sizes, uint64_t padding, int itemsize, int dtype,
-           const std::vector<int64_t>& conv, int threads, Address stream) {
+           int64_t entries, int64_t count, Four shape, Eight sizes, std::array<int64_t, 3> edges, uint64_t padding,
+           int itemsize, int dtype, const std::vector<int64_t>& conv, int threads, Address stream) {
           const GatherPieces g{at<void>(maps),       at<void>(full),     at<void>(row_strips),  at<void>(column_strips),
                                at<void>(corners),    at<void>(out),      at<int64_t>(images),   at<int64_t>(rows),
                                at<int64_t>(columns), at<Cuts>(row_cuts), at<Cuts>(column_cuts), at<int64_t>(origins),
                                entries,              count,              shape_of(shape),       sizes[0],
                                sizes[1],             sizes[2],           sizes[3],              sizes[4],
-                               sizes[5],             sizes[6],           sizes[7],              padding};
+                               sizes[5],             sizes[6],           sizes[7],              {edges[0], edges[1]},
+                               edges[2],             padding};
           const Where where = where_of(threads, stream);
           py::gil_scoped_release release;
           check(conv.empty() ? gather_pieces(g, itemsize, where)

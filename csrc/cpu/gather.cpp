@@ -83,10 +83,12 @@ template <class T> void gather_row(const GatherPieces& g, int64_t e, int64_t i, 
       const T* corner = static_cast<const T*>(g.corners);
       const int64_t corner_row = g.corner_width * C;
       strip += ((edge * g.strip_rows + r) * g.strip_height + y - v.strip[edge]) * W * C;
-      corner += ((2 * edge * g.count + m) * g.corner_height + y - v.corner[edge]) * corner_row;
+      const int64_t piece = g.count * g.corner_height * corner_row;
+      corner += ((edge - g.first_edge[0]) * g.column_edges - g.first_edge[1]) * piece +
+                (m * g.corner_height + y - v.corner[edge]) * corner_row;
       row.copy(smaller(h.full_low, W), corner, h.corner[0]);
       row.copy(smaller(h.full_high, W), strip, 0);
-      row.copy(smaller(h.high, W), corner + g.count * g.corner_height * corner_row, h.corner[1]);
+      row.copy(smaller(h.high, W), corner + piece, h.corner[1]);
     } else {
       const T* strip = static_cast<const T*>(g.column_strips) + (s * H + y) * g.strip_width * C;
       row.copy(smaller(h.full_low, W), strip, h.strip[0]);
@@ -122,7 +124,8 @@ template <class T> struct Vectors {
   typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T))));
 };
 
-// sums[p][0 ... kBlock) of P pixels: bias plus, over taps and channels, pixel times weight.  The
+// Up to kBlock output channels of P pixels, `step` numbers from one to the next: bias plus, over taps
+// and channels, pixel times weight.  The
 // build forbids contraction for the noise's sake; here a fused multiply-add is what is wanted.
 #if defined(__clang__)
 #define OCCFAST_FUSED
@@ -132,7 +135,7 @@ template <class T> struct Vectors {
 
 template <class T, int P> OCCFAST_FUSED void multiply(const T* const* pixels, const int64_t* taps, int64_t n_taps,
                                                       int64_t C, const T* weights, const T* bias, bool relu,
-                                                      T* const* out, int64_t channels) {
+                                                      T* out, int64_t step, int64_t channels) {
 #if defined(__clang__)
 #pragma clang fp contract(fast)
 #endif
@@ -164,16 +167,16 @@ template <class T, int P> OCCFAST_FUSED void multiply(const T* const* pixels, co
       if (relu) value = Vector{} > value ? Vector{} : value; // NaN stays
       const int64_t rest = channels - k * kLanes;
       if (rest >= kLanes) {
-        std::memcpy(out[p] + k * kLanes, &value, sizeof value);
+        std::memcpy(out + p * step + k * kLanes, &value, sizeof value);
       } else if (rest > 0) {
-        std::memcpy(out[p] + k * kLanes, &value, rest * sizeof(T));
+        std::memcpy(out + p * step + k * kLanes, &value, rest * sizeof(T));
       }
     }
   }
 }
 
 template <class T> using Multiply = void (*)(const T* const*, const int64_t*, int64_t, int64_t, const T*, const T*,
-                                             bool, T* const*, int64_t);
+                                             bool, T*, int64_t, int64_t);
 
 template <class T, int... P> Multiply<T> multiply_for(int64_t pixels, std::integer_sequence<int, P...>) {
   static constexpr Multiply<T> kTable[] = {&multiply<T, P + 1>...};
@@ -194,28 +197,25 @@ template <class T, class U, class Gather> void convolve(const Gather& g, const C
     taps[t] = (t / conv.kernel[1] * conv.dilation[0] * g.width + t % conv.kernel[1] * conv.dilation[1]) * C;
   parallel_for((count + chunk - 1) / chunk, 1, where, [&](int64_t first, int64_t last) {
     std::unique_ptr<U[]> buffer(new U[chunk * window]);
+    std::unique_ptr<const T*[]> pixels(new const T*[chunk * area]); // the first one that each output reads
+    const T* windows = reinterpret_cast<const T*>(buffer.get());
+    for (int64_t e = 0, p = 0; e < chunk; ++e)
+      for (int64_t i = 0; i < out_h; ++i)
+        for (int64_t j = 0; j < out_w; ++j, ++p)
+          pixels[p] = windows + e * window + (i * conv.stride[0] * g.width + j * conv.stride[1]) * C;
     for (int64_t k = first; k < last; ++k) {
       const int64_t from = k * chunk, until = smaller(from + chunk, count);
       for (int64_t e = from; e < until; ++e)
         for (int64_t i = 0; i < g.height; ++i)
           gather_row(g, e, i, buffer.get() + (e - from) * window + i * g.width * C);
-      const T* windows = reinterpret_cast<const T*>(buffer.get());
       T* out = static_cast<T*>(g.out) + from * area * O;
-      for (int64_t block = 0; block * kBlock < O; ++block) {
-        const T* weights = static_cast<const T*>(conv.weights) + block * n_taps * C * kBlock;
-        const T* bias = static_cast<const T*>(conv.bias) + block * kBlock;
-        for (int64_t p = 0; p < (until - from) * area; p += kPixels) {
-          const int64_t pixels = smaller<int64_t>(kPixels, (until - from) * area - p);
-          const T* read[kPixels];
-          T* write[kPixels];
-          for (int64_t q = 0; q < pixels; ++q) {
-            const int64_t e = (p + q) / area, i = (p + q) % area / out_w, j = (p + q) % area % out_w;
-            read[q] = windows + e * window + (i * conv.stride[0] * g.width + j * conv.stride[1]) * C;
-            write[q] = out + (p + q) * O + block * kBlock;
-          }
-          multiply_for<T>(pixels, std::make_integer_sequence<int, kPixels>())(
-              read, taps.get(), n_taps, C, weights, bias, conv.relu, write, O - block * kBlock);
-        }
+      for (int64_t block = 0; block < O; block += kBlock) {
+        const T* weights = static_cast<const T*>(conv.weights) + block * n_taps * C;
+        const T* bias = static_cast<const T*>(conv.bias) + block;
+        for (int64_t p = 0, end = (until - from) * area; p < end; p += kPixels)
+          multiply_for<T>(smaller<int64_t>(kPixels, end - p), std::make_integer_sequence<int, kPixels>())(
+              pixels.get() + p, taps.get(), n_taps, C, weights, bias, conv.relu, out + p * O + block, O,
+              smaller(O - block, kBlock));
       }
     }
   });

@@ -368,6 +368,7 @@ def _gather_pieces(
     row_strips: Tensor | None,
     column_strips: Tensor | None,
     corners: Tensor | None,
+    edges: list[int],
     padding: float,
     weights: Tensor | None = None,
     bias: Tensor | None = None,
@@ -389,10 +390,12 @@ def _gather_pieces(
         _expect_dtype(cuts, name, torch.int64)
         _expect_shape(cuts, name, (cuts.shape[0], 8))
     _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
+    _expect(len(edges) == 4 and all(0 <= f and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)), "edges",
+            "first edges (rows, columns) and how many", edges)  # fmt: skip
     for name, piece, shape in (
         ("row_strips", row_strips, (2 * row_cuts.shape[0], depth, None, map_width)),
         ("column_strips", column_strips, (2 * column_cuts.shape[0], depth, map_height, None)),
-        ("corners", corners, (4 * count, depth, None, None)),
+        ("corners", corners, (edges[2] * edges[3] * count, depth, None, None)),
     ):
         if piece is not None:
             fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(shape, piece.shape, strict=True))
@@ -410,7 +413,7 @@ def _gather_pieces(
     native = _native(maps.device)
     if native is None:
         out = reference.gather_pieces(maps, full, images, rows, columns, row_cuts, column_cuts, origins, height, width,
-                                      row_strips, column_strips, corners, padding)  # fmt: skip
+                                      row_strips, column_strips, corners, edges, padding)  # fmt: skip
         if conv:
             out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
@@ -426,6 +429,7 @@ def _gather_pieces(
           *(0 if t is None else t.data_ptr() for t in pieces), out.data_ptr(), *(t.data_ptr() for t in indices),
           entries, count, tuple(maps.shape),
           (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
+          (edges[0], edges[1], edges[3]),
           _bits(padding, maps.dtype), maps.element_size(), _OUTPUT_DTYPES.get(maps.dtype, 0),
           _conv_arguments(native, maps, weights, bias, channels, geometry))  # fmt: skip
     return out
@@ -433,7 +437,7 @@ def _gather_pieces(
 
 def _fake_gather_pieces(maps: Tensor, full: Tensor, images: Tensor, rows: Tensor, columns: Tensor, row_cuts: Tensor,
                         column_cuts: Tensor, origins: Tensor, height: int, width: int, row_strips: Tensor | None,
-                        column_strips: Tensor | None, corners: Tensor | None, padding: float,
+                        column_strips: Tensor | None, corners: Tensor | None, edges: list[int], padding: float,
                         weights: Tensor | None = None, bias: Tensor | None = None, channels: int = 0,
                         geometry: list[int] | None = None) -> Tensor:  # fmt: skip
     out = maps.new_empty(_gathered(maps, origins.shape[0], height, width, channels, geometry))
@@ -614,13 +618,14 @@ gather_windows = _register(
 
 #: As ``gather_windows``, from a map that is put together from pieces (``csrc/api.h``): clean ``maps`` and
 #: fully occluded ``full`` [N,C,H,W]; ``row_strips`` [2R,C,h,W] and ``column_strips`` [2Q,C,H,w], first the
-#: R (Q) of the occluder's first edge; ``corners`` [4M,C,h,w], top left, top right, bottom left, bottom right.
+#: R (Q) of the occluder's first edge; ``corners`` [4M,C,h,w], top left, top right, bottom left, bottom right,
+#: or only those of the ``edges``: the first row edge and column edge that are there, and how many.
 #: Position m is on image ``images[m]``, grid row ``rows[m]``, column ``columns[m]``; window e belongs to
 #: position e % M.  ``row_cuts`` int64 [R,8] and ``column_cuts`` [Q,8]: the fields of ``Cuts``.
 gather_pieces = _register(
     "gather_pieces(Tensor maps, Tensor full, Tensor images, Tensor rows, Tensor columns, Tensor row_cuts, "
     "Tensor column_cuts, Tensor origins, int height, int width, Tensor? row_strips, Tensor? column_strips, "
-    "Tensor? corners, float padding, Tensor? weights=None, Tensor? bias=None, "
+    "Tensor? corners, int[] edges, float padding, Tensor? weights=None, Tensor? bias=None, "
     "int channels=0, int[]? geometry=None) -> Tensor",
     _gather_pieces,
     _fake_gather_pieces,

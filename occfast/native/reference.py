@@ -132,6 +132,7 @@ def gather_pieces(
     row_strips: Tensor | None,
     column_strips: Tensor | None,
     corners: Tensor | None,
+    edges: list[int],
     padding: float,
 ) -> Tensor:
     h, w = maps.shape[-2:]
@@ -163,7 +164,10 @@ def gather_pieces(
             out = torch.where((dirty & (v == 1) & (u == 2 * part)).unsqueeze(-1), piece, out)
         if corners is not None:
             for other in (0, 1):
-                which = (2 * part + other) * count + m.view(-1, 1, 1)
+                a, b = part - edges[0], other - edges[1]
+                if not (0 <= a < edges[2] and 0 <= b < edges[3]):
+                    continue
+                which = (a * edges[3] + b) * count + m.view(-1, 1, 1)
                 piece = pick(corners, which, row[..., 6 + part], column[..., 6 + other])
                 out = torch.where((dirty & (v == 2 * part) & (u == 2 * other)).unsqueeze(-1), piece, out)
     return out.masked_fill(~inside, padding).permute(0, 3, 1, 2)

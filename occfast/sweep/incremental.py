@@ -43,10 +43,16 @@ class _Ends:
     """Of shared steps: the pieces at the occluder's first and last edge, for a class of grid rows."""
 
     length: dict[int, int]  # of a step's piece; 0: there is none
+    edges: dict[int, tuple[int, int]]  # the first edge that any member has there, and how many (2, or 1 at a border)
     window: dict[tuple[int, int], int]  # of the window of its input
     slot: dict[Any, int]
     table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
     cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
+
+
+def _ends_of(cut: Intervals) -> list[Any]:
+    """For each grid row, how many rows depend on the occluder's first edge and how many on its last."""
+    return [np.clip(cut.full_low - cut.low, 0, None), np.clip(cut.high - cut.full_high, 0, None)]
 
 
 class IncrementalEvaluator:
@@ -77,7 +83,7 @@ class IncrementalEvaluator:
         grid: SweepGrid,
         images: Tensor,
         *,
-        most_classes: int = 8,
+        most_classes: int = 16,
         batch: int | None = None,
         fold_tail: bool = True,
         share_early: bool = True,
@@ -160,8 +166,8 @@ class IncrementalEvaluator:
             for step in steps:
                 if step.is_map and step.macs:
                     mine, other = (self._lengths(step, a) for a in (axis, 1 - axis))
-                    lengths.append(mine)
-                    weights.append(step.macs * float(other.mean()) * (4 if step.index < self.shared else 1))
+                    lengths += mine
+                    weights += [step.macs * float(sum(other).mean())] * len(mine)
             groups = classes(lengths, weights, most) if lengths else [np.arange(count)]
             label = np.zeros(count, np.int64)
             for k, members in enumerate(groups):
@@ -170,12 +176,10 @@ class IncrementalEvaluator:
             self.sides.append([self._side(axis, members) for members in groups])
         self.strips = [self._ends(axis, np.arange(len(self.classes[axis]))) for axis in (0, 1)] if self.shared else []
 
-    def _lengths(self, step: Step, axis: int) -> Any:
-        """What is computed of a step for each grid row: its rectangle, or where it is shared one end of it."""
+    def _lengths(self, step: Step, axis: int) -> list[Any]:
+        """What is computed of a step for each grid row: its rectangle, or where it is shared its two ends."""
         cut = self.intervals[axis][step.index]
-        if step.index < self.shared:
-            return np.maximum(cut.full_low - cut.low, cut.high - cut.full_high).clip(min=0)
-        return cut.high - cut.low
+        return _ends_of(cut) if step.index < self.shared else [cut.high - cut.low]
 
     def _choose_shared(self) -> int:
         """How many of the first steps to share: what costs least, in multiply-adds a position."""
@@ -187,9 +191,9 @@ class IncrementalEvaluator:
             if not whole or (v.full_low > v.full_high).any() or (h.full_low > h.full_high).any():
                 break
             rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
-            ends = [np.maximum(c.full_low - c.low, c.high - c.full_high).clip(min=0) for c in (v, h)]
-            corners = 4 * float(ends[0].mean() * ends[1].mean())
-            strips = 2.0 * (int(ends[0].max()) * len(ends[0]) * step.size[1] + int(ends[1].max()) * len(ends[1]) * step.size[0])
+            ends = [sum(_ends_of(c)) for c in (v, h)]
+            corners = float(ends[0].mean() * ends[1].mean())
+            strips = int(ends[0].max()) * len(ends[0]) * step.size[1] + int(ends[1].max()) * len(ends[1]) * step.size[0]
             if step.index:
                 saved += step.cost * (rectangle - corners - strips / self.expected)
             if saved > best:
@@ -198,14 +202,16 @@ class IncrementalEvaluator:
 
     def _ends(self, axis: int, members: Any) -> _Ends:
         length: dict[int, int] = {}
+        edges: dict[int, tuple[int, int]] = {}
         window: dict[tuple[int, int], int] = {}
         slot: dict[Any, int] = {}
         table: list[Any] = []
         cuts: dict[int, Tensor] = {}
         for step in self.steps[: self.shared]:
             cut, size, a = self.intervals[axis][step.index], step.size[axis], step.axes[axis]
-            most = int(np.maximum(cut.full_low - cut.low, cut.high - cut.full_high)[members].max())
-            length[step.index] = most = max(most, 0)
+            ends = [int(end[members].max()) for end in _ends_of(cut)]
+            length[step.index] = most = max(ends)
+            edges[step.index] = (0 if ends[0] else 1, sum(end > 0 for end in ends))
             starts = np.stack((np.clip(cut.full_low - most, 0, size - most), np.clip(cut.full_high, 0, size - most)))
             slot[step.index] = len(table)
             table.append(starts)
@@ -217,7 +223,7 @@ class IncrementalEvaluator:
                 np.stack((cut.low, cut.full_low, cut.full_high, cut.high, np.zeros_like(starts[0]),
                           np.zeros_like(starts[0]), *starts), 1)
             )  # fmt: skip
-        return _Ends(length, window, slot, torch.from_numpy(np.stack(table)), cuts)
+        return _Ends(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
 
     def _side(self, axis: int, members: Any) -> _Side:
         extents: dict[int, Extent] = {}
@@ -265,7 +271,7 @@ class IncrementalEvaluator:
         """Keep the clean activations of a block of images [n, C, H, W]; return its outputs [n, K]."""
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.fill = fill.expand_as(images).contiguous(memory_format=torch.channels_last)
-        keep = {self.steps[k].node: k for k in self.keep if k != 0}
+        keep = {self.steps[k].node: self.steps[k] for k in self.keep if k != 0}
         self._kept = {0: self.images}
         outputs = []
         for first in range(0, len(images), 8):
@@ -296,10 +302,10 @@ class IncrementalEvaluator:
                         side.ends.cuts[k] = cuts
         return torch.cat(outputs)
 
-    def _keep_full(self, keep: dict[fx.Node, int]) -> None:
+    def _keep_full(self, keep: dict[fx.Node, Step]) -> None:
         """The maps of images that are all fill."""
         self._full = {0: self.fill}
-        keep = {node: k for node, k in keep.items() if k < self.shared}
+        keep = {node: step for node, step in keep.items() if step.index < self.shared}
         for first in range(0, len(self.fill), 8):
             seen: dict[int, Tensor] = {}
             _Keeper(self.traced, keep, seen).run(self.fill[first : first + 8])
@@ -422,7 +428,8 @@ class IncrementalEvaluator:
                             self._kept[source], self._full[source], torch.full_like(index, image),
                             *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
                             origins((step.index, k), -a.padding), *window,
-                            strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, step.padding_value,
+                            strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, [0, 0, 0, 0],
+                            step.padding_value,
                             *self.fused.get(step.index, ()),
                         ))  # fmt: skip
                     out = self._after(step, self.compute(step, inputs, origins(step.index, 0)))
@@ -474,28 +481,38 @@ class _State:
         return ops.gather_pieces(
             self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
             self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
-            self.strips.columns.get(source), self.corners.get(source), padding, *conv,
+            self.strips.columns.get(source), self.corners.get(source), self._edges(source), padding, *conv,
         )  # fmt: skip
 
+    def _edges(self, source: int) -> list[int]:
+        assert self.rows.ends is not None and self.columns.ends is not None
+        rows, columns = self.rows.ends.edges[source], self.columns.ends.edges[source]
+        return [rows[0], columns[0], rows[1], columns[1]]
+
     def compute_corners(self) -> None:
-        """The four corners of each position, [4 M, C, h, w], through the shared steps."""
+        """The corners of each position, [4 M, C, h, w] (fewer at a border), through the shared steps."""
         rows, columns = self.rows.ends, self.columns.ends
         assert rows is not None and columns is not None
         shape = (len(rows.table), 2, 2, len(self.n))
-        starts = torch.stack((rows.table[:, :, self.i].unsqueeze(2).expand(shape),
-                              columns.table[:, :, self.j].unsqueeze(1).expand(shape)), -1).flatten(1, 3).unbind(0)  # fmt: skip
+        both = torch.stack((rows.table[:, :, self.i].unsqueeze(2).expand(shape),
+                            columns.table[:, :, self.j].unsqueeze(1).expand(shape)), -1)  # fmt: skip
         for step in self.e.steps[1 : self.e.shared]:
             if rows.length[step.index] == 0 or columns.length[step.index] == 0:
                 continue
+            (r, nr), (c, nc) = rows.edges[step.index], columns.edges[step.index]
+
+            def starts(name: Any, r: int = r, nr: int = nr, c: int = c, nc: int = nc) -> Tensor:
+                return both[rows.slot[name], r : r + nr, c : c + nc].reshape(-1, 2)  # type: ignore[union-attr]
+
             if step.kind == "point":
                 inputs = [self.corners[step.inputs[0]]]
             else:
                 inputs = [
-                    self.read(source, {}, starts[rows.slot[step.index, k]], rows.window[step.index, k],
-                              columns.window[step.index, k], step.padding_value, self.e.fused.get(step.index, ()))
+                    self.read(source, {}, starts((step.index, k)), rows.window[step.index, k], columns.window[step.index, k],
+                              step.padding_value, self.e.fused.get(step.index, ()))
                     for k, source in enumerate(step.inputs)
                 ]  # fmt: skip
-            out = self.e.compute(step, inputs, starts[rows.slot[step.index]])
+            out = self.e.compute(step, inputs, starts(step.index))
             self.corners[step.index] = self.e._after(step, out)
 
     def whole(self, source: int, values: dict[int, Tensor]) -> Tensor:
@@ -570,14 +587,15 @@ class _State:
 class _Keeper(fx.Interpreter):
     """Runs the network on whole images and hands out the maps that are kept."""
 
-    def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, int], seen: dict[int, Tensor]) -> None:
+    def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, Step], seen: dict[int, Tensor]) -> None:
         super().__init__(traced)
         self.wanted, self.seen = keep, seen
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.wanted:
-            self.seen[self.wanted[n]] = value
+            step = self.wanted[n]
+            self.seen[step.index] = value.permute(0, 3, 1, 2) if step.last else value
         return value
 
 

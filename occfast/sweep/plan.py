@@ -233,6 +233,7 @@ class Step:
     padding_value: float = 0.0
     macs: int = 0  # multiply-adds a pixel of the output
     label: str = ""
+    last: bool = False  # the node's own value is [N, H, W, C]
     conv: nn.Module | None = None
     folded: Callable[[Tensor], Tensor] | None = None  # a dense step that takes the whole map of its input
     counts: tuple[Tensor, Tensor] | None = None  # average pooling with border windows: divisors of rows, columns
@@ -497,11 +498,11 @@ class Analysis:
         channels = shown.shape[-1] if ref.last else shown.shape[1]
         if alone and not ref.last:
             before.after.append(run)
-            before.node, before.channels = node, channels
+            before.node, before.channels, before.last = node, channels, False
             self.values[node] = ref
             return True
         step = self._add(node, "point", [ref.step], run=run, label=label)
-        step.channels, step.size = channels, before.size
+        step.channels, step.size, step.last = channels, before.size, ref.last
         self.values[node] = MapRef(step.index, ref.last)
         return True
 
@@ -894,7 +895,7 @@ def extent(intervals: Intervals, members: Ints, size: int) -> Extent:
     return Extent(length, np.clip(intervals.low, 0, size - length))
 
 
-def classes(lengths: list[Ints], weights: list[float], most: int, slack: float = 0.01) -> list[Ints]:
+def classes(lengths: list[Ints], weights: list[float], most: int, slack: float = 0.002) -> list[Ints]:
     """Groups of grid rows whose rectangles are alike, so that one size for a group wastes little.
 
     Merges the two cheapest groups until ``most`` are left, and further while a merge costs less than
