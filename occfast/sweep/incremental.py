@@ -6,9 +6,8 @@ from a window of the layer before: its rectangle with a halo, laid over the kept
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from .plan import Analysis, Extent, Intervals, MapRef, NotIncremental, Part, Ste
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
+_CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
 _FAR = 1 << 40  # beyond every map
 
 
@@ -48,6 +48,70 @@ class _Ends:
     slot: dict[Any, int]
     table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
     cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the plan: multiply-adds (moving a number counts as four) densely and incrementally, for one position."""
+
+    label: str
+    size: tuple[int, int] | None  # of the map; None: computed whole
+    rectangle: tuple[float, float] | None  # what is computed of it, the mean over positions
+    dense: float
+    cost: float
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of a sweep as a table (``print`` it)."""
+
+    layers: list[Layer]
+    reason: str = ""  # why it can't be swept incrementally
+
+    @property
+    def speedup(self) -> float:
+        """Predicted, against the dense sweep; 1 where it can't be swept incrementally."""
+        mine = sum(layer.cost for layer in self.layers)
+        return sum(layer.dense for layer in self.layers) / mine if mine and not self.reason else 1.0
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"swept densely: {self.reason}"
+        dense = sum(layer.dense for layer in self.layers) or 1.0
+        lines = [f"{'layer':<28}{'map':>11}{'rectangle':>15}{'dense work':>12}{'of it done':>12}"]
+        for layer in self.layers:
+            size = "whole" if layer.size is None else f"{layer.size[0]}x{layer.size[1]}"
+            rectangle = "" if layer.rectangle is None else f"{layer.rectangle[0]:.1f}x{layer.rectangle[1]:.1f}"
+            share = layer.cost / layer.dense if layer.dense else 0.0
+            lines.append(f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
+                         + (" shared" if layer.shared else ""))  # fmt: skip
+        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x"])
+
+
+def explain(
+    model: nn.Module,
+    size: int | tuple[int, int],
+    occluder: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    border: Literal["clip", "valid"] = "clip",
+    channels: int | None = None,
+) -> Explanation:
+    """The plan for a model, images of a size and an occluder (height, width): ``print(explain(...))``.
+
+    ``channels`` of the images; None: those of the model's first convolution, else 3.  Dtype and
+    device are those of the model's first parameter.
+    """
+    grid = SweepGrid.over(size, occluder, stride, border)
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = channels or (first.in_channels if first is not None else 3)
+    like = next(model.parameters(), torch.empty(0))
+    images = torch.rand((2, channels, *grid.image), generator=torch.Generator().manual_seed(0))
+    try:
+        evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
+    except NotIncremental as error:
+        return Explanation([], str(error))
+    return Explanation(evaluator.layers())
 
 
 def _ends_of(cut: Intervals) -> list[Any]:
@@ -96,7 +160,9 @@ class IncrementalEvaluator:
         with torch.no_grad():
             self.traced = trace(model)
             self.analysis = Analysis(self.traced, _example(images), fold_tail)
-            _check(model, self.traced, images)
+            self.example = images[:1]
+            self.outputs_per_image = _check(model, self.traced, images)
+        self.memory = 1 << 62
         self.steps = self.analysis.steps
         self._program()
         self._geometry(most_classes, share_early)
@@ -264,6 +330,80 @@ class IncrementalEvaluator:
         slot = {name: k for k, name in enumerate(names)}
         return _Side(extents, windows, crops, same, slot, table, self._ends(axis, members) if self.shared else None)
 
+    # What it costs ----------------------------------------------------------------------------------
+
+    def layers(self) -> list[Layer]:
+        """What each layer costs, densely and here, averaged over the grid's positions."""
+        found = []
+        for step in self.steps:
+            if step.kind == "input":
+                continue
+            if not step.is_map:
+                dense = step.unfolded or step.macs
+                found.append(Layer(step.label, None, None, dense, step.macs))
+                continue
+            lengths = []
+            for sides, label in zip(self.sides, self.classes, strict=True):
+                shared = step.index < self.shared
+                each = [
+                    side.ends.length[step.index] * side.ends.edges[step.index][1]
+                    if shared and side.ends is not None else side.extents[step.index].length for side in sides
+                ]  # fmt: skip
+                lengths.append(float(np.asarray(each)[label.numpy()].mean()))
+            pixels = lengths[0] * lengths[1]
+            if step.index < self.shared:
+                rows, columns = (strips.length[step.index] for strips in self.strips)
+                strips = 2 * (rows * self.grid.rows * step.size[1] + columns * self.grid.columns * step.size[0])
+                pixels += strips / self.expected
+            area = step.size[0] * step.size[1]
+            found.append(Layer(step.label, step.size, (lengths[0], lengths[1]), step.cost * area, step.cost * pixels,
+                               step.index < self.shared))  # fmt: skip
+        return found
+
+    @property
+    def predicted_speedup(self) -> float:
+        """How many times less work than the dense sweep, from multiply-adds and numbers moved."""
+        layers = self.layers()
+        mine = sum(layer.cost for layer in layers)
+        return sum(layer.dense for layer in layers) / mine if mine else 1.0
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Memory that :meth:`start` keeps for each image of a block."""
+        steps = [(k, self.steps[k].channels * self.steps[k].size[0] * self.steps[k].size[1]) for k in self.keep | {0}]
+        return self.example.element_size() * sum(n * (2 if k <= self.shared else 1) for k, n in steps)
+
+    @property
+    def bytes_of_strips(self) -> int:
+        """Memory for what the positions of one image share."""
+        total = 0
+        for axis, ends in enumerate(self.strips):
+            count = len(self.classes[axis])
+            total += sum(2 * count * length * self.steps[k].size[1 - axis] * self.steps[k].channels
+                         for k, length in ends.length.items())  # fmt: skip
+        return total * self.example.element_size()
+
+    # The contract of the engine ---------------------------------------------------------------------
+
+    #: Everything is channels_last inside; there is no choice.
+    layout = "channels_last"
+
+    def set_layout(self, layout: str) -> None:
+        """Nothing to choose."""
+
+    def tune(self, total: int, memory_limit: int | None) -> int:
+        """Positions for one call of :meth:`outputs`, within ``memory_limit`` bytes.
+
+        Positions whose rectangles are alike are computed together, so a whole map at once is best;
+        it is cut into batches inside.  Call after :meth:`start`.
+        """
+        limit = memory_limit if memory_limit is not None else 1 << 62
+        left = limit - self.bytes_per_image * len(self.images) - self.bytes_of_strips
+        if left <= 0:
+            raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {len(self.images)} images")
+        self.memory = left * 3 // 4
+        return int(max(1, min(total, self.grid.positions, left // 8 // max(1, self.outputs_per_image * self.example.element_size()))))
+
     # The sweep --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -348,14 +488,21 @@ class IncrementalEvaluator:
         return result
 
     def _batch(self, sides: tuple[_Side, _Side]) -> int:
+        """Positions to compute together: windows and results that stay in the cache and within memory."""
         rows, columns = sides
-        most = max(
-            (self.steps[s.inputs[0]].channels * rows.windows[s.index, 0].length * columns.windows[s.index, 0].length
-             + s.channels * rows.extents[s.index].length * columns.extents[s.index].length
-             for s in self.steps if (s.index, 0) in rows.windows and (s.index, 0) in columns.windows),
-            default=1,
-        )  # fmt: skip
-        return max(1, min(256, (8 << 20) // (most * self.images.element_size())))
+        largest = 1
+        for step in self.steps[1:]:
+            if not step.is_map:
+                continue
+            v, h = rows.extents[step.index].length, columns.extents[step.index].length
+            if step.index < self.shared and rows.ends is not None and columns.ends is not None:
+                v, h = (2 * ends.length[step.index] for ends in (rows.ends, columns.ends))
+            numbers = step.channels * v * h
+            if step.index not in self.fused:
+                numbers += sum(self.steps[k].channels * v * h * step.axes[0].stride * step.axes[1].stride for k in step.inputs)
+            largest = max(largest, numbers)
+        size = largest * self.example.element_size()
+        return int(max(1, min(256, _CACHE // size, self.memory // (4 * size))))
 
     def _run(self, sides: tuple[_Side, _Side], n: Tensor, i: Tensor, j: Tensor) -> Tensor:
         rows, columns = sides
@@ -445,7 +592,7 @@ class IncrementalEvaluator:
 
     def _fitting(self, numbers: int) -> int:
         """How many of so many numbers each stay in the processor's cache."""
-        return max(1, (8 << 20) // (numbers * self.images.element_size()))
+        return max(1, _CACHE // (numbers * self.example.element_size()))
 
 
 @dataclass
@@ -604,7 +751,7 @@ def _example(images: Tensor) -> Tensor:
     return torch.cat((images[:1], images[-1:].flip(-1)))
 
 
-def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> None:
+def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> int:
     """Compare the trace with the model, a batch with its parts and a second run with the first."""
     pair = _example(images)
     first, again, alone = model(pair), model(pair), model(pair[1:])
@@ -616,3 +763,4 @@ def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> None:
         raise NotIncremental("the output for an image depends on the other images of its batch")
     if float((first - traced(pair)).abs().max()) > tolerance:
         raise NotIncremental("its trace computes something else than the model")
+    return int(first.shape[1])

@@ -236,6 +236,7 @@ class Step:
     last: bool = False  # the node's own value is [N, H, W, C]
     conv: nn.Module | None = None
     folded: Callable[[Tensor], Tensor] | None = None  # a dense step that takes the whole map of its input
+    unfolded: int = 0  # what it would cost otherwise
     counts: tuple[Tensor, Tensor] | None = None  # average pooling with border windows: divisors of rows, columns
 
     @property
@@ -446,7 +447,7 @@ class Analysis:
 
         self.steps.pop()
         del self.first[step.index]
-        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded,
+        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded, unfolded=step.macs * step.size[0] * step.size[1],
                   macs=conv.weight.numel() + sums.numel() * before.channels)  # fmt: skip
         return True
 

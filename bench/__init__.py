@@ -1,0 +1,1 @@
+"""Comparisons with peers; every figure of the README comes from here."""
