@@ -82,7 +82,9 @@ def timed(run: Callable[[], int]) -> tuple[float, float]:
     return count / seconds, peak.mib
 
 
-def dense(model: Callable[[Tensor], Tensor], image: Tensor, grid: SweepGrid, batch: int, native: bool, count: int) -> int:
+def dense(
+    model: Callable[[Tensor], Tensor], image: Tensor, grid: SweepGrid, batch: int, native: bool, count: int
+) -> int:
     """``count`` positions, each a forward pass of a copy that was made in PyTorch or by occfast."""
     fill = torch.zeros(1, 1, 1, 1)
     positions = torch.linspace(0, grid.positions - 1, count).long()
@@ -169,12 +171,16 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     contenders["occfast dense"] = [lambda b=b: dense(last, image, grid, b, True, sample) for b in batches]
     if not options.quick and not options.no_compile:
         compiled = torch.compile(last)
-        contenders["torch.compile"] = [lambda b=b: dense(compiled, image, grid, b, False, sample // b * b) for b in (8, 32)]
+        contenders["torch.compile"] = [
+            lambda b=b: dense(compiled, image, grid, b, False, sample // b * b) for b in (8, 32)
+        ]
     if importlib.util.find_spec("captum"):
         step = 16 if options.quick else 8
         contenders["Captum"] = [lambda b=b: captum(model, image, occluder, step, b) for b in batches]
     if importlib.util.find_spec("monai"):
-        contenders["MONAI"] = [lambda b=b: monai(model, image, occluder, b) for b in batches[:: 2 if options.quick else 3]]
+        contenders["MONAI"] = [
+            lambda b=b: monai(model, image, occluder, b) for b in batches[:: 2 if options.quick else 3]
+        ]
     evaluators = {name: IncrementalEvaluator(model, grid, image, **given) for name, given in STEPS.items()}
     for name, evaluator in evaluators.items():
         contenders[name] = [lambda e=evaluator: incremental(e, image, positions)]
@@ -216,7 +222,9 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="W1, 20x20, a sample")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: all; with --quick the paper's network")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, help="default: all; with --quick the paper's network"
+    )
     parser.add_argument("--occluders", nargs="+", default=None, metavar="HxW")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -95,7 +95,9 @@ class IBlock(nn.Module):
 class IResNet(nn.Module):
     """iResNet of ArcFace (Deng et al. 2019): embeddings, PReLU, no pooling at the end."""
 
-    def __init__(self, blocks: tuple[int, ...] = (2, 2, 2, 2), width: int = 64, size: int = 112, features: int = 512) -> None:
+    def __init__(
+        self, blocks: tuple[int, ...] = (2, 2, 2, 2), width: int = 64, size: int = 112, features: int = 512
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.PReLU(width)]
         inputs = width
@@ -137,7 +139,9 @@ class MobileNet(nn.Module):
         def __init__(self, channels: int, out: int, stride: int, squeeze: bool) -> None:
             super().__init__()
             inner = channels * 3
-            self.expand = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.Hardswish())
+            self.expand = nn.Sequential(
+                nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.Hardswish()
+            )
             self.depth = nn.Sequential(nn.Conv2d(inner, inner, 5, stride, 2, groups=inner, bias=False),
                                        nn.BatchNorm2d(inner), nn.ReLU6(inplace=True))  # fmt: skip
             self.squeeze = (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, 4, 1), nn.SiLU(),
@@ -171,7 +175,9 @@ class DenseNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(8 + growth * k), nn.ReLU(inplace=True), nn.Conv2d(8 + growth * k, growth, 3, padding=1))
+            nn.Sequential(
+                nn.BatchNorm2d(8 + growth * k), nn.ReLU(inplace=True), nn.Conv2d(8 + growth * k, growth, 3, padding=1)
+            )
             for k in range(3)
         )
         self.transition = nn.Sequential(nn.BatchNorm2d(8 + growth * 3), nn.GELU(), nn.Conv2d(8 + growth * 3, 10, 1),

@@ -52,7 +52,9 @@ def some(grid: SweepGrid, n: int, most: int) -> Tensor:
     return torch.tensor([k * grid.positions + p for k in range(n) for p in sorted(edges)] + drawn.tolist())
 
 
-def compare(model: nn.Module, images: Tensor, grid: SweepGrid, fill: Tensor, positions: Tensor, **options: object) -> None:
+def compare(
+    model: nn.Module, images: Tensor, grid: SweepGrid, fill: Tensor, positions: Tensor, **options: object
+) -> None:
     evaluator = IncrementalEvaluator(model, grid, images, **options)  # type: ignore[arg-type]
     with torch.no_grad():
         clean = model(images)
@@ -116,7 +118,9 @@ def test_reference_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], tuple[int, int]]:
     layers: list[tuple[object, ...]] = []
     for _ in range(draw(st.integers(1, 6))):
-        kind = draw(st.sampled_from(["conv", "conv", "conv", "max", "avg", "act", "residual", "cat", "norm", "up", "pad"]))
+        kind = draw(
+            st.sampled_from(["conv", "conv", "conv", "max", "avg", "act", "residual", "cat", "norm", "up", "pad"])
+        )
         if kind == "conv":
             kernel = [draw(st.integers(1, 5)) for _ in range(2)]
             dilation = [draw(st.integers(1, 3)) for _ in range(2)]
@@ -132,7 +136,9 @@ def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], tuple[int,
         elif kind == "pad":
             layers.append((kind, tuple(draw(st.integers(-1, 3)) for _ in range(4)), draw(st.sampled_from([0.0, 0.7]))))
         elif kind == "up":
-            layers.append((kind, draw(st.integers(2, 3)), draw(st.booleans()), draw(st.integers(1, 4)), draw(st.integers(0, 1))))
+            layers.append(
+                (kind, draw(st.integers(2, 3)), draw(st.booleans()), draw(st.integers(1, 4)), draw(st.integers(0, 1)))
+            )
         else:
             layers.append((kind, draw(st.integers(0, 5))))
     return layers, (draw(st.integers(6, 23)), draw(st.integers(6, 23)))
@@ -169,7 +175,11 @@ class Random(nn.Module):
             return [nn.ReLU(inplace=True), nn.PReLU(4), nn.GELU(), nn.Hardswish(), nn.Tanh(), nn.SiLU()][int(given[0])]  # type: ignore[call-overload]
         if kind == "norm":
             return nn.BatchNorm2d(4)
-        return nn.Conv2d(4, 4, 3, padding=1) if kind == "residual" else nn.Conv2d(4, 2, 1 + 2 * (int(given[0]) % 2), padding=int(given[0]) % 2)  # type: ignore[call-overload]
+        return (
+            nn.Conv2d(4, 4, 3, padding=1)
+            if kind == "residual"
+            else nn.Conv2d(4, 2, 1 + 2 * (int(given[0]) % 2), padding=int(given[0]) % 2)
+        )  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -184,7 +194,14 @@ class Random(nn.Module):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(architectures(), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.sampled_from(["clip", "valid"]), st.booleans())
+@given(
+    architectures(),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.sampled_from(["clip", "valid"]),
+    st.booleans(),
+)
 def test_random_architectures(
     drawn: tuple[list[tuple[object, ...]], tuple[int, int]], h: int, w: int, stride: int, border: str, double: bool
 ) -> None:

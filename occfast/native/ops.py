@@ -131,7 +131,7 @@ def _check_positions(positions: Tensor, end: int) -> None:
     # On a GPU the kernel traps instead: looking here would wait for the device.
     if positions.device.type == "cpu" and positions.numel():
         low, high = torch.aminmax(positions)
-        _expect(0 <= int(low) and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
+        _expect(int(low) >= 0 and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
 
 
 def _fake_occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
@@ -177,7 +177,7 @@ def _sweep_score(
         _expect_shape(labels, "labels", (images,))
         if device.type == "cpu" and images:
             low, high = torch.aminmax(labels)
-            _expect(0 <= int(low) and int(high) < classes, "labels", f"values in [0, {classes})", f"[{low}, {high}]")
+            _expect(int(low) >= 0 and int(high) < classes, "labels", f"values in [0, {classes})", f"[{low}, {high}]")
     if kind != SCORES["error"]:
         _expect(baseline is not None, "baseline", "a tensor for this score", None)
         assert baseline is not None
@@ -390,7 +390,7 @@ def _gather_pieces(
         _expect_dtype(cuts, name, torch.int64)
         _expect_shape(cuts, name, (cuts.shape[0], 8))
     _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
-    _expect(len(edges) == 4 and all(0 <= f and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)), "edges",
+    _expect(len(edges) == 4 and all(f >= 0 and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)), "edges",
             "first edges (rows, columns) and how many", edges)  # fmt: skip
     for name, piece, shape in (
         ("row_strips", row_strips, (2 * row_cuts.shape[0], depth, None, map_width)),

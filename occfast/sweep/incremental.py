@@ -16,7 +16,20 @@ from torch import Tensor, fx, nn
 
 from ..native import ops
 from .geometry import SweepGrid
-from .plan import Analysis, Extent, Intervals, MapRef, NotIncremental, Part, Step, classes, extent, occluded, through, trace
+from .plan import (
+    Analysis,
+    Extent,
+    Intervals,
+    MapRef,
+    NotIncremental,
+    Part,
+    Step,
+    classes,
+    extent,
+    occluded,
+    through,
+    trace,
+)
 
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
@@ -193,7 +206,9 @@ class IncrementalEvaluator:
         at: dict[fx.Node, Step] = {step.node: step for step in steps if step.kind == "dense"}
         self.program: list[Step | fx.Node] = sorted(
             [*(s for s in steps if s.is_map), *at.values(), *self.analysis.sized],
-            key=lambda entry: position[self.analysis.first[entry.index]] if isinstance(entry, Step) else position[entry],
+            key=lambda entry: (
+                position[self.analysis.first[entry.index]] if isinstance(entry, Step) else position[entry]
+            ),
         )
         output = self.analysis.values[self.analysis.output] if self.analysis.output else None
         if isinstance(output, MapRef):
@@ -309,7 +324,9 @@ class IncrementalEvaluator:
                 continue
             mine = extents[step.index] = extent(self.intervals[axis][step.index], members, size)
             if step.kind in ("window", "pad"):
-                windows[step.index, 0] = Extent((mine.length - 1) * a.stride + a.span, mine.start * a.stride - a.padding)
+                windows[step.index, 0] = Extent(
+                    (mine.length - 1) * a.stride + a.span, mine.start * a.stride - a.padding
+                )
             elif step.kind == "join":
                 for k, source in enumerate(step.inputs):
                     before = extents[source]
@@ -324,7 +341,9 @@ class IncrementalEvaluator:
                 crops[step.index] = Extent(mine.length, mine.start - (first * a.stride - a.padding))
         everything = [*extents.values(), *windows.values(), *crops.values()]
         grid = self.grid
-        unclipped = grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
+        unclipped = (
+            grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
+        )
         table = torch.from_numpy(np.stack([*(e.start for e in everything), unclipped, np.zeros_like(unclipped)]))
         names: list[Any] = [*extents, *windows, *(("crop", k) for k in crops), "occluder", "zero"]
         slot = {name: k for k, name in enumerate(names)}
@@ -402,7 +421,16 @@ class IncrementalEvaluator:
         if left <= 0:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {len(self.images)} images")
         self.memory = left * 3 // 4
-        return int(max(1, min(total, self.grid.positions, left // 8 // max(1, self.outputs_per_image * self.example.element_size()))))
+        return int(
+            max(
+                1,
+                min(
+                    total,
+                    self.grid.positions,
+                    left // 8 // max(1, self.outputs_per_image * self.example.element_size()),
+                ),
+            )
+        )
 
     # The sweep --------------------------------------------------------------------------------------
 
@@ -499,7 +527,9 @@ class IncrementalEvaluator:
                 v, h = (2 * ends.length[step.index] for ends in (rows.ends, columns.ends))
             numbers = step.channels * v * h
             if step.index not in self.fused:
-                numbers += sum(self.steps[k].channels * v * h * step.axes[0].stride * step.axes[1].stride for k in step.inputs)
+                numbers += sum(
+                    self.steps[k].channels * v * h * step.axes[0].stride * step.axes[1].stride for k in step.inputs
+                )
             largest = max(largest, numbers)
         size = largest * self.example.element_size()
         return int(max(1, min(256, _CACHE // size, self.memory // (4 * size))))
@@ -548,7 +578,9 @@ class IncrementalEvaluator:
                 if length == 0:
                     continue
                 if step.kind == "point":
-                    mine[step.index] = self._after(step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None]))
+                    mine[step.index] = self._after(
+                        step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None])
+                    )
                     continue
                 a, across = step.axes[1 - axis], step.size[1 - axis]
                 size = [0, 0]
@@ -683,12 +715,16 @@ class _State:
             if step.kind in ("point", "scale"):
                 name = step.index
                 size = self.rows.extents[source].length, self.columns.extents[source].length
-                inputs.append(values[source] if source in values else self.read(source, values, self.at(source), *size, 0.0))
+                inputs.append(
+                    values[source] if source in values else self.read(source, values, self.at(source), *size, 0.0)
+                )
             elif source in values and name in self.rows.same and name in self.columns.same:
                 inputs.append(values[source])
             else:
                 size = self.rows.windows[name].length, self.columns.windows[name].length
-                inputs.append(self.read(source, values, self.at(name), *size, step.padding_value, e.fused.get(step.index, ())))
+                inputs.append(
+                    self.read(source, values, self.at(name), *size, step.padding_value, e.fused.get(step.index, ()))
+                )
         out = e.compute(step, inputs, self.at(step.index))
         if step.kind == "transpose":
             size = self.rows.extents[step.index].length, self.columns.extents[step.index].length
@@ -711,7 +747,9 @@ class _State:
                 ref = known.ref if isinstance(known, Part) else known
                 step = self.e.steps[ref.step]
                 if asks:
-                    whole = torch.empty((len(self.n), step.channels, *step.size), device="meta", dtype=self.e.images.dtype)
+                    whole = torch.empty(
+                        (len(self.n), step.channels, *step.size), device="meta", dtype=self.e.images.dtype
+                    )
                 else:
                     whole = self.whole(ref.step, values)
                 if isinstance(known, Part):

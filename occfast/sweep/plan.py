@@ -76,7 +76,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         traced = fx.symbolic_trace(copy.deepcopy(model))
     except Exception as error:  # tracing runs the model's own code, which may raise anything
-        raise NotIncremental(f"torch.fx can't trace it: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise NotIncremental(
+            f"torch.fx can't trace it: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
     _functional(traced)
     _fold_batch_norm(traced)
     traced.graph.eliminate_dead_code()
@@ -270,12 +272,66 @@ _POINT_MODULES = (
     nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold,
     nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.BatchNorm2d,
 )  # fmt: skip
-_UNARY = (
-    "relu relu6 leaky_relu prelu silu gelu hardswish hardsigmoid hardtanh sigmoid tanh elu selu celu mish softplus "
-    "softsign logsigmoid threshold clamp clamp_min clamp_max exp log sqrt rsqrt abs neg square reciprocal erf sin cos "
-    "float double half bfloat16 softshrink hardshrink tanhshrink sign round floor ceil"
-).split()
-_BINARY = "add sub mul div true_divide pow maximum minimum rsub multiply subtract divide".split()
+_UNARY = [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "prelu",
+    "silu",
+    "gelu",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "softplus",
+    "softsign",
+    "logsigmoid",
+    "threshold",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "abs",
+    "neg",
+    "square",
+    "reciprocal",
+    "erf",
+    "sin",
+    "cos",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "softshrink",
+    "hardshrink",
+    "tanhshrink",
+    "sign",
+    "round",
+    "floor",
+    "ceil",
+]
+_BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "true_divide",
+    "pow",
+    "maximum",
+    "minimum",
+    "rsub",
+    "multiply",
+    "subtract",
+    "divide",
+]
 
 
 def _functions(names: Iterable[str]) -> set[Any]:
@@ -377,7 +433,11 @@ class Analysis:
     def _asks_size(self, node: fx.Node) -> bool:
         if node.op == "call_method":
             return node.target in _SIZES
-        return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
+        return (
+            node.op == "call_function"
+            and node.target is getattr
+            and node.args[1] in ("shape", "ndim", "device", "dtype")
+        )
 
     def _add(self, node: fx.Node, kind: Kind, inputs: list[int], label: str = "", **rest: Any) -> Step:
         step = Step(len(self.steps), node, kind, inputs, label=label or node.name, **rest)
@@ -494,7 +554,11 @@ class Analysis:
             run = lambda x: inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # noqa: E731
         before = self.steps[ref.step]
         source = node.all_input_nodes[0]
-        alone = len(source.users) == 1 and source is before.node and before.kind in ("window", "join", "point", "transpose", "scale")
+        alone = (
+            len(source.users) == 1
+            and source is before.node
+            and before.kind in ("window", "join", "point", "transpose", "scale")
+        )
         shown = self.shown[node]
         channels = shown.shape[-1] if ref.last else shown.shape[1]
         if alone and not ref.last:
@@ -523,7 +587,9 @@ class Analysis:
         if isinstance(module, _POINT_MODULES) and not ref.last:
             return self._point(node, ref, _plain(module))
         if ref.last:
-            if isinstance(module, nn.Linear) or (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1):
+            if isinstance(module, nn.Linear) or (
+                isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+            ):
                 done = self._point(node, ref, module, type(module).__name__)
                 if isinstance(module, nn.Linear):
                     self.steps[self.values[node].step].macs = module.weight.numel()
@@ -672,7 +738,9 @@ class Analysis:
         return True
 
     def _layer_norm(self, node: fx.Node, first: Any) -> bool:
-        given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), node.args, strict=False)) | dict(node.kwargs)
+        given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), node.args, strict=False)) | dict(
+            node.kwargs
+        )
         rest = {name: self.values[v] if isinstance(v, fx.Node) else v for name, v in given.items() if name != "input"}
         if not isinstance(first, MapRef) or not first.last or len(tuple(rest["normalized_shape"])) != 1:
             return False
@@ -746,7 +814,9 @@ class Analysis:
 
     def _split(self, node: fx.Node) -> bool:
         first = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        if node.target not in ("chunk", "split", torch.chunk, torch.split, torch.functional.split) or not isinstance(first, MapRef):
+        if node.target not in ("chunk", "split", torch.chunk, torch.split, torch.functional.split) or not isinstance(
+            first, MapRef
+        ):
             return False
         dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
         if not isinstance(dim, int) or first.last or dim % 4 != 1 or len(node.all_input_nodes) != 1:
@@ -785,7 +855,11 @@ def _averages(traced: fx.GraphModule, node: fx.Node, shown: Tensor) -> bool:
         )  # fmt: skip
     if node.target in ("mean", torch.mean):
         dims = rest[0] if rest else node.kwargs.get("dim")
-        return isinstance(dims, (tuple, list)) and sorted(int(d) % 4 for d in dims) == [2, 3] and "dtype" not in node.kwargs
+        return (
+            isinstance(dims, (tuple, list))
+            and sorted(int(d) % 4 for d in dims) == [2, 3]
+            and "dtype" not in node.kwargs
+        )
     return False
 
 
@@ -817,7 +891,9 @@ class _Recorder(fx.Interpreter):
         try:
             self.run(images)
         except Exception as error:
-            raise NotIncremental(f"its trace does not run: {str(error).splitlines()[0] if str(error) else error!r}") from error
+            raise NotIncremental(
+                f"its trace does not run: {str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
         return self.seen
 
     def run_node(self, n: fx.Node) -> Any:
