@@ -68,11 +68,20 @@ template <int bytes, class Gather> int start(const Gather& g, int64_t count, int
                 pixel_bytes, padding);
 }
 
+uint64_t address(const void* p) { return reinterpret_cast<uint64_t>(p); }
+uint64_t addresses(const GatherWindows& g) { return address(g.maps) | address(g.patches) | address(g.out); }
+uint64_t addresses(const GatherPieces& g) {
+  return address(g.maps) | address(g.full) | address(g.row_strips) | address(g.column_strips) | address(g.corners) |
+         address(g.out);
+}
+
+// The widest word that divides a pixel and every address.
 template <class Gather> int gather(const Gather& g, int64_t count, int itemsize, Where where) {
   const int64_t bytes = g.shape.c * itemsize;
-  if (bytes % 16 == 0) return start<16>(g, count, bytes, itemsize, where);
-  if (bytes % 8 == 0) return start<8>(g, count, bytes, itemsize, where);
-  if (bytes % 4 == 0) return start<4>(g, count, bytes, itemsize, where);
+  const uint64_t fits = static_cast<uint64_t>(bytes) | addresses(g);
+  if (fits % 16 == 0) return start<16>(g, count, bytes, itemsize, where);
+  if (fits % 8 == 0) return start<8>(g, count, bytes, itemsize, where);
+  if (fits % 4 == 0) return start<4>(g, count, bytes, itemsize, where);
   return start<2>(g, count, bytes, itemsize, where);
 }
 
