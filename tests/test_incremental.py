@@ -329,3 +329,65 @@ def test_gather_windows_checks_its_arguments() -> None:
     with pytest.raises(TypeError, match="origins"):
         ops.gather_windows(maps, images.clamp(max=1), origins.int(), 2, 2, None, None, 0.0)
     torch.library.opcheck(ops.gather_windows, (maps, images.clamp(max=1), origins, 2, 2, None, None, 0.0))
+
+
+def pieces(channels: int, dtype: torch.dtype, edges: tuple[int, int, int, int]) -> tuple[object, ...]:
+    """Random arguments of ``gather_pieces`` whose cuts only ask for pieces that are there."""
+    g = torch.Generator().manual_seed(6)
+    h, w, rows, columns, m = 9, 11, 3, 4, 13
+    r, c, nr, nc = edges
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    def cuts(count: int, first: int, number: int, size: int) -> Tensor:
+        # low, full_low, full_high, high with ends of at most two, and where pieces of two begin
+        low = torch.randint(1, 3, (count,), generator=g)
+        full = low + (0 if first else 2)
+        last = full + torch.randint(0, 3, (count,), generator=g)
+        high = (last + (2 if first + number == 2 else 0)).clamp(max=size)
+        starts = torch.stack(((full - 2).clamp(0, size - 2), last.clamp(0, size - 2)), 1)
+        return torch.cat((torch.stack((low, full, last, high), 1), starts, starts), 1)
+
+    indices = [torch.randint(0, k, (m,), generator=g) for k in (2, rows, columns)]
+    return (random(2, channels, h, w), random(2, channels, h, w), *indices, cuts(rows, r, nr, h), cuts(columns, c, nc, w),
+            torch.randint(-3, 8, (2 * m, 2), generator=g), 5, 6, random(2 * rows, channels, 2, w),
+            random(2 * columns, channels, h, 2), random(nr * nc * m, channels, 2, 2), list(edges), -1.0)  # fmt: skip
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_gather_pieces(channels: int, edges: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        arguments = pieces(channels, dtype, edges)
+        native = ops.gather_pieces(*arguments)
+        with monkeypatch.context() as patched:
+            patched.setenv("OCCFAST_BACKEND", "reference")
+            assert torch.equal(native, ops.gather_pieces(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels, out", [(1, 3), (3, 32), (5, 70)])
+def test_convolutions_of_windows(channels: int, out: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(7)
+    maps = torch.randn((2, channels, 12, 13), generator=g).to(dtype)
+    images, origins = torch.randint(0, 2, (17,), generator=g), torch.randint(-4, 9, (17, 2), generator=g)
+    weight, bias = torch.randn((out, channels, 3, 2), generator=g).to(dtype), torch.randn(out, generator=g).to(dtype)
+    packed = ops.pack_convolution(weight, bias, ops.convolution_block(maps))
+    for relu in (0, 1):
+        arguments = (maps, images, origins, 9, 10, None, None, 0.0, *packed, out, [3, 2, 2, 1, 2, 3, relu])
+        found = ops.gather_windows(*arguments)
+        windows = ops.gather_windows(*arguments[:8])
+        expected = F.conv2d(windows.double(), weight.double(), bias.double(), (2, 1), 0, (2, 3))
+        expected = expected.relu() if relu else expected
+        assert found.shape == expected.shape
+        assert float((found - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
+        with monkeypatch.context() as patched:
+            patched.setenv("OCCFAST_BACKEND", "reference")
+            twin = ops.gather_windows(*arguments)
+        assert float((twin - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
+    torch.library.opcheck(ops.gather_windows, arguments)
+    # Rectified or not, NaN stays NaN.
+    poisoned = torch.full_like(maps, float("nan"))
+    read = F.conv2d(ops.gather_windows(poisoned, *arguments[1:8]), weight, None, (2, 1), 0, (2, 3))
+    assert torch.equal(ops.gather_windows(poisoned, *arguments[1:]).isnan(), read.isnan()) and read.isnan().any()
