@@ -92,7 +92,7 @@ int gather_pieces(const GatherPieces& g, int itemsize, Where where) { return gat
 
 // The library's convolution runs on what was gathered: ops.convolution_block says so by its 0.
 int64_t convolution_block(Dtype) { return 0; }
-int convolve_windows(const GatherWindows&, const Convolution&, Dtype, Where) { return cudaErrorNotSupported; }
-int convolve_pieces(const GatherPieces&, const Convolution&, Dtype, Where) { return cudaErrorNotSupported; }
+int convolve_windows(const GatherWindows&, const Convolution&, Dtype, Where) { return cudaErrorInvalidValue; }
+int convolve_pieces(const GatherPieces&, const Convolution&, Dtype, Where) { return cudaErrorInvalidValue; }
 
 } // namespace occfast
