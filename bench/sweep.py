@@ -209,13 +209,15 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
             "positions_per_second": round(rate, 1), "ratio": round(rate / best, 2),
             "spread": [round(min(rates[name]), 1), round(max(rates[name]), 1)], "peak_mib": round(memory[name]),
         }  # fmt: skip
+        beside = ""
         if name in floor:
             row |= {"floor": round(floor[name], 2), "of_floor": round(rate / best / floor[name], 2),
                     "predicted": round(evaluators[name].predicted_speedup, 2)}  # fmt: skip
+            beside = (f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, "
+                      f"predicted {row['predicted']:.2f}x")  # fmt: skip
         rows.append(row)
         print(f"{row['workload']:<10} {row['occluder']:<7} {name:<20} {rate:9.1f}/s {row['ratio']:6.2f}x "
-              f"{row['peak_mib']:6} MiB" + (f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, "
-                                            f"predicted {row['predicted']:.2f}x" if name in floor else ""), flush=True)  # fmt: skip
+              f"{row['peak_mib']:6} MiB{beside}", flush=True)  # fmt: skip
     return rows
 
 

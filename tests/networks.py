@@ -127,8 +127,8 @@ class VGG(nn.Sequential):
                 channels = out
             layers.append(nn.MaxPool2d(2))
             size //= 2
-        layers += [nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(channels * size * size, 32), nn.ReLU(inplace=True),
-                   nn.Dropout(), nn.Linear(32, classes)]  # fmt: skip
+        layers += [nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(channels * size * size, 32),
+                   nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(32, classes)]  # fmt: skip
         super().__init__(*layers)
 
 

@@ -131,8 +131,8 @@ def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], tuple[int,
                            draw(st.sampled_from([1, 2, 4]))))  # fmt: skip
         elif kind in ("max", "avg"):
             kernel = draw(st.integers(2, 4))
-            layers.append((kind, kernel, draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2)), draw(st.booleans()),
-                           draw(st.booleans())))  # fmt: skip
+            layers.append((kind, kernel, draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2)), 
+                           draw(st.booleans()), draw(st.booleans())))  # fmt: skip
         elif kind == "pad":
             layers.append((kind, tuple(draw(st.integers(-1, 3)) for _ in range(4)), draw(st.sampled_from([0.0, 0.7]))))
         elif kind == "up":
@@ -170,9 +170,11 @@ class Random(nn.Module):
             factor, nearest, kernel, padding = given
             if nearest:
                 return nn.Upsample(scale_factor=factor)  # type: ignore[arg-type]
-            return nn.ConvTranspose2d(4, 4, kernel, factor, min(padding, (kernel - 1) // 2))  # type: ignore[arg-type,call-overload,operator]
+            padding = min(padding, (kernel - 1) // 2)  # type: ignore[call-overload,operator]
+            return nn.ConvTranspose2d(4, 4, kernel, factor, padding)  # type: ignore[arg-type]
         if kind == "act":
-            return [nn.ReLU(inplace=True), nn.PReLU(4), nn.GELU(), nn.Hardswish(), nn.Tanh(), nn.SiLU()][int(given[0])]  # type: ignore[call-overload]
+            choices = [nn.ReLU(inplace=True), nn.PReLU(4), nn.GELU(), nn.Hardswish(), nn.Tanh(), nn.SiLU()]
+            return choices[int(given[0])]  # type: ignore[call-overload,no-any-return]
         if kind == "norm":
             return nn.BatchNorm2d(4)
         return (
@@ -350,8 +352,8 @@ def pieces(channels: int, dtype: torch.dtype, edges: tuple[int, int, int, int]) 
         return torch.cat((torch.stack((low, full, last, high), 1), starts, starts), 1)
 
     indices = [torch.randint(0, k, (m,), generator=g) for k in (2, rows, columns)]
-    return (random(2, channels, h, w), random(2, channels, h, w), *indices, cuts(rows, r, nr, h), cuts(columns, c, nc, w),
-            torch.randint(-3, 8, (2 * m, 2), generator=g), 5, 6, random(2 * rows, channels, 2, w),
+    return (random(2, channels, h, w), random(2, channels, h, w), *indices, cuts(rows, r, nr, h),
+            cuts(columns, c, nc, w), torch.randint(-3, 8, (2 * m, 2), generator=g), 5, 6, random(2 * rows, channels, 2, w),
             random(2 * columns, channels, h, 2), random(nr * nc * m, channels, 2, 2), list(edges), -1.0)  # fmt: skip
 
 

@@ -56,8 +56,8 @@ template <int bytes, class Gather> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int bytes, class Gather> int start(const Gather& g, int64_t count, int64_t pixel_bytes, int itemsize,
-                                             Where where) {
+template <int bytes, class Gather>
+int start(const Gather& g, int64_t count, int64_t pixel_bytes, int itemsize, Where where) {
   // The padding's bits as often as they fit.
   unsigned char bits[16];
   for (int k = 0; k < 16; ++k) bits[k] = static_cast<unsigned char>(g.padding >> (8 * (k % itemsize)));
@@ -71,8 +71,8 @@ template <int bytes, class Gather> int start(const Gather& g, int64_t count, int
 uint64_t address(const void* p) { return reinterpret_cast<uint64_t>(p); }
 uint64_t addresses(const GatherWindows& g) { return address(g.maps) | address(g.patches) | address(g.out); }
 uint64_t addresses(const GatherPieces& g) {
-  return address(g.maps) | address(g.full) | address(g.row_strips) | address(g.column_strips) | address(g.corners) |
-         address(g.out);
+  return address(g.maps) | address(g.full) | address(g.row_strips) | address(g.column_strips) |
+         address(g.corners) | address(g.out);
 }
 
 // The widest word that divides a pixel and every address.
@@ -87,8 +87,12 @@ template <class Gather> int gather(const Gather& g, int64_t count, int itemsize,
 
 } // namespace
 
-int gather_windows(const GatherWindows& g, int itemsize, Where where) { return gather(g, g.count, itemsize, where); }
-int gather_pieces(const GatherPieces& g, int itemsize, Where where) { return gather(g, g.entries, itemsize, where); }
+int gather_windows(const GatherWindows& g, int itemsize, Where where) {
+  return gather(g, g.count, itemsize, where);
+}
+int gather_pieces(const GatherPieces& g, int itemsize, Where where) {
+  return gather(g, g.entries, itemsize, where);
+}
 
 // The library's convolution runs on what was gathered: ops.convolution_block says so by its 0.
 int64_t convolution_block(Dtype) { return 0; }

@@ -266,13 +266,15 @@ def _gather_windows(
     native = _native(maps.device)
     if native is None:
         out = reference.gather_windows(maps, images, origins, height, width, patches, patch_origins, padding)
-        if conv:
+        if weights is not None and bias is not None:
             out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
-    maps, images, origins = maps.contiguous(memory_format=torch.channels_last), images.contiguous(), origins.contiguous()
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    images, origins = images.contiguous(), origins.contiguous()
     shape = _gathered(maps, count, height, width, channels, geometry)
     out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last)
-    patch, patch_origin, patch_size = 0, 0, (0, 0)
+    patch, patch_origin = 0, 0
+    patch_size: tuple[int, ...] = (0, 0)
     if patches is not None and patch_origins is not None:
         patches = patches.contiguous(memory_format=torch.channels_last)
         patch_origins = patch_origins.contiguous()
@@ -296,10 +298,11 @@ def _conv_geometry(maps: Tensor, height: int, width: int, weights: Tensor | None
     _expect_dtype(maps, "maps", *_OUTPUT_DTYPES)
     _expect_dtype(weights, "weights", maps.dtype)
     _expect_dtype(bias, "bias", maps.dtype)
-    _expect(weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == kernel[0] * kernel[1] * maps.shape[1],
-            "weights", f"shape [blocks, {kernel[0] * kernel[1] * maps.shape[1]}, block]", list(weights.shape))  # fmt: skip
+    products = kernel[0] * kernel[1] * maps.shape[1]
+    _expect(weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == products, "weights",
+            f"shape [blocks, {products}, block]", list(weights.shape))  # fmt: skip
     blocks, _, block = weights.shape
-    _expect((blocks - 1) * block < channels <= blocks * block, "channels", f"a number that needs {blocks} blocks", channels)
+    _expect((blocks - 1) * block < channels <= blocks * block, "channels", f"a number for {blocks} blocks", channels)
     _expect_shape(bias, "bias", (blocks, block))
     _expect(bias.is_contiguous(), "bias", "a contiguous tensor", bias.stride())
     _expect(all((k - 1) * d < s for k, d, s in zip(kernel, dilation, (height, width), strict=True)), "height, width",
@@ -321,8 +324,8 @@ def _gathered(maps: Tensor, entries: int, height: int, width: int, channels: int
               geometry: list[int] | None) -> tuple[int, int, int, int]:  # fmt: skip
     if geometry is None:
         return (entries, maps.shape[1], height, width)
-    h, w = ((size - (geometry[k] - 1) * geometry[4 + k] - 1) // geometry[2 + k] + 1 for k, size in enumerate((height, width)))
-    return (entries, channels, h, w)
+    reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(geometry[:2], geometry[4:6], strict=True)]
+    return (entries, channels, (height - reach[0]) // geometry[2] + 1, (width - reach[1]) // geometry[3] + 1)
 
 
 def convolution_block(tensor: Tensor) -> int:
@@ -334,7 +337,10 @@ def convolution_block(tensor: Tensor) -> int:
 
 
 def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
-    """Weights [O, C, kh, kw] and bias [O] as ``gather_windows`` takes them: [blocks, kh kw C, block], [blocks, block]."""
+    """Weights [O, C, kh, kw] and bias [O] as ``gather_windows`` takes them.
+
+    [blocks, kh kw C, block] and [blocks, block], filled up with zeros.
+    """
     channels, blocks = weight.shape[0], -(-weight.shape[0] // block)
     flat = weight.new_zeros((blocks * block, weight[0].numel()))
     flat[:channels] = weight.permute(0, 2, 3, 1).reshape(channels, -1)
@@ -346,7 +352,8 @@ def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[T
 
 def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: int, width: int, patches: Tensor | None,
                          patch_origins: Tensor | None, padding: float, weights: Tensor | None = None,
-                         bias: Tensor | None = None, channels: int = 0, geometry: list[int] | None = None) -> Tensor:  # fmt: skip
+                         bias: Tensor | None = None, channels: int = 0,
+                         geometry: list[int] | None = None) -> Tensor:  # fmt: skip
     out = maps.new_empty(_gathered(maps, images.shape[0], height, width, channels, geometry))
     return out.contiguous(memory_format=torch.channels_last)
 
@@ -392,15 +399,16 @@ def _gather_pieces(
     _expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
     _expect(len(edges) == 4 and all(f >= 0 and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)), "edges",
             "first edges (rows, columns) and how many", edges)  # fmt: skip
-    for name, piece, shape in (
+    for name, piece, expected in (
         ("row_strips", row_strips, (2 * row_cuts.shape[0], depth, None, map_width)),
         ("column_strips", column_strips, (2 * column_cuts.shape[0], depth, map_height, None)),
         ("corners", corners, (edges[2] * edges[3] * count, depth, None, None)),
     ):
         if piece is not None:
-            fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(shape, piece.shape, strict=True))
-            _expect(fits, name, f"shape {list(shape)}", list(piece.shape))
-    for name, piece in (("full", full), ("row_strips", row_strips), ("column_strips", column_strips), ("corners", corners)):
+            fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(expected, piece.shape, strict=True))
+            _expect(fits, name, f"shape {list(expected)}", list(piece.shape))
+    held = {"full": full, "row_strips": row_strips, "column_strips": column_strips, "corners": corners}
+    for name, piece in held.items():
         if piece is not None:
             _expect_dtype(piece, name, maps.dtype)
     _expect_device(maps.device, full=full, images=images, rows=rows, columns=columns, row_cuts=row_cuts,
@@ -414,7 +422,7 @@ def _gather_pieces(
     if native is None:
         out = reference.gather_pieces(maps, full, images, rows, columns, row_cuts, column_cuts, origins, height, width,
                                       row_strips, column_strips, corners, edges, padding)  # fmt: skip
-        if conv:
+        if weights is not None and bias is not None:
             out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last

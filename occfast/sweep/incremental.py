@@ -62,6 +62,12 @@ class _Ends:
     table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
     cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
 
+    def origins(self, name: Any, index: Tensor, across: int, axis: int) -> Tensor:
+        """Where strips or their windows begin, [2 * rows, 2]; ``across`` along the other axis."""
+        starts = self.table[self.slot[name]][:, index].flatten()
+        pair = [starts, torch.full_like(starts, across)]
+        return torch.stack(pair if axis == 0 else pair[::-1], -1)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -149,6 +155,8 @@ class IncrementalEvaluator:
     expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
         for each image, which few positions do not repay.
 
+    memory_limit : bytes; layers are shared while what is shared takes at most half of it.
+
     Raises NotIncremental, with the reason, for a model that can't be swept this way.
     """
 
@@ -166,9 +174,11 @@ class IncrementalEvaluator:
         share_early: bool = True,
         fuse: bool = True,
         expected: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self.grid = grid
         self.batch = batch
+        self.memory_limit = memory_limit
         self.expected = grid.positions if expected is None else expected
         with torch.no_grad():
             self.traced = trace(model)
@@ -190,8 +200,9 @@ class IncrementalEvaluator:
             if block and step.conv is not None and step.conv.groups == 1:
                 conv = step.conv
                 relu = bool(step.after) and step.after[0] is F.relu
-                self.fused[step.index] = (*ops.pack_convolution(conv.weight, conv.bias, block), conv.weight.shape[0],
-                                          [*conv.kernel_size, *conv.stride, *conv.dilation, int(relu)])  # fmt: skip
+                geometry = [*conv.weight.shape[2:], *conv.stride, *conv.dilation, int(relu)]
+                packed = ops.pack_convolution(conv.weight, conv.bias, block)
+                self.fused[step.index] = (*packed, conv.weight.shape[0], geometry)
                 self.rest[step.index] = step.after[1:] if relu else step.after
         self._kept: dict[int, Tensor] = {}
         self._full: dict[int, Tensor] = {}
@@ -266,6 +277,7 @@ class IncrementalEvaluator:
         """How many of the first steps to share: what costs least, in multiply-adds a position."""
         rows, columns = self.intervals
         best, saved, chosen = 0.0, 0.0, 0
+        room = (self.memory_limit or 1 << 62) / (2 * self.example.element_size())
         for step in self.steps:
             v, h = rows[step.index], columns[step.index]
             whole = step.kind in ("input", "window", "pad", "point", "join")
@@ -274,7 +286,11 @@ class IncrementalEvaluator:
             rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
             ends = [sum(_ends_of(c)) for c in (v, h)]
             corners = float(ends[0].mean() * ends[1].mean())
-            strips = int(ends[0].max()) * len(ends[0]) * step.size[1] + int(ends[1].max()) * len(ends[1]) * step.size[0]
+            strips = 2 * (int(np.maximum(*_ends_of(v)).max()) * len(ends[0]) * step.size[1]
+                          + int(np.maximum(*_ends_of(h)).max()) * len(ends[1]) * step.size[0])  # fmt: skip
+            room -= strips * step.channels
+            if room < 0:
+                break
             if step.index:
                 saved += step.cost * (rectangle - corners - strips / self.expected)
             if saved > best:
@@ -301,8 +317,7 @@ class IncrementalEvaluator:
                 slot[step.index, k] = len(table)
                 table.append(starts * a.stride - a.padding)
             cuts[step.index] = torch.from_numpy(
-                np.stack((cut.low, cut.full_low, cut.full_high, cut.high, np.zeros_like(starts[0]),
-                          np.zeros_like(starts[0]), *starts), 1)
+                np.stack((cut.low, cut.full_low, cut.full_high, cut.high, *starts, *starts), 1)
             )  # fmt: skip
         return _Ends(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
 
@@ -592,26 +607,20 @@ class IncrementalEvaluator:
                     index = torch.arange(first, min(first + chunk, count), device=self.device)
                     zero = torch.zeros_like(index)
 
-                    def origins(name: Any, other: int, index: Tensor = index) -> Tensor:
-                        starts = ends.table[ends.slot[name]][:, index].flatten()
-                        pair = [starts, torch.full_like(starts, other)]
-                        return torch.stack(pair if axis == 0 else pair[::-1], -1)
-
                     inputs = []
                     for k, source in enumerate(step.inputs):
                         window = [0, 0]
                         window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
-                        cuts, strip_of = (ends.cuts[source].clone(), mine.get(source))
-                        cuts[:, 4:6] = cuts[:, 6:8]  # the strips are where a class of all rows has its corners
+                        cuts, strip_of = ends.cuts[source], mine.get(source)
                         inputs.append(ops.gather_pieces(
                             self._kept[source], self._full[source], torch.full_like(index, image),
                             *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
-                            origins((step.index, k), -a.padding), *window,
+                            ends.origins((step.index, k), index, -a.padding, axis), *window,
                             strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, [0, 0, 0, 0],
                             step.padding_value,
                             *self.fused.get(step.index, ()),
                         ))  # fmt: skip
-                    out = self._after(step, self.compute(step, inputs, origins(step.index, 0)))
+                    out = self._after(step, self.compute(step, inputs, ends.origins(step.index, index, 0, axis)))
                     strip[first : first + len(index)] = out[: len(index)]
                     strip[count + first : count + first + len(index)] = out[len(index) :]
                 mine[step.index] = strip
@@ -629,7 +638,10 @@ class IncrementalEvaluator:
 
 @dataclass
 class _Strips:
-    """Of one image, for each shared step: [2 * grid rows, C, h, W] and [2 * grid columns, C, H, w], first edges first."""
+    """Of one image, for each shared step: [2 * grid rows, C, h, W] and [2 * grid columns, C, H, w].
+
+    Those of the occluder's first edge come first.
+    """
 
     rows: dict[int, Tensor]
     columns: dict[int, Tensor]
@@ -652,12 +664,14 @@ class _State:
 
     def read(self, source: int, values: dict[int, Tensor], origins: Tensor, height: int, width: int,
              padding: float, conv: tuple[Any, ...] = ()) -> Tensor:  # fmt: skip
-        """Windows [E, C, height, width] of a step's occluded map, one or several a position; or a convolution of them."""
+        """Windows [E, C, height, width] of a step's occluded map, one or several a position; or their convolution."""
         if self.strips is None or source >= self.e.shared:
-            return ops.gather_windows(self.e._kept[source], self.n, origins, height, width, values[source],
-                                      self.at(source), padding, *conv)  # fmt: skip
+            return ops.gather_windows(  # type: ignore[no-any-return]
+                self.e._kept[source], self.n, origins, height, width, values[source],
+                self.at(source), padding, *conv,
+            )  # fmt: skip
         assert self.rows.ends is not None and self.columns.ends is not None
-        return ops.gather_pieces(
+        return ops.gather_pieces(  # type: ignore[no-any-return]
             self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
             self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
             self.strips.columns.get(source), self.corners.get(source), self._edges(source), padding, *conv,
@@ -681,14 +695,14 @@ class _State:
             (r, nr), (c, nc) = rows.edges[step.index], columns.edges[step.index]
 
             def starts(name: Any, r: int = r, nr: int = nr, c: int = c, nc: int = nc) -> Tensor:
-                return both[rows.slot[name], r : r + nr, c : c + nc].reshape(-1, 2)  # type: ignore[union-attr]
+                return both[rows.slot[name], r : r + nr, c : c + nc].reshape(-1, 2)
 
             if step.kind == "point":
                 inputs = [self.corners[step.inputs[0]]]
             else:
                 inputs = [
-                    self.read(source, {}, starts((step.index, k)), rows.window[step.index, k], columns.window[step.index, k],
-                              step.padding_value, self.e.fused.get(step.index, ()))
+                    self.read(source, {}, starts((step.index, k)), rows.window[step.index, k],
+                              columns.window[step.index, k], step.padding_value, self.e.fused.get(step.index, ()))
                     for k, source in enumerate(step.inputs)
                 ]  # fmt: skip
             out = self.e.compute(step, inputs, starts(step.index))
@@ -707,8 +721,8 @@ class _State:
             # The occluder's window, cut at the edge: the image with the fill laid over it.
             origins = self.at("occluder")
             fill = ops.gather_windows(e.fill, self.n, origins, *e.grid.occluder, None, None, 0.0)
-            return ops.gather_windows(e.images, self.n, self.at(0), self.rows.extents[0].length,
-                                      self.columns.extents[0].length, fill, origins, 0.0)  # fmt: skip
+            size = self.rows.extents[0].length, self.columns.extents[0].length
+            return ops.gather_windows(e.images, self.n, self.at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
         inputs = []
         for k, source in enumerate(step.inputs):
             name: Any = (step.index, k)

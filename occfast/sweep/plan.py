@@ -40,13 +40,13 @@ _ALIAS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropou
                   nn.FeatureAlphaDropout)  # fmt: skip
 _ALIAS_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 _ALIAS_METHODS = {"contiguous", "clone", "detach"}
-_RANDOM = {torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randint_like, torch.randperm,
-           torch.normal, torch.bernoulli, torch.poisson, torch.multinomial, F.gumbel_softmax}  # fmt: skip
+_RANDOM = {torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randint_like,
+           torch.randperm, torch.normal, torch.bernoulli, torch.poisson, torch.multinomial, F.gumbel_softmax}  # fmt: skip
 _RANDOM_METHODS = {"bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "multinomial",
                    "log_normal_", "geometric_", "cauchy_"}  # fmt: skip
-_VIEW_METHODS = {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "chunk", "split",
-                 "narrow", "select", "t", "unfold", "view_as", "expand_as", "unbind", "swapaxes", "movedim",
-                 "unflatten"}  # fmt: skip
+_VIEW_METHODS = {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "chunk",
+                 "split", "narrow", "select", "t", "unfold", "view_as", "expand_as", "unbind", "swapaxes",
+                 "movedim", "unflatten"}  # fmt: skip
 _VIEW_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
                    torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind, torch.swapaxes, torch.movedim,
                    operator.getitem, getattr}  # fmt: skip
@@ -144,7 +144,8 @@ def _functional(traced: fx.GraphModule) -> None:
         # Everything that shares its memory with what is overwritten.
         roots = {first}
         while (grown := roots | {n for r in roots for n in r.users if order[n] < order[node] and _is_alias(traced, n)}
-               | {r.args[0] for r in roots if _is_alias(traced, r) and isinstance(r.args[0], fx.Node)}) != roots:  # fmt: skip
+               | {r.args[0] for r in roots if _is_alias(traced, r) and isinstance(r.args[0], fx.Node)}
+               ) != roots:  # fmt: skip
             roots = grown
         if any(root.op == "get_attr" for root in roots):
             raise NotIncremental(f"{node.name} changes a parameter or buffer in place")
@@ -215,6 +216,17 @@ class Axis:
         return (self.kernel - 1) * self.dilation + 1
 
 
+@dataclass(frozen=True)
+class Conv:
+    """A convolution's weights [O, C / groups, kh, kw] and geometry; its padding is in the step's axes."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
 @dataclass
 class Step:
     """One step of the incremental pass: what to compute, on which windows of which earlier steps.
@@ -236,7 +248,7 @@ class Step:
     macs: int = 0  # multiply-adds a pixel of the output
     label: str = ""
     last: bool = False  # the node's own value is [N, H, W, C]
-    conv: nn.Module | None = None
+    conv: Conv | None = None
     folded: Callable[[Tensor], Tensor] | None = None  # a dense step that takes the whole map of its input
     unfolded: int = 0  # what it would cost otherwise
     counts: tuple[Tensor, Tensor] | None = None  # average pooling with border windows: divisors of rows, columns
@@ -475,7 +487,9 @@ class Analysis:
         """
         source = node.args[0] if node.args else None
         value = self.values.get(source) if isinstance(source, fx.Node) else None
-        if not isinstance(value, MapRef) or value.last or not _averages(self.traced, node, self.shown[source]):
+        if not isinstance(source, fx.Node) or not isinstance(value, MapRef) or value.last:
+            return False
+        if not _averages(self.traced, node, self.shown[source]):
             return False
         step = self.steps[value.step]
         if step is not self.steps[-1] or step.conv is None or step.after or step.conv.groups != 1:
@@ -507,7 +521,8 @@ class Analysis:
 
         self.steps.pop()
         del self.first[step.index]
-        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded, unfolded=step.macs * step.size[0] * step.size[1],
+        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded,
+                  unfolded=step.macs * step.size[0] * step.size[1],
                   macs=conv.weight.numel() + sums.numel() * before.channels)  # fmt: skip
         return True
 
@@ -534,12 +549,12 @@ class Analysis:
             return self._cat(node)
         if node.op == "call_function":
             if target in (F.conv2d, torch.conv2d, F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.interpolate, F.pad,
-                          torch.nn.functional.upsample, F.max_pool2d_with_indices) or target is F.adaptive_avg_pool2d:  # fmt: skip
+                          F.adaptive_avg_pool2d):  # fmt: skip
                 return isinstance(first, MapRef) and not first.last and self._function_step(node, first)
             if target is F.layer_norm:
                 return self._layer_norm(node, first)
             known = target in _UNARY_FUNCTIONS or target in _BINARY_FUNCTIONS
-            reduces = getattr(target, "__name__", "") in _REDUCTIONS and getattr(torch, target.__name__, None) is target
+            reduces = any(target is getattr(torch, name) for name in _REDUCTIONS)
         else:
             known = target in _UNARY_METHODS or target in _BINARY_METHODS
             reduces = target in _REDUCTIONS
@@ -574,7 +589,7 @@ class Analysis:
     def _permutes(self, node: fx.Node, first: Any) -> bool:
         if not isinstance(first, MapRef) or node.target not in ("permute", torch.permute):
             return False
-        order = node.args[1:] if node.op == "call_method" else node.args[1]
+        order: Any = node.args[1:] if node.op == "call_method" else node.args[1]
         if len(order) == 1 and isinstance(order[0], (tuple, list)):
             order = order[0]
         order = tuple(int(d) % 4 for d in order)
@@ -605,8 +620,8 @@ class Analysis:
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
             return self._max_pool(node, ref, module.kernel_size, module.stride, module.padding, module.dilation)
         if isinstance(module, nn.AvgPool2d):
-            return self._avg_pool(node, ref, module.kernel_size, module.stride, module.padding, module.count_include_pad,
-                                  module.divisor_override)  # fmt: skip
+            return self._avg_pool(node, ref, module.kernel_size, module.stride, module.padding,
+                                  module.count_include_pad, module.divisor_override)  # fmt: skip
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return self._adaptive(node, ref)
         if isinstance(module, (nn.ZeroPad2d, nn.ConstantPad2d)):
@@ -659,11 +674,9 @@ class Analysis:
             pads = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilations, strict=True))
         else:
             pads = (0, 0) if padding == "valid" else _two(padding)
-        conv = nn.Conv2d(1, 1, 1)  # only holds what a fused kernel needs to know
-        conv.weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False)
-        conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        conv.kernel_size, conv.stride, conv.dilation, conv.groups = kernel, steps, dilations, groups
-        weights, biases = conv.weight, conv.bias
+        weights = weight.detach().contiguous(memory_format=torch.channels_last)
+        biases = None if bias is None else bias.detach()
+        conv = Conv(weights, biases, steps, dilations, groups)
         step = self._add(
             node, "window", [ref.step], conv=conv, macs=_conv_macs(weight),
             run=lambda x: F.conv2d(x, weights, biases, steps, 0, dilations, groups),
@@ -675,7 +688,8 @@ class Analysis:
     def _max_pool(self, node: fx.Node, ref: MapRef, kernel: Any, stride: Any, padding: Any, dilation: Any) -> bool:
         kernels, steps = _two(kernel), _two(stride if stride not in (None, []) else kernel)
         dilations = _two(dilation)
-        step = self._add(node, "window", [ref.step], padding_value=-math.inf, label=f"max pool {kernels[0]}x{kernels[1]}",
+        step = self._add(node, "window", [ref.step], padding_value=-math.inf,
+                         label=f"max pool {kernels[0]}x{kernels[1]}",
                          run=lambda x: F.max_pool2d(x, kernels, steps, 0, dilations))  # fmt: skip
         step.axes = _axes(kernels, steps, _two(padding), dilations)
         return True
@@ -738,10 +752,10 @@ class Analysis:
         return True
 
     def _layer_norm(self, node: fx.Node, first: Any) -> bool:
-        given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), node.args, strict=False)) | dict(
-            node.kwargs
-        )
-        rest = {name: self.values[v] if isinstance(v, fx.Node) else v for name, v in given.items() if name != "input"}
+        names = ("input", "normalized_shape", "weight", "bias", "eps")
+        given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        given.pop("input")
+        rest: dict[str, Any] = {k: self.values[v] if isinstance(v, fx.Node) else v for k, v in given.items()}
         if not isinstance(first, MapRef) or not first.last or len(tuple(rest["normalized_shape"])) != 1:
             return False
         return self._point(node, first, lambda x: F.layer_norm(x, **rest), "layer norm")
@@ -806,7 +820,7 @@ class Analysis:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if not isinstance(tensors, (tuple, list)) or not isinstance(dim, int) or dim % 4 != 1:
             return False
-        refs = [self.values[a] if isinstance(a, fx.Node) else None for a in tensors]
+        refs: list[Any] = [self.values[a] if isinstance(a, fx.Node) else None for a in tensors]
         if not all(isinstance(ref, MapRef) and not ref.last for ref in refs):
             return False
         self._add(node, "join", [ref.step for ref in refs], run=lambda *x: torch.cat(x, 1), label="cat")
