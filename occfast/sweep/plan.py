@@ -30,7 +30,7 @@ from .geometry import SweepGrid
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class NotIncremental(Exception):
+class NotIncremental(Exception):  # noqa: N818 - it says what can not be done, not that something failed
     """This network can't be swept incrementally; the message says why."""
 
 
