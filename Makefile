@@ -35,12 +35,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cu' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
+	git ls-files 'csrc/*' 'tests/*.h' 'tests/*.cu' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -31,9 +31,7 @@ from occfast.native import ops
 from occfast.native.build import instruction_set
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import networks
+from tests import networks
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "paper": (lambda: networks.Yi(1000), (1, 100, 100)),

@@ -6,6 +6,7 @@
 // The result is 0, or the cudaError_t that error_text explains.
 #pragma once
 
+#include "core/mining.h"
 #include "core/portable.h"
 #include "core/window.h"
 
@@ -49,7 +50,7 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
 //   kSimilarityDrop   baseline[n] - cosine(outputs[m], references[n]), references [images, classes]
 // *bad is set to 1 if any output is NaN or infinite.
 int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t per_image, Score kind, const int64_t* labels,
+                int64_t classes, int64_t images, int64_t per_image, Score kind, const int64_t* labels,
                 const double* references, const double* baseline, double* scores, int32_t* bad,
                 Where where);
 
@@ -155,10 +156,39 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
 
 // Paints drawn occluders.  out may be images itself (in place) or a tensor of its layout, which then
 // receives the whole batch.  low and high: the values that intensities 0 and 1 stand for (uint8: 0
-// and 255).
+// and 255).  *outside, if given, is set to 1 where a floating-point image has NaN or a value outside
+// of them.
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
                     const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
                     const float* level, const float* intensity, uint64_t seed, float low, float high,
+                    int32_t* outside, Where where);
+
+// rows [n, dim] minus their mean (near_mean of it, computed here, or as given), with the squared length of each
+// row before (lengths, float64) and after (squares, in the rows' type).  unit: rows are unit vectors or zero, and
+// a zero row gets a square of -1.
+int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                void* centred, void* squares, double* lengths, Where where);
+
+// out [m, n] = A [m, k] B [k, n], each with any strides; symmetric: B is A transposed.  Every sum has one
+// order.  CPU only: on a GPU the library of PyTorch does it, and this is an error.
+int multiply(const void* a, int64_t a_row, int64_t a_column, const void* b, int64_t b_row, int64_t b_column,
+             Dtype dtype, int64_t m, int64_t n, int64_t k, bool symmetric, void* out, Where where);
+
+// Batch triplet loss, first half.  values [rows, columns]: products of the centred embeddings a [rows, dim]
+// and b [columns, dim] before, distances after; counts: of triplets a pair is selected in, -w for a positive
+// pair and w for a negative one.  records [rows, kSlots] and pieces [kPieces, kSlots] are work space, totals
+// [kSlots] the batch's sums.  With law.statistics: nearest [2, rows], the distance of each anchor's nearest
+// positive and negative (infinite where there is none), and histogram [2, bins] (zeros before), positive and
+// negative pairs (own: each once) in bins over [0, *top].
+int mine_triplets(void* values, Dtype dtype, const void* a, const void* b, const void* a_squares,
+                  const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins, int32_t* counts,
+                  double* records, double* pieces, double* totals, void* nearest, int64_t* histogram, Where where);
+
+// Second half: distances become the matrix of the gradient.  own: the symmetric matrix whose product with
+// the embeddings is the gradient.  Otherwise S [rows, columns] with row_sums and column_sums, for the
+// gradients row_sums a + S b and column_sums b + S' a.
+int triplet_weights(void* values, Dtype dtype, const int32_t* counts, const double* totals, const void* a_squares,
+                    const void* b_squares, Pairs pairs, TripletLaw law, void* row_sums, void* column_sums,
                     Where where);
 
 // For tests: n x 4 words of Philox from counters [n, 4] and keys [n, 2], and normals from words.

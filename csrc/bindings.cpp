@@ -32,6 +32,25 @@ Convolution convolution_of(const std::vector<int64_t>& v) {
                      {v[5], v[6]}, {v[7], v[8]}, v[9] != 0};
 }
 
+// own, distance, selection, hinge, statistics
+using Choices = std::array<int, 5>;
+
+Pairs pairs_of(const std::array<int64_t, 3>& sizes, const Choices& choice, Address members, Address start,
+               Address stop) {
+  return Pairs{sizes[0],           sizes[1],         sizes[2], choice[0] != 0, at<int64_t>(members),
+               at<int64_t>(start), at<int64_t>(stop)};
+}
+TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uint64_t seed, uint32_t step) {
+  return TripletLaw{static_cast<Distance>(choice[1]),
+                    static_cast<Select>(choice[2]),
+                    choice[3] != 0,
+                    choice[4] != 0,
+                    margin,
+                    beta,
+                    seed,
+                    step};
+}
+
 void check(int status, const char* what) {
   if (status != 0) throw std::runtime_error(std::string("occfast: ") + what + " failed: " + error_text(status));
 }
@@ -55,12 +74,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         });
 
   m.def("sweep_score",
-        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t per_image,
-           int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
+        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t images,
+           int64_t per_image, int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
            int threads, Address stream) {
           py::gil_scoped_release release;
           check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
-                            per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
+                            images, per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
                             at<double>(baseline), at<double>(scores), at<int32_t>(bad),
                             where_of(threads, stream)),
                 "sweep_score");
@@ -130,15 +149,59 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("paint_occluders",
         [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address boxes,
-           Address kind, Address level, Address intensity, uint64_t seed, float low, float high, int threads,
-           Address stream) {
+           Address kind, Address level, Address intensity, uint64_t seed, float low, float high,
+           Address outside, int threads, Address stream) {
           py::gil_scoped_release release;
           check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
                                 strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes),
                                 at<uint8_t>(kind), at<float>(level), at<float>(intensity), seed, low, high,
-                                where_of(threads, stream)),
+                                at<int32_t>(outside), where_of(threads, stream)),
                 "paint_occluders");
         });
+
+  m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
+                          Address centred, Address squares, Address lengths, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(centre_rows(at<void>(rows), static_cast<Dtype>(dtype), n, dim, given, unit, at<double>(mean),
+                      at<void>(centred), at<void>(squares), at<double>(lengths), where_of(threads, stream)),
+          "centre_rows");
+  });
+
+  m.def("multiply", [](Address a, int64_t a_row, int64_t a_column, Address b, int64_t b_row, int64_t b_column,
+                       int dtype, int64_t rows, int64_t columns, int64_t depth, bool symmetric, Address out,
+                       int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(multiply(at<void>(a), a_row, a_column, at<void>(b), b_row, b_column, static_cast<Dtype>(dtype), rows,
+                   columns, depth, symmetric, at<void>(out), where_of(threads, stream)),
+          "multiply");
+  });
+
+  m.def("mine_triplets", [](Address values, int dtype, Address a, Address b, Address a_squares, Address b_squares,
+                            std::array<int64_t, 3> sizes, Choices choice, Address members, Address start,
+                            Address stop, double margin, double beta, uint64_t seed, uint32_t step, Address top,
+                            int bins, Address counts, Address records, Address pieces, Address totals,
+                            Address nearest, Address histogram, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(mine_triplets(at<void>(values), static_cast<Dtype>(dtype), at<void>(a), at<void>(b), at<void>(a_squares),
+                        at<void>(b_squares), pairs_of(sizes, choice, members, start, stop),
+                        triplet_law_of(choice, margin, beta, seed, step), at<double>(top), bins,
+                        at<int32_t>(counts), at<double>(records), at<double>(pieces), at<double>(totals),
+                        at<void>(nearest), at<int64_t>(histogram), where_of(threads, stream)),
+          "mine_triplets");
+  });
+
+  m.def("triplet_weights", [](Address values, int dtype, Address counts, Address totals, Address a_squares,
+                              Address b_squares, std::array<int64_t, 3> sizes, Choices choice, double margin,
+                              double beta, Address row_sums, Address column_sums, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(triplet_weights(at<void>(values), static_cast<Dtype>(dtype), at<int32_t>(counts), at<double>(totals),
+                          at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, 0, 0, 0),
+                          triplet_law_of(choice, margin, beta, 0, 0), at<void>(row_sums), at<void>(column_sums),
+                          where_of(threads, stream)),
+          "triplet_weights");
+  });
+
+  m.attr("triplet_sizes") = std::array<int, 2>{kSlots, kPieces};
 
   m.def("philox_words", [](Address counters, Address keys, int64_t n, Address words, int threads, Address stream) {
     check(philox_words(at<uint32_t>(counters), at<uint32_t>(keys), n, at<uint32_t>(words),

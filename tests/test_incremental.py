@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import networks
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from occfast.native import ops
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
 from occfast.sweep.plan import NotIncremental
+from tests import networks
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -195,7 +195,7 @@ class Random(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     architectures(),
     st.integers(1, 9),

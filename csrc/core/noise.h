@@ -17,7 +17,7 @@ namespace occfast {
 enum NoiseKind : int { kSaltAndPepper = 0, kSpeckle = 1, kGaussian = 2, kNoNoise = 3 };
 
 // Philox counters are (block, stream, sample low, sample high); one stream for each purpose.
-enum Stream : uint32_t { kPixels = 0, kOccluder = 1 };
+enum Stream : uint32_t { kPixels = 0, kOccluder = 1, kTriplet = 2 };
 
 OCCFAST_HD float from_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
@@ -47,6 +47,14 @@ OCCFAST_HD float square_root(float value) {
 #endif
 }
 
+OCCFAST_HD double square_root(double value) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(value);
+#else
+  return std::sqrt(value);
+#endif
+}
+
 // Natural logarithm of a normal positive float32; absolute error below 1e-6 for x in (0, 1].
 OCCFAST_HD float natural_log(float x) {
   // Split x = m 2^e with m in [sqrt(1/2), sqrt(2)): adding the offset makes the exponent field
@@ -67,49 +75,72 @@ OCCFAST_HD float natural_log(float x) {
   return q * d + e * 0.693147181f;
 }
 
-// Standard normal from one word: the low bit is the sign, the 23 high bits the tail probability
-// p in (0, 1/2), so the values are exactly symmetric and end at 5.42.
-OCCFAST_HD float normal_from_word(uint32_t word) {
+// A standard normal from one word: the low bit is the sign, the 23 high bits the tail probability p in
+// (0, 1/2), so the values are exactly symmetric and end at 5.42.  With x = 1 - 2p and w = -ln(4p(1 - p))
+// the quantile is x times a polynomial in w below kTail, in sqrt(w) above.
+constexpr float kTail = 5.0f;
+
+struct NormalPoint {
+  float x, w;
+};
+
+OCCFAST_HD NormalPoint normal_point(uint32_t word) {
   const float p = (static_cast<float>(word >> 9) + 0.5f) * 5.9604644775390625e-08f;
-  const float x = 1.0f - 2.0f * p;
-  const float w = -natural_log(4.0f * p * (1.0f - p));
+  return NormalPoint{1.0f - 2.0f * p, -natural_log(4.0f * p * (1.0f - p))};
+}
+
+OCCFAST_HD float normal_centre(float w) {
   const float t = w - 2.5f;
-  float centre = 2.456995785e-08f;
-  centre = centre * t + 4.965131134e-07f;
-  centre = centre * t + -4.808387681e-06f;
-  centre = centre * t + -6.313119523e-06f;
-  centre = centre * t + 3.084979156e-04f;
-  centre = centre * t + -1.772771396e-03f;
-  centre = centre * t + -5.907430313e-03f;
-  centre = centre * t + 3.488025191e-01f;
-  centre = centre * t + 2.123313437e+00f;
+  float value = 2.456995785e-08f; // tools/fit_normal.py
+  value = value * t + 4.965131134e-07f;
+  value = value * t + -4.808387681e-06f;
+  value = value * t + -6.313119523e-06f;
+  value = value * t + 3.084979156e-04f;
+  value = value * t + -1.772771396e-03f;
+  value = value * t + -5.907430313e-03f;
+  value = value * t + 3.488025191e-01f;
+  return value * t + 2.123313437e+00f;
+}
+
+OCCFAST_HD float normal_tail(float w) {
   // w is a rounded number and may be a few units below zero next to the median.
   const float r = square_root(larger(w, 0.0f)) - 3.0f;
-  float tail = -2.704886203e-04f;
-  tail = tail * r + 1.285836146e-04f;
-  tail = tail * r + 1.894430586e-03f;
-  tail = tail * r + -5.179641827e-03f;
-  tail = tail * r + 8.121799341e-03f;
-  tail = tail * r + -1.078455142e-02f;
-  tail = tail * r + 1.334796022e-02f;
-  tail = tail * r + 1.416581458e+00f;
-  tail = tail * r + 4.006434395e+00f;
-  const float z = (w < 5.0f ? centre : tail) * x;
-  return (word & 1u) ? -z : z;
+  float value = -2.704886203e-04f;
+  value = value * r + 1.285836146e-04f;
+  value = value * r + 1.894430586e-03f;
+  value = value * r + -5.179641827e-03f;
+  value = value * r + 8.121799341e-03f;
+  value = value * r + -1.078455142e-02f;
+  value = value * r + 1.334796022e-02f;
+  value = value * r + 1.416581458e+00f;
+  return value * r + 4.006434395e+00f;
+}
+
+OCCFAST_HD float signed_by(float value, uint32_t word) { return (word & 1u) ? -value : value; }
+
+OCCFAST_HD float normal_from_word(uint32_t word) {
+  const NormalPoint point = normal_point(word);
+  return signed_by((point.w < kTail ? normal_centre(point.w) : normal_tail(point.w)) * point.x, word);
+}
+
+OCCFAST_HD float in_unit(float value) { return smaller(larger(value, 0.0f), 1.0f); }
+
+OCCFAST_HD float salt_and_pepper_pixel(float intensity, float level, uint32_t word) {
+  // The low bit takes no part in uniform24, so which of the two it is, is independent of it.
+  return uniform24(word) < level ? static_cast<float>(word & 1u) : intensity;
+}
+
+// The standard deviation of Gaussian and speckle noise.
+OCCFAST_HD float deviation(int kind, float intensity, float level) {
+  return kind == kSpeckle ? intensity * level : level;
 }
 
 // One occluder pixel in [0, 1]: intensity and level in the same unit interval.
 OCCFAST_HD float noisy_pixel(int kind, float intensity, float level, uint32_t word) {
-  float value = intensity;
-  if (kind == kSaltAndPepper) {
-    // The low bit takes no part in uniform24, so which of the two it is, is independent of it.
-    if (uniform24(word) < level) value = static_cast<float>(word & 1u);
-  } else if (kind == kGaussian) {
-    value = intensity + level * normal_from_word(word);
-  } else if (kind == kSpeckle) {
-    value = intensity + (intensity * level) * normal_from_word(word);
-  }
-  return smaller(larger(value, 0.0f), 1.0f);
+  if (kind == kSaltAndPepper) return salt_and_pepper_pixel(intensity, level, word);
+  if (kind == kGaussian || kind == kSpeckle)
+    return in_unit(intensity + deviation(kind, intensity, level) * normal_from_word(word));
+  return intensity;
 }
 
 // The counter that holds the noise of pixels (channel, row, 4 * quad ... 4 * quad + 3).

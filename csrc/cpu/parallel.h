@@ -24,4 +24,11 @@ template <class Body> void parallel_for(int64_t count, int64_t grain, Where wher
   }
 }
 
+// body(task) for every task of [0, count), the next one to whichever thread is free.
+template <class Body> void parallel_tasks(int64_t count, Where where, const Body& body) {
+  const int64_t team = omp_in_parallel() ? 1 : larger<int64_t>(1, smaller<int64_t>(where.threads, count));
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(team)) if (team > 1)
+  for (int64_t task = 0; task < count; ++task) body(task);
+}
+
 } // namespace occfast

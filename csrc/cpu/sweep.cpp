@@ -1,7 +1,7 @@
 // The dense sweep and its scoring on the CPU.
-#include <cmath>
 #include <cstring>
 
+#include "../core/scoring.h"
 #include "parallel.h"
 
 namespace occfast {
@@ -67,7 +67,7 @@ double score_of(const T* row, int64_t classes, Score kind, int64_t label, const 
     own += value * value;
     other += reference[k] * reference[k];
   }
-  return baseline - dot / std::sqrt(larger(own * other, 1e-300));
+  return baseline - cosine(dot, own, other);
 }
 
 template <class T>
@@ -119,7 +119,7 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
 }
 
 int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t per_image, Score kind, const int64_t* labels,
+                int64_t classes, int64_t, int64_t per_image, Score kind, const int64_t* labels,
                 const double* references, const double* baseline, double* scores, int32_t* bad,
                 Where where) {
   const auto run = dtype == Dtype::kFloat64 ? &score<double> : &score<float>;

@@ -150,7 +150,7 @@ def key(backend: Backend) -> BuildKey:
         torch=torch.__version__,
         python=sysconfig.get_config_var("SOABI") or sys.version,
         instruction_set=instruction_set(),
-        flags=f"{compiler()} {flags}",
+        flags=flags,
         sources=content.hexdigest(),
     )
 
@@ -166,7 +166,7 @@ def nvcc_compile(source: Path, output: Path, architecture: str) -> subprocess.Co
         raise FileNotFoundError("nvcc is neither on the path nor under CUDA_HOME")
     command = [
         program, "-c", *nvcc_flags(), f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-        "-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings", "-Xcompiler", "-Wall",
+        "-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-fPIC",
         str(source), "-o", str(output),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -65,6 +65,11 @@ def module(backend: Backend) -> ModuleType:
         return _modules[backend]
 
 
+def is_ready(backend: Backend) -> bool:
+    """Whether :func:`module` will return without compiling."""
+    return backend in _modules or prebuilt_path(backend) is not None or cached_path(backend) is not None
+
+
 def prebuilt_path(backend: Backend) -> Path | None:
     """A module that ``OCCFAST_AOT=1 pip install`` put beside this file for this very machine and torch."""
     marker = Path(__file__).with_name(f"occfast_{backend}.json")
@@ -128,7 +133,9 @@ def missing(backend: Backend) -> str | None:
     """What keeps a build from starting, with its cure, or None."""
     if build.compiler() is None:
         chosen = os.environ.get("CXX")
-        what = f"CXX={chosen} is no program on the path" if chosen else "no C++ compiler (c++, g++, clang++) on the path"
+        what = (
+            f"CXX={chosen} is no program on the path" if chosen else "no C++ compiler (c++, g++, clang++) on the path"
+        )
         return f"{what}; install one (Debian: apt-get install g++) or set CXX"
     if build.ninja() is None:
         return "no ninja; run `pip install ninja`"
@@ -183,7 +190,7 @@ def _compile(backend: Backend, folder: Path) -> ModuleType:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        loaded = cpp_extension.load(
+        loaded: ModuleType = cpp_extension.load(
             name=f"occfast_{backend}",
             sources=[str(path) for path in build.sources(backend)],
             extra_include_paths=[str(build.source_root())],

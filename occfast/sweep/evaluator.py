@@ -16,9 +16,24 @@ class Evaluator(Protocol):
     #: What ``OcclusionMap.method`` will say.
     method: str
 
-    def start(self, images: Tensor, fill: Tensor) -> Tensor:
-        """Take a block of images [n, C, H, W] and its fill (broadcasts to it; same dtype and device);
-        return the outputs without an occluder, [n, K]."""
+    #: The memory layout that is in use, "contiguous" or "channels_last".
+    layout: str
+
+    def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        """How many images like these :meth:`start` should get at a time, at least 1."""
+        ...
+
+    def start(self, images: Tensor, fill: Tensor) -> object:
+        """Take a block of images [n, C, H, W] and its fill (broadcasts to it; same dtype and device)."""
+        ...
+
+    def tune(self, total: int, memory_limit: int | None) -> int:
+        """Choose the layout and return the batch size for ``total`` positions of the block, both by
+        measuring, within ``memory_limit`` bytes."""
+        ...
+
+    def set_layout(self, layout: str) -> None:
+        """Use a layout that :meth:`tune` chose before."""
         ...
 
     def outputs(self, positions: Tensor) -> Tensor:

@@ -7,32 +7,15 @@ its centre than after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..checks import Pair, pair
+
 Border = Literal["clip", "valid"]
-Pair = int | Sequence[int]
-
-
-def pair(value: Pair, name: str) -> tuple[int, int]:
-    """A positive int or two of them."""
-    given = value
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = (value, value)
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or len(value) != 2
-        or not all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-    ):
-        raise TypeError(f"{name}: expected an int or two (rows, columns), got {given!r}")
-    if min(value) < 1:
-        raise ValueError(f"{name}: expected numbers of at least 1, got {given!r}")
-    return int(value[0]), int(value[1])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""``python -m bench``: run the comparisons, write JSON, print a table.
+
+    python -m bench                       # everything in this folder, minutes
+    python -m bench -k occluder           # what pytest's -k selects
+    python -m bench --output my.json
+
+Each row is one implementation on one workload; ``ratio`` is how many times faster occfast is than
+that row, on medians of the same run.  Peers run at their own best setting of those tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from occfast.native.build import instruction_set
+
+FOLDER = Path(__file__).resolve().parent
+PACKAGES = ("torch", "captum", "monai", "kornia", "scikit-image", "numpy")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("-k", default="", help="select workloads, as in pytest")
+    parser.add_argument("--output", type=Path, default=FOLDER / "results" / "bench-cpu.json")
+    options = parser.parse_args()
+    raw = options.output.with_suffix(".raw.json")
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [str(FOLDER), "-q", "-o", "addopts=", "-o", "python_files=compare_*.py", "-p", "no:cacheprovider",
+                 "--benchmark-enable", "--benchmark-quiet", f"--benchmark-json={raw}"]  # fmt: skip
+    status = pytest.main([*arguments, "-k", options.k] if options.k else arguments)
+    if status != 0:
+        return int(status)
+    result = summary(json.loads(raw.read_text()))
+    raw.unlink()
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    text = table(result)
+    options.output.with_suffix(".md").write_text(text)
+    print(text)
+    return 0
+
+
+def summary(raw: dict) -> dict:
+    """The rows, best setting of each peer, with the ratio to occfast."""
+    best: dict[tuple[str, str], dict] = {}
+    for bench in raw["benchmarks"]:
+        info, seconds = bench["extra_info"], bench["stats"]["median"]
+        row = {
+            "workload": info["workload"],
+            "who": info["who"],
+            "setting": info.get("setting", ""),
+            "unit": info["unit"],
+            "rate": info["items"] / seconds,
+            "seconds": seconds,
+            "iqr": bench["stats"]["iqr"],
+            "rounds": bench["stats"]["rounds"],
+        }
+        key = (info["workload"], info["who"])
+        if key not in best or row["rate"] > best[key]["rate"]:
+            best[key] = row
+    ours = {workload: row["rate"] for (workload, who), row in best.items() if who == "occfast"}
+    rows = [{**row, "ratio": ours[row["workload"]] / row["rate"]} for row in best.values() if row["workload"] in ours]
+    return {
+        "command": "python -m bench " + " ".join(sys.argv[1:]),
+        "date": date.today().isoformat(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "instruction_set": " ".join(f for f in instruction_set().split() if f.startswith(("x86", "avx", "aarch"))),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "rows": rows,
+    }
+
+
+def table(result: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"`{result['command'].strip()}`, {result['date']}, CPU, {result['threads']} threads, {versions}",
+        "",
+        "| workload | who | setting | per second | occfast is |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        ratio = "" if row["who"] == "occfast" else f"{row['ratio']:.1f}×"
+        lines.append(
+            f"| {row['workload']} | {row['who']} | {row['setting']} | {row['rate']:,.0f} {row['unit']} | {ratio} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

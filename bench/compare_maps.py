@@ -1,0 +1,86 @@
+"""The dense sweep against Captum and MONAI on the paper's network (W1), same windows, same threads.
+
+A sample of the 10,000 positions of one image: the time of a position does not depend on where it is.
+Captum and MONAI can't evaluate a sample, so their image is swept with a stride that leaves about as
+many windows.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import occfast
+from occfast.models import PaperNet
+
+OCCLUDER, STRIDE = (20, 40), 8
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return PaperNet(classes=1000).eval()
+
+
+WORKLOAD = "occlusion map, W1, 20×40, one image"
+
+
+@pytest.mark.parametrize("batch", [8, 32, 64])
+def test_occfast_dense(compare, network, batch):
+    image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
+    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
+    compare(lambda: occfast.occlusion_map(network, image, label, OCCLUDER, STRIDE, "valid", method="dense",
+                                          batch_size=batch, progress=False, skip_misclassified=False),
+            workload=WORKLOAD, who="occfast", items=grid.positions, unit="positions",
+            setting=f"dense, batch {batch}")  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16, 64])
+def test_captum(compare, network, batch):
+    from captum.attr import Occlusion
+
+    image = torch.rand(1, 1, 100, 100)
+    rows, columns = ((100 - OCCLUDER[0] + STRIDE - 1) // STRIDE + 1, (100 - OCCLUDER[1] + STRIDE - 1) // STRIDE + 1)
+    compare(lambda: Occlusion(network).attribute(image, sliding_window_shapes=(1, *OCCLUDER), target=0, baselines=0,
+                                                 strides=(1, STRIDE, STRIDE), perturbations_per_eval=batch),
+            workload=WORKLOAD, who="Captum Occlusion", items=rows * columns, unit="positions",
+            setting=f"perturbations_per_eval {batch}")  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_monai(compare, network, batch):
+    from monai.visualize import OcclusionSensitivity
+
+    image = torch.rand(1, 1, 100, 100)
+    # MONAI strides by a share of the window, so its windows can't be those exactly; its rate is a position's.
+    sensitivity = OcclusionSensitivity(network, mask_size=OCCLUDER, n_batch=batch, overlap=0.6, activate=False,
+                                       verbose=False)  # fmt: skip
+    counted = []
+
+    def count(module, inputs):
+        counted.append(inputs[0].shape[0])
+
+    handle = network.register_forward_pre_hook(count)
+    sensitivity(image)
+    handle.remove()
+    compare(lambda: sensitivity(image), workload=WORKLOAD, who="MONAI OcclusionSensitivity", items=sum(counted),
+            unit="positions", setting=f"n_batch {batch}")  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [8, 32, 64])
+def test_plain_pytorch(compare, network, batch):
+    image = torch.rand(1, 1, 100, 100)
+    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
+    windows = [grid.window(p) for p in range(grid.positions)]
+    last = network.to(memory_format=torch.channels_last)
+
+    def run():
+        for start in range(0, len(windows), batch):
+            part = windows[start : start + batch]
+            copies = image.repeat(len(part), 1, 1, 1)
+            for copy, (top, left, bottom, right) in zip(copies, part, strict=True):
+                copy[:, top:bottom, left:right] = 0
+            last(copies).argmax(1)
+
+    compare(run, workload=WORKLOAD, who="plain PyTorch", items=grid.positions, unit="positions",
+            setting=f"channels_last, batch {batch}")  # fmt: skip

@@ -1,0 +1,95 @@
+"""Noisy occluders against plain PyTorch, kornia, scikit-image and a plain copy of the batch.
+
+The work that must be done: read and write each image once and draw about 800 pixels, so `clone()` is
+the floor.  kornia's RandomErasing does less (one grey, no noise, uniform locations).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from occfast import LocationDistribution, NoisyOccluder
+from occfast.native import ops, reference
+
+BATCHES = {
+    "grey 100×100 float32": (torch.float32, (256, 1, 100, 100)),
+    "grey 100×100 uint8": (torch.uint8, (256, 1, 100, 100)),
+    "RGB 112×112 float32": (torch.float32, (256, 3, 112, 112)),
+    "RGB 112×112 uint8": (torch.uint8, (256, 3, 112, 112)),
+}
+
+
+def plain_pytorch(images: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """The transform in batched PyTorch as a user would write it, with PyTorch's own random numbers."""
+    n, c, h, w = images.shape
+    unit = images.float() / 255 if images.dtype == torch.uint8 else images
+    at = torch.multinomial(p, n, replacement=True)
+    top, left = (at // w - 10).view(-1, 1, 1, 1), (at % w - 20).view(-1, 1, 1, 1)
+    i, j = torch.arange(h).view(1, 1, -1, 1), torch.arange(w).view(1, 1, 1, -1)
+    inside = (i >= top) & (i < top + 20) & (j >= left) & (j < left + 40)
+    kind = torch.randint(0, 3, (n, 1, 1, 1))
+    level, grey = torch.rand(n, 1, 1, 1) * 0.3, torch.rand(n, c, 1, 1).expand(n, c, h, w)
+    z, u = torch.randn(n, c, h, w), torch.rand(n, c, h, w)
+    noisy = torch.where(kind == 0, torch.where(u < level, (u < level / 2).float(), grey),
+                        torch.where(kind == 1, grey + grey * level * z, grey + level * z)).clamp(0, 1)  # fmt: skip
+    out = torch.where(inside, noisy, unit)
+    return (out * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else out
+
+
+def scikit_image(images: torch.Tensor, p: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    from skimage.util import random_noise
+
+    out = images.numpy().copy()
+    n, c, h, w = out.shape
+    modes = ("s&p", "speckle", "gaussian")
+    for k in range(n):
+        i, j = divmod(int(generator.choice(h * w, p=p)), w)
+        box = slice(max(i - 10, 0), i + 10), slice(max(j - 20, 0), j + 20)
+        level, mode = generator.uniform(0, 0.3), modes[generator.integers(3)]
+        block = np.broadcast_to(generator.uniform(0, 1, (c, 1, 1)), out[k][:, box[0], box[1]].shape)
+        amount = {"amount": level} if mode == "s&p" else {"var": level**2}
+        noisy = random_noise(block, mode=mode, rng=generator, **amount)
+        out[k][:, box[0], box[1]] = noisy * 255 if out.dtype == np.uint8 else noisy
+    return out
+
+
+WHO = ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "scikit-image", "clone()"]
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("name", BATCHES)
+def test_noisy_occluder(compare, who, name):
+    dtype, shape = BATCHES[name]
+    images = (torch.rand(shape) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    size = shape[-2:]
+    locations = LocationDistribution.normal(size)
+    p = locations.probabilities.flatten()
+    if who == "occfast":
+        occluder = NoisyOccluder((20, 40), locations)
+        run = lambda: occluder(images)  # noqa: E731
+    elif who == "PyTorch twin":
+        ids, out = torch.arange(shape[0]), torch.empty_like(images)
+        kinds = [ops.KINDS[k] for k in ("salt_and_pepper", "speckle", "gaussian")]
+        law = (shape[1], *size, 0, 1.0, [20, 20, 40, 40], [0.0, 0.3, 0.0, 1.0], kinds, False)
+
+        def run():
+            drawn = reference.draw_occluders(ids, *locations.tables(images.device), *law)
+            reference.paint_occluders(images, out, ids, *drawn, 0, 0.0, 1.0)
+    elif who == "plain PyTorch":
+        run = lambda: plain_pytorch(images, p)  # noqa: E731
+    elif who == "kornia RandomErasing":
+        from kornia.augmentation import RandomErasing
+
+        if dtype == torch.uint8:
+            pytest.skip("kornia takes floating-point images only")
+        area = 20 * 40 / (size[0] * size[1])
+        erase = RandomErasing(scale=(area, area), ratio=(0.5, 0.5), value=0.5, p=1.0)
+        run = lambda: erase(images)  # noqa: E731
+    elif who == "scikit-image":
+        generator = np.random.default_rng(0)
+        run = lambda: scikit_image(images, p.numpy(), generator)  # noqa: E731
+    else:
+        run = images.clone
+    compare(run, workload=f"noisy occluder 20×40, {name}", who=who, items=shape[0], unit="images")

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def compare(benchmark: Any) -> Callable[..., None]:
+    """Time ``run`` as one row: who did it, on which workload, how many items a call."""
+
+    def time(run: Callable[[], Any], *, workload: str, who: str, items: int, unit: str, setting: str = "") -> None:
+        torch.manual_seed(0)
+        benchmark.extra_info.update(workload=workload, who=who, items=items, unit=unit, setting=setting)
+        with torch.no_grad():
+            run()  # builds, caches, allocates
+            benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
+
+    return time

@@ -1,0 +1,75 @@
+// The one place where kernels are launched, and what every kernel needs.
+//
+// A launch goes through cudaLaunchKernelEx, which is plain C++, so that the emulator of the tests
+// (tests/emulator/cuda_runtime.h) can compile and run these very files without a GPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../api.h"
+
+// Kernels loop over their grid, so any cap is correct; the tests set a small one to make them loop.
+#ifndef OCCFAST_MAX_BLOCKS
+#define OCCFAST_MAX_BLOCKS 65535
+#endif
+
+namespace occfast {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+// Blocks along one axis of a grid for that many items.
+inline unsigned blocks_for(int64_t items, int64_t per_block) {
+  return static_cast<unsigned>(smaller<int64_t>((items + per_block - 1) / per_block, OCCFAST_MAX_BLOCKS));
+}
+
+// Queues a kernel on the stream and returns the error of doing so, without waiting for it to run.  An
+// empty grid is nothing to do.
+template <class... Parameters, class... Arguments> int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                                              size_t shared_bytes, Where where,
+                                                              Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(where.stream);
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (status != cudaSuccess) cudaGetLastError(); // reported here, so not a second time by PyTorch
+  return status;
+}
+
+// The dynamic shared memory of the block, 16-byte aligned.
+template <class T> __device__ __forceinline__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char occfast_shared[];
+  return reinterpret_cast<T*>(occfast_shared);
+#else
+  return static_cast<T*>(emulator::dynamic_shared());
+#endif
+}
+
+// for (int64_t k = grid_first(); k < count; k += grid_step()) visits each index once, in a 1-D grid.
+__device__ __forceinline__ int64_t grid_first() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int64_t grid_step() { return int64_t{gridDim.x} * blockDim.x; }
+
+// What moves that many bytes, a power of two up to 16, in one access.
+template <int bytes> struct WordOf;
+template <> struct WordOf<16> {
+  using Type = uint4;
+};
+template <> struct WordOf<8> {
+  using Type = uint2;
+};
+template <> struct WordOf<4> {
+  using Type = uint32_t;
+};
+template <> struct WordOf<2> {
+  using Type = uint16_t;
+};
+template <> struct WordOf<1> {
+  using Type = uint8_t;
+};
+template <int bytes> using Word = typename WordOf<bytes>::Type;
+
+} // namespace occfast

@@ -1,0 +1,164 @@
+// Noisy occluders on a GPU: the copy of the batch and the painting in one pass over memory.
+#include "../core/occluder.h"
+#include "../core/scalar.h"
+#include "launch.cuh"
+
+namespace occfast {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kUnroll = 4;                              // loads in flight a thread
+constexpr int64_t kTileBytes = 16 * kThreads * kUnroll; // of an image that a block copies at a time
+
+// The block copies elements first .. last - 1, in 16-byte accesses where the addresses allow it.
+template <class T>
+__device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, int64_t first, int64_t last) {
+  constexpr int64_t elements = 16 / sizeof(T); // of a word
+  const auto target = reinterpret_cast<uintptr_t>(to + first), source = reinterpret_cast<uintptr_t>(from + first);
+  const int64_t lead = static_cast<int64_t>((16 - target % 16) % 16 / sizeof(T));
+  const bool together = target % 16 == source % 16 && first + lead < last;
+  const int64_t start = together ? first + lead : last;
+  const int64_t words = (last - start) / elements, rest = start + words * elements;
+#pragma unroll 1
+  for (int64_t k = first + threadIdx.x; k < start; k += kThreads) to[k] = from[k];
+  const auto* sources = reinterpret_cast<const Word<16>*>(from + start);
+  auto* copies = reinterpret_cast<Word<16>*>(to + start);
+#pragma unroll 1
+  for (int64_t base = threadIdx.x; base < words; base += kThreads * kUnroll) {
+    Word<16> word[kUnroll]; // all loads before the first store
+#pragma unroll
+    for (int64_t u = 0; u < kUnroll; ++u)
+      if (base + u * kThreads < words) word[u] = sources[base + u * kThreads];
+#pragma unroll
+    for (int64_t u = 0; u < kUnroll; ++u)
+      if (base + u * kThreads < words) copies[base + u * kThreads] = word[u];
+  }
+#pragma unroll 1
+  for (int64_t k = rest + threadIdx.x; k < last; k += kThreads) to[k] = from[k];
+}
+
+// A quad is four pixels of a row, the last one of a row perhaps fewer: what one Philox counter serves.
+// Quads that follow each other are one stretch of memory in either layout: of (C, H) rows of W
+// elements, or for channels_last of H rows of W pixels with C elements each.  So a block copies the
+// stretch of its quads, waits, and each thread paints over those of its own that the box meets.
+template <class T> __global__ void __launch_bounds__(kThreads)
+    paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
+                 const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
+                 Key key, float low, float high, int32_t* outside, int64_t tile) {
+  const int64_t quads = (shape.w + 3) / 4, depth = channels_last ? shape.c : 1;
+  const int64_t all = quads * shape.h * (channels_last ? 1 : shape.c), size = shape.c * shape.h * shape.w;
+  const auto element_of = [&](int64_t quad) { return (quad / quads * shape.w + quad % quads * 4) * depth; };
+  for (int64_t n = blockIdx.x; n < shape.n; n += gridDim.x) {
+    const int32_t top = boxes[4 * n], left = boxes[4 * n + 1];
+    const int32_t bottom = boxes[4 * n + 2], right = boxes[4 * n + 3];
+    const int kind = kinds[n];
+    const float level = levels[n];
+    if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
+    for (int64_t first = blockIdx.y * tile; first < all; first += gridDim.y * tile) {
+      const int64_t last = smaller(first + tile, all);
+      if (outside) {
+        bool found = false;
+        for (int64_t k = element_of(first) + threadIdx.x; k < element_of(last); k += kThreads)
+          found |= Scalar<T>::is_outside(images[n * size + k], low, high);
+        if (found) *outside = 1; // whoever writes, writes the same
+        if (out == images) __syncthreads();
+      }
+      if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
+      if (top >= bottom || left >= right) continue;
+      if (out != images) __syncthreads();
+      // Divisions of 64 bits once a tile; within it 32 are enough.
+      const int64_t first_line = first / quads, first_plane = first_line / shape.h;
+      const auto first_quad = static_cast<uint32_t>(first - first_line * quads);
+      const auto first_row = static_cast<uint32_t>(first_line - first_plane * shape.h);
+      for (uint32_t q = threadIdx.x; q < static_cast<uint32_t>(last - first); q += kThreads) {
+        const uint32_t line = (first_quad + q) / static_cast<uint32_t>(quads);
+        const uint32_t plane = (first_row + line) / static_cast<uint32_t>(shape.h);
+        const auto i = static_cast<int32_t>(first_row + line - plane * static_cast<uint32_t>(shape.h));
+        const auto quad = static_cast<int32_t>(first_quad + q - line * static_cast<uint32_t>(quads));
+        if (i < top || i >= bottom || 4 * quad >= right || 4 * quad + 4 <= left) continue;
+        T* pixel = out + n * size + ((first_line + line) * shape.w + 4 * quad) * depth;
+        for (int64_t c = first_plane + plane; c < first_plane + plane + depth; ++c, ++pixel) {
+          const float intensity = intensities[n * shape.c + c];
+          Words noise = philox(pixel_counter(sample_ids[n], shape.h, quads, c, i, quad), key);
+#pragma unroll 1
+          for (int32_t lane = 0; lane < 4; ++lane) {
+            const int32_t j = 4 * quad + lane;
+            if (j >= left && j < right)
+              pixel[lane * depth] = Scalar<T>::from_unit(noisy_pixel(kind, intensity, level, noise.x), low, high);
+            noise = Words{noise.y, noise.z, noise.w, 0};
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T> int paint(const void* images, void* out, Shape shape, Strides strides,
+                             const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
+                             const float* levels, const float* intensities, uint64_t seed, float low, float high,
+                             int32_t* outside, Where where) {
+  const bool channels_last = strides.w != 1;
+  const int64_t depth = channels_last ? shape.c : 1;
+  const int64_t quads = (shape.w + 3) / 4 * shape.h * (channels_last ? 1 : shape.c);
+  const int64_t fit = larger<int64_t>(1, kTileBytes / (4 * depth * static_cast<int64_t>(sizeof(T))));
+  const int64_t tiles = (quads + fit - 1) / fit, tile = (quads + tiles - 1) / larger<int64_t>(tiles, 1);
+  return launch(&paint_kernel<T>, dim3(blocks_for(shape.n, 1), blocks_for(tiles, 1)), kThreads, 0, where,
+                static_cast<const T*>(images), static_cast<T*>(out), shape, channels_last, sample_ids, boxes,
+                kinds, levels, intensities, key_of(seed), low, high, outside, tile);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    draw_kernel(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers, int64_t rows,
+                const int64_t* column_centers, int64_t columns, int64_t channels, int64_t image_height,
+                int64_t image_width, __grid_constant__ const OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                float* level, float* intensity) {
+  for (int64_t k = grid_first(); k < n; k += grid_step())
+    draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
+                  image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    philox_kernel(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words) {
+  for (int64_t k = grid_first(); k < n; k += grid_step()) {
+    const uint32_t* c = counters + 4 * k;
+    const Words out = philox(Words{c[0], c[1], c[2], c[3]}, Key{keys[2 * k], keys[2 * k + 1]});
+    words[4 * k] = out.x;
+    words[4 * k + 1] = out.y;
+    words[4 * k + 2] = out.z;
+    words[4 * k + 3] = out.w;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) normals_kernel(const uint32_t* words, int64_t n, float* values) {
+  for (int64_t k = grid_first(); k < n; k += grid_step()) values[k] = normal_from_word(words[k]);
+}
+
+} // namespace
+
+int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
+                   int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
+                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                   float* level, float* intensity, Where where) {
+  return launch(&draw_kernel, blocks_for(n, kThreads), kThreads, 0, where, sample_ids, n, cdf, row_centers, rows,
+                column_centers, columns, channels, image_height, image_width, law, boxes, kind, level, intensity);
+}
+
+int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
+                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
+                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where) {
+  const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
+                   : dtype == Dtype::kFloat16  ? &paint<Half>
+                   : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
+                                               : &paint<float>;
+  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside, where);
+}
+
+int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where) {
+  return launch(&philox_kernel, blocks_for(n, kThreads), kThreads, 0, where, counters, keys, n, words);
+}
+
+int normals(const uint32_t* words, int64_t n, float* values, Where where) {
+  return launch(&normals_kernel, blocks_for(n, kThreads), kThreads, 0, where, words, n, values);
+}
+
+} // namespace occfast

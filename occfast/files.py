@@ -1,0 +1,68 @@
+"""Files that are never left half written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a file so that its name holds the old content or the new one, never a part.
+
+    Raises OSError naming the file if the disk is full or the folder can't be written; the old
+    content is then untouched.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)  # mkstemp makes files private
+            Path(name).replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{target} could not be written: {error.strerror}; its old content is kept"
+        ) from error
+    return target
+
+
+def write_npz(path: str | os.PathLike[str], **arrays: Any) -> Path:
+    """A compressed ``.npz`` written atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return write_atomically(path, buffer.getvalue())
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz``; nothing in it is ever unpickled.
+
+    Raises FileNotFoundError if there is none, DataError if it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, NotImplementedError) as error:
+        raise DataError(f"{path}: not a readable .npz file ({error})") from error
+    except Exception as error:  # zlib.error and what else damaged bytes provoke
+        raise DataError(f"{path}: damaged ({error})") from error

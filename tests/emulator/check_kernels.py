@@ -1,0 +1,289 @@
+"""The emulated CUDA kernels against the CPU module and the PyTorch twins.
+
+``tests/test_cuda_emulated.py`` runs this file in a process that watches every allocation
+(``build.environment()``); it is no test module by name, since it can't run in an ordinary one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from occfast.native import loader, ops
+
+GRID = [7, 9, 2, 1, 3, 4, 5, 6]  # rows, columns, first row and column, steps, occluder height and width
+
+
+def _load():
+    path = Path(os.environ["OCCFAST_EMULATED"])
+    spec = importlib.util.spec_from_file_location("occfast_emulated", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EMULATED = _load()
+NATIVE = loader.module("cpu")
+
+
+@contextlib.contextmanager
+def running(backend, monkeypatch):
+    """The ops of ``occfast.native.ops`` on CPU tensors, by one of the three implementations."""
+    with monkeypatch.context() as patch:
+        patch.setenv("OCCFAST_BACKEND", "reference" if backend == "reference" else "native")
+        patch.setitem(loader._modules, "cpu", EMULATED if backend == "emulated" else NATIVE)
+        yield
+
+
+@pytest.fixture
+def each(monkeypatch):
+    """Results of a function under the emulator, on the CPU and by the twin."""
+
+    def run(function):
+        results = []
+        for backend in ("emulated", "native", "reference"):
+            with running(backend, monkeypatch):
+                results.append(function())
+        return results
+
+    return run
+
+
+def same(*tensors):
+    first, *others = tensors
+    for other in others:
+        assert first.dtype == other.dtype and first.shape == other.shape
+        assert torch.equal(first.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
+
+
+def random_images(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        return torch.rand(shape, generator=generator).to(dtype)
+    return torch.randint(0, 200, shape, generator=generator).to(dtype)
+
+
+def shifted(tensor, elements=1):
+    """The same values at an address that only suits one element."""
+    buffer = torch.empty(tensor.numel() + elements, dtype=tensor.dtype)
+    view = buffer[elements:].view(tensor.shape)
+    return view.copy_(tensor)
+
+
+# -- occlude_positions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 20, 32), (3, 3, 17, 23), (2, 3, 16, 20), (1, 2, 9, 14), (2, 1, 48, 64)], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_occluded_copies_are_equal_to_the_bit(each, dtype, shape, layout):
+    images = random_images(shape, dtype).contiguous(memory_format=layout)
+    n, c, h, w = shape
+    grid = [h, w, 0, 0, 1, 1, 4, 7] if h * w < 200 else [(h + 2) // 3, (w + 3) // 4, 0, 0, 3, 4, 6, 5]
+    all_positions = torch.randperm(n * grid[0] * grid[1], generator=torch.Generator().manual_seed(3))[:11]
+    for fill_shape in ((1, 1, 1, 1), (1, c, 1, 1), shape, (n, 1, h, 1)):
+        fill = random_images(fill_shape, dtype, seed=1)
+        copies = each(lambda fill=fill: ops.occlude_positions(images, fill, all_positions, grid))
+        same(*copies)
+        assert not torch.equal(copies[0], images[all_positions // (grid[0] * grid[1])])
+
+
+def test_unaligned_images_no_positions_and_whole_image_occluders(each):
+    images = shifted(random_images((2, 3, 10, 16), torch.float32))
+    fill = shifted(random_images((2, 3, 10, 16), torch.float32, seed=1))
+    positions = torch.tensor([0, 62, 63, 125, 63])
+    same(*each(lambda: ops.occlude_positions(images, fill, positions, GRID)))
+    for few in (positions[:0], positions[:1]):
+        same(*each(lambda few=few: ops.occlude_positions(images, fill, few, GRID)))
+    whole = [1, 1, 5, 8, 1, 1, 10, 16]
+    copies = each(lambda: ops.occlude_positions(images, fill, torch.tensor([1, 0]), whole))
+    same(*copies, fill[[1, 0]])
+
+
+@pytest.mark.parametrize("position", [-1, 126, 2**40])
+def test_a_position_outside_the_grid_stops_the_kernel(position):
+    images, out = torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    fill, positions = torch.ones(1), torch.tensor([position])
+    strides = (64, 64, 8, 1)
+    with pytest.raises(RuntimeError, match="occlude_positions failed: unspecified launch failure"):
+        EMULATED.occlude_positions(images.data_ptr(), out.data_ptr(), fill.data_ptr(), positions.data_ptr(), 1, 4,
+                                   (2, 1, 8, 8), strides, (0, 0, 0, 0), GRID, 1, 0)  # fmt: skip
+    scores, bad = torch.zeros(2, 63, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="sweep_score failed: unspecified launch failure"):
+        EMULATED.sweep_score(images.data_ptr(), 3, positions.data_ptr(), 1, 10, 2, 63, 0, torch.zeros(2).data_ptr(),
+                             0, 0, scores.data_ptr(), bad.data_ptr(), 1, 0)  # fmt: skip
+
+
+# -- scoring -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [1, 2, 31, 33, 200])
+@pytest.mark.parametrize("kind", list(ops.SCORES))
+def test_scores(each, dtype, classes, kind):
+    generator = torch.Generator().manual_seed(classes)
+    images, per_image, count = 3, 13, 37
+    # Few different values: the largest is often not alone, and the lowest index must win.
+    outputs = torch.randint(-4, 5, (count, classes), generator=generator).to(dtype) / 3
+    positions = torch.randperm(images * per_image, generator=generator)[:count]
+    labels = torch.randint(0, classes, (images,), generator=generator)
+    references = torch.rand(images, classes, generator=generator, dtype=torch.float64)
+    baseline = torch.rand(images, generator=generator, dtype=torch.float64)
+
+    def run():
+        scores = torch.full((images, per_image), -7.0, dtype=torch.float64)
+        bad = torch.zeros(1, dtype=torch.int32)
+        ops.sweep_score(outputs, positions, per_image, ops.SCORES[kind], scores, bad, labels, references, baseline)
+        assert bad.item() == 0
+        return scores
+
+    emulated, native, twin = each(run)
+    if kind == "similarity_drop":  # sums in another order
+        torch.testing.assert_close(emulated, native, rtol=0, atol=1e-13)
+        torch.testing.assert_close(emulated, twin, rtol=0, atol=1e-13)
+    else:
+        same(emulated, native, twin)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", list(ops.SCORES))
+@pytest.mark.parametrize("place", [0, 40, 69])
+def test_what_is_not_finite_is_reported(each, value, kind, place):
+    outputs = torch.randn(6, 70, generator=torch.Generator().manual_seed(0))
+    outputs[4, place] = value
+    positions, labels = torch.arange(6), torch.tensor([0, 1])
+    references, baseline = torch.ones(2, 70, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+
+    def run():
+        scores, bad = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
+        ops.sweep_score(outputs, positions, 3, ops.SCORES[kind], scores, bad, labels, references, baseline)
+        return bad
+
+    same(*each(run))
+    assert each(run)[0].item() == 1
+
+
+def test_running_sums_are_equal_to_the_bit(each):
+    for images, per_image in ((5, 1000), (1, 1), (0, 10), (7, 129)):
+        scores = torch.randn(images, per_image, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+        def run(scores=scores, per_image=per_image):
+            total = torch.full((per_image,), 0.1, dtype=torch.float64)
+            squares = torch.full((per_image,), 0.7, dtype=torch.float64)
+            ops.sweep_accumulate(scores, total, squares)
+            return torch.stack((total, squares))
+
+        same(*each(run))
+
+
+# -- noisy occluders -----------------------------------------------------------------------------------
+
+
+def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), grey=False, probability=0.8, seed=2**62 + 12345):
+    rows, columns = torch.arange(0, height), torch.arange(0, width, 2)
+    cdf = torch.rand(rows.numel() * columns.numel(), dtype=torch.float64,
+                     generator=torch.Generator().manual_seed(5)).cumsum(0)  # fmt: skip
+    ids = torch.arange(n) * 7919 + 2**33
+    sizes = [1, height, 1, max(1, width // 2)]
+    return ids, (ids, cdf / cdf[-1], rows, columns, channels, height, width, seed, probability, sizes,
+                 [0.1, 0.9, 0.0, 1.0], list(kinds), grey)  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [0, 1, 300, 1500])
+@pytest.mark.parametrize("channels", [1, 3, 6])
+@pytest.mark.parametrize("grey", [False, True])
+def test_draws_are_equal_to_the_bit(each, n, channels, grey):
+    _, law = drawn(n, channels, 23, 37, grey=grey)
+    for results in zip(*each(lambda: ops.draw_occluders(*law)), strict=True):
+        same(*results)
+
+
+@pytest.mark.parametrize("dtype", list(ops.IMAGE_DTYPES))
+@pytest.mark.parametrize(
+    "shape", [(7, 1, 20, 32), (6, 3, 17, 23), (3, 3, 9, 101), (12, 4, 5, 3), (0, 3, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_paint_is_equal_to_the_bit(each, dtype, shape, layout):
+    images = random_images(shape, dtype).contiguous(memory_format=layout)
+    ids, law = drawn(*shape)
+    drawn_occluders = ops.draw_occluders(*law)
+    ends = (0.0, 255.0) if dtype == torch.uint8 else (-1.0, 1.5)
+    painted = each(lambda: ops.paint_occluders(images, ids, *drawn_occluders, 2**62 + 12345, *ends))
+    same(*painted)
+    if shape[0]:
+        assert not torch.equal(painted[0], images)
+
+    def in_place():
+        copy = images.clone(memory_format=torch.preserve_format)
+        ops.paint_occluders_(copy, ids, *drawn_occluders, 2**62 + 12345, *ends)
+        return copy
+
+    same(*each(in_place), painted[0])
+
+
+@pytest.mark.parametrize("kind", list(ops.KINDS))
+def test_each_noise_on_unaligned_images(each, kind):
+    shape = (5, 2, 13, 30)
+    ids, law = drawn(*shape, kinds=[ops.KINDS[kind]], probability=1.0)
+    occluders = ops.draw_occluders(*law)
+    for dtype in ops.IMAGE_DTYPES:
+        images = shifted(random_images(shape, dtype))
+        same(*each(lambda images=images: ops.paint_occluders(images, ids, *occluders, 9, 0.0, 1.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [None, 1.25, -0.5, float("nan"), -float("inf")])
+def test_values_outside_the_range_raise_the_flag(each, dtype, value):
+    images = torch.rand(3, 2, 9, 11).to(dtype)
+    if value is not None:
+        images[1, 1, 8, 10] = value
+    ids, law = drawn(3, 2, 9, 11)
+    occluders = ops.draw_occluders(*law)
+
+    def run():
+        flag = torch.zeros(1, dtype=torch.int32)
+        ops.paint_occluders(images, ids, *occluders, 9, 0.0, 1.0, flag)
+        return flag
+
+    flags = each(run)
+    same(*flags)
+    assert int(flags[0]) == (value is not None)
+
+
+def test_a_box_outside_the_image_stops_the_kernel():
+    images = torch.zeros(1, 1, 8, 8)
+    out = torch.zeros_like(images)
+    ids, kind = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.uint8)
+    level = torch.zeros(1)
+    for box in ([-1, 0, 4, 4], [0, -1, 4, 4], [0, 0, 9, 4], [0, 0, 4, 9]):
+        boxes = torch.tensor([box], dtype=torch.int32)
+        with pytest.raises(RuntimeError, match="paint_occluders failed: unspecified launch failure"):
+            EMULATED.paint_occluders(images.data_ptr(), out.data_ptr(), 3, (1, 1, 8, 8), (64, 64, 8, 1),
+                                     ids.data_ptr(), boxes.data_ptr(), kind.data_ptr(), level.data_ptr(),
+                                     level.data_ptr(), 0, 0.0, 1.0, 0, 1, 0)  # fmt: skip
+
+
+def test_philox_and_normals():
+    generator = torch.Generator().manual_seed(11)
+    n = 2000
+    counters = torch.randint(-(2**31), 2**31, (n, 4), generator=generator).int()
+    keys = torch.randint(-(2**31), 2**31, (n, 2), generator=generator).int()
+    words = [torch.empty(n, 4, dtype=torch.int32) for _ in range(2)]
+    values = [torch.empty(4 * n) for _ in range(2)]
+    for k, module in enumerate((EMULATED, NATIVE)):
+        module.philox_words(counters.data_ptr(), keys.data_ptr(), n, words[k].data_ptr(), 1, 0)
+        module.normals(words[k].data_ptr(), 4 * n, values[k].data_ptr(), 1, 0)
+    same(*words)
+    same(*values)
+    assert abs(values[0].mean().item()) < 0.05 and abs(values[0].std().item() - 1) < 0.05
+
+
+def test_workers():
+    assert EMULATED.workers(8, 0) == 1

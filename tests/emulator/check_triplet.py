@@ -1,0 +1,101 @@
+"""The emulated CUDA kernels of the batch triplet loss against the CPU module and the PyTorch twin.
+
+Run by ``tests/test_triplet_cuda.py`` in a process that watches every allocation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from occfast.native import loader, ops, reference
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location("occfast_emulated", Path(os.environ["OCCFAST_EMULATED"]))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EMULATED, NATIVE = _load(), loader.module("cpu")
+
+
+class Device:
+    """The emulated module with the products of the CPU's, since a GPU's come from PyTorch's library."""
+
+    multiply = staticmethod(NATIVE.multiply)
+
+    def __getattr__(self, name):
+        return getattr(EMULATED, name)
+
+
+@contextlib.contextmanager
+def running(backend, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("OCCFAST_BACKEND", "reference" if backend == "reference" else "native")
+        patch.setitem(loader._modules, "cpu", Device() if backend == "emulated" else NATIVE)
+        yield
+
+
+def batch(kind, dtype):
+    random = torch.Generator().manual_seed(2)
+    if kind == "many":  # more positives than a block holds at once
+        return torch.randn(150, 5, generator=random, dtype=dtype), (torch.arange(150) % 15 == 0).long()
+    if kind == "tied":
+        return torch.randint(0, 3, (40, 4), generator=random).to(dtype), torch.arange(40) % 7
+    if kind == "lonely":
+        return torch.randn(37, 6, generator=random, dtype=dtype), torch.arange(37)
+    if kind == "one class":
+        return torch.randn(20, 6, generator=random, dtype=dtype), torch.zeros(20, dtype=torch.int64)
+    if kind == "zeros":
+        x = torch.randn(33, 5, generator=random, dtype=dtype)
+        x[::4] = 0
+        return x, torch.arange(33) // 3
+    if kind == "empty":
+        return torch.randn(0, 4, dtype=dtype), torch.zeros(0, dtype=torch.int64)
+    return F.normalize(torch.randn(35, 5, generator=random, dtype=dtype)), torch.arange(35) // 5
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("mining", ops.MININGS)
+@pytest.mark.parametrize("kind", ("unit", "many", "tied", "lonely", "one class", "zeros", "empty"))
+def test_triplets(kind, mining, dtype, monkeypatch):
+    x, y = batch(kind, dtype)
+    z, labels = batch("unit", dtype)
+    sets = [(None, None)]
+    if z.shape[1] == x.shape[1]:
+        sets.append((z[:33], labels[:33] % 4))
+    # One thread at a time is slow: the other distances where they matter.
+    for distance in ops.DISTANCES.values() if kind == "zeros" else (0,):
+        at = F.normalize(x) if distance == ops.DISTANCES["cosine"] else x
+        for hinge in (False, True) if mining in ("all", "hardest") else (False,):
+            for refs in sets:
+                arguments = (at, y, *refs, distance, ops.MININGS[mining], hinge, 0.5, 0.7, 9, 4, True, 16, 0.0, True)
+                results = []
+                for backend in ("emulated", "native", "reference"):
+                    with running(backend, monkeypatch):
+                        results.append(ops.triplet_loss(*arguments))
+                emulated, native, twin = results
+                tight = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-11}
+                for name, other in (("native", native), ("twin", twin)):
+                    for k, (got, want) in enumerate(zip(emulated, other, strict=True)):
+                        assert got.shape == want.shape, (name, k)
+                        torch.testing.assert_close(got, want, **tight, msg=lambda t, k=k, n=name: f"{n} {k}: {t}")
+                # Counts are integers: equal to the last one, unless float32 sums differ at a threshold.
+                if dtype == torch.float64 or kind == "tied":
+                    counts = [reference.CANDIDATES, reference.VIOLATING_TRIPLETS, reference.HARD_TRIPLETS,
+                              reference.MINED_POSITIVE, reference.ACTIVE_POSITIVE]  # fmt: skip
+                    assert torch.equal(emulated[1][counts], native[1][counts])
+                    assert torch.equal(emulated[3], native[3])
+
+
+def test_refuses_to_multiply():
+    with pytest.raises(RuntimeError, match="multiply failed"):
+        EMULATED.multiply(0, 1, 1, 0, 1, 1, 3, 1, 1, 1, False, 0, 1, 0)

@@ -1,0 +1,150 @@
+"""Building and loading the native modules: first use, cache, processes, what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+USE = (
+    "import torch, occfast; from occfast.native import ops; "
+    "print(ops.sweep_accumulate(torch.ones(1, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "
+    "torch.zeros(2, dtype=torch.float64)))"
+)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("OCCFAST_")}
+    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def python(code: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment(**changes), capture_output=True, text=True, timeout=timeout,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that three processes filled at the same time, with the lock of a killed build in it."""
+    cache = tmp_path_factory.mktemp("cache")
+    folder = python("from occfast.native import loader; print(loader.cache_folder('cpu'))", OCCFAST_CACHE=str(cache))
+    Path(folder.stdout.strip()).mkdir(parents=True)
+    (Path(folder.stdout.strip()) / "lock").touch()  # PyTorch's own lock, which would block for ever
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", USE], env=environment(OCCFAST_CACHE=str(cache)),
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]  # fmt: skip
+    results = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    assert sum("compiled in" in err for _, err in results) == 1  # one of them built, the others waited
+    assert time.monotonic() - started < 120  # 60 s alone on two cores; other tests may run beside it
+    return cache
+
+
+def test_later_starts_do_not_build(fresh_cache: Path) -> None:
+    code = (
+        "import time, torch; from occfast.native import loader; t = time.perf_counter(); loader.module('cpu'); "
+        "print(time.perf_counter() - t)"
+    )
+    seconds = []
+    for _ in range(3):
+        done = python(code, OCCFAST_CACHE=str(fresh_cache))
+        assert done.returncode == 0 and "compiling" not in done.stderr
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 0.2
+
+
+def test_import_is_quick_and_compiles_nothing(tmp_path: Path) -> None:
+    code = "import torch, time, sys; t = time.perf_counter(); import occfast; print(time.perf_counter() - t); "
+    code += "assert 'torch.utils.cpp_extension' not in sys.modules and 'matplotlib' not in sys.modules"
+    runs = [python(code, OCCFAST_CACHE=str(tmp_path / "none")) for _ in range(3)]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    assert min(float(run.stdout) for run in runs) < 0.3
+    assert not (tmp_path / "none").exists()
+
+
+def test_changed_flags_do_not_reuse_a_module(fresh_cache: Path) -> None:
+    code = "from occfast.native import loader; print(loader.cached_path('cpu'))"
+    assert python(code, OCCFAST_CACHE=str(fresh_cache)).stdout.strip().endswith(".so")
+    assert python(code, OCCFAST_CACHE=str(fresh_cache), OCCFAST_MARCH="x86-64-v2").stdout.strip() == "None"
+
+
+def test_without_a_compiler_the_error_names_it(tmp_path: Path) -> None:
+    done = python(USE, OCCFAST_CACHE=str(tmp_path), PATH="/nowhere")
+    assert "NativeUnavailable" in done.stderr and "no C++ compiler" in done.stderr
+    assert "OCCFAST_BACKEND=reference" in done.stderr
+    done = python(USE, OCCFAST_CACHE=str(tmp_path), PATH="/nowhere", OCCFAST_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()  # a folder can't be made below a file, whoever asks
+    done = python(USE, OCCFAST_CACHE=str(blocked / "cache"))
+    assert "NativeUnavailable" in done.stderr and str(blocked) in done.stderr and "OCCFAST_CACHE" in done.stderr
+
+
+def test_sources_that_do_not_compile_are_reported(tmp_path: Path) -> None:
+    done = python(USE, OCCFAST_CACHE=str(tmp_path), OCCFAST_MARCH="no-such-machine")
+    assert "NativeUnavailable" in done.stderr and "did not compile" in done.stderr
+    assert "no-such-machine" in done.stderr  # the compiler's own words
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    done = python(USE, OCCFAST_BACKEND="fast")
+    assert "OCCFAST_BACKEND: expected 'native' or 'reference', got 'fast'" in done.stderr
+
+
+def test_doctor_and_build(fresh_cache: Path, tmp_path: Path) -> None:
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "occfast", *arguments], env=environment(**changes), text=True,
+                              capture_output=True, timeout=120, check=False)  # fmt: skip
+
+    done = run("doctor", "--json", OCCFAST_CACHE=str(fresh_cache))
+    assert done.returncode == 0, done.stderr
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert found["CPU kernels"]["found"] == "compiled"
+    assert {"C++ compiler", "ninja", "PyTorch", "nvcc", "GPU", "cache"} <= found.keys()
+    broken = run("doctor", OCCFAST_CACHE=str(tmp_path), PATH="/nowhere")
+    assert broken.returncode == 1
+    assert "apt-get install g++" in broken.stdout and "Traceback" not in broken.stderr
+    built = run("build", OCCFAST_CACHE=str(fresh_cache))
+    assert built.returncode == 0 and "was ready" in built.stdout
+    missing = run("build", OCCFAST_CACHE=str(tmp_path), PATH="/nowhere")
+    assert missing.returncode == 2
+    assert missing.stderr.count("\n") == 1 and missing.stderr.startswith("occfast: the cpu kernels can't be built")
+
+
+def test_ahead_of_time(tmp_path: Path) -> None:
+    """A wheel with prebuilt modules is used without a compiler and without a cache."""
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    for folder in ("csrc", "occfast"):  # the working tree, not the last commit
+        subprocess.run(["cp", "-r", str(ROOT / folder), str(source)], check=True)
+    subprocess.run(["cp", str(ROOT / "setup.py"), str(ROOT / "pyproject.toml"), str(source)], check=True)
+    target = tmp_path / "site"
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--target",
+         str(target), str(source)],
+        env={**environment(OCCFAST_AOT="1", OCCFAST_CACHE=str(tmp_path / "cache")), "PYTHONPATH": ""},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    assert (target / "occfast" / "native" / "occfast_cpu.so").is_file()
+    assert (target / "occfast" / "csrc" / "core" / "philox.h").is_file()
+    done = subprocess.run([sys.executable, "-c", USE + "; print(occfast.__file__, occfast.backend())"],
+                          cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env=environment(PYTHONPATH=str(target), OCCFAST_CACHE="/dev/null", PATH="/none"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(target) in done.stdout and "'cpu': 'native'" in done.stdout

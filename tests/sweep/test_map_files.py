@@ -1,0 +1,186 @@
+"""Saving, loading and showing maps; the page is looked at in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import occfast
+
+
+@pytest.fixture
+def map_(tiny_net, faces, labels):
+    return occfast.occlusion_map(tiny_net, faces, labels, (5, 4), (2, 3), progress=False, batch_size=64)
+
+
+def test_round_trip(map_, tmp_path):
+    map_.save(tmp_path / "map.npz")
+    loaded = occfast.OcclusionMap.load(tmp_path / "map.npz")
+    for name in ("values", "standard_error", "per_image", "mean_image"):
+        a, b = getattr(map_, name), getattr(loaded, name)
+        assert np.array_equal(a, b) and a.dtype == b.dtype
+    assert loaded.grid == map_.grid and loaded.settings == map_.settings and loaded.accuracy == map_.accuracy
+    assert (loaded.score, loaded.method, loaded.n_images) == (map_.score, map_.method, map_.n_images)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 300])
+def test_damaged_files_are_named(map_, tmp_path, cut):
+    path = map_.save(tmp_path / "map.npz")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(occfast.DataError, match=r"map.npz: "):
+        occfast.OcclusionMap.load(path)
+
+
+def test_flipped_bytes_are_named_or_harmless(map_, tmp_path):
+    path = map_.save(tmp_path / "map.npz")
+    good = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(40):
+        bad = bytearray(good)
+        bad[generator.integers(len(bad))] ^= 1 << generator.integers(8)
+        path.write_bytes(bytes(bad))
+        try:
+            occfast.OcclusionMap.load(path)
+        except occfast.DataError:
+            refused += 1
+    assert refused > 20  # the rest hit the zip's padding
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    np.savez(tmp_path / "evil.npz", kind=np.array("occfast.OcclusionMap"), about=np.array([Evil()], dtype=object))
+    with pytest.raises(occfast.DataError):
+        occfast.OcclusionMap.load(tmp_path / "evil.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_files_are_refused(map_, tmp_path):
+    map_.distribution(0.4).save(tmp_path / "p.npz")
+    with pytest.raises(occfast.DataError, match="not a saved OcclusionMap"):
+        occfast.OcclusionMap.load(tmp_path / "p.npz")
+    with pytest.raises(FileNotFoundError):
+        occfast.OcclusionMap.load(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="path: expected a name ending in"):
+        map_.save(tmp_path / "map.txt")
+
+
+def test_pictures(map_, tmp_path):
+    from PIL import Image
+
+    map_.save(tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.size[0] > 300
+    axes = map_.plot(image="mean")
+    assert len(axes.images) == 2
+    shown = axes.images[1]
+    assert np.array_equal(shown.get_array(), map_.values)
+    left, right, bottom, top = shown.get_extent()
+    rows, columns = map_.centers
+    assert (top + (bottom - top) / (2 * len(rows)), left + (right - left) / (2 * len(columns))) == (rows[0], columns[0])
+
+
+def test_the_masked_mean_is_dark_where_covering_does_no_harm(tiny_net, faces, labels):
+    m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False)
+    masked = m.masked_mean()
+    assert masked.shape == (1, 17, 14)
+    mean = m.mean_image.astype(float)
+    expected = (mean - mean.min()) / np.ptp(mean) * (m.values / m.values.max())
+    np.testing.assert_allclose(masked, expected, rtol=1e-12)
+
+
+def test_distribution_is_the_softmax_of_the_map(map_):
+    p = map_.distribution(temperature=0.25)
+    o = map_.values
+    expected = np.exp(o / 0.25) / np.exp(o / 0.25).sum()  # Eq. 4
+    np.testing.assert_allclose(p.probabilities.numpy(), expected, rtol=1e-12)
+    assert p.image_size == (17, 14)
+    assert [c.tolist() for c in (p.row_centers, p.column_centers)] == [c.tolist() for c in map_.centers]
+    with pytest.raises(ValueError, match="temperature"):
+        map_.distribution(0)
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.cells: list[str] = []
+        self._cell = False
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.sources += [values[name] for name in ("src", "href") if name in values]
+        self._cell = tag in ("td", "th")
+        if self._cell:
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        self._cell = False
+
+    def handle_data(self, data):
+        if self._cell:
+            self.cells[-1] += data
+
+
+def test_the_page_is_self_contained(map_, tmp_path):
+    path = map_.to_html(tmp_path / "map.html")
+    page = _Page()
+    page.feed(path.read_text())
+    assert len(page.sources) == 4 and all(s.startswith("data:image/png;base64,") for s in page.sources)
+    for source in page.sources:
+        assert base64.b64decode(source.split(",", 1)[1]).startswith(b"\x89PNG")
+    table = dict(zip(page.cells[::2], page.cells[1::2], strict=True))
+    assert table["occluder (height × width)"] == "5 × 4 pixels"
+    assert table["method"] == "dense" and table["batch size"] == "64"
+    mean, std = map_.accuracy
+    assert f"{100 * mean:.2f} ± {100 * std:.2f} %" in path.read_text()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+)  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page(map_, tmp_path):
+    from PIL import Image
+
+    path = map_.to_html(tmp_path / "map.html")
+    # A script added to a copy writes what the browser made of the pictures into the page.
+    probe = (
+        "<script>addEventListener('load', () => { const s = [...document.images]; "
+        "const p = document.createElement('p'); p.id = 'probe'; "
+        "p.textContent = s.map(i => i.complete && i.naturalWidth > 100).join(); "
+        "document.body.append(p); })</script>"
+    )
+    copy = tmp_path / "probe.html"
+    copy.write_text(path.read_text().replace("</body>", probe + "</body>"))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    shown = subprocess.run([CHROMIUM, *BROWSER_FLAGS, profile, "--dump-dom", copy.as_uri()], capture_output=True,
+                           text=True, timeout=120, check=True).stdout  # fmt: skip
+    assert re.search(r'<p id="probe">true,true,true,true</p>', shown), shown[-500:]
+    picture = tmp_path / "page.png"
+    subprocess.run([CHROMIUM, *BROWSER_FLAGS, profile, f"--screenshot={picture}", "--window-size=1100,1400",
+                    path.as_uri()], capture_output=True, timeout=120, check=True)  # fmt: skip
+    with Image.open(picture) as image:
+        colours = image.convert("RGB").getcolors(1 << 24)
+        assert colours is not None and len(colours) > 1000  # maps are drawn, not a blank page
+
+
+def test_repr_and_torch_inputs(map_):
+    assert "OcclusionMap(9x5 centres, occluder (5, 4), 6 images" in repr(map_)
+    assert isinstance(map_.distribution().probabilities, torch.Tensor)

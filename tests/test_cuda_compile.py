@@ -1,0 +1,136 @@
+"""Every CUDA kernel compiles for each tested architecture without a warning or a spill, and links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pybind11
+import pytest
+import torch
+
+from occfast.native import build, loader
+
+pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="nvcc is neither on the path nor under CUDA_HOME")
+KERNEL_FILES = [path for path in build.sources("cuda") if path.suffix == ".cu"]
+
+
+class Kernel(NamedTuple):
+    name: str
+    spill_stores: int
+    spill_loads: int
+    registers: int
+
+
+def kernels(report: str) -> list[Kernel]:
+    """What ``-Xptxas -v`` says of each kernel."""
+    pattern = re.compile(
+        r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill "
+        r"loads.*?Used (?P<registers>\d+) registers",
+        re.DOTALL,
+    )
+    return [Kernel(m["name"], int(m["stores"]), int(m["loads"]), int(m["registers"])) for m in pattern.finditer(report)]
+
+
+def compile_text(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    source = folder / "planted.cu"
+    source.write_text(text)
+    return build.nvcc_compile(source, folder / "planted.o", build.CUDA_ARCHITECTURES[0])
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("objects")
+
+
+def test_both_backends_have_the_same_stems():
+    assert {path.stem for path in KERNEL_FILES} >= {"sweep", "occlude"}
+    assert [p.stem for p in build.sources("cpu")] == [p.stem for p in build.sources("cuda")]
+
+
+@pytest.mark.parametrize("architecture", build.CUDA_ARCHITECTURES)
+@pytest.mark.parametrize("source", KERNEL_FILES, ids=lambda path: path.name)
+def test_kernels_compile_without_warnings_or_spills(objects, source, architecture):
+    done = build.nvcc_compile(source, objects / f"{source.stem}.{architecture}.o", architecture)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = kernels(done.stderr)
+    assert found and len(found) == done.stderr.count("Compiling entry function"), done.stderr
+    for kernel in found:
+        assert (kernel.spill_stores, kernel.spill_loads) == (0, 0), kernel
+        assert 0 < kernel.registers <= 255
+
+
+def test_a_warning_is_an_error(tmp_path):
+    assert compile_text("__global__ void fine(int* out) { *out = 1; }", tmp_path).returncode == 0
+    done = compile_text("__global__ void odd(int* out) { int unused = 2; *out = 1; }", tmp_path)
+    assert done.returncode != 0 and "unused" in done.stdout + done.stderr
+
+
+def test_a_spill_is_an_error(tmp_path):
+    # 48 values that live across a barrier, in 32 registers.
+    text = """
+    __global__ void __launch_bounds__(1024, 2) crowded(const float* from, float* to) {
+      float value[48];
+      #pragma unroll
+      for (int k = 0; k < 48; ++k) value[k] = from[threadIdx.x + k * 1024];
+      __syncthreads();
+      #pragma unroll
+      for (int k = 0; k < 48; ++k) to[threadIdx.x + ((k * 7) % 48) * 1024] = value[k] * value[(k * 5) % 48];
+    }"""
+    done = compile_text(text, tmp_path)
+    assert done.returncode != 0, done.stderr
+    assert "spill" in (done.stdout + done.stderr).lower()
+
+
+def _runtime_folder() -> Path | None:
+    # nvcc tells where it lives, also where what is on the path is a script that calls it.
+    told = subprocess.run([str(build.nvcc()), "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+    folders = [Path(folder) for folder in re.findall(r'"-L([^"]+)"', told)]
+    return next((folder.resolve() for folder in folders if (folder / "libcudart.so").exists()), None)
+
+
+def test_the_module_links_and_defines_every_function(objects):
+    """The whole of ``occfast_cuda``, built as on a machine with a GPU and imported; no kernel runs."""
+    runtime = _runtime_folder()
+    if runtime is None:
+        pytest.skip("libcudart.so is not beside nvcc")
+    architecture = build.CUDA_ARCHITECTURES[-1]
+    parts = [str(objects / "bindings.o")]
+    for source in KERNEL_FILES:
+        parts.append(str(objects / f"{source.stem}.{architecture}.o"))
+        if not Path(parts[-1]).exists():
+            assert build.nvcc_compile(source, Path(parts[-1]), architecture).returncode == 0
+    include = [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), build.source_root())]
+    module = objects / "occfast_cuda.so"
+    compiler, bindings = str(build.compiler()), str(build.source_root() / "bindings.cpp")
+    for command in (
+        [compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=occfast_cuda", *include,
+         "-c", bindings, "-o", parts[0]],
+        [compiler, "-shared", *parts, f"-L{runtime}", "-lcudart", f"-Wl,-rpath,{runtime}", "-o", str(module)],
+    ):  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    # A function that api.h declares and no file defines would be an undefined symbol at the import (RTLD_NOW).
+    code = f"""
+import importlib.util, os, sys
+sys.setdlopenflags(os.RTLD_NOW)
+spec = importlib.util.spec_from_file_location("occfast_cuda", {str(module)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.workers(8, 0) == 1
+module.normals(0, 0, 0, 1, 0)  # nothing to do: no launch
+try:
+    module.normals(0, 1, 0, 1, 0) if {not torch.cuda.is_available()} else None
+except RuntimeError as error:
+    assert "normals failed: " in str(error)
+else:
+    assert {torch.cuda.is_available()}
+print(*sorted(name for name in dir(module) if name[0] != "_"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(name for name in dir(loader.module("cpu")) if name[0] != "_")
