@@ -131,7 +131,7 @@ def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], tuple[int,
                            draw(st.sampled_from([1, 2, 4]))))  # fmt: skip
         elif kind in ("max", "avg"):
             kernel = draw(st.integers(2, 4))
-            layers.append((kind, kernel, draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2)), 
+            layers.append((kind, kernel, draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2)),
                            draw(st.booleans()), draw(st.booleans())))  # fmt: skip
         elif kind == "pad":
             layers.append((kind, tuple(draw(st.integers(-1, 3)) for _ in range(4)), draw(st.sampled_from([0.0, 0.7]))))
@@ -242,6 +242,32 @@ class Wrapped(nn.Module):
 def assign(x: Tensor) -> Tensor:
     x[:, 0] = 0
     return x
+
+
+def on_clone(x: Tensor) -> Tensor:
+    y = x.clone().relu_()
+    return x - y
+
+
+def through_alias(x: Tensor) -> Tensor:
+    y = F.dropout(x, 0.5, False)  # x itself
+    y.mul_(2)
+    return x + 1
+
+
+def stepwise(x: Tensor) -> Tensor:
+    y = x * 1
+    z = y.add_(1)
+    y *= 2
+    return torch.cat((x, y - 0.5 * z), 1).narrow(1, 2, 4)
+
+
+@pytest.mark.parametrize("change", [on_clone, through_alias, stepwise])
+def test_in_place_operations_keep_their_meaning(change: Callable[[Tensor], Tensor]) -> None:
+    model = networks.lively(Wrapped(change)).double()
+    images = torch.rand((2, 3, 12, 13), generator=torch.Generator().manual_seed(8)).double()
+    grid = SweepGrid.over((12, 13), (5, 6))
+    compare(model, images, grid, torch.zeros(1, 1, 1, 1).double(), torch.arange(2 * grid.positions))
 
 
 def on_view(x: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ _BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32:
 def _bits(value: float, dtype: torch.dtype) -> int:
     """The bits of a number in a dtype."""
     as_integer = int(torch.tensor(value, dtype=dtype).view(_BITS[dtype]))
-    return as_integer % 2 ** (8 * torch.empty((), dtype=dtype).element_size())
+    return as_integer % (1 << 8 * torch.empty((), dtype=dtype).element_size())
 
 
 def _gather_windows(

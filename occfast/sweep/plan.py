@@ -30,7 +30,7 @@ from .geometry import SweepGrid
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class NotIncremental(Exception):  # noqa: N818 - it says what can not be done, not that something failed
+class NotIncremental(Exception):
     """This network can't be swept incrementally; the message says why."""
 
 
@@ -41,10 +41,11 @@ _ALIAS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropou
 _ALIAS_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 _ALIAS_METHODS = {"contiguous", "clone", "detach"}
 _RANDOM = {torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randint_like,
-           torch.randperm, torch.normal, torch.bernoulli, torch.poisson, torch.multinomial, F.gumbel_softmax}  # fmt: skip
+           torch.randperm, torch.normal, torch.bernoulli, torch.poisson, torch.multinomial,
+           F.gumbel_softmax}  # fmt: skip
 _RANDOM_METHODS = {"bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "multinomial",
                    "log_normal_", "geometric_", "cauchy_"}  # fmt: skip
-_VIEW_METHODS = {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "chunk",
+_VIEW_METHODS = {"view", "contiguous", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "chunk",
                  "split", "narrow", "select", "t", "unfold", "view_as", "expand_as", "unbind", "swapaxes",
                  "movedim", "unflatten"}  # fmt: skip
 _VIEW_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
@@ -106,6 +107,11 @@ def _is_alias(traced: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_method" and node.target in _ALIAS_METHODS
 
 
+def _same_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether writing to a node's result writes to its first argument as well."""
+    return _is_alias(traced, node) and node.target not in ("clone", "contiguous")
+
+
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     if module := _module(traced, node):
         return bool(getattr(module, "inplace", False)) and not isinstance(module, _ALIAS_MODULES)
@@ -143,8 +149,8 @@ def _functional(traced: fx.GraphModule) -> None:
             continue
         # Everything that shares its memory with what is overwritten.
         roots = {first}
-        while (grown := roots | {n for r in roots for n in r.users if order[n] < order[node] and _is_alias(traced, n)}
-               | {r.args[0] for r in roots if _is_alias(traced, r) and isinstance(r.args[0], fx.Node)}
+        while (grown := roots | {n for r in roots for n in r.users if order[n] < order[node] and _same_memory(traced, n)}
+               | {r.args[0] for r in roots if _same_memory(traced, r) and isinstance(r.args[0], fx.Node)}
                ) != roots:  # fmt: skip
             roots = grown
         if any(root.op == "get_attr" for root in roots):
@@ -190,7 +196,8 @@ def _fold_batch_norm(traced: fx.GraphModule) -> None:
             continue
         conv = _module(traced, before)
         if type(conv) is nn.Conv2d and calls[str(before.target)] == 1:
-            name = str(before.target).replace(".", "_") + "_folded"
+            name = f"_folded_{len(calls)}"
+            calls[name] = 1
             traced.add_module(name, fuse_conv_bn_eval(conv, norm))
             before.target = name
             node.replace_all_uses_with(before)
