@@ -59,6 +59,81 @@ int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int6
 int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
                      double* squares, Where where);
 
+// The incremental sweep.  out[m] [height, width, C] is the window of maps[images[m]] whose first pixel
+// is origins[m] (row, column), with patches[m] laid over the map first, its first pixel at
+// patch_origins[m]; both may reach outside the map, where the window gets `padding` and the patch is
+// cut.  maps [N, H, W, C], patches [count, patch_height, patch_width, C] (or null), out: all dense.
+// Elements of 2, 4 or 8 bytes are moved, never interpreted; padding holds the bits of one.
+struct GatherWindows {
+  const void* maps;
+  const void* patches;
+  void* out;
+  const int64_t* images;
+  const int64_t* origins;       // [count, 2]
+  const int64_t* patch_origins; // [count, 2]
+  int64_t count;
+  Shape shape; // of maps
+  int64_t height, width, patch_height, patch_width;
+  uint64_t padding;
+};
+
+int gather_windows(const GatherWindows& g, int itemsize, Where where);
+
+// Where an occluder cuts a map along one axis: rows [low, high) may differ from the clean map; those
+// before full_low depend on the occluder's first edge alone, those from full_high on its last edge
+// alone, the rest are as if everything were occluded.  strip and corner: the first row of the piece
+// that holds the rows of the first edge, and of the last.
+struct Cuts {
+  int64_t low, full_low, full_high, high;
+  int64_t strip[2], corner[2];
+};
+
+// Early sharing.  As gather_windows, but the occluded map is put together from pieces: the clean map,
+// the map of a fully occluded image, strips that all positions of a grid row (column) share, and four
+// corners of each position.  Window e of entries belongs to position m = e % count, which lies on
+// image images[m] in grid row rows[m] and grid column columns[m].  row_strips [2, strip_rows,
+// strip_height, W, C] and column_strips [2, strip_columns, H, strip_width, C]: first and last edge;
+// corners [row edges, column edges, count, corner_height, corner_width, C], where only the edges from
+// first_edge (rows, columns) on may be there.  Pieces that are empty may be null.
+struct GatherPieces {
+  const void* maps;
+  const void* full;
+  const void* row_strips;
+  const void* column_strips;
+  const void* corners;
+  void* out;
+  const int64_t* images;
+  const int64_t* rows;
+  const int64_t* columns;
+  const Cuts* row_cuts;
+  const Cuts* column_cuts;
+  const int64_t* origins; // [entries, 2]
+  int64_t entries, count;
+  Shape shape; // of maps and full
+  int64_t height, width;
+  int64_t strip_rows, strip_height, strip_columns, strip_width, corner_height, corner_width;
+  int64_t first_edge[2], column_edges;
+  uint64_t padding;
+};
+
+int gather_pieces(const GatherPieces& g, int itemsize, Where where);
+
+// A convolution without padding of every window, in one pass; out is [entries, h, w, channels] then.
+// weights [blocks, kernel rows, kernel columns, C, block] and bias [blocks, block] are padded with zeros
+// to whole blocks of convolution_block(dtype) output channels.  kFloat32 and kFloat64.  A GPU has no
+// block (0): there the library's convolution runs on what gather_* gives.
+struct Convolution {
+  const void* weights;
+  const void* bias;
+  int64_t channels; // of the output
+  int64_t kernel[2], stride[2], dilation[2];
+  bool relu;
+};
+
+int64_t convolution_block(Dtype dtype);
+int convolve_windows(const GatherWindows& g, const Convolution& conv, Dtype dtype, Where where);
+int convolve_pieces(const GatherPieces& g, const Convolution& conv, Dtype dtype, Where where);
+
 // What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
 struct OccluderLaw {
   uint64_t seed;

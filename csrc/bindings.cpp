@@ -26,6 +26,12 @@ Strides strides_of(const Four& v) { return Strides{v[0], v[1], v[2], v[3]}; }
 Grid grid_of(const Eight& v) { return Grid{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
 Where where_of(int threads, Address stream) { return Where{threads, at<void>(stream)}; }
 
+Convolution convolution_of(const std::vector<int64_t>& v) {
+  if (v.size() != 10) throw std::invalid_argument("conv: ten numbers are expected");
+  return Convolution{at<void>(static_cast<Address>(v[0])), at<void>(static_cast<Address>(v[1])), v[2], {v[3], v[4]},
+                     {v[5], v[6]}, {v[7], v[8]}, v[9] != 0};
+}
+
 // own, distance, selection, hinge, statistics
 using Choices = std::array<int, 5>;
 
@@ -86,6 +92,43 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                            where_of(threads, stream)),
           "sweep_accumulate");
   });
+
+  m.def("convolution_block", [](int dtype) { return convolution_block(static_cast<Dtype>(dtype)); });
+
+  // An empty `conv` gathers; otherwise it holds weights, bias, channels, kernel, stride, dilation, relu.
+  m.def("gather_windows",
+        [](Address maps, Address patches, Address out, Address images, Address origins, Address patch_origins,
+           int64_t count, Four shape, Four sizes, uint64_t padding, int itemsize, int dtype,
+           const std::vector<int64_t>& conv, int threads, Address stream) {
+          const GatherWindows g{at<void>(maps),       at<void>(patches),          at<void>(out), at<int64_t>(images),
+                                at<int64_t>(origins), at<int64_t>(patch_origins), count,         shape_of(shape),
+                                sizes[0],             sizes[1],                   sizes[2],      sizes[3],
+                                padding};
+          const Where where = where_of(threads, stream);
+          py::gil_scoped_release release;
+          check(conv.empty() ? gather_windows(g, itemsize, where)
+                             : convolve_windows(g, convolution_of(conv), static_cast<Dtype>(dtype), where),
+                "gather_windows");
+        });
+
+  m.def("gather_pieces",
+        [](Address maps, Address full, Address row_strips, Address column_strips, Address corners, Address out,
+           Address images, Address rows, Address columns, Address row_cuts, Address column_cuts, Address origins,
+           int64_t entries, int64_t count, Four shape, Eight sizes, std::array<int64_t, 3> edges, uint64_t padding,
+           int itemsize, int dtype, const std::vector<int64_t>& conv, int threads, Address stream) {
+          const GatherPieces g{at<void>(maps),       at<void>(full),     at<void>(row_strips),  at<void>(column_strips),
+                               at<void>(corners),    at<void>(out),      at<int64_t>(images),   at<int64_t>(rows),
+                               at<int64_t>(columns), at<Cuts>(row_cuts), at<Cuts>(column_cuts), at<int64_t>(origins),
+                               entries,              count,              shape_of(shape),       sizes[0],
+                               sizes[1],             sizes[2],           sizes[3],              sizes[4],
+                               sizes[5],             sizes[6],           sizes[7],              {edges[0], edges[1]},
+                               edges[2],             padding};
+          const Where where = where_of(threads, stream);
+          py::gil_scoped_release release;
+          check(conv.empty() ? gather_pieces(g, itemsize, where)
+                             : convolve_pieces(g, convolution_of(conv), static_cast<Dtype>(dtype), where),
+                "gather_pieces");
+        });
 
   m.def("draw_occluders",
         [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,

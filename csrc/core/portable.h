@@ -13,5 +13,6 @@ namespace occfast {
 
 template <class T> OCCFAST_HD T smaller(T a, T b) { return a < b ? a : b; }
 template <class T> OCCFAST_HD T larger(T a, T b) { return a > b ? a : b; }
+OCCFAST_HD int64_t clamp(int64_t value, int64_t most) { return smaller(larger(value, int64_t{0}), most); }
 
 } // namespace occfast

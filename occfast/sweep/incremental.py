@@ -1,0 +1,818 @@
+"""The exact incremental sweep: only what an occluder changes is computed again.
+
+The unoccluded activations are kept.  For each position, each layer's dirty rectangle is computed
+from a window of the layer before: its rectangle with a halo, laid over the kept activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..native import ops
+from .geometry import SweepGrid
+from .plan import (
+    Analysis,
+    Extent,
+    Intervals,
+    MapRef,
+    NotIncremental,
+    Part,
+    Step,
+    classes,
+    extent,
+    occluded,
+    through,
+    trace,
+)
+
+_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
+
+
+_CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
+_FAR = 1 << 40  # beyond every map
+
+
+@dataclass
+class _Side:
+    """The geometry of one class of grid rows (or columns): lengths, and where they start on every grid row."""
+
+    extents: dict[int, Extent]  # of each step's rectangle
+    windows: dict[tuple[int, int], Extent]  # of the window of a step's input
+    crops: dict[int, Extent]  # of a transposed convolution's rectangle in what it computes
+    same: set[tuple[int, int]]  # inputs whose rectangle is the window already
+    slot: dict[Any, int]  # where each is in the table
+    table: Tensor  # [slots, grid rows] int64: all starts
+    ends: _Ends | None  # of the shared steps: the corners
+
+
+@dataclass
+class _Ends:
+    """Of shared steps: the pieces at the occluder's first and last edge, for a class of grid rows."""
+
+    length: dict[int, int]  # of a step's piece; 0: there is none
+    edges: dict[int, tuple[int, int]]  # the first edge that any member has there, and how many (2, or 1 at a border)
+    window: dict[tuple[int, int], int]  # of the window of its input
+    slot: dict[Any, int]
+    table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
+    cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
+
+    def origins(self, name: Any, index: Tensor, across: int, axis: int) -> Tensor:
+        """Where strips or their windows begin, [2 * rows, 2]; ``across`` along the other axis."""
+        starts = self.table[self.slot[name]][:, index].flatten()
+        pair = [starts, torch.full_like(starts, across)]
+        return torch.stack(pair if axis == 0 else pair[::-1], -1)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the plan: multiply-adds (moving a number counts as four) densely and incrementally, for one position."""
+
+    label: str
+    size: tuple[int, int] | None  # of the map; None: computed whole
+    rectangle: tuple[float, float] | None  # what is computed of it, the mean over positions
+    dense: float
+    cost: float
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of a sweep as a table (``print`` it)."""
+
+    layers: list[Layer]
+    reason: str = ""  # why it can't be swept incrementally
+
+    @property
+    def speedup(self) -> float:
+        """Predicted, against the dense sweep; 1 where it can't be swept incrementally."""
+        mine = sum(layer.cost for layer in self.layers)
+        return sum(layer.dense for layer in self.layers) / mine if mine and not self.reason else 1.0
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"swept densely: {self.reason}"
+        dense = sum(layer.dense for layer in self.layers) or 1.0
+        lines = [f"{'layer':<28}{'map':>11}{'rectangle':>15}{'dense work':>12}{'of it done':>12}"]
+        for layer in self.layers:
+            size = "whole" if layer.size is None else f"{layer.size[0]}x{layer.size[1]}"
+            rectangle = "" if layer.rectangle is None else f"{layer.rectangle[0]:.1f}x{layer.rectangle[1]:.1f}"
+            share = layer.cost / layer.dense if layer.dense else 0.0
+            lines.append(f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
+                         + (" shared" if layer.shared else ""))  # fmt: skip
+        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x"])
+
+
+def explain(
+    model: nn.Module,
+    size: int | tuple[int, int],
+    occluder: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    border: Literal["clip", "valid"] = "clip",
+    channels: int | None = None,
+) -> Explanation:
+    """The plan for a model, images of a size and an occluder (height, width): ``print(explain(...))``.
+
+    ``channels`` of the images; None: those of the model's first convolution, else 3.  Dtype and
+    device are those of the model's first parameter.
+    """
+    grid = SweepGrid.over(size, occluder, stride, border)
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = channels or (first.in_channels if first is not None else 3)
+    like = next(model.parameters(), torch.empty(0))
+    images = torch.rand((2, channels, *grid.image), generator=torch.Generator().manual_seed(0))
+    try:
+        evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
+    except NotIncremental as error:
+        return Explanation([], str(error))
+    return Explanation(evaluator.layers())
+
+
+def _ends_of(cut: Intervals) -> list[Any]:
+    """For each grid row, how many rows depend on the occluder's first edge and how many on its last."""
+    return [np.clip(cut.full_low - cut.low, 0, None), np.clip(cut.high - cut.full_high, 0, None)]
+
+
+class IncrementalEvaluator:
+    """Evaluates a network under an occluder by recomputing dirty rectangles (see ``evaluator.Evaluator``).
+
+    Parameters
+    ----------
+    model : nn.Module in evaluation mode; it is traced and copied, never changed.
+    grid : the positions.
+    images : [N, C, H, W] with N >= 1: an example of what will be swept (shape, dtype, device).
+    most_classes : how many groups of grid rows (and of columns) may have rectangles of their own size.
+    batch : positions computed together; None: as many as stay in the processor's cache.
+    fold_tail : compute a convolution whose map is only averaged from window sums.
+    share_early : where receptive fields are smaller than the occluder, compute only its four corners for
+        each position; the edges between are shared by a grid row or column, the middle by all.
+    fuse : gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
+    expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
+        for each image, which few positions do not repay.
+
+    memory_limit : bytes; layers are shared while what is shared takes at most half of it.
+
+    Raises NotIncremental, with the reason, for a model that can't be swept this way.
+    """
+
+    method = "incremental"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        grid: SweepGrid,
+        images: Tensor,
+        *,
+        most_classes: int = 16,
+        batch: int | None = None,
+        fold_tail: bool = True,
+        share_early: bool = True,
+        fuse: bool = True,
+        expected: int | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
+        self.grid = grid
+        self.batch = batch
+        self.memory_limit = memory_limit
+        self.expected = grid.positions if expected is None else expected
+        with torch.no_grad():
+            self.traced = trace(model)
+            self.analysis = Analysis(self.traced, _example(images), fold_tail)
+            self.example = images[:1]
+            self.outputs_per_image = _check(model, self.traced, images)
+        self.memory = 1 << 62
+        self.steps = self.analysis.steps
+        self._program()
+        self._geometry(most_classes, share_early)
+        self.keep = {
+            source for s in self.steps for source in s.inputs
+            if s.kind not in ("point", "scale") or source < self.shared <= s.index
+        }  # fmt: skip
+        self.fused: dict[int, tuple[Any, ...]] = {}
+        self.rest: dict[int, list[Any]] = {s.index: s.after for s in self.steps}  # what follows a step's result
+        block = ops.convolution_block(images) if fuse else 0
+        for step in self.steps:
+            if block and step.conv is not None and step.conv.groups == 1:
+                conv = step.conv
+                relu = bool(step.after) and step.after[0] is F.relu
+                geometry = [*conv.weight.shape[2:], *conv.stride, *conv.dilation, int(relu)]
+                packed = ops.pack_convolution(conv.weight, conv.bias, block)
+                self.fused[step.index] = (*packed, conv.weight.shape[0], geometry)
+                self.rest[step.index] = step.after[1:] if relu else step.after
+        self._kept: dict[int, Tensor] = {}
+        self._full: dict[int, Tensor] = {}
+        self._strips: dict[int, _Strips] = {}
+
+    # Preparation ------------------------------------------------------------------------------------
+
+    def _program(self) -> None:
+        """The order of the work, which maps are kept and when a value is read for the last time."""
+        steps = self.steps
+        position = {node: k for k, node in enumerate(self.traced.graph.nodes)}
+        at: dict[fx.Node, Step] = {step.node: step for step in steps if step.kind == "dense"}
+        self.program: list[Step | fx.Node] = sorted(
+            [*(s for s in steps if s.is_map), *at.values(), *self.analysis.sized],
+            key=lambda entry: (
+                position[self.analysis.first[entry.index]] if isinstance(entry, Step) else position[entry]
+            ),
+        )
+        output = self.analysis.values[self.analysis.output] if self.analysis.output else None
+        if isinstance(output, MapRef):
+            raise NotIncremental("its output is a map")
+        self.last_use: dict[int, list[int]] = {}
+        final = {}
+        for k, entry in enumerate(self.program):
+            if isinstance(entry, Step):
+                for source in entry.inputs:
+                    final[source] = k
+                if entry.kind == "dense":
+                    for a in entry.node.all_input_nodes:
+                        if isinstance(value := self.analysis.values[a], int) and a in self.analysis.dense_nodes:
+                            final[value] = k
+        for source, k in final.items():
+            self.last_use.setdefault(k, []).append(source)
+
+    def _geometry(self, most: int, share: bool) -> None:
+        steps, grid = self.steps, self.grid
+        self.intervals: list[list[Intervals]] = []
+        for axis in (0, 1):
+            rows: dict[int, Intervals] = {}
+            for step in steps:
+                if step.kind == "input":
+                    rows[step.index] = occluded(grid, axis)
+                elif step.is_map:
+                    rows[step.index] = through(step, axis, [rows[k] for k in step.inputs],
+                                               [steps[k].size[axis] for k in step.inputs])  # fmt: skip
+            self.intervals.append([rows.get(s.index, rows[0]) for s in steps])
+        self.shared = self._choose_shared() if share else 0
+        self.sides: list[list[_Side]] = []
+        self.classes: list[Tensor] = []
+        for axis in (0, 1):
+            count = grid.rows if axis == 0 else grid.columns
+            lengths, weights = [], []
+            for step in steps:
+                if step.is_map and step.macs:
+                    mine, other = (self._lengths(step, a) for a in (axis, 1 - axis))
+                    lengths += mine
+                    weights += [step.macs * float(sum(other).mean())] * len(mine)
+            groups = classes(lengths, weights, most) if lengths else [np.arange(count)]
+            label = np.zeros(count, np.int64)
+            for k, members in enumerate(groups):
+                label[members] = k
+            self.classes.append(torch.from_numpy(label))
+            self.sides.append([self._side(axis, members) for members in groups])
+        self.strips = [self._ends(axis, np.arange(len(self.classes[axis]))) for axis in (0, 1)] if self.shared else []
+
+    def _lengths(self, step: Step, axis: int) -> list[Any]:
+        """What is computed of a step for each grid row: its rectangle, or where it is shared its two ends."""
+        cut = self.intervals[axis][step.index]
+        return _ends_of(cut) if step.index < self.shared else [cut.high - cut.low]
+
+    def _choose_shared(self) -> int:
+        """How many of the first steps to share: what costs least, in multiply-adds a position."""
+        rows, columns = self.intervals
+        best, saved, chosen = 0.0, 0.0, 0
+        room = (self.memory_limit or 1 << 62) / (2 * self.example.element_size())
+        for step in self.steps:
+            v, h = rows[step.index], columns[step.index]
+            whole = step.kind in ("input", "window", "pad", "point", "join")
+            if not whole or (v.full_low > v.full_high).any() or (h.full_low > h.full_high).any():
+                break
+            rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
+            ends = [sum(_ends_of(c)) for c in (v, h)]
+            corners = float(ends[0].mean() * ends[1].mean())
+            strips = 2 * (int(np.maximum(*_ends_of(v)).max()) * len(ends[0]) * step.size[1]
+                          + int(np.maximum(*_ends_of(h)).max()) * len(ends[1]) * step.size[0])  # fmt: skip
+            room -= strips * step.channels
+            if room < 0:
+                break
+            if step.index:
+                saved += step.cost * (rectangle - corners - strips / self.expected)
+            if saved > best:
+                best, chosen = saved, step.index + 1
+        return chosen
+
+    def _ends(self, axis: int, members: Any) -> _Ends:
+        length: dict[int, int] = {}
+        edges: dict[int, tuple[int, int]] = {}
+        window: dict[tuple[int, int], int] = {}
+        slot: dict[Any, int] = {}
+        table: list[Any] = []
+        cuts: dict[int, Tensor] = {}
+        for step in self.steps[: self.shared]:
+            cut, size, a = self.intervals[axis][step.index], step.size[axis], step.axes[axis]
+            ends = [int(end[members].max()) for end in _ends_of(cut)]
+            length[step.index] = most = max(ends)
+            edges[step.index] = (0 if ends[0] else 1, sum(end > 0 for end in ends))
+            starts = np.stack((np.clip(cut.full_low - most, 0, size - most), np.clip(cut.full_high, 0, size - most)))
+            slot[step.index] = len(table)
+            table.append(starts)
+            for k in range(len(step.inputs) if step.kind != "point" else 0):
+                window[step.index, k] = (most - 1) * a.stride + a.span
+                slot[step.index, k] = len(table)
+                table.append(starts * a.stride - a.padding)
+            cuts[step.index] = torch.from_numpy(
+                np.stack((cut.low, cut.full_low, cut.full_high, cut.high, *starts, *starts), 1)
+            )  # fmt: skip
+        return _Ends(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
+
+    def _side(self, axis: int, members: Any) -> _Side:
+        extents: dict[int, Extent] = {}
+        windows: dict[tuple[int, int], Extent] = {}
+        crops: dict[int, Extent] = {}
+        same: set[tuple[int, int]] = set()
+        for step in self.steps:
+            if not step.is_map:
+                continue
+            a, size = step.axes[axis], step.size[axis]
+            if step.kind == "point":
+                extents[step.index] = extents[step.inputs[0]]
+                continue
+            if step.kind == "scale":
+                given = extents[step.inputs[0]]
+                extents[step.index] = Extent(given.length * a.stride, given.start * a.stride)
+                continue
+            mine = extents[step.index] = extent(self.intervals[axis][step.index], members, size)
+            if step.kind in ("window", "pad"):
+                windows[step.index, 0] = Extent(
+                    (mine.length - 1) * a.stride + a.span, mine.start * a.stride - a.padding
+                )
+            elif step.kind == "join":
+                for k, source in enumerate(step.inputs):
+                    before = extents[source]
+                    windows[step.index, k] = mine
+                    if before.length == mine.length and (before.start == mine.start)[members].all():
+                        same.add((step.index, k))
+            elif step.kind == "transpose":
+                # Input rows that reach the rectangle; one more, so that what is computed covers it all.
+                first = (mine.start + a.padding - a.span + 1) // a.stride
+                last = (mine.start + mine.length - 1 + a.padding) // a.stride
+                windows[step.index, 0] = Extent(int((last - first)[members].max()) + 2, first)
+                crops[step.index] = Extent(mine.length, mine.start - (first * a.stride - a.padding))
+        everything = [*extents.values(), *windows.values(), *crops.values()]
+        grid = self.grid
+        unclipped = (
+            grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
+        )
+        table = torch.from_numpy(np.stack([*(e.start for e in everything), unclipped, np.zeros_like(unclipped)]))
+        names: list[Any] = [*extents, *windows, *(("crop", k) for k in crops), "occluder", "zero"]
+        slot = {name: k for k, name in enumerate(names)}
+        return _Side(extents, windows, crops, same, slot, table, self._ends(axis, members) if self.shared else None)
+
+    # What it costs ----------------------------------------------------------------------------------
+
+    def layers(self) -> list[Layer]:
+        """What each layer costs, densely and here, averaged over the grid's positions."""
+        found = []
+        for step in self.steps:
+            if step.kind == "input":
+                continue
+            if not step.is_map:
+                dense = step.unfolded or step.macs
+                found.append(Layer(step.label, None, None, dense, step.macs))
+                continue
+            lengths = []
+            for sides, label in zip(self.sides, self.classes, strict=True):
+                shared = step.index < self.shared
+                each = [
+                    side.ends.length[step.index] * side.ends.edges[step.index][1]
+                    if shared and side.ends is not None else side.extents[step.index].length for side in sides
+                ]  # fmt: skip
+                lengths.append(float(np.asarray(each)[label.numpy()].mean()))
+            pixels = lengths[0] * lengths[1]
+            if step.index < self.shared:
+                rows, columns = (strips.length[step.index] for strips in self.strips)
+                strips = 2 * (rows * self.grid.rows * step.size[1] + columns * self.grid.columns * step.size[0])
+                pixels += strips / self.expected
+            area = step.size[0] * step.size[1]
+            found.append(Layer(step.label, step.size, (lengths[0], lengths[1]), step.cost * area, step.cost * pixels,
+                               step.index < self.shared))  # fmt: skip
+        return found
+
+    @property
+    def predicted_speedup(self) -> float:
+        """How many times less work than the dense sweep, from multiply-adds and numbers moved."""
+        layers = self.layers()
+        mine = sum(layer.cost for layer in layers)
+        return sum(layer.dense for layer in layers) / mine if mine else 1.0
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Memory that :meth:`start` keeps for each image of a block."""
+        steps = [(k, self.steps[k].channels * self.steps[k].size[0] * self.steps[k].size[1]) for k in self.keep | {0}]
+        return self.example.element_size() * sum(n * (2 if k <= self.shared else 1) for k, n in steps)
+
+    @property
+    def bytes_of_strips(self) -> int:
+        """Memory for what the positions of one image share."""
+        total = 0
+        for axis, ends in enumerate(self.strips):
+            count = len(self.classes[axis])
+            total += sum(2 * count * length * self.steps[k].size[1 - axis] * self.steps[k].channels
+                         for k, length in ends.length.items())  # fmt: skip
+        return total * self.example.element_size()
+
+    # The contract of the engine ---------------------------------------------------------------------
+
+    #: Everything is channels_last inside; there is no choice.
+    layout = "channels_last"
+
+    def set_layout(self, layout: str) -> None:
+        """Nothing to choose."""
+
+    def tune(self, total: int, memory_limit: int | None) -> int:
+        """Positions for one call of :meth:`outputs`, within ``memory_limit`` bytes.
+
+        Positions whose rectangles are alike are computed together, so a whole map at once is best;
+        it is cut into batches inside.  Call after :meth:`start`.
+        """
+        limit = memory_limit if memory_limit is not None else 1 << 62
+        left = limit - self.bytes_per_image * len(self.images) - self.bytes_of_strips
+        if left <= 0:
+            raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {len(self.images)} images")
+        self.memory = left * 3 // 4
+        return int(
+            max(
+                1,
+                min(
+                    total,
+                    self.grid.positions,
+                    left // 8 // max(1, self.outputs_per_image * self.example.element_size()),
+                ),
+            )
+        )
+
+    # The sweep --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, images: Tensor, fill: Tensor) -> Tensor:
+        """Keep the clean activations of a block of images [n, C, H, W]; return its outputs [n, K]."""
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.fill = fill.expand_as(images).contiguous(memory_format=torch.channels_last)
+        keep = {self.steps[k].node: self.steps[k] for k in self.keep if k != 0}
+        self._kept = {0: self.images}
+        outputs = []
+        for first in range(0, len(images), 8):
+            part = self.images[first : first + 8]
+            seen: dict[int, Tensor] = {}
+            outputs.append(_Keeper(self.traced, keep, seen).run(part))
+            for k, value in seen.items():
+                if first == 0:
+                    self._kept[k] = torch.empty((len(images), *value.shape[1:]), dtype=value.dtype, device=value.device,
+                                                memory_format=torch.channels_last)  # fmt: skip
+                self._kept[k][first : first + len(part)] = value
+        self.device = images.device
+        self._strips = {}
+        if self.shared:
+            self._keep_full(keep)
+        for axis, sides in enumerate(self.sides):
+            if self.shared:
+                strips = self.strips[axis]
+                strips.table = strips.table.to(self.device)
+                strips.cuts = {k: cuts.to(self.device) for k, cuts in strips.cuts.items()}
+            for side in sides:
+                side.table = side.table.to(self.device)
+                if side.ends is not None:
+                    side.ends.table = side.ends.table.to(self.device)
+                    for k, cuts in side.ends.cuts.items():
+                        cuts = cuts.to(self.device)
+                        cuts[:, 4:6] = self.strips[axis].cuts[k][:, 6:8]
+                        side.ends.cuts[k] = cuts
+        return torch.cat(outputs)
+
+    def _keep_full(self, keep: dict[fx.Node, Step]) -> None:
+        """The maps of images that are all fill."""
+        self._full = {0: self.fill}
+        keep = {node: step for node, step in keep.items() if step.index < self.shared}
+        for first in range(0, len(self.fill), 8):
+            seen: dict[int, Tensor] = {}
+            _Keeper(self.traced, keep, seen).run(self.fill[first : first + 8])
+            for k, value in seen.items():
+                if first == 0:
+                    self._full[k] = torch.empty_like(self._kept[k], memory_format=torch.channels_last)
+                self._full[k][first : first + len(value)] = value
+
+    @torch.no_grad()
+    def outputs(self, positions: Tensor) -> Tensor:
+        """The outputs [M, K] at flat positions int64 [M]; large M is fastest."""
+        chosen = positions.cpu()
+        n, p = chosen // self.grid.positions, chosen % self.grid.positions
+        i, j = p // self.grid.columns, p % self.grid.columns
+        groups = len(self.sides[0]) * len(self.sides[1])
+        group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
+        if self.shared:
+            group += n * groups  # one image after the other: the strips of one are kept
+        order = torch.argsort(group, stable=True)
+        result: Tensor | None = None
+        start = 0
+        for g, count in zip(*(t.tolist() for t in torch.unique(group, return_counts=True)), strict=True):
+            if self.shared and g // groups not in self._strips:
+                self._strips = {g // groups: self._compute_strips(g // groups)}
+            g %= groups
+            sides = self.sides[0][g // len(self.sides[1])], self.sides[1][g % len(self.sides[1])]
+            pieces = -(-count // (self.batch or self._batch(sides)))
+            size = -(-count // pieces)
+            for first in range(start, start + count, size):
+                # The last batch is filled up with what was done already: one shape, so one compiled kernel.
+                end = min(first + size, start + count)
+                index = order[end - size : end] if end - size >= start else order[start:end]
+                out = self._run(sides, n[index], i[index], j[index])
+                if result is None:
+                    result = out.new_empty((len(positions), out.shape[1]))
+                result[index.to(result.device)] = out
+            start += count
+        if result is None:
+            raise ValueError("positions: expected at least one, got none")
+        return result
+
+    def _batch(self, sides: tuple[_Side, _Side]) -> int:
+        """Positions to compute together: windows and results that stay in the cache and within memory."""
+        rows, columns = sides
+        largest = 1
+        for step in self.steps[1:]:
+            if not step.is_map:
+                continue
+            v, h = rows.extents[step.index].length, columns.extents[step.index].length
+            if step.index < self.shared and rows.ends is not None and columns.ends is not None:
+                v, h = (2 * ends.length[step.index] for ends in (rows.ends, columns.ends))
+            numbers = step.channels * v * h
+            if step.index not in self.fused:
+                numbers += sum(
+                    self.steps[k].channels * v * h * step.axes[0].stride * step.axes[1].stride for k in step.inputs
+                )
+            largest = max(largest, numbers)
+        size = largest * self.example.element_size()
+        return int(max(1, min(256, _CACHE // size, self.memory // (4 * size))))
+
+    def _run(self, sides: tuple[_Side, _Side], n: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        rows, columns = sides
+        n, i, j = n.to(self.device), i.to(self.device), j.to(self.device)
+        state = _State(self, rows, columns, n, i, j)
+        values: dict[int, Tensor] = {}
+        if self.shared:
+            state.compute_corners()
+        for k, entry in enumerate(self.program):
+            if isinstance(entry, Step) and entry.index < self.shared:
+                continue
+            if isinstance(entry, fx.Node):
+                state.sizes[entry] = state.interpret(entry, values)
+            elif entry.kind == "dense":
+                values[entry.index] = state.interpret(entry.node, values, entry)
+            else:
+                values[entry.index] = state.rectangle(entry, values)
+            for done in self.last_use.get(k, ()):
+                values.pop(done, None)
+        assert self.analysis.output is not None
+        return values[self.analysis.values[self.analysis.output]]
+
+    def compute(self, step: Step, inputs: list[Tensor], origins: Tensor) -> Tensor:
+        """A step's rectangles, the first pixel of each at origins [E, 2], from windows of its inputs."""
+        # A fused convolution was done while its windows were gathered.
+        out = inputs[0] if step.run is None or step.index in self.fused else step.run(*inputs)
+        if step.counts is not None:
+            i, j = (torch.arange(size, device=out.device) for size in out.shape[-2:])
+            of_rows, of_columns = (c.to(out.device) for c in step.counts)
+            count = of_rows[origins[:, :1] + i].unsqueeze(2) * of_columns[origins[:, 1:] + j].unsqueeze(1)
+            out = out / count.unsqueeze(1)
+        return out
+
+    def _compute_strips(self, image: int) -> _Strips:
+        """What all positions of a grid row, or column, of an image share, for every row and column."""
+        strips = _Strips({}, {})
+        for axis, mine in ((0, strips.rows), (1, strips.columns)):
+            ends = self.strips[axis]
+            count = ends.table.shape[2]
+            everything = torch.tensor([[-_FAR, -_FAR, _FAR, _FAR, 0, 0, 0, 0]], device=self.device)
+            for step in self.steps[1 : self.shared]:
+                length = ends.length[step.index]
+                if length == 0:
+                    continue
+                if step.kind == "point":
+                    mine[step.index] = self._after(
+                        step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None])
+                    )
+                    continue
+                a, across = step.axes[1 - axis], step.size[1 - axis]
+                size = [0, 0]
+                size[axis], size[1 - axis] = length, across
+                strip = torch.empty((2 * count, step.channels, *size), dtype=self.images.dtype, device=self.device,
+                                    memory_format=torch.channels_last)  # fmt: skip
+                chunk = max(1, min(count, self._fitting(step.channels * length * across * 2)))
+                for first in range(0, count, chunk):
+                    index = torch.arange(first, min(first + chunk, count), device=self.device)
+                    zero = torch.zeros_like(index)
+
+                    inputs = []
+                    for k, source in enumerate(step.inputs):
+                        window = [0, 0]
+                        window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
+                        cuts, strip_of = ends.cuts[source], mine.get(source)
+                        inputs.append(ops.gather_pieces(
+                            self._kept[source], self._full[source], torch.full_like(index, image),
+                            *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
+                            ends.origins((step.index, k), index, -a.padding, axis), *window,
+                            strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, [0, 0, 0, 0],
+                            step.padding_value,
+                            *self.fused.get(step.index, ()),
+                        ))  # fmt: skip
+                    out = self._after(step, self.compute(step, inputs, ends.origins(step.index, index, 0, axis)))
+                    strip[first : first + len(index)] = out[: len(index)]
+                    strip[count + first : count + first + len(index)] = out[len(index) :]
+                mine[step.index] = strip
+        return strips
+
+    def _after(self, step: Step, out: Tensor) -> Tensor:
+        for change in self.rest[step.index]:
+            out = change(out)
+        return out
+
+    def _fitting(self, numbers: int) -> int:
+        """How many of so many numbers each stay in the processor's cache."""
+        return max(1, _CACHE // (numbers * self.example.element_size()))
+
+
+@dataclass
+class _Strips:
+    """Of one image, for each shared step: [2 * grid rows, C, h, W] and [2 * grid columns, C, H, w].
+
+    Those of the occluder's first edge come first.
+    """
+
+    rows: dict[int, Tensor]
+    columns: dict[int, Tensor]
+
+
+class _State:
+    """One batch of positions on its way through the network."""
+
+    def __init__(self, evaluator: IncrementalEvaluator, rows: _Side, columns: _Side, n: Tensor, i: Tensor,
+                 j: Tensor) -> None:  # fmt: skip
+        self.e, self.rows, self.columns, self.n, self.i, self.j = evaluator, rows, columns, n, i, j
+        self.starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
+        self.sizes: dict[fx.Node, Any] = {}
+        self.corners: dict[int, Tensor] = {}
+        self.strips = evaluator._strips[int(n[0])] if evaluator.shared else None
+
+    def at(self, name: Any) -> Tensor:
+        """Where the rectangles or windows of that name begin: [M, 2]."""
+        return self.starts[self.rows.slot[name]]
+
+    def read(self, source: int, values: dict[int, Tensor], origins: Tensor, height: int, width: int,
+             padding: float, conv: tuple[Any, ...] = ()) -> Tensor:  # fmt: skip
+        """Windows [E, C, height, width] of a step's occluded map, one or several a position; or their convolution."""
+        if self.strips is None or source >= self.e.shared:
+            return ops.gather_windows(  # type: ignore[no-any-return]
+                self.e._kept[source], self.n, origins, height, width, values[source],
+                self.at(source), padding, *conv,
+            )  # fmt: skip
+        assert self.rows.ends is not None and self.columns.ends is not None
+        return ops.gather_pieces(  # type: ignore[no-any-return]
+            self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
+            self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
+            self.strips.columns.get(source), self.corners.get(source), self._edges(source), padding, *conv,
+        )  # fmt: skip
+
+    def _edges(self, source: int) -> list[int]:
+        assert self.rows.ends is not None and self.columns.ends is not None
+        rows, columns = self.rows.ends.edges[source], self.columns.ends.edges[source]
+        return [rows[0], columns[0], rows[1], columns[1]]
+
+    def compute_corners(self) -> None:
+        """The corners of each position, [4 M, C, h, w] (fewer at a border), through the shared steps."""
+        rows, columns = self.rows.ends, self.columns.ends
+        assert rows is not None and columns is not None
+        shape = (len(rows.table), 2, 2, len(self.n))
+        both = torch.stack((rows.table[:, :, self.i].unsqueeze(2).expand(shape),
+                            columns.table[:, :, self.j].unsqueeze(1).expand(shape)), -1)  # fmt: skip
+        for step in self.e.steps[1 : self.e.shared]:
+            if rows.length[step.index] == 0 or columns.length[step.index] == 0:
+                continue
+            (r, nr), (c, nc) = rows.edges[step.index], columns.edges[step.index]
+
+            def starts(name: Any, r: int = r, nr: int = nr, c: int = c, nc: int = nc) -> Tensor:
+                return both[rows.slot[name], r : r + nr, c : c + nc].reshape(-1, 2)
+
+            if step.kind == "point":
+                inputs = [self.corners[step.inputs[0]]]
+            else:
+                inputs = [
+                    self.read(source, {}, starts((step.index, k)), rows.window[step.index, k],
+                              columns.window[step.index, k], step.padding_value, self.e.fused.get(step.index, ()))
+                    for k, source in enumerate(step.inputs)
+                ]  # fmt: skip
+            out = self.e.compute(step, inputs, starts(step.index))
+            self.corners[step.index] = self.e._after(step, out)
+
+    def whole(self, source: int, values: dict[int, Tensor]) -> Tensor:
+        """The full map with the rectangle pasted."""
+        step = self.e.steps[source]
+        if source in values and tuple(values[source].shape[-2:]) == step.size:
+            return values[source]
+        return self.read(source, values, self.at("zero"), *step.size, 0.0)
+
+    def rectangle(self, step: Step, values: dict[int, Tensor]) -> Tensor:
+        e = self.e
+        if step.kind == "input":
+            # The occluder's window, cut at the edge: the image with the fill laid over it.
+            origins = self.at("occluder")
+            fill = ops.gather_windows(e.fill, self.n, origins, *e.grid.occluder, None, None, 0.0)
+            size = self.rows.extents[0].length, self.columns.extents[0].length
+            return ops.gather_windows(e.images, self.n, self.at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
+        inputs = []
+        for k, source in enumerate(step.inputs):
+            name: Any = (step.index, k)
+            if step.kind in ("point", "scale"):
+                name = step.index
+                size = self.rows.extents[source].length, self.columns.extents[source].length
+                inputs.append(
+                    values[source] if source in values else self.read(source, values, self.at(source), *size, 0.0)
+                )
+            elif source in values and name in self.rows.same and name in self.columns.same:
+                inputs.append(values[source])
+            else:
+                size = self.rows.windows[name].length, self.columns.windows[name].length
+                inputs.append(
+                    self.read(source, values, self.at(name), *size, step.padding_value, e.fused.get(step.index, ()))
+                )
+        out = e.compute(step, inputs, self.at(step.index))
+        if step.kind == "transpose":
+            size = self.rows.extents[step.index].length, self.columns.extents[step.index].length
+            everyone = torch.arange(len(self.n), device=self.n.device)
+            out = ops.gather_windows(out, everyone, self.at(("crop", step.index)), *size, None, None, 0.0)
+        return e._after(step, out)
+
+    def interpret(self, node: fx.Node, values: dict[int, Tensor], step: Step | None = None) -> Any:
+        """A node of the traced graph, over the whole maps of this batch."""
+        if step is not None and step.folded is not None:
+            return step.folded(self.whole(step.inputs[0], values))
+        analysis = self.e.analysis
+        asks = node in analysis.sized
+
+        def value(a: fx.Node) -> Any:
+            if a in analysis.sized:
+                return self.sizes[a]
+            known = analysis.values[a]
+            if isinstance(known, (MapRef, Part)):
+                ref = known.ref if isinstance(known, Part) else known
+                step = self.e.steps[ref.step]
+                if asks:
+                    whole = torch.empty(
+                        (len(self.n), step.channels, *step.size), device="meta", dtype=self.e.images.dtype
+                    )
+                else:
+                    whole = self.whole(ref.step, values)
+                if isinstance(known, Part):
+                    return known.split(whole)
+                return whole.permute(0, 2, 3, 1) if ref.last else whole
+            if a in analysis.dense_nodes:
+                return values[known]
+            return known
+
+        args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+        if asks and node.op == "call_function" and node.target is getattr and args[1] in ("device", "dtype"):
+            return getattr(self.e.images, args[1])
+        if node.op == "call_module":
+            return self.e.traced.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class _Keeper(fx.Interpreter):
+    """Runs the network on whole images and hands out the maps that are kept."""
+
+    def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, Step], seen: dict[int, Tensor]) -> None:
+        super().__init__(traced)
+        self.wanted, self.seen = keep, seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            step = self.wanted[n]
+            self.seen[step.index] = value.permute(0, 3, 1, 2) if step.last else value
+        return value
+
+
+def _example(images: Tensor) -> Tensor:
+    """Two images to learn shapes from."""
+    return torch.cat((images[:1], images[-1:].flip(-1)))
+
+
+def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> int:
+    """Compare the trace with the model, a batch with its parts and a second run with the first."""
+    pair = _example(images)
+    first, again, alone = model(pair), model(pair), model(pair[1:])
+    if not torch.equal(first, again):
+        raise NotIncremental("two runs on the same images differ: it is not deterministic")
+    scale = float(first.abs().max()) or 1.0
+    tolerance = _TOLERANCE.get(images.dtype, 2e-2) * scale
+    if float((first[1:] - alone).abs().max()) > tolerance:
+        raise NotIncremental("the output for an image depends on the other images of its batch")
+    if float((first - traced(pair)).abs().max()) > tolerance:
+        raise NotIncremental("its trace computes something else than the model")
+    return int(first.shape[1])
