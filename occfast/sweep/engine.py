@@ -347,13 +347,16 @@ class _Sweep:
             if not isinstance(self.model, nn.Module):
                 raise NotIncremental("a function can't be traced, an nn.Module can")
             incremental = IncrementalEvaluator(self.model, self.grid, images)
+            incremental.images_at_once(images, self.options.memory_limit)
         except NotIncremental as reason:
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
         if method == "auto" and incremental.predicted_speedup < _WORTH_IT:
-            _log.info("the sweep is dense: an incremental one would be %.2f times as fast", incremental.predicted_speedup)
+            _log.info(
+                "the sweep is dense: an incremental one would be %.2f times as fast", incremental.predicted_speedup
+            )
             return dense
         return incremental
 

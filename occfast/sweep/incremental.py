@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..native import ops
 from .geometry import SweepGrid
+from .memory import available_bytes
 from .plan import (
     Analysis,
     Extent,
@@ -424,6 +425,17 @@ class IncrementalEvaluator:
 
     def set_layout(self, layout: str) -> None:
         """Nothing to choose."""
+
+    def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        """As many as half of the memory holds the kept activations of; a quarter of what is free by default.
+
+        Raises NotIncremental if that is not one.
+        """
+        limit = memory_limit if memory_limit is not None else available_bytes(images.device) // 4
+        fit = (limit // 2 - self.bytes_of_strips) // max(1, self.bytes_per_image)
+        if fit < 1:
+            raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of an image")
+        return int(min(fit, images.shape[0]))
 
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Positions for one call of :meth:`outputs`, within ``memory_limit`` bytes.
