@@ -70,7 +70,8 @@ class DemoSettings:
         split: images of each person for training, for the maps behind P, for the table (disjoint).
         people: the first so many of the 40.
         epochs, learning_rate: of the base network; fine_tune_epochs, fine_tune_learning_rate: of the others.
-        batch_size: of training; map_batch_size: positions in a forward pass of a sweep.
+        batch_size: of training; map_batch_size: positions in a forward pass of a sweep; None: as
+            the incremental sweep, which chooses without measuring, finds best.
         covered: share of the training images that get an occluder.
         level, intensity: ranges of the occluders' noise and colour, on the scale where black is 0 and white 1.
     """
@@ -78,7 +79,7 @@ class DemoSettings:
     seed: int = 0
     networks: tuple[str, ...] = ("A20x20", "A20x40", "A40x40", "A20x40R")
     width: float = 0.25
-    stride: int = 8
+    stride: int = 4
     split: tuple[int, int, int] = (6, 2, 2)
     people: int = 40
     epochs: int = 60
@@ -88,7 +89,7 @@ class DemoSettings:
     weight_decay: float = 1e-4
     dropout: float = 0.4
     batch_size: int = 20
-    map_batch_size: int = 16
+    map_batch_size: int | None = None
     covered: float = 1.0
     level: tuple[float, float] = (0.0, 0.3)
     intensity: tuple[float, float] = (0.0, 1.0)

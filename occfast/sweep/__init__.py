@@ -2,6 +2,7 @@
 
 from .engine import occlusion_map
 from .geometry import SweepGrid
+from .incremental import explain
 from .maps import OcclusionMap
 
-__all__ = ["OcclusionMap", "SweepGrid", "occlusion_map"]
+__all__ = ["OcclusionMap", "SweepGrid", "explain", "occlusion_map"]

@@ -346,7 +346,9 @@ class _Sweep:
         try:
             if not isinstance(self.model, nn.Module):
                 raise NotIncremental("a function can't be traced, an nn.Module can")
-            incremental = IncrementalEvaluator(self.model, self.grid, images)
+            incremental = IncrementalEvaluator(
+                self.model, self.grid, images, batch=self.options.batch_size, memory_limit=self.options.memory_limit
+            )
             incremental.images_at_once(images, self.options.memory_limit)
         except NotIncremental as reason:
             if method == "incremental":
@@ -374,8 +376,8 @@ class _Sweep:
         allowed = _AGREEMENT.get(images.dtype, 0.1) * float(expected.abs().max())
         if not difference <= allowed:
             raise RuntimeError(
-                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g} where {allowed:.2g} is "
-                "rounding; is the model deterministic, and each row of its output a function of that image alone? "
+                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, and rounding explains "
+                f"{allowed:.2g}; is the model deterministic, and each row of its output a function of that image alone? "
                 "method='dense' makes no such assumption"
             )
 
@@ -383,7 +385,8 @@ class _Sweep:
         """Once for the whole sweep, so that a resumed one runs the same batches."""
         state = self.state
         assert self.evaluator is not None
-        if state.batch_size == 0:
+        # The incremental sweep takes many positions at a time and cuts them into batches itself.
+        if state.batch_size == 0 or (not state.method and self.evaluator.method == "incremental"):
             state.batch_size = self.evaluator.tune(total, self.options.memory_limit)
             state.layout = self.evaluator.layout
         state.method = self.evaluator.method

@@ -37,6 +37,10 @@ _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 _CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
 _FAR = 1 << 40  # beyond every map
+#: What a call on a group of positions costs beside its work, in multiply-adds that would take as long: about 50
+#: microseconds on two cores.  The figure for a GPU is a guess; none has been measured.
+_CALL = {"cpu": 4e6, "cuda": 1e8}
+_CLASSES = (16, 8, 6, 4, 3, 2, 1)
 
 
 @dataclass
@@ -131,7 +135,7 @@ def explain(
         evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    return Explanation(evaluator.layers())
+    return Explanation([*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)])
 
 
 def _ends_of(cut: Intervals) -> list[Any]:
@@ -147,7 +151,8 @@ class IncrementalEvaluator:
     model : nn.Module in evaluation mode; it is traced and copied, never changed.
     grid : the positions.
     images : [N, C, H, W] with N >= 1: an example of what will be swept (shape, dtype, device).
-    most_classes : how many groups of grid rows (and of columns) may have rectangles of their own size.
+    most_classes : how many groups of grid rows (and of columns) may have rectangles of their own size; None
+        weighs the work that more groups save against the calls that they cost.
     batch : positions computed together; None: as many as stay in the processor's cache.
     fold_tail : compute a convolution whose map is only averaged from window sums.
     share_early : where receptive fields are smaller than the occluder, compute only its four corners for
@@ -169,7 +174,7 @@ class IncrementalEvaluator:
         grid: SweepGrid,
         images: Tensor,
         *,
-        most_classes: int = 16,
+        most_classes: int | None = None,
         batch: int | None = None,
         fold_tail: bool = True,
         share_early: bool = True,
@@ -189,7 +194,7 @@ class IncrementalEvaluator:
         self.memory = 1 << 62
         self.steps = self.analysis.steps
         self._program()
-        self._geometry(most_classes, share_early)
+        self._choose_classes(most_classes, share_early)
         self.keep = {
             source for s in self.steps for source in s.inputs
             if s.kind not in ("point", "scale") or source < self.shared <= s.index
@@ -237,6 +242,28 @@ class IncrementalEvaluator:
                             final[value] = k
         for source, k in final.items():
             self.last_use.setdefault(k, []).append(source)
+
+    def _choose_classes(self, most: int | None, share: bool) -> None:
+        if most is not None:
+            self._geometry(most, share)
+            return
+        work = {}
+        for most in _CLASSES:
+            self._geometry(most, share)
+            work[most] = self._work()
+        best = min(work, key=lambda most: work[most])
+        if best != _CLASSES[-1]:
+            self._geometry(best, share)
+
+    def _work(self) -> float:
+        """Multiply-adds for one position, the calls that groups of positions cost counted in them."""
+        return sum(layer.cost for layer in self.layers()) + self.calls
+
+    @property
+    def calls(self) -> float:
+        """What the calls on groups of positions cost one position, in multiply-adds."""
+        groups = min(len(self.sides[0]) * len(self.sides[1]), self.grid.positions)
+        return groups * len(self.program) * _CALL[self.example.device.type] / self.expected
 
     def _geometry(self, most: int, share: bool) -> None:
         steps, grid = self.steps, self.grid
@@ -397,10 +424,9 @@ class IncrementalEvaluator:
 
     @property
     def predicted_speedup(self) -> float:
-        """How many times less work than the dense sweep, from multiply-adds and numbers moved."""
-        layers = self.layers()
-        mine = sum(layer.cost for layer in layers)
-        return sum(layer.dense for layer in layers) / mine if mine else 1.0
+        """How many times less work than the dense sweep, from multiply-adds, numbers moved and calls."""
+        mine = self._work()
+        return sum(layer.dense for layer in self.layers()) / mine if mine else 1.0
 
     @property
     def bytes_per_image(self) -> int:
