@@ -258,8 +258,8 @@ def through_alias(x: Tensor) -> Tensor:
 def stepwise(x: Tensor) -> Tensor:
     y = x * 1
     z = y.add_(1)
-    y *= 2
-    return torch.cat((x, y - 0.5 * z), 1).narrow(1, 2, 4)
+    y.mul_(2)
+    return torch.cat((x, y - 0.5 * z), 1)[:, 2:6]
 
 
 @pytest.mark.parametrize("change", [on_clone, through_alias, stepwise])
@@ -275,6 +275,12 @@ def on_view(x: Tensor) -> Tensor:
     return x
 
 
+def augmented(x: Tensor) -> Tensor:
+    y = x
+    y *= 2  # torch.fx sees a product here, and x unchanged
+    return x + y
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "control flow": (lambda x: x if x.sum() > 0 else -x, "trace"),
     "assignment": (assign, "assignment"),
@@ -282,6 +288,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "batch": (lambda x: x - x.mean(0, keepdim=True), "other images"),
     "position in the batch": (lambda x: x * torch.arange(x.shape[0]).view(-1, 1, 1, 1), "other images"),
     "random": (lambda x: x + torch.randn(1), "not deterministic"),
+    "augmented assignment": (augmented, "something else than the model"),
     "random like": (lambda x: x * torch.rand_like(x), "random"),
     "dropout": (lambda x: F.dropout(x, 0.5), "drops at random"),
 }
