@@ -45,9 +45,9 @@ _RANDOM = {torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_
            F.gumbel_softmax}  # fmt: skip
 _RANDOM_METHODS = {"bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "multinomial",
                    "log_normal_", "geometric_", "cauchy_"}  # fmt: skip
-_VIEW_METHODS = {"view", "contiguous", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "chunk",
-                 "split", "narrow", "select", "t", "unfold", "view_as", "expand_as", "unbind", "swapaxes",
-                 "movedim", "unflatten"}  # fmt: skip
+_VIEW_METHODS = {"view", "contiguous", "reshape", "flatten", "permute", "transpose", "squeeze",
+                 "unsqueeze", "expand", "chunk", "split", "narrow", "select", "t", "unfold", "view_as",
+                 "expand_as", "unbind", "swapaxes", "movedim", "unflatten"}  # fmt: skip
 _VIEW_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
                    torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind, torch.swapaxes, torch.movedim,
                    operator.getitem, getattr}  # fmt: skip
@@ -148,11 +148,13 @@ def _functional(traced: fx.GraphModule) -> None:
         if not _in_place(traced, node):
             continue
         # Everything that shares its memory with what is overwritten.
-        roots = {first}
-        while (grown := roots | {n for r in roots for n in r.users if order[n] < order[node] and _same_memory(traced, n)}
-               | {r.args[0] for r in roots if _same_memory(traced, r) and isinstance(r.args[0], fx.Node)}
-               ) != roots:  # fmt: skip
-            roots = grown
+        roots, seen = {first}, set[fx.Node]()
+        while roots != seen:
+            seen = set(roots)
+            for root in seen:
+                roots |= {n for n in root.users if order[n] < order[node] and _same_memory(traced, n)}
+                if _same_memory(traced, root) and isinstance(root.args[0], fx.Node):
+                    roots.add(root.args[0])
         if any(root.op == "get_attr" for root in roots):
             raise NotIncremental(f"{node.name} changes a parameter or buffer in place")
         if any(view in roots or base in roots for view, base in views.items()):
