@@ -376,9 +376,9 @@ class _Sweep:
         allowed = _AGREEMENT.get(images.dtype, 0.1) * float(expected.abs().max())
         if not difference <= allowed:
             raise RuntimeError(
-                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, and rounding explains "
-                f"{allowed:.2g}; is the model deterministic, and each row of its output a function of that image alone? "
-                "method='dense' makes no such assumption"
+                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, where rounding "
+                f"explains {allowed:.2g}; is the model deterministic, and each row of its output a function of that "
+                "image alone? method='dense' makes no such assumption"
             )
 
     def _choose_batch(self, total: int) -> None:
