@@ -39,9 +39,8 @@ int workers(Where where);
 // positions[m] = n * grid.positions() + p.  out [count, C, H, W] has the layout of images
 // (contiguous or channels_last); fill has strides of 0 where it is broadcast.  Elements of
 // `itemsize` bytes are moved, never interpreted.
-int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions,
-                      int64_t count, int itemsize, Shape shape, Strides image, Strides fill_strides,
-                      Grid grid, Where where);
+int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
+                      int itemsize, Shape shape, Strides image, Strides fill_strides, Grid grid, Where where);
 
 // Sweep scoring.  outputs [count, classes] float32 or float64, contiguous; positions as above with
 // `per_image` positions an image; scores [images, per_image] float64 receives one number each:
@@ -49,15 +48,14 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
 //   kScoreDrop        baseline[n] - outputs[m][labels[n]]
 //   kSimilarityDrop   baseline[n] - cosine(outputs[m], references[n]), references [images, classes]
 // *bad is set to 1 if any output is NaN or infinite.
-int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t images, int64_t per_image, Score kind, const int64_t* labels,
-                const double* references, const double* baseline, double* scores, int32_t* bad,
-                Where where);
+int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count, int64_t classes,
+                int64_t images, int64_t per_image, Score kind, const int64_t* labels, const double* references,
+                const double* baseline, double* scores, int32_t* bad, Where where);
 
 // Running sums of scores [images, per_image] over its images, in the order of the images:
 // sum[p] += score, squares[p] += score squared.
-int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
-                     double* squares, Where where);
+int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares,
+                     Where where);
 
 // The incremental sweep.  out[m] [height, width, C] is the window of maps[images[m]] whose first pixel
 // is origins[m] (row, column), with patches[m] laid over the map first, its first pixel at
@@ -137,12 +135,12 @@ int convolve_pieces(const GatherPieces& g, const Convolution& conv, Dtype dtype,
 // What to draw an occluder from.  kinds holds n_kinds NoiseKind values, four at most.
 struct OccluderLaw {
   uint64_t seed;
-  float probability;                       // of occluding a sample at all
+  float probability; // of occluding a sample at all
   int64_t min_height, max_height, min_width, max_width;
   float min_level, max_level, min_intensity, max_intensity;
   int n_kinds;
   int kinds[4];
-  bool grey;                               // one intensity for all channels
+  bool grey; // one intensity for all channels
 };
 
 // One occluder a sample.  cdf float64 [rows * columns], not decreasing, ends at 1, over the centres
@@ -151,17 +149,16 @@ struct OccluderLaw {
 // intensity float32 [n, channels].
 int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
                    int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes,
-                   uint8_t* kind, float* level, float* intensity, Where where);
+                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                   float* level, float* intensity, Where where);
 
 // Paints drawn occluders.  out may be images itself (in place) or a tensor of its layout, which then
 // receives the whole batch.  low and high: the values that intensities 0 and 1 stand for (uint8: 0
 // and 255).  *outside, if given, is set to 1 where a floating-point image has NaN or a value outside
 // of them.
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
-                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
-                    const float* level, const float* intensity, uint64_t seed, float low, float high,
-                    int32_t* outside, Where where);
+                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
+                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where);
 
 // rows [n, dim] minus their mean (near_mean of it, computed here, or as given), with the squared length of each
 // row before (lengths, float64) and after (squares, in the rows' type).  unit: rows are unit vectors or zero, and

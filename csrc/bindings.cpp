@@ -28,8 +28,13 @@ Where where_of(int threads, Address stream) { return Where{threads, at<void>(str
 
 Convolution convolution_of(const std::vector<int64_t>& v) {
   if (v.size() != 10) throw std::invalid_argument("conv: ten numbers are expected");
-  return Convolution{at<void>(static_cast<Address>(v[0])), at<void>(static_cast<Address>(v[1])), v[2], {v[3], v[4]},
-                     {v[5], v[6]}, {v[7], v[8]}, v[9] != 0};
+  return Convolution{at<void>(static_cast<Address>(v[0])),
+                     at<void>(static_cast<Address>(v[1])),
+                     v[2],
+                     {v[3], v[4]},
+                     {v[5], v[6]},
+                     {v[7], v[8]},
+                     v[9] != 0};
 }
 
 // own, distance, selection, hinge, statistics
@@ -64,8 +69,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("workers", [](int threads, Address stream) { return workers(where_of(threads, stream)); });
 
   m.def("occlude_positions",
-        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize,
-           Four shape, Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
+        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize, Four shape,
+           Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
           py::gil_scoped_release release;
           check(occlude_positions(at<void>(images), at<void>(out), at<void>(fill), at<int64_t>(positions), count,
                                   itemsize, shape_of(shape), strides_of(strides), strides_of(fill_strides),
@@ -73,17 +78,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 "occlude_positions");
         });
 
-  m.def("sweep_score",
-        [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes, int64_t images,
-           int64_t per_image, int kind, Address labels, Address references, Address baseline, Address scores, Address bad,
-           int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes,
-                            images, per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
-                            at<double>(baseline), at<double>(scores), at<int32_t>(bad),
-                            where_of(threads, stream)),
-                "sweep_score");
-        });
+  m.def("sweep_score", [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes,
+                          int64_t images, int64_t per_image, int kind, Address labels, Address references,
+                          Address baseline, Address scores, Address bad, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes, images,
+                      per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
+                      at<double>(baseline), at<double>(scores), at<int32_t>(bad), where_of(threads, stream)),
+          "sweep_score");
+  });
 
   m.def("sweep_accumulate", [](Address scores, int64_t images, int64_t per_image, Address sum, Address squares,
                                int threads, Address stream) {
@@ -100,9 +103,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         [](Address maps, Address patches, Address out, Address images, Address origins, Address patch_origins,
            int64_t count, Four shape, Four sizes, uint64_t padding, int itemsize, int dtype,
            const std::vector<int64_t>& conv, int threads, Address stream) {
-          const GatherWindows g{at<void>(maps),       at<void>(patches),          at<void>(out), at<int64_t>(images),
-                                at<int64_t>(origins), at<int64_t>(patch_origins), count,         shape_of(shape),
-                                sizes[0],             sizes[1],                   sizes[2],      sizes[3],
+          const GatherWindows g{at<void>(maps),
+                                at<void>(patches),
+                                at<void>(out),
+                                at<int64_t>(images),
+                                at<int64_t>(origins),
+                                at<int64_t>(patch_origins),
+                                count,
+                                shape_of(shape),
+                                sizes[0],
+                                sizes[1],
+                                sizes[2],
+                                sizes[3],
                                 padding};
           const Where where = where_of(threads, stream);
           py::gil_scoped_release release;
@@ -116,13 +128,32 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            Address images, Address rows, Address columns, Address row_cuts, Address column_cuts, Address origins,
            int64_t entries, int64_t count, Four shape, Eight sizes, std::array<int64_t, 3> edges, uint64_t padding,
            int itemsize, int dtype, const std::vector<int64_t>& conv, int threads, Address stream) {
-          const GatherPieces g{at<void>(maps),       at<void>(full),     at<void>(row_strips),  at<void>(column_strips),
-                               at<void>(corners),    at<void>(out),      at<int64_t>(images),   at<int64_t>(rows),
-                               at<int64_t>(columns), at<Cuts>(row_cuts), at<Cuts>(column_cuts), at<int64_t>(origins),
-                               entries,              count,              shape_of(shape),       sizes[0],
-                               sizes[1],             sizes[2],           sizes[3],              sizes[4],
-                               sizes[5],             sizes[6],           sizes[7],              {edges[0], edges[1]},
-                               edges[2],             padding};
+          const GatherPieces g{at<void>(maps),
+                               at<void>(full),
+                               at<void>(row_strips),
+                               at<void>(column_strips),
+                               at<void>(corners),
+                               at<void>(out),
+                               at<int64_t>(images),
+                               at<int64_t>(rows),
+                               at<int64_t>(columns),
+                               at<Cuts>(row_cuts),
+                               at<Cuts>(column_cuts),
+                               at<int64_t>(origins),
+                               entries,
+                               count,
+                               shape_of(shape),
+                               sizes[0],
+                               sizes[1],
+                               sizes[2],
+                               sizes[3],
+                               sizes[4],
+                               sizes[5],
+                               sizes[6],
+                               sizes[7],
+                               {edges[0], edges[1]},
+                               edges[2],
+                               padding};
           const Where where = where_of(threads, stream);
           py::gil_scoped_release release;
           check(conv.empty() ? gather_pieces(g, itemsize, where)
@@ -130,34 +161,43 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                 "gather_pieces");
         });
 
-  m.def("draw_occluders",
-        [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows, Address column_centers,
-           int64_t columns, int64_t channels, int64_t height, int64_t width, uint64_t seed, float probability,
-           Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
-           Address kind, Address level, Address intensity, int threads, Address stream) {
-          OccluderLaw law{seed,     probability, sizes[0],  sizes[1],  sizes[2],  sizes[3], ranges[0],
-                          ranges[1], ranges[2],  ranges[3], static_cast<int>(kinds.size()), {},      grey};
-          if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
-          for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
-          py::gil_scoped_release release;
-          check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
-                               at<int64_t>(column_centers), columns, channels, height, width, law,
-                               at<int32_t>(boxes), at<uint8_t>(kind), at<float>(level), at<float>(intensity),
-                               where_of(threads, stream)),
-                "draw_occluders");
-        });
+  m.def("draw_occluders", [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows,
+                             Address column_centers, int64_t columns, int64_t channels, int64_t height,
+                             int64_t width, uint64_t seed, float probability, Four sizes,
+                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
+                             Address kind, Address level, Address intensity, int threads, Address stream) {
+    OccluderLaw law{seed,
+                    probability,
+                    sizes[0],
+                    sizes[1],
+                    sizes[2],
+                    sizes[3],
+                    ranges[0],
+                    ranges[1],
+                    ranges[2],
+                    ranges[3],
+                    static_cast<int>(kinds.size()),
+                    {},
+                    grey};
+    if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
+    for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
+    py::gil_scoped_release release;
+    check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
+                         at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
+                         at<uint8_t>(kind), at<float>(level), at<float>(intensity), where_of(threads, stream)),
+          "draw_occluders");
+  });
 
-  m.def("paint_occluders",
-        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address boxes,
-           Address kind, Address level, Address intensity, uint64_t seed, float low, float high,
-           Address outside, int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                                strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes),
-                                at<uint8_t>(kind), at<float>(level), at<float>(intensity), seed, low, high,
-                                at<int32_t>(outside), where_of(threads, stream)),
-                "paint_occluders");
-        });
+  m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
+                              Address boxes, Address kind, Address level, Address intensity, uint64_t seed,
+                              float low, float high, Address outside, int threads, Address stream) {
+    py::gil_scoped_release release;
+    check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
+                          strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes), at<uint8_t>(kind),
+                          at<float>(level), at<float>(intensity), seed, low, high, at<int32_t>(outside),
+                          where_of(threads, stream)),
+          "paint_occluders");
+  });
 
   m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
                           Address centred, Address squares, Address lengths, int threads, Address stream) {

@@ -89,6 +89,30 @@ class Network(nn.Module):
         return F.normalize(self.features(x))
 
 
+def rectangles() -> None:
+    """What a 20×40 occluder changes in the maps of the paper's network."""
+    from matplotlib.patches import Rectangle
+
+    from occfast.models import PaperNet
+    from occfast.sweep import explain
+
+    plan = explain(PaperNet(classes=1000).eval(), (100, 100), (20, 40))
+    maps = [layer for layer in plan.layers if layer.size and layer.rectangle and not layer.label.startswith("max")]
+    figure = Figure(figsize=(11, 1.9), layout="constrained")
+    axes = figure.subplots(1, len(maps) + 1)
+    shown = [("image", (100, 100), (20.0, 40.0)), *((m.label, m.size, m.rectangle) for m in maps)]
+    for ax, (label, size, box) in zip(axes, shown, strict=True):
+        ax.add_patch(Rectangle((0, 0), 1, 1, facecolor="#ece9f2"))
+        height, width = box[0] / size[0], box[1] / size[1]
+        ax.add_patch(Rectangle(((1 - width) / 2, (1 - height) / 2), width, height, facecolor="#b5367a"))
+        ax.set_title(f"{label}\n{size[0]}×{size[1]}", fontsize=8)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(1, 0)
+        ax.set_aspect("equal")
+        ax.set_axis_off()
+    save(figure, "rectangles.png")
+
+
 def triplet() -> None:
     """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
     table of docs/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
@@ -129,6 +153,6 @@ def triplet() -> None:
 
 
 if __name__ == "__main__":
-    figures = {"occluders": occluders, "temperatures": temperatures, "triplet": triplet}
+    figures = {"occluders": occluders, "temperatures": temperatures, "rectangles": rectangles, "triplet": triplet}
     for name in sys.argv[1:] or figures:
         figures[name]()

@@ -144,8 +144,8 @@ OCCFAST_HD float noisy_pixel(int kind, float intensity, float level, uint32_t wo
 }
 
 // The counter that holds the noise of pixels (channel, row, 4 * quad ... 4 * quad + 3).
-OCCFAST_HD Words pixel_counter(int64_t sample, int64_t height, int64_t quads, int64_t channel,
-                               int64_t row, int64_t quad) {
+OCCFAST_HD Words pixel_counter(int64_t sample, int64_t height, int64_t quads, int64_t channel, int64_t row,
+                               int64_t quad) {
   return Words{static_cast<uint32_t>((channel * height + row) * quads + quad), kPixels,
                static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32)};
 }

@@ -22,10 +22,8 @@ OCCFAST_HD Words philox(Words counter, Key key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * counter.x;
     const uint64_t b = uint64_t{0xCD9E8D57u} * counter.z;
-    counter = Words{static_cast<uint32_t>(b >> 32) ^ counter.y ^ key.low,
-                    static_cast<uint32_t>(b),
-                    static_cast<uint32_t>(a >> 32) ^ counter.w ^ key.high,
-                    static_cast<uint32_t>(a)};
+    counter = Words{static_cast<uint32_t>(b >> 32) ^ counter.y ^ key.low, static_cast<uint32_t>(b),
+                    static_cast<uint32_t>(a >> 32) ^ counter.w ^ key.high, static_cast<uint32_t>(a)};
     key.low += 0x9E3779B9u;
     key.high += 0xBB67AE85u;
   }
@@ -33,9 +31,7 @@ OCCFAST_HD Words philox(Words counter, Key key) {
 }
 
 // The 24 high bits of a word as a float32 in [0, 1): every value is exact.
-OCCFAST_HD float uniform24(uint32_t word) {
-  return static_cast<float>(word >> 8) * 5.9604644775390625e-08f;
-}
+OCCFAST_HD float uniform24(uint32_t word) { return static_cast<float>(word >> 8) * 5.9604644775390625e-08f; }
 
 // The 53 high bits of two words as a float64 in [0, 1).
 OCCFAST_HD double uniform53(uint32_t high, uint32_t low) {

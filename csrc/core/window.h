@@ -11,8 +11,8 @@ struct Window {
 };
 
 // An occluder of height h about centre row i covers rows i - h / 2 to i - h / 2 + h - 1.
-OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int64_t width,
-                               int64_t image_height, int64_t image_width) {
+OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int64_t width, int64_t image_height,
+                               int64_t image_width) {
   const int64_t top = row - height / 2, left = column - width / 2;
   return Window{larger(top, int64_t{0}), larger(left, int64_t{0}), smaller(top + height, image_height),
                 smaller(left + width, image_width)};
@@ -28,9 +28,8 @@ struct Grid {
   OCCFAST_HD int64_t positions() const { return rows * columns; }
 
   OCCFAST_HD Window window(int64_t position, int64_t image_height, int64_t image_width) const {
-    return window_about(first_row + position / columns * row_step,
-                        first_column + position % columns * column_step, height, width,
-                        image_height, image_width);
+    return window_about(first_row + position / columns * row_step, first_column + position % columns * column_step,
+                        height, width, image_height, image_width);
   }
 };
 

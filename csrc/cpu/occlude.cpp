@@ -49,9 +49,8 @@ void noisy_pixels(int kind, float intensity, float level, const uint32_t* block,
 }
 
 // A channel of a box: its quads, row after row, in steps of kQuads.
-template <class T>
-void paint_box(T* plane, Strides strides, const int32_t* box, int kind, float intensity, float level,
-               Words counter, int64_t quads, Key key, float low, float high) {
+template <class T> void paint_box(T* plane, Strides strides, const int32_t* box, int kind, float intensity,
+                                  float level, Words counter, int64_t quads, Key key, float low, float high) {
   const int64_t top = box[0], left = box[1], bottom = box[2], right = box[3];
   const int64_t first_quad = left / 4, across = (right + 3) / 4 - first_quad, count = (bottom - top) * across;
   alignas(64) uint32_t block[kQuads] = {};
@@ -86,10 +85,10 @@ void paint_box(T* plane, Strides strides, const int32_t* box, int kind, float in
   }
 }
 
-template <class T>
-void paint(const void* images, void* out, Shape shape, Strides strides, const int64_t* sample_ids,
-           const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
-           uint64_t seed, float low, float high, int32_t* outside, Where where) {
+template <class T> void paint(const void* images, void* out, Shape shape, Strides strides,
+                              const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
+                              const float* levels, const float* intensities, uint64_t seed, float low, float high,
+                              int32_t* outside, Where where) {
   const int64_t size = shape.c * shape.h * shape.w, quads = (shape.w + 3) / 4;
   const Key key = key_of(seed);
   parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
@@ -106,8 +105,8 @@ void paint(const void* images, void* out, Shape shape, Strides strides, const in
       }
       if (boxes[4 * n] == boxes[4 * n + 2]) continue;
       for (int64_t c = 0; c < shape.c; ++c)
-        paint_box(image + c * strides.c, strides, boxes + 4 * n, kinds[n], intensities[n * shape.c + c],
-                  levels[n], pixel_counter(sample_ids[n], shape.h, quads, c, 0, 0), quads, key, low, high);
+        paint_box(image + c * strides.c, strides, boxes + 4 * n, kinds[n], intensities[n * shape.c + c], levels[n],
+                  pixel_counter(sample_ids[n], shape.h, quads, c, 0, 0), quads, key, low, high);
     }
   });
 }
@@ -116,8 +115,8 @@ void paint(const void* images, void* out, Shape shape, Strides strides, const in
 
 int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
                    int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes,
-                   uint8_t* kind, float* level, float* intensity, Where where) {
+                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
+                   float* level, float* intensity, Where where) {
   parallel_for(n, 256, where, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k)
       draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
@@ -127,9 +126,8 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
 }
 
 int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
-                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind,
-                    const float* level, const float* intensity, uint64_t seed, float low, float high,
-                    int32_t* outside, Where where) {
+                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
+                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where) {
   const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
                    : dtype == Dtype::kFloat16  ? &paint<Half>
                    : dtype == Dtype::kBFloat16 ? &paint<BFloat16>

@@ -22,9 +22,7 @@ struct Lanes {
     return {_mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
   static Lanes all(uint32_t value) { return {_mm512_set1_epi64(value)}; }
-  void store(uint32_t* to) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(v));
-  }
+  void store(uint32_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(v)); }
 };
 inline Lanes product(Lanes a, Lanes b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 inline Lanes high_xor(Lanes p, Lanes a, Lanes b) {

@@ -27,9 +27,8 @@ void fill_window(T* out, const T* fill, const Window& box, int64_t channels, Str
   }
 }
 
-template <class T>
-void occlude(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
-             Shape shape, Strides image, Strides from, Grid grid, Where where) {
+template <class T> void occlude(const void* images, void* out, const void* fill, const int64_t* positions,
+                                int64_t count, Shape shape, Strides image, Strides from, Grid grid, Where where) {
   const int64_t size = shape.c * shape.h * shape.w;
   const auto bytes = static_cast<int64_t>(sizeof(T)) * size;
   const int64_t per_image = grid.positions();
@@ -40,15 +39,13 @@ void occlude(const void* images, void* out, const void* fill, const int64_t* pos
                    T* target = static_cast<T*>(out) + m * size;
                    std::memcpy(target, static_cast<const T*>(images) + n * image.n, bytes);
                    fill_window(target, static_cast<const T*>(fill) + n * from.n,
-                               grid.window(positions[m] % per_image, shape.h, shape.w), shape.c, image,
-                               from);
+                               grid.window(positions[m] % per_image, shape.h, shape.w), shape.c, image, from);
                  }
                });
 }
 
-template <class T>
-double score_of(const T* row, int64_t classes, Score kind, int64_t label, const double* reference,
-                double baseline, bool& finite) {
+template <class T> double score_of(const T* row, int64_t classes, Score kind, int64_t label,
+                                   const double* reference, double baseline, bool& finite) {
   // A sum of zeros times the values is NaN exactly where a value is not finite; it vectorises.
   T poison = 0;
   for (int64_t k = 0; k < classes; ++k) poison += row[k] * T{0};
@@ -70,27 +67,25 @@ double score_of(const T* row, int64_t classes, Score kind, int64_t label, const 
   return baseline - cosine(dot, own, other);
 }
 
-template <class T>
-void score(const void* outputs, const int64_t* positions, int64_t count, int64_t classes,
-           int64_t per_image, Score kind, const int64_t* labels, const double* references,
-           const double* baseline, double* scores, int32_t* bad, Where where) {
-  parallel_for(count, larger<int64_t>(1, 8192 / larger<int64_t>(classes, 1)), where,
-               [&](int64_t first, int64_t last) {
-                 bool all_finite = true;
-                 for (int64_t m = first; m < last; ++m) {
-                   const int64_t n = positions[m] / per_image;
-                   bool finite = true;
-                   scores[positions[m]] =
-                       score_of(static_cast<const T*>(outputs) + m * classes, classes, kind,
-                                labels ? labels[n] : 0, references ? references + n * classes : nullptr,
-                                baseline ? baseline[n] : 0.0, finite);
-                   all_finite = all_finite && finite;
-                 }
-                 if (!all_finite) {
+template <class T> void score(const void* outputs, const int64_t* positions, int64_t count, int64_t classes,
+                              int64_t per_image, Score kind, const int64_t* labels, const double* references,
+                              const double* baseline, double* scores, int32_t* bad, Where where) {
+  parallel_for(
+      count, larger<int64_t>(1, 8192 / larger<int64_t>(classes, 1)), where, [&](int64_t first, int64_t last) {
+        bool all_finite = true;
+        for (int64_t m = first; m < last; ++m) {
+          const int64_t n = positions[m] / per_image;
+          bool finite = true;
+          scores[positions[m]] =
+              score_of(static_cast<const T*>(outputs) + m * classes, classes, kind, labels ? labels[n] : 0,
+                       references ? references + n * classes : nullptr, baseline ? baseline[n] : 0.0, finite);
+          all_finite = all_finite && finite;
+        }
+        if (!all_finite) {
 #pragma omp atomic write
-                   *bad = 1;
-                 }
-               });
+          *bad = 1;
+        }
+      });
 }
 
 } // namespace
@@ -107,9 +102,8 @@ int workers(Where where) {
   return used;
 }
 
-int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions,
-                      int64_t count, int itemsize, Shape shape, Strides image, Strides fill_strides,
-                      Grid grid, Where where) {
+int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
+                      int itemsize, Shape shape, Strides image, Strides fill_strides, Grid grid, Where where) {
   const auto run = itemsize == 1   ? &occlude<uint8_t>
                    : itemsize == 2 ? &occlude<uint16_t>
                    : itemsize == 4 ? &occlude<uint32_t>
@@ -118,17 +112,16 @@ int occlude_positions(const void* images, void* out, const void* fill, const int
   return 0;
 }
 
-int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count,
-                int64_t classes, int64_t, int64_t per_image, Score kind, const int64_t* labels,
-                const double* references, const double* baseline, double* scores, int32_t* bad,
-                Where where) {
+int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count, int64_t classes,
+                int64_t, int64_t per_image, Score kind, const int64_t* labels, const double* references,
+                const double* baseline, double* scores, int32_t* bad, Where where) {
   const auto run = dtype == Dtype::kFloat64 ? &score<double> : &score<float>;
   run(outputs, positions, count, classes, per_image, kind, labels, references, baseline, scores, bad, where);
   return 0;
 }
 
-int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum,
-                     double* squares, Where where) {
+int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares,
+                     Where where) {
   parallel_for(per_image, 4096, where, [&](int64_t first, int64_t last) {
     for (int64_t n = 0; n < images; ++n)
       for (int64_t p = first; p < last; ++p) {

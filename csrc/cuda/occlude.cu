@@ -150,7 +150,8 @@ int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Str
                    : dtype == Dtype::kFloat16  ? &paint<Half>
                    : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
                                                : &paint<float>;
-  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside, where);
+  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside,
+             where);
 }
 
 int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where) {
