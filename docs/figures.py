@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from occfast import BatchTripletLoss, LocationDistribution, NoisyOccluder, plot_score_distributions
+from occfast import BatchTripletLoss, LocationDistribution, NoisyOccluder, OcclusionMap, plot_score_distributions
 from occfast.data import PKSampler
+from occfast.plots import draw_map, extent
 
 IMAGES = Path(__file__).resolve().parent / "images"
 
@@ -113,6 +114,25 @@ def rectangles() -> None:
     save(figure, "rectangles.png")
 
 
+def demo() -> None:
+    """The maps of a finished ``make demo``: base network above, trained with placed occluders below."""
+    steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for column, size in enumerate(("20x20", "20x40", "40x40")):
+        maps = [OcclusionMap.load(steps / f"map {name}, {size}, for the table.npz") for name in ("A", f"A{size}")]
+        limits = (0.0, max(float(m.values.max()) for m in maps))
+        for ax, m, name in zip(axes[:, column], maps, ("base network", "trained with occluders"), strict=True):
+            draw_map(m.values, extent(*m.centers), ax=ax, label="error rate", limits=limits)
+            mean, std = m.accuracy
+            ax.set_title(
+                f"{name}, {size.replace('x', '×')}\naccuracy {100 * mean:.1f} ± {100 * std:.1f} %", fontsize=10
+            )
+            ax.set_xlabel("")
+            ax.set_ylabel("")
+    save(figure, "demo-maps.png")
+
+
 def triplet() -> None:
     """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
     table of docs/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
@@ -153,6 +173,12 @@ def triplet() -> None:
 
 
 if __name__ == "__main__":
-    figures = {"occluders": occluders, "temperatures": temperatures, "rectangles": rectangles, "triplet": triplet}
+    figures = {
+        "occluders": occluders,
+        "temperatures": temperatures,
+        "rectangles": rectangles,
+        "demo": demo,
+        "triplet": triplet,
+    }
     for name in sys.argv[1:] or figures:
         figures[name]()
