@@ -287,3 +287,27 @@ def test_philox_and_normals():
 
 def test_workers():
     assert EMULATED.workers(8, 0) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 3, 8, 16])
+def test_gathered_windows_are_equal_to_the_bit(each, dtype, channels):
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.randn((3, channels, 9, 11), generator=generator).to(dtype)
+    images = torch.randint(0, 3, (60,), generator=generator)
+    origins, places = (torch.randint(-8, 13, (60, 2), generator=generator) for _ in range(2))
+    patches = torch.randn((60, channels, 5, 4), generator=generator).to(dtype)
+    for patch in ((None, None), (patches, places)):
+        for padding in (0.0, -float("inf")):
+            arguments = (maps, images, origins, 6, 7, *patch, padding)
+            same(*each(lambda arguments=arguments: ops.gather_windows(*arguments)))
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 4, 7])
+def test_gathered_pieces_are_equal_to_the_bit(each, edges, channels):
+    from tests.test_incremental import pieces
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        arguments = pieces(channels, dtype, edges)
+        same(*each(lambda arguments=arguments: ops.gather_pieces(*arguments)))
