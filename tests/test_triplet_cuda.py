@@ -28,7 +28,7 @@ def test_kernels_against_the_cpu_and_the_twin() -> None:
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[:6000]}"
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 70 and "skipped" not in done.stdout, done.stdout[-2000:]
+    assert passed and int(passed[1]) >= 60 and "skipped" not in done.stdout, done.stdout[-2000:]
 
 
 @pytest.mark.cuda
