@@ -346,9 +346,7 @@ class NoisyOccluder(nn.Module):
         batch = checks.as_tensor(images, "images")
         info = self.draw(batch, sample_ids)
         low, high = self.value_range
-        # On a GPU looking at the flag would wait for the device.
-        check = batch.is_floating_point() and (self.validate or batch.device.type == "cpu")
-        outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if check else None
+        outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if self._validates(batch) else None
         out: Tensor = ops.paint_occluders(batch, info.sample_ids, *info[:4], self.seed, low, high, outside)
         if outside is not None and int(outside):
             raise self._outside(batch)
@@ -358,11 +356,16 @@ class NoisyOccluder(nn.Module):
         """The same, painted on the images themselves (contiguous or channels_last); returns what was drawn."""
         info = self.draw(images, sample_ids)
         low, high = self.value_range
-        check = images.is_floating_point() and (self.validate or images.device.type == "cpu")
-        if check and not bool(((images >= low) & (images <= high)).all()):  # before anything is changed
+        if self._validates(images) and not bool(
+            ((images >= low) & (images <= high)).all()
+        ):  # before anything is changed
             raise self._outside(images)
         ops.paint_occluders_(images, info.sample_ids, *info[:4], self.seed, low, high)
         return info
+
+    def _validates(self, images: Tensor) -> bool:
+        # On a GPU looking at the answer would wait for the device.
+        return images.is_floating_point() and (self.validate or images.device.type == "cpu")
 
     def _outside(self, images: Tensor) -> ValueError:
         low, high = self.value_range

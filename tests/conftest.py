@@ -1,10 +1,8 @@
-"""What the tests share: small networks, seeded images, the shared data if it is there."""
+"""What the tests share: small networks and seeded images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,15 +23,6 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def data_root() -> Path:
-    """Real faces for experiments: the folder that OCCFAST_DATA names."""
-    root = Path(os.environ.get("OCCFAST_DATA", "/nowhere"))
-    if not root.is_dir():
-        pytest.skip("OCCFAST_DATA names no folder of real faces")
-    return root
 
 
 class TinyNet(nn.Module):

@@ -39,6 +39,19 @@ def occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: lis
     return torch.where(inside, fill.expand_as(images)[n], copies)
 
 
+def first_largest(outputs: Tensor) -> Tensor:
+    """The lowest index among the largest outputs of each row (argmax leaves open which of equals)."""
+    index = torch.arange(outputs.shape[1], device=outputs.device)
+    largest = outputs == outputs.amax(1, keepdim=True)
+    return torch.where(largest, index, outputs.shape[1]).amin(1)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of the rows of two float64 tensors; 0 where one is 0."""
+    lengths = (a.square().sum(1) * b.square().sum(1)).clamp(min=1e-300).sqrt()
+    return (a * b).sum(1) / lengths
+
+
 def sweep_score(
     outputs: Tensor,
     positions: Tensor,
@@ -53,18 +66,13 @@ def sweep_score(
     n = positions // per_image
     if kind == 0:
         assert labels is not None
-        largest = outputs == outputs.amax(1, keepdim=True)
-        index = torch.arange(outputs.shape[1], device=outputs.device)
-        first = torch.where(largest, index, outputs.shape[1]).amin(1)
-        value = (first != labels[n]).double()
+        value = (first_largest(outputs) != labels[n]).double()
     elif kind == 1:
         assert labels is not None and baseline is not None
         value = baseline[n] - outputs.gather(1, labels[n, None])[:, 0].double()
     else:
         assert references is not None and baseline is not None
-        mine, theirs = outputs.double(), references[n]
-        lengths = (mine.square().sum(1) * theirs.square().sum(1)).clamp(min=1e-300).sqrt()
-        value = baseline[n] - (mine * theirs).sum(1) / lengths
+        value = baseline[n] - cosine(outputs.double(), references[n])
     scores.view(-1)[positions] = value
     bad |= (~outputs.isfinite().all()).to(bad.dtype)
 

@@ -34,8 +34,7 @@ class DenseEvaluator:
 
     def __init__(self, model: Callable[[Tensor], Tensor], grid: SweepGrid) -> None:
         self._plain = model
-        self._grid = grid
-        self._native_grid = grid.native()
+        self._grid = grid.native()
         self._images = torch.empty(0)
         self._fill = torch.empty(0)
         self._model = model
@@ -49,7 +48,7 @@ class DenseEvaluator:
         self._images, self._fill = images, fill
 
     def outputs(self, positions: Tensor) -> Tensor:
-        copies = ops.occlude_positions(self._images, self._fill, positions, self._native_grid)
+        copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
         return self._model(self._arranged(copies))
 
     def set_layout(self, layout: str) -> None:

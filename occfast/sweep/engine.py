@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..native import ops
+from ..native.reference import cosine, first_largest
 from ..progress import Report
 from ..progress import progress as show_progress
 from .checkpoint import Checkpoint, SweepState, fingerprint
@@ -86,8 +87,9 @@ def occlusion_map(
         pays.  ``OcclusionMap.method`` says which ran
     tolerance : for methods that estimate; the methods here are exact and refuse it
     seed : of fill="noise"
-    batch_size : positions in a forward pass; None measures what is fastest within ``memory_limit`` (a batch
-        size of your own makes results equal to the bit between runs)
+    batch_size : positions in a forward pass.  None: a dense sweep measures what is fastest within
+        ``memory_limit`` (a batch size of your own makes it equal to the bit between runs), an incremental one
+        chooses without measuring
     memory_limit : bytes, or a size such as "512MiB", for the forward passes; None takes a quarter of what is free
     device : where to sweep, by default where the model is; model and device must agree
     progress : True shows a bar, False none; or a function of (positions done, total or None)
@@ -322,7 +324,7 @@ class _Sweep:
         if low < 0 or high >= classes:
             raise ValueError(f"labels: expected classes in [0, {classes}), got values from {low} to {high}")
         if self.options.skip_misclassified:
-            right = _first_largest(outputs) == labels
+            right = first_largest(outputs) == labels
             return images[right], labels[right], outputs[right]
         return images, labels, outputs
 
@@ -335,8 +337,7 @@ class _Sweep:
             return {"labels": labels, "references": None, "baseline": baseline}
         mine = clean.double()
         references = mine if labels is None else labels.double()
-        lengths = (mine.square().sum(1) * references.square().sum(1)).clamp(min=1e-300).sqrt()
-        return {"labels": None, "references": references, "baseline": (mine * references).sum(1) / lengths}
+        return {"labels": None, "references": references, "baseline": cosine(mine, references)}
 
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
         """The one that ``method`` names; for "auto" the incremental one where it can be had and pays."""
@@ -571,10 +572,3 @@ def _check_references(labels: Tensor | None, width: int) -> None:
         )
     if not bool(labels.isfinite().all()):
         raise ValueError("labels: expected finite reference embeddings, got NaN or infinity")
-
-
-def _first_largest(outputs: Tensor) -> Tensor:
-    """The lowest index among the largest outputs, as the native op has it (argmax leaves it open)."""
-    index = torch.arange(outputs.shape[1], device=outputs.device)
-    largest = outputs == outputs.amax(1, keepdim=True)
-    return torch.where(largest, index, outputs.shape[1]).amin(1)
