@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,31 @@ class Face:
     label: int
     name: str
     landmarks: Tensor | None
+
+
+class FaceDataset(ABC):
+    """What every data set offers: ``len()``, ``[k]`` a :class:`Face`, iteration in order, and its table of contents.
+
+    The table is known without opening an image, so that samplers, protocols and splits are built at once.
+
+    Attributes:
+        names: of the images, unique, [N].
+        labels: number of the person on each image, int64 [N], from 0 to ``len(people) - 1``.
+        people: name of each person, in the order of the numbers.
+    """
+
+    names: Sequence[str]
+    labels: Tensor
+    people: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def __getitem__(self, k: int) -> Face: ...
+
+    def __iter__(self) -> Iterator[Face]:
+        return (self[k] for k in range(len(self)))
 
 
 #: Where the five landmarks of an aligned 100×100 face lie, (row, column).

