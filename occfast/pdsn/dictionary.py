@@ -232,23 +232,23 @@ def build_dictionary(
     total: Tensor | None = None
     pairs = torch.zeros(len(regions), dtype=torch.int64)
     own = boxes if boxes is not None else regions.boxes.expand(len(images), -1, -1)
-    with torch.no_grad(), frozen(base), frozen(generators):
-        with progress(f"mask dictionary, {regions.kind}", "images", show_progress) as report:
-            for number in torch.arange(len(images)).split(batch_size):
-                clean = base.maps(images[number])
-                if total is None:
-                    total = torch.zeros(len(regions), *clean.shape[1:], dtype=torch.float64, device=clean.device)
-                for k, each in enumerate(generators.each):
-                    grey = low + (high - low) * torch.rand(len(number), generator=random)
-                    box = own[number, k]
-                    there = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero()[:, 0]
-                    if len(there) == 0:
-                        continue
-                    covered = base.maps(cover(images[number[there]], box[there], grey[there]))
-                    mask = _stretch(each((clean[there.to(clean.device)] - covered).abs()))
-                    total[k] += mask.double().sum(0)
-                    pairs[k] += len(there)
-                report(int(number[-1]) + 1, len(images))
+    title = f"mask dictionary, {regions.kind}"
+    with torch.no_grad(), frozen(base), frozen(generators), progress(title, "images", show_progress) as report:
+        for number in torch.arange(len(images)).split(batch_size):
+            clean = base.maps(images[number])
+            if total is None:
+                total = torch.zeros(len(regions), *clean.shape[1:], dtype=torch.float64, device=clean.device)
+            for k, each in enumerate(generators.each):
+                grey = low + (high - low) * torch.rand(len(number), generator=random)
+                box = own[number, k]
+                there = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero()[:, 0]
+                if len(there) == 0:
+                    continue
+                covered = base.maps(cover(images[number[there]], box[there], grey[there]))
+                mask = _stretch(each((clean[there.to(clean.device)] - covered).abs()))
+                total[k] += mask.double().sum(0)
+                pairs[k] += len(there)
+            report(int(number[-1]) + 1, len(images))
     if total is None or int(pairs.min()) == 0:
         raise ValueError(f"boxes: no image has a region {regions.names[int(pairs.argmin())]!r} that is not empty")
     means = (total.cpu() / pairs[:, None, None, None]).float()

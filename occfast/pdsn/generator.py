@@ -244,7 +244,9 @@ def train_generators(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if batch_size < len(regions):
-        raise ValueError(f"batch_size: expected at least one image for each of {len(regions)} regions, got {batch_size}")
+        raise ValueError(
+            f"batch_size: expected at least one image for each of {len(regions)} regions, got {batch_size}"
+        )
     check_seed(seed)
     if validation is None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -337,7 +339,7 @@ class _Trainer:
         raise ValueError(f"boxes: image {int(image[empty][0])} has no region that is not empty")
 
     def _intensity(self, n: int, random: torch.Generator) -> Tensor:
-        low, high = self.settings["intensity"]
+        low, high = map(float, self.settings["intensity"])
         return low + (high - low) * torch.rand(n, generator=random)
 
     def epoch(self) -> GeneratorEpoch:

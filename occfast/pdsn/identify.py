@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -180,7 +181,7 @@ def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Ten
         masked = p * w[which]
         own = (masked * p).sum(1, keepdim=True)
         dots = torch.cat([masked @ fixed_point(tile, bits).T for tile in gallery.split(_TILE)], 1)
-        scale = (own * norms[which]).sqrt_()
+        scale = _sqrt(own * norms[which])
         found = _nearest(torch.where(scale > 0, dots / scale, 0.0), k)
         neighbours.append(found[0])
         best.append(found[1])
@@ -202,6 +203,12 @@ def _feature_cosines(
             one = torch.ones(1, features.shape[1], dtype=torch.bool, device=features.device)
             neighbours[rows], best[rows] = _masked_cosines(features, own[rows], one, torch.zeros_like(rows), k)
     return neighbours, best
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded, as IEEE 754 has it: CUDA's and NumPy's are, PyTorch's on a CPU (MKL's) is off by one bit
+    now and then, not always at the same place."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where occlusions are looked for: a grid, boxes on landmarks (LM1), bands between them (LM2), or boxes of one's own."""
+"""Where occlusions are looked for: a grid, boxes on landmarks (LM1), bands between them (LM2), or one's own boxes."""
 
 from __future__ import annotations
 

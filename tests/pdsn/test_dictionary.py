@@ -45,7 +45,9 @@ def test_papers_percentiles_are_the_defaults():
     base, (images, labels) = toy_base(), toy_images(each=4)
     from occfast.pdsn import landmark_bands, landmark_boxes
 
-    landmarks = torch.tensor([[5.0, 3], [5, 8], [8, 6], [11, 4], [11, 8]])[None] + torch.tensor([-0.3, 0.0, 0.4])[:, None, None]
+    landmarks = (
+        torch.tensor([[5.0, 3], [5, 8], [8, 6], [11, 4], [11, 8]])[None] + torch.tensor([-0.3, 0.0, 0.4])[:, None, None]
+    )
     wanted = {25: grid(3, 3, SIZE), 20: landmark_boxes(landmarks, SIZE), 30: landmark_bands(landmarks, SIZE)}
     for percentile, regions in wanted.items():
         found = build_dictionary(base, regions, [(images, labels)], epochs=1, batch_size=15, show_progress=False)

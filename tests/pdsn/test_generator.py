@@ -71,7 +71,7 @@ def test_the_generator_is_the_papers():
     m = MaskGenerator(CHANNELS)
     assert [type(layer) for layer in m] == [nn.Conv2d, nn.PReLU, nn.BatchNorm2d, nn.Sigmoid]
     x = torch.rand(3, CHANNELS, 4, 3)
-    assert m(x).shape == x.shape and 0 < m(x).min() and m(x).max() < 1
+    assert m(x).shape == x.shape and m(x).min() > 0 and m(x).max() < 1
 
 
 def test_loss_by_hand(base):
@@ -166,7 +166,9 @@ def test_a_checkpoint_of_something_else_is_refused(base, tmp_path):
 
 def test_stops_when_nothing_gets_better(base):
     data = toy_images(each=6)
-    found = train_generators(base, toy_regions(), *data, **{**QUICK, "epochs": 60, "patience": 2, "learning_rate": 1e-7})
+    found = train_generators(
+        base, toy_regions(), *data, **{**QUICK, "epochs": 60, "patience": 2, "learning_rate": 1e-7}
+    )
     assert 3 <= len(found.history) < 20
 
 
@@ -197,7 +199,9 @@ def test_networks_of_the_package_are_cut():
         torch.testing.assert_close(base.maps(x), net.maps(x))
     paper = PaperNet(4, width=0.1).eval()
     with torch.no_grad():
-        torch.testing.assert_close(as_base(paper, mean=0.0, std=1.0)(torch.ones(1, 1, 100, 100)), paper(torch.ones(1, 1, 100, 100)))
+        torch.testing.assert_close(
+            as_base(paper, mean=0.0, std=1.0)(torch.ones(1, 1, 100, 100)), paper(torch.ones(1, 1, 100, 100))
+        )
     with pytest.raises(TypeError, match=r"Base\(trunk, tail, head\)"):
         as_base(nn.Linear(2, 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import pytest
@@ -39,7 +40,9 @@ def exact_cosine(p: torch.Tensor, g: torch.Tensor, w: torch.Tensor) -> float:
     """One pair by Python's integers, rounded once at each of the four operations of the definition."""
     p, g, w = (list(map(int, x.flatten().tolist())) for x in (p, g, w))
     dot = sum(a * b * c for a, b, c in zip(p, g, w, strict=True))
-    norms = float(sum(a * a * c for a, c in zip(p, w, strict=True))) * float(sum(b * b * c for b, c in zip(g, w, strict=True)))
+    norms = float(sum(a * a * c for a, c in zip(p, w, strict=True))) * float(
+        sum(b * b * c for b, c in zip(g, w, strict=True))
+    )
     return float(dot) / math.sqrt(norms) if norms else 0.0
 
 
@@ -65,7 +68,9 @@ def test_grouping_equals_each_probe_alone_to_the_bit(soft, threads):
     gallery, labels, probes, (masks, group) = problem(soft)
     together = match(gallery, labels, probes, (masks, group), k=70)
     for i in range(len(probes)):
-        alone = match(gallery, labels, probes[i : i + 1], (masks[group[i]][None], torch.zeros(1, dtype=torch.int64)), k=70)
+        alone = match(
+            gallery, labels, probes[i : i + 1], (masks[group[i]][None], torch.zeros(1, dtype=torch.int64)), k=70
+        )
         assert torch.equal(alone.neighbours[0], together.neighbours[i])
         assert torch.equal(alone.similarities[0], together.similarities[i])
 
@@ -73,8 +78,9 @@ def test_grouping_equals_each_probe_alone_to_the_bit(soft, threads):
 def test_tiles_change_nothing(monkeypatch):
     gallery, labels, probes, masks = problem()
     whole = match(gallery, labels, probes, masks, k=70)
-    monkeypatch.setattr("occfast.pdsn.identify._TILE", 9)
-    monkeypatch.setattr("occfast.pdsn.identify._PROBES", 7)
+    module = sys.modules[match.__module__]
+    monkeypatch.setattr(module, "_TILE", 9)
+    monkeypatch.setattr(module, "_PROBES", 7)
     tiled = match(gallery, labels, probes, masks, k=70)
     assert torch.equal(whole.similarities, tiled.similarities) and torch.equal(whole.neighbours, tiled.neighbours)
 
@@ -86,7 +92,9 @@ def test_cosines_of_the_definition(soft):
     m = masks.double()[group].flatten(1)
     for i in range(len(probes)):
         cosine = F.cosine_similarity(gallery.double().flatten(1) * m[i], probes[i].double().flatten()[None] * m[i])
-        torch.testing.assert_close(found.similarities[i], cosine[found.neighbours[i]], rtol=0, atol=3e-3 if soft else 1e-6)
+        torch.testing.assert_close(
+            found.similarities[i], cosine[found.neighbours[i]], rtol=0, atol=3e-3 if soft else 1e-6
+        )
 
 
 def test_no_mask_is_a_mask_of_ones_to_the_bit():
@@ -155,7 +163,9 @@ def base() -> Base:
 @pytest.fixture(scope="module")
 def dictionary(base) -> MaskDictionary:
     """The truth instead of a learned one: the rows of features that each band covers."""
-    means = torch.ones(3, CHANNELS, 4, 3) - 0.1 * torch.rand(3, CHANNELS, 4, 3, generator=torch.Generator().manual_seed(0))
+    means = torch.ones(3, CHANNELS, 4, 3) - 0.1 * torch.rand(
+        3, CHANNELS, 4, 3, generator=torch.Generator().manual_seed(0)
+    )
     for k, rows in enumerate((slice(0, 1), slice(1, 3), slice(3, 4))):
         means[k, :, rows] *= 0.1
     return MaskDictionary(toy_regions(), means, 25.0, base.fingerprint(), (1, 1, 1))

@@ -86,7 +86,9 @@ def test_a_region_that_leaves_the_image_is_empty_and_never_covered():
 def test_coverage_by_counting():
     regions = boxes({"a": (0, 0, 4, 5), "b": (2, 3, 9, 8)}, (10, 8))
     occlusion = torch.rand(6, 10, 8, generator=torch.Generator().manual_seed(0)) < 0.5
-    expected = torch.stack([occlusion[:, 0:4, 0:5].double().mean((1, 2)), occlusion[:, 2:9, 3:8].double().mean((1, 2))], 1)
+    expected = torch.stack(
+        [occlusion[:, 0:4, 0:5].double().mean((1, 2)), occlusion[:, 2:9, 3:8].double().mean((1, 2))], 1
+    )
     torch.testing.assert_close(regions.coverage(occlusion), expected, rtol=0, atol=0)
     assert torch.equal(regions.masks, paint(regions.boxes, (10, 8)))
 
