@@ -8,6 +8,7 @@ from .dictionary import MaskDictionary, build_dictionary
 from .generator import Generators, MaskGenerator, pdsn_loss, train_generators
 from .identify import Ranking, identify, match
 from .regions import Regions, boxes, grid, landmark_bands, landmark_boxes
+from .segmentation import SegmentationScore, UNet, difference_labels, segment, train_segmentation
 
 __all__ = [
     "Base",
@@ -16,14 +17,19 @@ __all__ = [
     "MaskGenerator",
     "Ranking",
     "Regions",
+    "SegmentationScore",
+    "UNet",
     "as_base",
     "boxes",
     "build_dictionary",
+    "difference_labels",
     "grid",
     "identify",
     "landmark_bands",
     "landmark_boxes",
     "match",
     "pdsn_loss",
+    "segment",
     "train_generators",
+    "train_segmentation",
 ]

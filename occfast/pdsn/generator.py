@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 from ..checks import in_range
 from ..checks import seed as check_seed
 from ..errors import DataError
-from ..files import write_atomically
 from ..progress import Report, progress
+from . import checkpoint as files
 from .base import Base, as_base, as_float, frozen
 from .regions import Regions, paint
 
-_KIND = "occfast.pdsn.generators"
+_KIND = "mask generators"
+_CHECKPOINT = "unfinished mask generators"
 
 
 class MaskGenerator(nn.Sequential):
@@ -75,7 +75,6 @@ class Generators(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write weights, regions and the base's fingerprint, atomically."""
         content = {
-            "kind": _KIND,
             "about": json.dumps(
                 {"channels": self.channels, "kernel": self.kernel, "base": self.base,
                  "history": [asdict(epoch) for epoch in self.history]}
@@ -83,14 +82,12 @@ class Generators(nn.Module):
             "regions": self.regions.to_json(),
             "state": self.state_dict(),
         }  # fmt: skip
-        return write_atomically(path, _pack(content))
+        return files.write(path, _KIND, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Generators:
         """Read what :meth:`save` wrote; DataError if it is damaged or something else.  Runs no code of the file."""
-        content = _unpack(path)
-        if content.get("kind") != _KIND:
-            raise DataError(f"{path}: not a file of mask generators")
+        content = files.read(path, _KIND)
         try:
             about = json.loads(content["about"])
             regions = Regions.from_json(content["regions"], str(path))
@@ -409,26 +406,16 @@ class _Trainer:
     # -- resuming: everything random depends on (seed, epoch) alone, so weights and counters are all the state ------
 
     def save(self, path: Path) -> None:
-        write_atomically(path, _pack({
-            "kind": _KIND + ".checkpoint", "settings": json.dumps(self.settings),
+        files.write(path, _CHECKPOINT, {
+            "settings": json.dumps(self.settings), "watch": json.dumps(asdict(self.watch)),
             "generators": self.generators.state_dict(), "best": self.best, "optimizer": self.optimizer.state_dict(),
-            "watch": json.dumps(asdict(self.watch)),
             "history": json.dumps([asdict(epoch) for epoch in self.generators.history]),
-        }))  # fmt: skip
+        })  # fmt: skip
 
     def resume(self, path: Path) -> bool:
-        if not path.exists():
+        content = files.resume(path, _CHECKPOINT, self.settings)
+        if content is None:
             return False
-        content = _unpack(path)
-        if content.get("kind") != _KIND + ".checkpoint":
-            raise DataError(f"{path}: not a checkpoint of mask generators")
-        mine, theirs = json.loads(json.dumps(self.settings)), json.loads(content["settings"])
-        different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if different:
-            raise ValueError(
-                f"checkpoint: {str(path)!r} is of another training ({', '.join(different)} differ); "
-                "delete it or name another"
-            )
         self.generators.load_state_dict(content["generators"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.best = content["best"]
@@ -451,27 +438,3 @@ def _check_pairs(regions: Regions, images: Tensor, labels: Tensor, boxes: Tensor
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _pack(content: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def _unpack(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What :func:`_pack` made; tensors and plain containers only, no code of the file is run."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever damaged bytes provoke
-        raise DataError(f"{path}: damaged or not a file of occfast ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file of occfast")
-    return content
-
-
-__all__: Sequence[str] = (
-    "GeneratorEpoch", "Generators", "MaskGenerator", "PDSNLoss", "cover", "pdsn_loss", "train_generators",
-)  # fmt: skip
