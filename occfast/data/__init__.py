@@ -13,8 +13,12 @@ from .folder import Folder, ImageFiles, ImageList
 from .images import read_image
 from .landmarks import LandmarkTable, read_landmarks, write_landmarks
 from .lfw import LFW
+from .npz import Npz
 from .orl import ORL
+from .record_file import RecordFile, RecordWriter
+from .recordio import RecordIO
 from .samplers import MPerClassSampler, PKSampler
+from .verification_bin import VerificationBin, write_verification_bin
 
 __all__ = [
     "AR",
@@ -34,13 +38,19 @@ __all__ = [
     "ImageList",
     "LandmarkTable",
     "MPerClassSampler",
+    "Npz",
     "PKSampler",
+    "RecordFile",
+    "RecordIO",
+    "RecordWriter",
     "Shot",
     "Subset",
     "Template",
+    "VerificationBin",
     "WithLandmarks",
     "align_faces",
     "read_image",
     "read_landmarks",
     "write_landmarks",
+    "write_verification_bin",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .faces import Face, FaceDataset
-from .images import to_grey
+from .images import recolor
 
 TRANSFORMS = ("similarity", "affine", "box")
 BORDERS = ("repeat", "black")
@@ -219,10 +219,20 @@ class Alignment:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Alignment:
-        """What :meth:`as_dict` gave, also by way of JSON."""
+        """What :meth:`as_dict` gave, also by way of JSON; KeyError, TypeError or ValueError for anything else."""
         points = tuple((float(r), float(c)) for r, c in values["points"])
         height, width = values["size"]
         return cls(**{**values, "size": (int(height), int(width)), "points": points})
+
+    @classmethod
+    def read(cls, values: object, where: str) -> Alignment | None:
+        """From a file: None for None, DataError naming it (``where``) for anything but :meth:`as_dict`'s result."""
+        if values is None:
+            return None
+        try:
+            return cls.from_dict(values)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: expected the record of an alignment, got {str(values)[:80]}") from error
 
 
 @dataclass(frozen=True)
@@ -317,15 +327,6 @@ def align_faces(
     images = recolor(images, grey) if isinstance(images, Tensor) else [recolor(image, grey) for image in images]
     out = warp(images, found.matrices, found.alignment.size, border)
     return AlignedFaces(found.matrices, found.landmarks, found.alignment, out)
-
-
-def recolor(images: Tensor, grey: bool | None) -> Tensor:
-    """uint8 [..., C, H, W], C 1 or 3, as grey (True), RGB (False) or as they are (None)."""
-    if grey is None:
-        return images
-    if images.shape[-3] not in (1, 3):
-        raise ValueError(f"images: expected 1 or 3 channels to convert, got {images.shape[-3]}")
-    return to_grey(images) if grey else images.expand(*images.shape[:-3], 3, -1, -1)
 
 
 def align(image: Tensor, landmarks: Tensor, size: tuple[int, int] = (100, 100)) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ class AR(_Shots, ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         root = find_root(root, "ar", "the AR faces: M-001-01 to W-060-26 as image files")
         images, others = find_images(root)

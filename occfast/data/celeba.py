@@ -39,7 +39,7 @@ class CelebA(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         base = find_root(
             root, "celeba", "CelebA: images/000001.jpg and so on, and landmarks.csv or identity_CelebA.txt"

@@ -91,11 +91,10 @@ class EncodedFaces(FaceDataset):
     """A data set that keeps its images as files in an image format (JPEG, PNG, ...), on the disk or in an archive.
 
     Args:
-        grey: hand out grey images [1, H, W] rather than RGB [3, H, W]; images are converted (ITU-R 601) where they
-            are stored otherwise.
+        grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
     """
 
-    def __init__(self, *, grey: bool = False) -> None:
+    def __init__(self, *, grey: bool | None = False) -> None:
         self.grey = grey
 
     @abstractmethod

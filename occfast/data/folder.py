@@ -36,7 +36,7 @@ class ImageFiles(EncodedFaces):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         super().__init__(grey=grey)
         self.root = Path(root)
@@ -123,7 +123,7 @@ class Folder(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         root = Path(root)
         images, others = find_images(root)
@@ -167,7 +167,7 @@ class ImageList(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         path = Path(path)
         root = path.parent if root is None else Path(root)

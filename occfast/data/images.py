@@ -22,7 +22,7 @@ MAX_PIXELS = 64_000_000
 _ORIENTATION = 0x0112
 
 
-def decode(content: bytes, where: str, *, grey: bool = False) -> Tensor:
+def decode(content: bytes, where: str, *, grey: bool | None = False) -> Tensor:
     """Decode an image file.
 
     CMYK and palettes become RGB; 16-bit grey is scaled to 8; transparent pixels are laid over black; an EXIF
@@ -31,10 +31,10 @@ def decode(content: bytes, where: str, *, grey: bool = False) -> Tensor:
     Args:
         content: the file, JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
         where: names the file in errors.
-        grey: convert to grey (ITU-R 601) rather than to RGB.
+        grey: True converts to grey (ITU-R 601), False to RGB, None to whichever of them is stored.
 
     Returns:
-        uint8 [3, H, W], or [1, H, W] with ``grey``.
+        uint8 [1, H, W] (grey) or [3, H, W] (RGB).
 
     Raises:
         DataError: not such an image, truncated, damaged, or of more than :data:`MAX_PIXELS` pixels.
@@ -45,8 +45,9 @@ def decode(content: bytes, where: str, *, grey: bool = False) -> Tensor:
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}")
             pixels = _upright(image)
-            pixels = _to_mode(pixels, "L" if grey else "RGB", where)
-            array = np.array(pixels)
+            if grey is None:
+                grey = pixels.mode in ("1", "L", "I") or pixels.mode.startswith("I;16")
+            array = np.array(_to_mode(pixels, "L" if grey else "RGB", where))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -89,8 +90,8 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def read_image(path: str | Path, *, grey: bool = False) -> Tensor:
-    """An image file as uint8 [3, H, W], or [1, H, W] with ``grey``: see :func:`decode`."""
+def read_image(path: str | Path, *, grey: bool | None = False) -> Tensor:
+    """An image file as uint8 [3, H, W] or, with ``grey``, [1, H, W]: see :func:`decode`."""
     return decode(read_bytes(Path(path)), str(path), grey=grey)
 
 
@@ -100,6 +101,15 @@ def to_grey(images: Tensor) -> Tensor:
         return images
     red, green, blue = images.int().unbind(-3)
     return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8).unsqueeze(-3)
+
+
+def recolor(images: Tensor, grey: bool | None) -> Tensor:
+    """uint8 [..., C, H, W], C 1 or 3, as grey (True), RGB (False) or as they are (None)."""
+    if grey is None:
+        return images
+    if images.shape[-3] not in (1, 3):
+        raise ValueError(f"images: expected 1 or 3 channels to convert, got {images.shape[-3]}")
+    return to_grey(images) if grey else images.expand(*images.shape[:-3], 3, -1, -1)
 
 
 def encode_png(image: Tensor) -> bytes:

@@ -44,7 +44,7 @@ class LFW(ImageFiles):
         people: str | Iterable[str] | None = None,
         exclude: Iterable[str] = (),
         landmarks: LandmarkTable | str | Path | None = None,
-        grey: bool = False,
+        grey: bool | None = False,
     ) -> None:
         self.base = find_root(root, "lfw", "LFW: images/Name/Name_0001.jpg and so on (occfast data fetch lfw)")
         images = next(
