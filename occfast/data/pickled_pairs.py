@@ -187,8 +187,8 @@ class _Machine:
             else:
                 raise DataError(
                     f"{self.where}: refused: expected lists of bytes and booleans, got the pickle instruction "
-                    f"{_NAMES.get(code, repr(code))} at offset {start}, which is not executed; if you trust the file, load "
-                    "it with pickle and write it anew (write_verification_bin)"
+                    f"{_NAMES.get(code, repr(code))} at offset {start}, which is not executed; if you trust the file, "
+                    "load it with pickle and write it anew (write_verification_bin)"
                 )
 
 

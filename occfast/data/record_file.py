@@ -1,8 +1,7 @@
 """RecordIO files, as dmlc-core defines them and mxnet fills them; mxnet is not needed.
 
-A record is the word :data:`MAGIC`, a word with 3 bits of continuation flag above 29 bits of length, the data, and zeros up
-to a multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, that word is left
-out and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
+A record is the word :data:`MAGIC`, a word with 3 bits of continuation flag above 29 bits of length, the data, and
+zeros up to a multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, it is left out and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
 
 mxnet's data begin with a header of flag, label, two numbers (24 bytes); with flag > 0 so many labels follow.
 """
@@ -145,9 +144,7 @@ class RecordFile:
     def part(self, offset: int) -> tuple[int, int]:
         """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""
         if not 0 <= offset <= self.size - 8:
-            raise DataError(
-                f"{self.path}: truncated: expected a record at offset {offset}, the file ends at {self.size}"
-            )
+            raise DataError(f"{self.path}: truncated: expected a record at offset {offset}, it ends at {self.size}")
         magic, word = struct.unpack_from("<II", self.content, offset)
         if magic != MAGIC:
             raise DataError(f"{self.path}: expected a record (magic {MAGIC:#x}) at offset {offset}, got {magic:#x}")
@@ -216,7 +213,7 @@ class RecordFile:
         labels = np.empty(len(records), np.float32)
         offsets = self.offsets[records]
         whole = np.frombuffer(self.content, np.uint8)
-        # 8 bytes of record, 24 of header, 4 of a first listed label; others than such plain records are read one by one.
+        # 8 bytes of record, 24 of header, 4 of a first listed label; other than such plain records are read singly.
         plain = offsets + 36 <= self.size
         for first in range(0, len(records), chunk):
             chosen = first + np.flatnonzero(plain[first : first + chunk])
@@ -252,8 +249,8 @@ def read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     wrong = np.flatnonzero((offsets < 0) | (offsets % 4 != 0) | (offsets > max(size - 8, 0)))
     if len(wrong):
         raise DataError(
-            f"{path}: record {keys[wrong[0]]}: expected an offset that is a multiple of 4 in a file of {size} bytes, got "
-            f"{offsets[wrong[0]]}"
+            f"{path}: record {keys[wrong[0]]}: expected an offset that is a multiple of 4 in a file of {size} bytes, "
+            f"got {offsets[wrong[0]]}"
         )
     for values, name in ((keys, "key"), (offsets, "offset")):
         values, times = np.unique(values, return_counts=True)

@@ -132,8 +132,8 @@ class RecordIO(EncodedFaces):
         header, content = self.file.header(int(self._records[k]))
         if header.labels[0] != self._stored[int(self.labels[k])]:
             raise DataError(
-                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, got "
-                f"{header.labels[0]}"
+                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, "
+                f"got {header.labels[0]}"
             )
         return content
 
