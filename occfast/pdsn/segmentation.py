@@ -165,7 +165,7 @@ class UNet(nn.Module):
 
     Args:
         channels: of the images.
-        width: multiplies every number of channels; 1.0 is the network of the paper.
+        width: multiplies every number of channels (at least 8 remain); 1.0 is the network of the paper.
 
     Input: float [N, channels, H, W], H and W at least 32, as :meth:`normalise` makes it.
     """
@@ -381,4 +381,4 @@ def _stagnates(losses: list[float], patience: int) -> bool:
 
 
 def _scaled(full: int, width: float) -> int:
-    return max(1, round(full * width))
+    return max(8, round(full * width))

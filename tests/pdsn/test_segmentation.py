@@ -120,7 +120,7 @@ def test_learns_white_blocks():
         torch.cat([clean, clean[:16]]),
         torch.cat([covered, clean[:16]]),
         validation=other[:2],
-        **{**QUICK, "epochs": 16, "patience": 16},
+        **{**QUICK, "epochs": 10},
     )
     score = SegmentationScore.of(segment(network, other[1]), other[2])
     assert score.accuracy > 0.97 and score.iou > 0.85, (score, history)
