@@ -46,9 +46,8 @@ def build(
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     offered = {"classes": classes, "channels": channels, "size": size}
     given = {key: value for key, value in offered.items() if key in accepted}
-    if unknown := set(arguments) - set(accepted):
-        if not open_ended:
-            raise ValueError(f"network: {name} takes no argument {', '.join(sorted(unknown))}")
+    if (unknown := set(arguments) - set(accepted)) and not open_ended:
+        raise ValueError(f"network: {name} takes no argument {', '.join(sorted(unknown))}")
     network = function(**given, **arguments)
     if not isinstance(network, nn.Module):
         raise ValueError(f"network: expected {name} to give a torch.nn.Module, got {type(network).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..data import FaceDataset, PKSampler
+from ..data.images import recolor
 from ..progress import Report, progress
 
 # -- which -----------------------------------------------------------------------------------------------
@@ -86,8 +87,8 @@ class InMemory:
     def __init__(self, images: Tensor) -> None:
         self.images = images
 
-    def __call__(self, plan: Tensor) -> Iterator[Tensor]:
-        """The images of each row of ``plan`` int64 [batches, size]."""
+    def __call__(self, plan: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images of each row of ``plan``, int64 [size]."""
         for row in plan:
             yield self.images[row.to(self.images.device)]
 
@@ -98,33 +99,35 @@ class FromDisk:
     Args:
         dataset: hands out images of one size.
         indices: the images of ``dataset`` that are numbered 0, 1, … here.
+        channels: 1: grey, 3: RGB; images are converted where they are stored otherwise.
         workers: processes; 0 reads in this one.
         pin: put batches into page-locked memory, from which copies to a GPU overlap with its work.
     """
 
-    def __init__(self, dataset: FaceDataset, indices: Tensor, workers: int, pin: bool = False) -> None:
+    def __init__(self, dataset: FaceDataset, indices: Tensor, channels: int, workers: int, pin: bool = False) -> None:
         from torch.utils.data import DataLoader
 
         self._rows: list[list[int]] = []
         self._loader: Any = DataLoader(
-            _Images(dataset, indices), batch_sampler=_Rows(self._rows), num_workers=workers, collate_fn=torch.stack,
-            pin_memory=pin, persistent_workers=workers > 0,
+            _Images(dataset, indices, channels), batch_sampler=_Rows(self._rows), num_workers=workers,
+            collate_fn=torch.stack, pin_memory=pin, persistent_workers=workers > 0,
             # Its own generator: making an iterator draws a number, which must not come from the network's dropout.
             generator=torch.Generator(),
         )  # fmt: skip
 
-    def __call__(self, plan: Tensor) -> Iterator[Tensor]:
-        """The images of each row of ``plan`` int64 [batches, size]."""
-        self._rows[:] = plan.tolist()
+    def __call__(self, plan: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images of each row of ``plan``, int64 [size]."""
+        self._rows[:] = [row.tolist() for row in plan]
         yield from self._loader
 
 
 class _Images(torch.utils.data.Dataset):
-    def __init__(self, dataset: FaceDataset, indices: Tensor) -> None:
+    def __init__(self, dataset: FaceDataset, indices: Tensor, channels: int) -> None:
         self.dataset, self.indices = dataset, indices.tolist()
+        self.grey = channels == 1
 
     def __getitem__(self, k: int) -> Tensor:
-        return self.dataset[self.indices[k]].image
+        return recolor(self.dataset[self.indices[k]].image, self.grey)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -141,16 +144,13 @@ class _Rows(torch.utils.data.Sampler):
         return len(self.rows)
 
 
-def read_all(dataset: FaceDataset, indices: Tensor, workers: int, show: bool | Report = True) -> Tensor:
-    """Some images of a data set, all of one size, uint8 [N, C, H, W]."""
-    first = dataset[int(indices[0])].image
-    images = torch.empty(len(indices), *first.shape, dtype=torch.uint8)
-    rows = torch.arange(len(indices)).split(64)
-    source, done = FromDisk(dataset, indices, workers if len(indices) > 2000 else 0), 0
+def read_all(dataset: FaceDataset, indices: Tensor, channels: int, workers: int, show: bool | Report = True) -> Tensor:
+    """Some images of a data set, all of one size, uint8 [N, channels, H, W]."""
+    size = dataset[int(indices[0])].image.shape[-2:]
+    images = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
+    source, done = FromDisk(dataset, indices, channels, workers if len(indices) > 2000 else 0), 0
     with progress("read images", "images", show) as report:
-        # Rows need not be of one length here.
-        source._rows[:] = [row.tolist() for row in rows]
-        for part in source._loader:
+        for part in source(torch.arange(len(indices)).split(64)):
             images[done : done + len(part)] = part
             done += len(part)
             report(done, len(indices))
@@ -158,17 +158,16 @@ def read_all(dataset: FaceDataset, indices: Tensor, workers: int, show: bool | R
 
 
 def source_of(
-    dataset: FaceDataset, indices: Sequence[int] | Tensor, *, in_memory: bool | None, memory: str, workers: int,
+    dataset: FaceDataset, indices: Tensor, *, channels: int, in_memory: bool | None, memory: str, workers: int,
     device: torch.device, show: bool | Report = True,
 ) -> InMemory | FromDisk:  # fmt: skip
     """Where to take the images of a data set from: memory if they fit or that is asked for, else the disk."""
-    indices = torch.as_tensor(indices, dtype=torch.int64)
     if in_memory is None:
-        need = len(indices) * dataset[int(indices[0])].image.numel()
+        need = len(indices) * channels * dataset[int(indices[0])].image[0].numel()
         in_memory = need <= checks.memory(memory, "data.memory")
     if not in_memory:
-        return FromDisk(dataset, indices, workers, pin=device.type == "cuda")
-    images = read_all(dataset, indices, workers, show)
+        return FromDisk(dataset, indices, channels, workers, pin=device.type == "cuda")
+    images = read_all(dataset, indices, channels, workers, show)
     if device.type == "cuda" and 4 * images.nbytes <= torch.cuda.mem_get_info(device)[0]:
         images = images.to(device)
     return InMemory(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Log:
         edges = scores.histogram_edges.tolist()
         for name, counts in (("same", scores.histogram_positive), ("different", scores.histogram_negative)):
             share = counts.double().cpu()
-            middle = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            middle = [(a + b) / 2 for a, b in pairwise(edges)]
             self._board.add_histogram_raw(
                 f"{tag}/distance of {name} person", min=edges[0], max=edges[-1], num=int(share.sum()),
                 sum=sum(float(n) * m for n, m in zip(share, middle, strict=True)),

@@ -58,7 +58,9 @@ class Result:
         metric: its name.
         stopped: "" (all epochs), "early" (no better for ``validation.patience``) or "interrupted".
         images: that were trained on, over all epochs.
-        seconds: of training in this process, without reading the data.
+        left_out: images of people with too few (``data.min_images``).
+        main: whether this is the process that writes files.
+        seconds: of training in this call, without reading the data.
     """
 
     output: str
@@ -70,6 +72,8 @@ class Result:
     metric: str | None
     stopped: str
     images: int
+    left_out: int
+    main: bool
     seconds: float
 
 
@@ -90,18 +94,18 @@ def open_data(part: DataPart) -> FaceDataset:
     else:
         raise ValueError(f"data.name: expected one of {', '.join(DATASETS)} or module:function, got {part.name!r}")
     arguments = dict(part.arguments)
-    if part.name == "orl":  # its photographs are aligned as they are read
-        if part.template not in (None, "paper-100"):
-            raise ValueError(f"data.template: expected 'paper-100' for orl, got {part.template!r}")
-        arguments = {"size": tuple(part.size or (100, 100)), **arguments}
+    if part.name == "orl":  # it would align its photographs by itself
+        arguments = {"aligned": part.template is None, **arguments}
+    elif part.name in DATASETS:
+        arguments = {"grey": part.color == "grey", **arguments}
     try:
         faces: FaceDataset = make(*([] if part.root is None else [part.root]), **arguments)
     except TypeError as error:
         raise ValueError(f"data.arguments: {part.name} doesn't take them ({error})") from error
-    if part.template is not None and part.name != "orl":
-        size = None if part.size is None else (part.size[0], part.size[1])
-        return data.Aligned(faces, part.template, grey=part.color == "grey", size=size)
-    return faces
+    if part.template is None:
+        return faces
+    size = None if part.size is None else (part.size[0], part.size[1])
+    return data.Aligned(faces, part.template, grey=part.color == "grey", size=size)
 
 
 def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -272,8 +276,8 @@ class _Session:
     def _source(self, faces: FaceDataset, indices: Tensor) -> InMemory | FromDisk:
         part = self.recipe.data
         return source_of(
-            faces, indices, in_memory=part.in_memory, memory=part.memory, workers=part.workers,
-            device=self.accelerator.device, show=self.show,
+            faces, indices, channels=self.preprocessing.channels, in_memory=part.in_memory, memory=part.memory,
+            workers=part.workers, device=self.accelerator.device, show=self.show,
         )  # fmt: skip
 
     # -- running ---------------------------------------------------------------------------------------
@@ -321,7 +325,7 @@ class _Session:
             weights=str(self.output / (LAST if self.best is None else BEST)),
             steps=engine.step, epochs=engine.epoch, best=self.best, best_epoch=self.best_epoch,
             metric=None if self.validation is None else self.validation.metric, stopped=self.stopped,
-            images=engine.step * batch, seconds=self.seconds,
+            images=engine.step * batch, left_out=self.left_out, main=self.main, seconds=self.seconds,
         )  # fmt: skip
 
     def _log(self, step: Step) -> None:
@@ -412,9 +416,7 @@ class _Meter:
 
 
 def _alignment(faces: FaceDataset) -> dict[str, Any] | None:
-    found = getattr(faces, "alignment", None)
-    described: dict[str, Any] | None = None if found is None else found.as_dict()
-    return described
+    return None if faces.alignment is None else faces.alignment.as_dict()
 
 
 def _claim(recipe: Recipe, output: Path, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -83,13 +83,10 @@ class Validation:
         objective.eval()
         each = -(-n // engine.world)
         mine = (torch.arange(each) * engine.world + engine.rank).clamp(max=n - 1)
-        whole = mine[: each // _BATCH * _BATCH].reshape(-1, _BATCH)
-        parts: list[Tensor] = []
-        for rows in (whole, mine[whole.numel() :][None]):
-            if rows.numel():
-                for images in self.source(rows):
-                    with engine.accelerator.autocast():
-                        parts.append(function(self.prepare(images.to(engine.device, non_blocking=True))))
+        parts = []
+        for images in self.source(mine.split(_BATCH)):
+            with engine.accelerator.autocast():
+                parts.append(function(self.prepare(images.to(engine.device, non_blocking=True))))
         said = torch.cat(parts)
         if engine.world > 1:
             said = engine.accelerator.gather(said[None].contiguous()).transpose(0, 1).flatten(0, 1)

@@ -1,8 +1,8 @@
 """Trained networks as files: weights with what is needed to use them.
 
-``<name>.safetensors`` holds the network's state dict and nothing else, so that any tool loads it; its metadata tell which
-network it is and how its images were prepared.  A head that training needed beside the network (the large margin cosine
-classifier, say) is ``<name>-head.safetensors``.
+``<name>.safetensors`` holds the network's state dict and nothing else, so that any tool loads it; its metadata tell
+which network it is and how its images were prepared.  A head that training needed beside the network (the large margin
+cosine classifier, say) is ``<name>-head.safetensors``.
 """
 
 from __future__ import annotations
