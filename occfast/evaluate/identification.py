@@ -110,9 +110,9 @@ def identification(
 ) -> Identification:
     """Find each probe's person in a gallery by the highest cosine similarity.
 
-    A person's score is that of the best of their gallery images.  The rank of the probe's person is 1 plus the number of
-    others with a score at least as high: a tie counts against the recogniser, so equal features never score by luck of
-    order.
+    A person's score is that of the best of their gallery images.  The rank of the probe's person is 1 plus the number
+    of others with a score at least as high: a tie counts against the recogniser, so equal features never score by luck
+    of order.
 
     Args:
         gallery, probes: features, float [G, D] and [N, D] on one device; need not be normalised.
@@ -145,8 +145,8 @@ def identification(
         raise ValueError("probe_labels: expected people of the gallery, none of them is in it")
     if not fars and not known.all():
         raise ValueError(
-            f"probe_labels: {np.count_nonzero(~known)} probes show people who are not in the gallery, the first is probe "
-            f"{np.flatnonzero(~known)[0]} ({pl[~known][0]}); give fars for an open set, or leave them out"
+            f"probe_labels: {np.count_nonzero(~known)} probes show people who are not in the gallery, the first is "
+            f"probe {np.flatnonzero(~known)[0]} ({pl[~known][0]}); give fars for an open set, or leave them out"
         )
     if fars and known.all():
         raise ValueError("fars: expected some probes of people who are not in the gallery, all are in it")

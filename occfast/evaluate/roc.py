@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import checks
-from .scores import Bools, Floats, check_same, check_scores
+from .scores import Floats, check_same, check_scores
 
 
 class Interval(NamedTuple):
@@ -193,7 +193,7 @@ class Roc:
 
 def _allowed(far: float, n: int) -> int:
     # 0.001 × 3000 is 3, whatever binary fractions say.
-    return int(math.floor(far * n * (1 + 1e-12) + 1e-9))
+    return math.floor(far * n * (1 + 1e-12) + 1e-9)
 
 
 def _confidence(value: float) -> float:
@@ -329,20 +329,7 @@ def all_pairs_roc(features: Any, labels: Any, *, bins: int = 2**20, chunk: int =
         for j in range(i, len(x), chunk):
             scores, same = x[i : i + chunk] @ x[j : j + chunk].T, y[i : i + chunk, None] == y[j : j + chunk]
             if i == j:
-                upper = torch.triu_indices(*scores.shape, offset=1, device=x.device)
-                scores, same = scores[upper[0], upper[1]], same[upper[0], upper[1]]
+                row, column = torch.triu_indices(len(scores), len(scores), offset=1, device=x.device)
+                scores, same = scores[row, column], same[row, column]
             counts.update(scores.flatten(), same.flatten())
     return counts.curve()
-
-
-__all__ = [
-    "Bools",
-    "Interval",
-    "Roc",
-    "StreamingRoc",
-    "TarAtFar",
-    "all_pairs_roc",
-    "binomial_interval",
-    "roc",
-    "roc_of",
-]

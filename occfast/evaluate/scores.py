@@ -90,7 +90,9 @@ def check_features(features: Any, name: str) -> Tensor:
     bad = ~(length.isfinite() & (length > 0))
     if bool(bad.any()):
         k = int(bad.nonzero()[0])
-        raise ValueError(f"{name}: expected finite features that are not all 0, got length {float(length[k]):g} in row {k}")  # fmt: skip
+        raise ValueError(
+            f"{name}: expected finite features that are not all 0, got length {float(length[k]):g} in row {k}"
+        )
     return F.normalize(x)
 
 

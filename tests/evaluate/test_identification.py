@@ -87,7 +87,7 @@ def test_rank_1_is_scikit_learns_nearest_neighbour() -> None:
     gallery, probes = (centres[y] + 1.2 * random.normal(size=(len(y), 16)) for y in (gl, pl))
     r = identification(torch.from_numpy(gallery), gl, torch.from_numpy(probes), pl)
     nearest = KNeighborsClassifier(1, metric="cosine").fit(gallery, gl)
-    assert r.ranks[1] == pytest.approx(nearest.score(probes, pl)) and 0.5 < r.ranks[1] < 1
+    assert r.ranks[1] == pytest.approx(nearest.score(probes, pl)) and 0.3 < r.ranks[1] < 1
     top5 = KNeighborsClassifier(5, metric="cosine").fit(gallery, gl).kneighbors(probes, return_distance=False)
     images = identification(torch.from_numpy(gallery), gl, torch.from_numpy(probes), pl, count="images")
     assert images.ranks[5] == pytest.approx((gl[top5] == pl[:, None]).any(1).mean())

@@ -125,7 +125,7 @@ def test_thresholds_are_the_best_there_are(rows: list, seed: int) -> None:
     ids = np.random.default_rng(seed).integers(0, 3, len(scores)) * 7 - 5
     rest = [same[ids != f] for f in np.unique(ids)]
     if len(rest) < 2 or any(r.all() or not r.any() for r in rest):
-        with pytest.raises(ValueError, match="^folds: expected"):
+        with pytest.raises(ValueError, match=r"^folds: expected"):
             verification(scores, same, ids)
         return
     v = verification(scores, same, ids)
