@@ -244,8 +244,8 @@ def bootstrap_people(
 
     Pairs that share a person rise and fall together, so intervals that take pairs as independent are too short where a
     person is in many pairs.  Here people are drawn with replacement; a pair of two people counts as often as the
-    product of both, a pair of one person as often as that person.  (A percentile bootstrap can't see beyond the scores: at a
-    FAR with few pairs above it, :func:`occfast.evaluate.Roc.tar_interval` is the wider and safer one.)
+    product of both, a pair of one person as often as that person.  (A percentile bootstrap can't see beyond the
+    scores: at a FAR with few pairs above it, :meth:`occfast.evaluate.Roc.tar_interval` is the wider and safer one.)
 
     Args:
         people: integers [P, 2].
