@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import LargeMarginCosine
-from ..models import PaperNet, ResNet
+from ..models import IResNet, PaperNet, ResNet
 
 
 class Base(nn.Module):
@@ -104,6 +104,11 @@ def as_base(network: nn.Module, head: nn.Module | None = None, *, mean: float = 
     if isinstance(network, PaperNet):
         tail = nn.Sequential(network.pool, network.flatten)
         return Base(network.convolutions, tail, head or network.classifier, mean=mean, std=std)
+    if isinstance(network, IResNet):
+        stages = ("conv1", "bn1", "prelu", "layer1", "layer2", "layer3", "layer4", "bn2")
+        trunk = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in stages))
+        tail = nn.Sequential(network.dropout, network.flatten, network.fc, network.features)
+        return Base(trunk, tail, head, mean=mean, std=std)
     raise TypeError(
         f"base: expected an occfast.pdsn.Base or a network of occfast.models, got {type(network).__name__}; "
         "cut it with occfast.pdsn.Base(trunk, tail, head)"
