@@ -8,6 +8,7 @@ from .dictionary import MaskDictionary, build_dictionary
 from .generator import Generators, MaskGenerator, pdsn_loss, train_generators
 from .identify import Ranking, identify, match
 from .regions import Regions, boxes, grid, landmark_bands, landmark_boxes
+from .saliency import saliency
 from .segmentation import SegmentationScore, UNet, difference_labels, segment, train_segmentation
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "landmark_boxes",
     "match",
     "pdsn_loss",
+    "saliency",
     "segment",
     "train_generators",
     "train_segmentation",

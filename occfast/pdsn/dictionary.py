@@ -143,7 +143,7 @@ class MaskDictionary:
         if axes is None:
             axes = Figure(figsize=(1.5 * count, 2.2), layout="constrained").subplots(1, count, squeeze=False)[0]
         for ax, name, mask in zip(axes, self.regions.names, self.masks, strict=True):
-            ax.imshow(mask.double().mean(0), cmap="magma", vmin=0, vmax=1)
+            ax.imshow(mask.double().mean(0).numpy(), cmap="magma", vmin=0, vmax=1)
             ax.set_title(name, fontsize=9)
             ax.set_axis_off()
         return axes

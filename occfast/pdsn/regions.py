@@ -162,7 +162,7 @@ class Regions:
         if ax is None:
             ax = Figure(figsize=(3.2, 4.0), layout="constrained").subplots()
         if image is not None:
-            ax.imshow(grey(image), cmap="gray")
+            ax.imshow(grey(image.numpy() if isinstance(image, Tensor) else image), cmap="gray")
         shares = self.inside(landmarks)[0].tolist() if landmarks is not None else [float("nan")] * len(self)
         if landmarks is not None:
             points = landmarks.reshape(-1, 2).numpy()
