@@ -29,8 +29,8 @@ from .dictionary import MaskDictionary
 
 #: Soft weights are rounded to multiples of 1 / 256.
 _SOFT_BITS = 8
-#: Probes in one matrix product, and gallery images in one tile: 0.4 GB at 24,576 features.
-_PROBES, _TILE = 1024, 512
+#: Probes in one matrix product, and gallery images in one tile: 0.5 GB at 24,576 features.
+_PROBES, _TILE = 1024, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,24 +165,29 @@ def fixed_point(rows: Tensor, weight_bits: int = 0) -> Tensor:
     integer below 2⁵³.  A row of zeros stays zero.
     """
     bits = (52 - weight_bits) // 2 - math.ceil(math.log2(max(rows.shape[1], 1)) / 2)
-    largest = rows.abs().amax(1, keepdim=True)
-    _, exponent = torch.frexp(largest)  # largest < 2^exponent
-    return torch.ldexp(rows.double(), bits - exponent).round_()
+    largest = torch.maximum(rows.amax(1), -rows.amin(1))
+    # ldexp on the CPU: a power of two to the bit, which no device's power function promises.
+    exponent = np.frexp(largest.double().cpu().numpy())[1]  # largest < 2^exponent
+    scale = torch.from_numpy(np.ldexp(1.0, bits - exponent)).to(rows.device)
+    return (rows.double() * scale[:, None]).round_()
 
 
 def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Tensor, k: int) -> tuple[Tensor, Tensor]:
     soft = weights.dtype != torch.bool
     bits = _SOFT_BITS if soft else 0
     w = (weights.double().square() * 2**bits).round() if soft else weights.double()
-    norms = torch.cat([w @ fixed_point(part, bits).square().T for part in gallery.split(_TILE)], 1)
     neighbours, best = [], []
     for part, which in zip(probes.split(_PROBES), group.split(_PROBES), strict=True):
         p = fixed_point(part, bits)
         masked = p * w[which]
         own = (masked * p).sum(1, keepdim=True)
-        dots = torch.cat([masked @ fixed_point(tile, bits).T for tile in gallery.split(_TILE)], 1)
-        scale = _sqrt(own * norms[which])
-        found = _nearest(torch.where(scale > 0, dots / scale, 0.0), k)
+        similarity = torch.empty(len(part), len(gallery), dtype=torch.float64, device=part.device)
+        for first, tile in zip(range(0, len(gallery), _TILE), gallery.split(_TILE), strict=True):
+            g = fixed_point(tile, bits)
+            dots = masked @ g.T
+            scale = _sqrt(own * (w @ g.square_().T)[which])
+            similarity[:, first : first + _TILE] = torch.where(scale > 0, dots / scale, 0.0)
+        found = _nearest(similarity, k)
         neighbours.append(found[0])
         best.append(found[1])
     return torch.cat(neighbours), torch.cat(best)
@@ -191,7 +196,7 @@ def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Ten
 def _feature_cosines(
     base: Base, gallery: Tensor, probes: Tensor, masks: Tensor, group: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    # Each gallery is the same whichever probes share it, and each probe goes through the tail in a batch of its
+    # Each mask's gallery is the same whichever probes share it, and each probe goes through the tail in a batch of its
     # own: so grouping changes nothing, to the bit, for any tail that repeats itself.
     with frozen(base):
         own = torch.cat([base.features(p[None] * masks[u]) for p, u in zip(probes, group.tolist(), strict=True)])
