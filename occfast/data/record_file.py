@@ -1,7 +1,8 @@
 """RecordIO files, as dmlc-core defines them and mxnet fills them; mxnet is not needed.
 
-A record is the word :data:`MAGIC`, a word with 3 bits of continuation flag above 29 bits of length, the data, and
-zeros up to a multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, it is left out and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
+A record is the word :data:`MAGIC`, a word with 3 bits of flag above 29 bits of length, the data, and zeros up to a
+multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, that word is left out
+and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
 
 mxnet's data begin with a header of flag, label, two numbers (24 bytes); with flag > 0 so many labels follow.
 """
