@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
@@ -148,7 +149,6 @@ def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, i
         raise ValueError(f"border: expected one of {BORDERS}, got {border!r}")
     if isinstance(images, Tensor) and images.ndim == 3:
         return warp(images[None], matrices[None], size, border)[0]
-    images = list(images)
     for k, image in enumerate(images):
         if image.ndim != 3 or image.shape[0] != images[0].shape[0] or 0 in image.shape:
             raise ValueError(
@@ -156,42 +156,53 @@ def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, i
             )
         if image.dtype != torch.uint8:
             raise TypeError(f"images: expected uint8, got {image.dtype} at {k}")
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
     if matrices.shape != (len(images), 2, 3):
         raise ValueError(f"matrices: expected shape [{len(images)}, 2, 3], got {list(matrices.shape)}")
-    if not images:
-        raise ValueError("images: expected at least one, got none")
-    device, channels = images[0].device, images[0].shape[0]
-    matrices = matrices.double().to(device)
-    shapes = torch.tensor([image.shape[1:] for image in images], device=device)
-    # All pixels of all images end to end; work is proportional to the result, not to the images.
-    pixels = torch.cat([image.permute(1, 2, 0).reshape(-1, channels) for image in images])
-    starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
-    rows = torch.arange(size[0], dtype=torch.float64, device=device)
-    columns = torch.arange(size[1], dtype=torch.float64, device=device)
-    # places[n, axis, row, column]
-    places = (matrices[:, :, 0, None, None] * rows[:, None] + matrices[:, :, 1, None, None] * columns) + matrices[
-        :, :, 2, None, None
+    device = images[0].device
+    matrices = matrices.to(device, torch.float64)
+    # On a CPU an image after the other stays in the cache; a GPU takes one call.
+    step = len(images) if device.type != "cpu" else 1
+    parts = [
+        _sample(*_canvas(images[k : k + step]), matrices[k : k + step], size, border)
+        for k in range(0, len(images), step)
     ]
-    last = (shapes - 1)[:, :, None, None]
-    if border == "repeat":
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _canvas(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Images [N, C, H, W] and, where their sizes differ, each one's last row and column, [N, 2]; zeros beyond."""
+    if isinstance(images, Tensor):
+        return images, None
+    shapes = [image.shape[1:] for image in images]
+    if len(set(shapes)) == 1:
+        return torch.stack(list(images)), None
+    height, width = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+    canvas = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    for place, image in zip(canvas, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return canvas, torch.tensor(shapes, dtype=torch.float64, device=canvas.device) - 1
+
+
+def _sample(images: Tensor, last: Tensor | None, matrices: Tensor, size: tuple[int, int], border: str) -> Tensor:
+    """One ``grid_sample``, in float64: in float32 some pixels round the other way."""
+    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) for n in size)
+    if 1 in images.shape[-2:]:  # grid_sample's coordinates can't leave an axis of one pixel
+        images = F.pad(images, (0, 1, 0, 1), "replicate" if border == "repeat" else "constant")
+    # places[n, row, column, (row, column)]
+    places = (rows[:, None] * matrices[:, None, :, 0])[:, :, None] + (columns[:, None] * matrices[:, None, :, 1])[
+        :, None
+    ]
+    places += matrices[:, None, None, :, 2]
+    if last is not None and border == "repeat":
+        last = last[:, None, None]
         places = places.clamp(torch.zeros_like(last), last)
-    low = places.floor()
-    far = places - low
-    low = low.long()
-    out: Tensor | float = 0.0
-    for down in (0, 1):
-        for right in (0, 1):
-            at = low + torch.tensor([down, right], device=device)[:, None, None]
-            weight = (far[:, 0] if down else 1 - far[:, 0]) * (far[:, 1] if right else 1 - far[:, 1])
-            if border == "black":
-                weight = weight * ((at >= 0) & (at <= last)).all(1)
-            at = at.clamp(torch.zeros_like(last), last)
-            index = starts[:, None, None] + at[:, 0] * shapes[:, 1, None, None] + at[:, 1]
-            values = pixels.index_select(0, index.flatten()).double()
-            out = out + values * weight.flatten()[:, None]
-    assert isinstance(out, Tensor)
-    out = out.round_().clamp_(0, 255).to(torch.uint8)
-    return out.reshape(len(images), *size, channels).permute(0, 3, 1, 2).contiguous()
+    scale = torch.tensor([n - 1 for n in images.shape[-2:]], dtype=torch.float64, device=images.device)
+    grid = places.div_(scale).mul_(2).sub_(1).flip(-1)
+    padding = "border" if border == "repeat" else "zeros"
+    out = F.grid_sample(images.double(), grid, padding_mode=padding, align_corners=True)
+    return out.round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,23 @@ class FaceDataset(ABC):
             return None
         return self.landmarks[k]
 
+    def select(
+        self, *, min_images: int = 1, people: Iterable[str] | None = None, exclude: Iterable[str] = ()
+    ) -> Subset:
+        """The images of some people.
+
+        Args:
+            min_images: leave out people with fewer images.
+            people: leave out all but these.
+            exclude: leave out these.
+
+        Raises:
+            ValueError: nobody is left.
+            DataError: names in ``people`` or ``exclude`` that are not in :attr:`people`.
+        """
+        names = [self.people[label] for label in self.labels.tolist()]
+        return Subset(self, keep(names, type(self).__name__, min_images, people, exclude))
+
     def _index(self, k: int) -> int:
         """``k`` counted from the front; IndexError beyond the end."""
         if not -len(self) <= k < len(self):
@@ -155,6 +173,32 @@ class WithLandmarks(FaceDataset):
         k = self._index(k)
         face = self.dataset[k]
         return Face(face.image, face.label, face.name, self.landmarks_of(k))
+
+
+def keep(
+    identities: Sequence[str],
+    where: str,
+    min_images: int = 1,
+    people: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> list[int]:
+    """Numbers of the images to keep, given whom each shows: see :meth:`FaceDataset.select`."""
+    if min_images < 1:
+        raise ValueError(f"min_images: expected at least 1, got {min_images}")
+    count = Counter(identities)
+    wanted, unwanted = None if people is None else set(people), set(exclude)
+    for asked, name in ((wanted or set(), "people"), (unwanted, "exclude")):
+        unknown = sorted(asked - count.keys())
+        if unknown:
+            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
+    kept = {
+        person
+        for person, images in count.items()
+        if images >= min_images and person not in unwanted and (wanted is None or person in wanted)
+    }
+    if count and not kept:
+        raise ValueError(f"{where}: expected people to be left, min_images = {min_images} leaves none of {len(count)}")
+    return [k for k, identity in enumerate(identities) if identity in kept]
 
 
 def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Tensor]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from ..errors import DataError
-from .faces import EncodedFaces, number_people
+from .faces import EncodedFaces, keep, number_people
 from .images import SUFFIXES, read_bytes
 from .landmarks import LandmarkTable, read_landmarks
 
@@ -40,7 +40,7 @@ class ImageFiles(EncodedFaces):
     ) -> None:
         super().__init__(grey=grey)
         self.root = Path(root)
-        kept = _keep(identities, min_images, people, set(exclude), str(self.root))
+        kept = keep(identities, str(self.root), min_images, people, exclude)
         self.names = [names[k] for k in kept]
         self.people, self.labels = number_people([identities[k] for k in kept], str(self.root))
         if isinstance(landmarks, (str, Path)):
@@ -56,27 +56,6 @@ class ImageFiles(EncodedFaces):
 
     def place(self, k: int) -> str:
         return str(self.path(k))
-
-
-def _keep(
-    identities: Sequence[str], min_images: int, people: Iterable[str] | None, exclude: Collection[str], where: str
-) -> list[int]:
-    """Numbers of the images to keep."""
-    if min_images < 1:
-        raise ValueError(f"min_images: expected at least 1, got {min_images}")
-    count: dict[str, int] = {}
-    for identity in identities:
-        count[identity] = count.get(identity, 0) + 1
-    wanted = None if people is None else set(people)
-    for asked, name in ((wanted or set(), "people"), (exclude, "exclude")):
-        unknown = sorted(asked - count.keys())
-        if unknown:
-            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
-    return [
-        k
-        for k, identity in enumerate(identities)
-        if count[identity] >= min_images and identity not in exclude and (wanted is None or identity in wanted)
-    ]
 
 
 def find_images(root: Path) -> tuple[list[str], list[str]]:
