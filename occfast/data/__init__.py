@@ -14,6 +14,7 @@ from .images import read_image
 from .landmarks import LandmarkTable, read_landmarks, write_landmarks
 from .lfw import LFW
 from .npz import Npz
+from .open import open_dataset
 from .orl import ORL
 from .record_file import RecordFile, RecordWriter
 from .recordio import RecordIO
@@ -49,6 +50,7 @@ __all__ = [
     "VerificationBin",
     "WithLandmarks",
     "align_faces",
+    "open_dataset",
     "read_image",
     "read_landmarks",
     "write_landmarks",
