@@ -8,6 +8,7 @@ Images are uint8 [C, H, W].  Where no folder is named it is looked for in the on
 from .align import TEMPLATES, Aligned, AlignedFaces, Alignment, Template, align_faces
 from .ar import AR, AR10P, Shot
 from .celeba import CelebA
+from .detect import Detected, DetectorSettings, detect_landmarks
 from .faces import EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
 from .folder import Folder, ImageFiles, ImageList
 from .images import read_image
@@ -31,6 +32,8 @@ __all__ = [
     "AlignedFaces",
     "Alignment",
     "CelebA",
+    "Detected",
+    "DetectorSettings",
     "EncodedFaces",
     "Face",
     "FaceDataset",
@@ -50,6 +53,7 @@ __all__ = [
     "VerificationBin",
     "WithLandmarks",
     "align_faces",
+    "detect_landmarks",
     "open_dataset",
     "read_image",
     "read_landmarks",

@@ -62,8 +62,8 @@ TEMPLATES = {
         Template("paper-100", (100, 100), TEMPLATE_100),
         Template("arcface-112", (112, 112), tuple((row, column + 8.0) for row, column in _SPHEREFACE)),
         Template("sphereface-112x96", (112, 96), _SPHEREFACE),
-        # pdsn-landmarks resizes MTCNN's face box; these are the mean places of MTCNN's landmarks in its boxes on 160 images
-        # of LFW, made symmetric.
+        # pdsn-landmarks resizes MTCNN's face box; these are the mean places of MTCNN's landmarks in its boxes on 160
+        # images of LFW, made symmetric.
         Template(
             "pdsn-128x96",
             (128, 96),
@@ -298,7 +298,7 @@ def fit(
         raise ValueError(f"landmarks: expected finite numbers, got {landmarks[bad].tolist()} for image {bad}")
     if boxes is not None and (transform != "box" or boxes.shape != (len(landmarks), 4)):
         raise ValueError(
-            f"boxes: expected shape [{len(landmarks)}, 4] and transform 'box', got {list(boxes.shape)} and {transform!r}"
+            f"boxes: expected shape [{len(landmarks)}, 4] and transform 'box', got {list(boxes.shape)}, {transform!r}"
         )
     matrices = _SOLVERS[transform](landmarks, chosen.places()) if boxes is None else _from_boxes(boxes, chosen.size)
     flat = torch.linalg.det(matrices[:, :, :2]).abs() <= 1e-12
@@ -372,7 +372,7 @@ class Aligned(FaceDataset):
 
     Args:
         dataset: with landmarks for every image.
-        template, size, transform, border: as in :func:`align_faces`.
+        template, size, transform, border, boxes: as in :func:`align_faces`.
         grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: as the data set hands them out.
 
     Raises:
@@ -389,6 +389,7 @@ class Aligned(FaceDataset):
         size: tuple[int, int] | None = None,
         transform: str | None = None,
         border: str = "repeat",
+        boxes: Tensor | None = None,
     ) -> None:
         self.dataset, self.grey = dataset, grey
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
@@ -400,7 +401,7 @@ class Aligned(FaceDataset):
                 f"{type(dataset).__name__}: expected landmarks for every image, {len(missing)} of {len(dataset)} have "
                 f"none: {dataset.names[missing[0]]} is the first"
             )
-        found = fit(dataset.landmarks, template, size=size, transform=transform, border=border, grey=grey)
+        found = fit(dataset.landmarks, template, size=size, transform=transform, border=border, grey=grey, boxes=boxes)
         self.matrices, self.landmarks = found.matrices, found.landmarks
         self.alignment: Alignment = found.alignment
 
