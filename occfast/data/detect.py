@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from ..progress import Report, progress
 from .faces import FaceDataset, WithLandmarks
 from .landmarks import POINTS, LandmarkTable, read_landmarks
-from .record_file import read_json
 
 CHOICES = ("central", "largest")
 _COLUMNS = ("confidence", "top", "left", "bottom", "right", "failure")

@@ -75,6 +75,17 @@ class FaceDataset(ABC):
         """Images of each person, int64 [people]."""
         return self.labels.bincount(minlength=len(self.people))
 
+    def encoded(self, k: int) -> bytes | None:
+        """The stored image file of image k (JPEG, PNG, ...), to be copied without loss; None where there is none.
+
+        DataError where it can't be read.
+        """
+        return None
+
+    def place(self, k: int) -> str:
+        """Where image k is stored, for messages."""
+        return f"{type(self).__name__}, image {self.names[k]}"
+
     def landmarks_of(self, k: int) -> Tensor | None:
         """The landmarks of image k, float64 [5, 2], or None where unknown."""
         if self.landmarks is None or self.landmarks[k].isnan().any():
@@ -106,7 +117,7 @@ class FaceDataset(ABC):
 
 
 class EncodedFaces(FaceDataset):
-    """A data set that keeps its images as files in an image format (JPEG, PNG, ...), on the disk or in an archive.
+    """A data set that keeps its images as files (JPEG, PNG, ...), on the disk or in an archive: :meth:`encoded`.
 
     Args:
         grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
@@ -115,17 +126,11 @@ class EncodedFaces(FaceDataset):
     def __init__(self, *, grey: bool | None = False) -> None:
         self.grey = grey
 
-    @abstractmethod
-    def encoded(self, k: int) -> bytes:
-        """The stored bytes of image k, to be copied without loss.  DataError where they can't be read."""
-
-    @abstractmethod
-    def place(self, k: int) -> str:
-        """Where image k is stored, for messages."""
-
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
-        image = decode(self.encoded(k), self.place(k), grey=self.grey)
+        content = self.encoded(k)
+        assert content is not None
+        image = decode(content, self.place(k), grey=self.grey)
         return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 
@@ -148,6 +153,12 @@ class Subset(FaceDataset):
         self.landmarks = None if dataset.landmarks is None else dataset.landmarks[self.indices]
         self.alignment = dataset.alignment
 
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(self.indices[k])
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(self.indices[k])
+
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
         face = self.dataset[self.indices[k]]
@@ -168,6 +179,12 @@ class WithLandmarks(FaceDataset):
         self.dataset, self.landmarks = dataset, landmarks.double()
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         self.alignment = dataset.alignment
+
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(k)
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(k)
 
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)

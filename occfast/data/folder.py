@@ -7,9 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from ..errors import DataError
+from ..files import read_json
+from .align import Alignment
 from .faces import EncodedFaces, keep, number_people
 from .images import SUFFIXES, read_bytes
 from .landmarks import LandmarkTable, read_landmarks
+
+#: What a folder's images are: how they were aligned and from what they were made.
+ABOUT = "about.json"
 
 
 class ImageFiles(EncodedFaces):
@@ -81,6 +86,8 @@ def find_images(root: Path) -> tuple[list[str], list[str]]:
 class Folder(ImageFiles):
     """A folder with a folder of images for each identity: ``root/<identity>/<image>``, at any depth below it.
 
+    ``about.json`` in it, as ``occfast data convert`` writes it, tells how the images were aligned.
+
     Attributes:
         others: files that are not taken for images of people: other endings, or not in an identity's folder.
 
@@ -108,8 +115,9 @@ class Folder(ImageFiles):
         images, others = find_images(root)
         names = [name for name in images if "/" in name]
         self.others = sorted([*others, *(name for name in images if "/" not in name)])
-        if landmarks is None and (root / "landmarks.csv").is_file():
+        if landmarks is None and "landmarks.csv" in others:
             landmarks = root / "landmarks.csv"
+            self.others.remove("landmarks.csv")
         if not names:
             raise DataError(
                 f"{root}: expected folders of images, one a person, found none ({len(self.others)} other files)"
@@ -118,6 +126,9 @@ class Folder(ImageFiles):
             root, names, [name.split("/")[0] for name in names],
             landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
         )  # fmt: skip
+        if ABOUT in self.others:
+            self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
+            self.others.remove(ABOUT)
 
 
 class ImageList(ImageFiles):

@@ -9,7 +9,6 @@ mxnet's data begin with a header of flag, label, two numbers (24 bytes); with fl
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import struct
@@ -353,14 +352,3 @@ class RecordWriter:
             self._flush()
             self._file.close()
             self._lines.close()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; DataError where the file has none."""
-    try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
