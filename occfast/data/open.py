@@ -32,11 +32,6 @@ _ENDINGS = {
     ".rec": "recordio", ".bin": "bin", ".npz": "npz", ".mat": "ar10p", ".lst": "list", ".txt": "list", ".csv": "list",
     ".tsv": "list",
 }  # fmt: skip
-#: For the help of commands.
-HELP = (
-    "A folder of identities, a .rec, .npz, .bin, .mat or list file; or a name, with :PATH where it isn't in "
-    f"$OCCFAST_DATA: {', '.join(_NAMED)}."
-)
 
 
 def open_dataset(what: str | Path) -> FaceDataset:
