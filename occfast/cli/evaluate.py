@@ -46,9 +46,9 @@ def evaluate(
     occlude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also under this occlusion; may be repeated: forehead, eyes, nose, mouth, chin (bands), "
-            "sunglasses[:STYLE], mask[:KIND or FOLDER[/NAME]], block:20x40[@ROW,COLUMN or PLACE], "
-            "noisy:20x40[@ROW,COLUMN or P.npz], or several joined by +.",
+            help="Also under this occlusion; may be repeated. forehead, eyes, nose, mouth, chin (bands); sunglasses, "
+            "sunglasses:STYLE; mask, mask:KIND, mask:FOLDER/NAME; block:20x40, block:20x40@ROW,COLUMN, "
+            "block:20x40@nose; noisy:20x40, noisy:20x40@ROW,COLUMN, noisy:20x40@P.npz; several joined by +.",
             show_default=False,
         ),
     ] = None,
@@ -150,7 +150,7 @@ def _protocols(
     if isinstance(source, data.AR | data.AR10P) and name == "ar":
         return [*evaluate.ar(source)]
     if pairs is not None:
-        return [evaluate.listed(source, pairs, **({} if folds is None else {"folds": folds}))]
+        return [evaluate.listed(source, pairs, None, **({} if folds is None else {"folds": folds}))]
     fars = (0.01, 0.1) if strangers else ()
     return [
         evaluate.first_against_rest(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import checks
-from .align import recolor
+from .images import recolor
 from .faces import Face, FaceDataset
 
 

@@ -155,9 +155,9 @@ def ar(dataset: AR | AR10P, reference: int = 1) -> list[PairProtocol]:
     if not len(references):
         raise ValueError(f"reference: expected a photograph's number that is there, got {reference}")
     queries = {
-        "clean": dataset.select(occlusion=None, light=("left", "right", "both"), expression="neutral"),
-        "sunglasses": dataset.select(occlusion="sunglasses"),
-        "scarf": dataset.select(occlusion="scarf"),
+        "clean": dataset.shots(occlusion=None, light=("left", "right", "both"), expression="neutral"),
+        "sunglasses": dataset.shots(occlusion="sunglasses"),
+        "scarf": dataset.shots(occlusion="scarf"),
     }
     protocols = []
     for condition, images in queries.items():
