@@ -1,11 +1,11 @@
 """Occlusions for tests: blocks, landmark bands, sunglasses and face masks, drawn on batches of faces.
 
 Each is called with images, their landmarks and sample ids, and returns new images with the mask of covered pixels.
-Pixels outside the mask are the given ones to the bit.  What is drawn at random depends on (seed, sample id) alone, not on
-the batch or its order.
+Pixels outside the mask are the given ones to the bit.  What is drawn at random depends on (seed, sample id) alone, not
+on the batch or its order.
 
-Landmarks are float [N, 5, 2], (row, column) in pixels: left eye, right eye, nose, left and right corner of the mouth, as
-seen in the image.
+Landmarks are float [N, 5, 2], (row, column) in pixels: left eye, right eye, nose, left and right corner of the mouth,
+as seen in the image.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Band(Occlusion):
         return _paint(images, mask.double(), _colour(self.fill, images.shape[1], "fill"))
 
 
-#: Half width, half height, exponent of the superellipse, and drop below the eye of a lens, in distances between the eyes.
+#: Of a lens: half width, half height, exponent of the superellipse, drop below the eye; in distances between the eyes.
 _LENSES = {"round": (0.37, 0.36, 2.0, 0.06), "square": (0.43, 0.31, 5.0, 0.07), "aviator": (0.42, 0.38, 2.6, 0.12)}
 
 
@@ -236,8 +236,9 @@ class Sunglasses(Occlusion):
 
         def box(left: Any, right: Any, top: float, bottom: float) -> Tensor:
             # Of |x|: how much of a pixel lies inside.
-            inside = torch.minimum(torch.minimum(x.abs() - left, right - x.abs()), torch.minimum(y - top, bottom - y))
-            return (inside * pixel + 0.5).clamp(0, 1)
+            edges = (x.abs() - left, right - x.abs(), y - top, bottom - y)
+            inside: Tensor = torch.stack(edges).amin(0) * pixel
+            return (inside + 0.5).clamp(0, 1)
 
         lens_x, lens_y = (x.abs() - 0.5 / self.scale), y - drop
         norm = ((lens_x / a).abs() ** power + (lens_y / b).abs() ** power) ** (1 / power)
@@ -257,7 +258,8 @@ class MaskTemplate:
 
     Attributes:
         rgba: float64 [4, H, W] in [0, 1].
-        anchors: float64 [6, 2], (row, column): a, b, c from left to right along the upper edge, d, e, f along the lower.
+        anchors: float64 [6, 2], (row, column): a, b, c from left to right along the upper edge, d, e, f along the
+            lower.
         name: of the template.
     """
 
@@ -370,7 +372,7 @@ def mask_points(landmarks: Tensor) -> Tensor:
     """Where the six anchors of a face mask lie on faces.
 
     Chin and jaw are not among five landmarks: they are taken from average proportions, in the frame of the eyes and the
-    mouth.  The nose's offset from the middle tells how far the head is turned; the half that is turned away gets narrower.
+    mouth.  The nose's offset from the middle tells how far the head is turned; the half turned away gets narrower.
 
     Args:
         landmarks: float [N, 5, 2].
@@ -471,7 +473,9 @@ def parse_block(text: str) -> tuple[tuple[int, int], tuple[float, float] | str |
             row, column = (float(v) for v in at.split(","))
             place = row, column
     except ValueError:
-        raise ValueError(f"occlusion: expected HEIGHTxWIDTH and perhaps @ROW,COLUMN after the colon, got {text!r}") from None  # fmt: skip
+        raise ValueError(
+            f"occlusion: expected HEIGHTxWIDTH and perhaps @ROW,COLUMN after the colon, got {text!r}"
+        ) from None
     return (height, width), place
 
 
