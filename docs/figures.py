@@ -187,12 +187,12 @@ def pdsn() -> None:
     faces = read_faces(open_faces("orl", size=size), 0, show=False)
     landmarks = faces.landmarks[faces.train]
     mean = faces.images[faces.train].float().mean(0).numpy()
-    figure = Figure(figsize=(9.6, 7.4), layout="constrained")
-    top, rest = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    top, rest = figure.subfigures(2, 1, height_ratios=(1.75, 1))
     for ax, kind in zip(top.subplots(1, 4), ("3x3", "lm1", "lm2", "lm2-split"), strict=True):
         regions.named(kind, size, landmarks).draw(mean, ax=ax, landmarks=landmarks)
         ax.set_title(kind, fontsize=10)
-    masks, looks = rest.subfigures(1, 2, width_ratios=(1.25, 1))
+    masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
     masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
     dictionary.plot(masks.subplots(1, 5))
     looks.suptitle("saliency of a masked face, without and with its mask", fontsize=10)
