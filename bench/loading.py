@@ -1,9 +1,9 @@
 """What the occluder costs a worker that loads JPEG faces.
 
-``python -m bench.loading`` reads, decodes and occludes images in the 2 workers of a DataLoader; every worker times its own
-two parts.  Called for an image at a time ("array", "tensor") the occluder pays Python's price for each; called once for
-the worker's batch, in place, in ``collate_fn`` ("batch"), it does not.  The images are crops of scikit-image's astronaut,
-written into a temporary folder; ``--folder`` takes any folder of JPEG files instead.  JSON goes to
+``python -m bench.loading`` reads, decodes and occludes images in the 2 workers of a DataLoader; every worker times
+its own two parts.  Called for an image at a time ("array", "tensor") the occluder pays Python's price for each; called
+once for the worker's batch, in place, in ``collate_fn`` ("batch"), it does not.  The images are crops of scikit-image's
+astronaut, written into a temporary folder; ``--folder`` takes any folder of JPEG files instead.  JSON goes to
 ``bench/results/loading.json``.
 """
 
