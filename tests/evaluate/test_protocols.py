@@ -394,9 +394,7 @@ def test_command_line_finds_people_of_both_sets(tmp_path: Path, weights: Path, o
         "person,matches,found_by,similarity",
         "Ann_Lee,ann lee,name,",
     ]
-    done = occfast(
-        "data", "overlap", "a", "b", "-m", weights, "--resize", "--threshold", 0.99999, "--json", cwd=tmp_path
-    )
+    done = occfast("data", "overlap", "a", "b", "-m", weights, "--resize", "--threshold", 0.99999, "--json")
     assert done.returncode == 0, done.stderr
     pairs = [(e["person"], e["matches"], e["found_by"]) for e in json.loads(done.stdout)["shared"]]
     assert ("Ann_Lee", "ann lee", "name") in pairs and ("x1", "Zoe", "similarity") in pairs
