@@ -42,8 +42,12 @@ class Template:
     transform: str = "similarity"
 
     def scaled(self, size: tuple[int, int]) -> Template:
-        """The same places at another size."""
-        return replace(self, size=size, points=tuple((r, c) for r, c in self.places(size).tolist()))
+        """The same places, at another size, (height, width)."""
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size: expected (height, width) of at least a pixel, got {tuple(size)}")
+        return replace(
+            self, size=(int(size[0]), int(size[1])), points=tuple((r, c) for r, c in self.places(size).tolist())
+        )
 
     def places(self, size: tuple[int, int] | None = None) -> Tensor:
         """The points, float64 [5, 2], scaled to ``size``."""
@@ -215,7 +219,7 @@ class Alignment:
         size: (height, width) of the images.
         points: places of the five landmarks, (row, column), at that size.
         transform, border: as in :func:`align_faces`.
-        color: "RGB" or "grey"; None: as the images came.
+        color: "RGB" or "grey"; None: either, as the images came.
     """
 
     template: str
@@ -354,7 +358,8 @@ def align_faces(
         raise ValueError(f"landmarks: expected those of {len(images)} images, got {len(landmarks)}")
     images = recolor(images, grey) if isinstance(images, Tensor) else [recolor(image, grey) for image in images]
     out = warp(images, found.matrices, found.alignment.size, border)
-    return AlignedFaces(found.matrices, found.landmarks, found.alignment, out)
+    color = {1: "grey", 3: "RGB"}.get(out.shape[1])
+    return AlignedFaces(found.matrices, found.landmarks, replace(found.alignment, color=color), out)
 
 
 def align(image: Tensor, landmarks: Tensor, size: tuple[int, int] = (100, 100)) -> tuple[Tensor, Tensor]:

@@ -19,17 +19,21 @@ from ..files import write_atomically
 _KIND = "occfast.checkpoint"
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Write a safetensors file atomically.  Raises OSError where the disk is full; an old file is then kept."""
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+    """Write a safetensors file atomically, with ``about`` as JSON under "occfast" in its metadata.
+
+    Raises OSError where the disk is full; an old file is then kept.
+    """
     from safetensors.torch import save
 
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     dense = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomically(path, save(dense, metadata))
+    # One entry: safetensors writes several in any order, and equal content should be equal files.
+    return write_atomically(path, save(dense, {"occfast": json.dumps(about, sort_keys=True)}))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a safetensors file, and what :func:`write_tensors` noted about them; {} for another's file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -41,42 +45,37 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise FileNotFoundError(f"there is no file {os.fspath(path)}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            about = json.loads((file.metadata() or {}).get("occfast", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(about)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
     """Write a run's state: see :meth:`occfast.train.engine.Engine.state`."""
-    return write_tensors(path, tensors, {"kind": _KIND, "values": json.dumps(values)})
+    return write_tensors(path, tensors, {"kind": _KIND, **values})
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What :func:`save_checkpoint` wrote.  Raises as :func:`read_tensors`."""
-    tensors, metadata = read_tensors(path)
-    if metadata.get("kind") != _KIND:
+    tensors, values = read_tensors(path)
+    if values.pop("kind", None) != _KIND:
         raise DataError(f"{path}: not a checkpoint of a training run")
-    try:
-        values: dict[str, Any] = json.loads(metadata["values"])
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path}: not a whole checkpoint ({error})") from error
     return tensors, values
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights and metadata of a ``.safetensors`` file, or the weights of a ``.pt`` or ``.pth`` file.
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
 
-    Of the latter nothing but tensors and plain containers is unpickled.  A prefix ``module.`` that all names have
+    Of the last two nothing but tensors and plain containers is unpickled.  A prefix ``module.`` that all names have
     (DataParallel) is taken off, and a state dict inside another dict (``state_dict``, ``model`` or arcface_torch's
     ``state_dict_backbone``) is found.
 
     Raises:
         FileNotFoundError, DataError: as :func:`read_tensors`.
     """
-    metadata: dict[str, str] = {}
     if Path(path).suffix == ".safetensors":
-        state, metadata = read_tensors(path)
+        state, _ = read_tensors(path)
     else:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {os.fspath(path)}")
@@ -92,4 +91,4 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         state = dict(content)
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state, metadata
+    return state

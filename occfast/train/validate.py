@@ -57,6 +57,10 @@ class Validation:
     pairs: int
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.metric == "verification":
+            _pairs(self.labels, self.pairs, self.seed)  # whether there are enough is known before hours of training
+
     def judge(self, engine: Engine) -> Judgement:
         """Look at all images, each process at its share."""
         if self.metric == "accuracy":
@@ -107,19 +111,8 @@ def verification(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int 
     Raises:
         ValueError: there are fewer than ``folds`` pairs of either kind.
     """
-    random = torch.Generator().manual_seed(seed)
-    same = _same_pairs(labels)
-    n = len(labels)
-    other = torch.randint(n, (2, 4 * max(pairs, same.shape[1], 64)), generator=random)
-    other = other[:, labels[other[0]] != labels[other[1]]]
-    count = min(pairs // 2, same.shape[1], other.shape[1])
-    if count < folds:
-        raise ValueError(
-            f"validation: expected at least {folds} pairs of images of one person and of two, got {count} to compare; "
-            "keep more images or people out of training (validation.share)"
-        )
-    same = same[:, torch.randperm(same.shape[1], generator=random)[:count]]
-    first, second = torch.cat([same, other[:, :count]], 1)
+    first, second = _pairs(labels, pairs, seed, folds)
+    count = len(first) // 2
     unit = F.normalize(features.double())
     scores = (unit[first] * unit[second]).sum(1)
     truth = torch.arange(2 * count) < count
@@ -129,6 +122,22 @@ def verification(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int 
         threshold = best_threshold(scores[fold != k], truth[fold != k])
         right += int(((scores[fold == k] >= threshold) == truth[fold == k]).sum())
     return right / (2 * count)
+
+
+def _pairs(labels: Tensor, pairs: int, seed: int, folds: int = 10) -> Tensor:
+    """Pairs of images drawn at random, int64 [2, P]: the first half of one person each, the others of two."""
+    random = torch.Generator().manual_seed(seed)
+    same = _same_pairs(labels)
+    other = torch.randint(len(labels), (2, 4 * max(pairs, same.shape[1], 64)), generator=random)
+    other = other[:, labels[other[0]] != labels[other[1]]]
+    count = min(pairs // 2, same.shape[1], other.shape[1])
+    if count < folds:
+        raise ValueError(
+            f"validation: expected at least {folds} pairs of images of one person and of two, got {count} to compare; "
+            "keep more images or people out of training (validation.share)"
+        )
+    same = same[:, torch.randperm(same.shape[1], generator=random)[:count]]
+    return torch.cat([same, other[:, :count]], 1)
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:

@@ -61,15 +61,15 @@ class Trained:
         path = Path(path)
         metadata = {
             "kind": _KIND,
-            "network": json.dumps(self.spec),
-            "preprocessing": self.preprocessing.to_json(),
-            "people": json.dumps(self.people),
-            "about": json.dumps(self.about),
+            "network": self.spec,
+            "preprocessing": json.loads(self.preprocessing.to_json()),
+            "people": self.people,
+            "about": self.about,
         }
         if self.head is not None:
-            head = {"kind": type(self.head).__name__}
+            head: dict[str, Any] = {"kind": type(self.head).__name__}
             if isinstance(self.head, LargeMarginCosine):
-                head |= {"scale": str(self.head.scale), "margin": str(self.head.margin)}
+                head |= {"scale": self.head.scale, "margin": self.head.margin}
             write_tensors(_head_of(path), self.head.state_dict(), head)
         return write_tensors(path, self.network.state_dict(), metadata)
 
@@ -107,16 +107,16 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Trained:
     if metadata.get("kind") != _KIND:
         raise DataError(f"{path}: weights that don't tell of which network; build it and use load_into")
     try:
-        spec = json.loads(metadata["network"])
-        people, about = json.loads(metadata["people"]), json.loads(metadata["about"])
+        spec, people, about = metadata["network"], list(metadata["people"]), dict(metadata["about"])
         name, classes, arguments = str(spec["name"]), spec["classes"], dict(spec["arguments"])
-        preprocessing = Preprocessing.from_json(metadata["preprocessing"], str(path))
+        preprocessing = Preprocessing.from_json(json.dumps(metadata["preprocessing"]), str(path))
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a whole description of a network ({error})") from error
     if name not in NETWORKS and not trust:
         raise ValueError(f"{path}: is for the network {name}, whose code runs only with trust=True (--trust)")
     with torch.random.fork_rng(devices=[]):
         network = build(name, classes, channels=preprocessing.channels, size=preprocessing.size, **arguments)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as it was trained
     load_into(network, state, str(path))
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
     return Trained(network.eval(), preprocessing, spec, people, head, about)
@@ -127,11 +127,11 @@ def _load_head(path: Path) -> nn.Module:
     try:
         classes, size = state["weight"].shape
         if metadata["kind"] == "LargeMarginCosine":
-            head: nn.Module = LargeMarginCosine(size, classes, float(metadata["scale"]), float(metadata["margin"]))
+            head: nn.Module = LargeMarginCosine(size, classes, metadata["scale"], metadata["margin"])
         else:
             head = nn.Linear(size, classes)
         head.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: not a head of a network ({error})") from error
     return head.eval()
 
@@ -160,7 +160,7 @@ def load_into(
     """
     if not isinstance(weights, dict):
         where = os.fspath(weights)
-        weights, _ = read_state_dict(weights)
+        weights = read_state_dict(weights)
     own = network.state_dict()
     name = getattr(network, "classifier_name", "")
     replaced = bool(name) and (fresh_classifier or getattr(network, name) is None)
