@@ -94,14 +94,15 @@ class Enough(Exception):
 class Turns:
     """Stands in for the progress bar of a run: times its steps, and bare steps in between."""
 
-    def __init__(self, bare: Bare, batch: int, steps: int, rounds: int, cuda: bool) -> None:
-        self.bare, self.batch, self.steps, self.rounds, self.cuda = bare, batch, steps, rounds, cuda
+    def __init__(self, bare: Bare, batch: int, total: int, steps: int, rounds: int, cuda: bool) -> None:
+        self.bare, self.batch, self.total, self.cuda = bare, batch, total, cuda
+        self.steps, self.rounds = steps, rounds
         self.loop_seconds: list[float] = []
         self.bare_seconds: list[float] = []
         self._since = 0.0
 
     def __call__(self, done: int, total: int | None) -> None:
-        if total is None or total % self.batch or done % self.batch:
+        if total != self.total:
             return  # images are being read
         step = done // self.batch
         if not self.cuda:
@@ -145,7 +146,8 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
     batch, rounds = (on_gpu if cuda else on_cpu), (4 if cuda else 1)
     total = _WARM + steps * rounds + 1
     each = -(-batch * 4 // _PEOPLE)
-    epochs = -(-total // (_PEOPLE * each // batch))
+    batches = _PEOPLE * each // batch
+    epochs = max(2, -(-total // batches))
     recipe = load_recipe("A", [
         "data.name=bench.training:Noise", f"data.color={'grey' if channels == 1 else 'RGB'}", "data.template=null",
         f"network.name={network}", f"network.arguments={json.dumps(arguments)}", f"batch.size={batch}",
@@ -154,7 +156,7 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
         "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
     ])  # fmt: skip
     faces: FaceDataset = Noise(_PEOPLE, each, channels, size)
-    turns = Turns(Bare(recipe, channels, size, device), batch, steps, rounds, cuda)
+    turns = Turns(Bare(recipe, channels, size, device), batch, epochs * batches * batch, steps, rounds, cuda)
     with tempfile.TemporaryDirectory() as folder:
         if disk:
             faces = _as_files(faces, Path(folder) / "images", grey=channels == 1)
