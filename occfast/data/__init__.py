@@ -8,12 +8,14 @@ Images are uint8 [C, H, W].  Where no folder is named it is looked for in the on
 from .align import TEMPLATES, Aligned, AlignedFaces, Alignment, Template, align_faces
 from .ar import AR, AR10P, Shot
 from .celeba import CelebA
+from .detect import Detected, DetectorSettings, detect_landmarks
 from .faces import EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
 from .folder import Folder, ImageFiles, ImageList
 from .images import read_image
 from .landmarks import LandmarkTable, read_landmarks, write_landmarks
 from .lfw import LFW
 from .npz import Npz
+from .open import open_dataset
 from .orl import ORL
 from .record_file import RecordFile, RecordWriter
 from .recordio import RecordIO
@@ -30,6 +32,8 @@ __all__ = [
     "AlignedFaces",
     "Alignment",
     "CelebA",
+    "Detected",
+    "DetectorSettings",
     "EncodedFaces",
     "Face",
     "FaceDataset",
@@ -49,6 +53,8 @@ __all__ = [
     "VerificationBin",
     "WithLandmarks",
     "align_faces",
+    "detect_landmarks",
+    "open_dataset",
     "read_image",
     "read_landmarks",
     "write_landmarks",

@@ -64,7 +64,7 @@ class _Shots:
         """How image k was taken."""
         return shot(int(self.numbers[k]))
 
-    def select(
+    def shots(
         self,
         *,
         occlusion: str | Sequence[str | None] | None = ("sunglasses", "scarf", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,11 +75,39 @@ class FaceDataset(ABC):
         """Images of each person, int64 [people]."""
         return self.labels.bincount(minlength=len(self.people))
 
+    def encoded(self, k: int) -> bytes | None:
+        """The stored image file of image k (JPEG, PNG, ...), to be copied without loss; None where there is none.
+
+        DataError where it can't be read.
+        """
+        return None
+
+    def place(self, k: int) -> str:
+        """Where image k is stored, for messages."""
+        return f"{type(self).__name__}, image {self.names[k]}"
+
     def landmarks_of(self, k: int) -> Tensor | None:
         """The landmarks of image k, float64 [5, 2], or None where unknown."""
         if self.landmarks is None or self.landmarks[k].isnan().any():
             return None
         return self.landmarks[k]
+
+    def select(
+        self, *, min_images: int = 1, people: Iterable[str] | None = None, exclude: Iterable[str] = ()
+    ) -> Subset:
+        """The images of some people.
+
+        Args:
+            min_images: leave out people with fewer images.
+            people: leave out all but these.
+            exclude: leave out these.
+
+        Raises:
+            ValueError: nobody is left.
+            DataError: names in ``people`` or ``exclude`` that are not in :attr:`people`.
+        """
+        names = [self.people[label] for label in self.labels.tolist()]
+        return Subset(self, keep(names, type(self).__name__, min_images, people, exclude))
 
     def _index(self, k: int) -> int:
         """``k`` counted from the front; IndexError beyond the end."""
@@ -88,7 +117,7 @@ class FaceDataset(ABC):
 
 
 class EncodedFaces(FaceDataset):
-    """A data set that keeps its images as files in an image format (JPEG, PNG, ...), on the disk or in an archive.
+    """A data set that keeps its images as files (JPEG, PNG, ...), on the disk or in an archive: :meth:`encoded`.
 
     Args:
         grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
@@ -97,17 +126,11 @@ class EncodedFaces(FaceDataset):
     def __init__(self, *, grey: bool | None = False) -> None:
         self.grey = grey
 
-    @abstractmethod
-    def encoded(self, k: int) -> bytes:
-        """The stored bytes of image k, to be copied without loss.  DataError where they can't be read."""
-
-    @abstractmethod
-    def place(self, k: int) -> str:
-        """Where image k is stored, for messages."""
-
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
-        image = decode(self.encoded(k), self.place(k), grey=self.grey)
+        content = self.encoded(k)
+        assert content is not None
+        image = decode(content, self.place(k), grey=self.grey)
         return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 
@@ -130,6 +153,12 @@ class Subset(FaceDataset):
         self.landmarks = None if dataset.landmarks is None else dataset.landmarks[self.indices]
         self.alignment = dataset.alignment
 
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(self.indices[k])
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(self.indices[k])
+
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
         face = self.dataset[self.indices[k]]
@@ -151,10 +180,42 @@ class WithLandmarks(FaceDataset):
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         self.alignment = dataset.alignment
 
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(k)
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(k)
+
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
         face = self.dataset[k]
         return Face(face.image, face.label, face.name, self.landmarks_of(k))
+
+
+def keep(
+    identities: Sequence[str],
+    where: str,
+    min_images: int = 1,
+    people: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> list[int]:
+    """Numbers of the images to keep, given whom each shows: see :meth:`FaceDataset.select`."""
+    if min_images < 1:
+        raise ValueError(f"min_images: expected at least 1, got {min_images}")
+    count = Counter(identities)
+    wanted, unwanted = None if people is None else set(people), set(exclude)
+    for asked, name in ((wanted or set(), "people"), (unwanted, "exclude")):
+        unknown = sorted(asked - count.keys())
+        if unknown:
+            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
+    kept = {
+        person
+        for person, images in count.items()
+        if images >= min_images and person not in unwanted and (wanted is None or person in wanted)
+    }
+    if count and not kept:
+        raise ValueError(f"{where}: expected people to be left, min_images = {min_images} leaves none of {len(count)}")
+    return [k for k, identity in enumerate(identities) if identity in kept]
 
 
 def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Tensor]:

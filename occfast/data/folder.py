@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from ..errors import DataError
-from .faces import EncodedFaces, number_people
+from ..files import read_json
+from .align import Alignment
+from .faces import EncodedFaces, keep, number_people
 from .images import SUFFIXES, read_bytes
 from .landmarks import LandmarkTable, read_landmarks
+
+#: What a folder's images are: how they were aligned and from what they were made.
+ABOUT = "about.json"
 
 
 class ImageFiles(EncodedFaces):
@@ -40,7 +45,7 @@ class ImageFiles(EncodedFaces):
     ) -> None:
         super().__init__(grey=grey)
         self.root = Path(root)
-        kept = _keep(identities, min_images, people, set(exclude), str(self.root))
+        kept = keep(identities, str(self.root), min_images, people, exclude)
         self.names = [names[k] for k in kept]
         self.people, self.labels = number_people([identities[k] for k in kept], str(self.root))
         if isinstance(landmarks, (str, Path)):
@@ -56,27 +61,6 @@ class ImageFiles(EncodedFaces):
 
     def place(self, k: int) -> str:
         return str(self.path(k))
-
-
-def _keep(
-    identities: Sequence[str], min_images: int, people: Iterable[str] | None, exclude: Collection[str], where: str
-) -> list[int]:
-    """Numbers of the images to keep."""
-    if min_images < 1:
-        raise ValueError(f"min_images: expected at least 1, got {min_images}")
-    count: dict[str, int] = {}
-    for identity in identities:
-        count[identity] = count.get(identity, 0) + 1
-    wanted = None if people is None else set(people)
-    for asked, name in ((wanted or set(), "people"), (exclude, "exclude")):
-        unknown = sorted(asked - count.keys())
-        if unknown:
-            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
-    return [
-        k
-        for k, identity in enumerate(identities)
-        if count[identity] >= min_images and identity not in exclude and (wanted is None or identity in wanted)
-    ]
 
 
 def find_images(root: Path) -> tuple[list[str], list[str]]:
@@ -101,6 +85,8 @@ def find_images(root: Path) -> tuple[list[str], list[str]]:
 
 class Folder(ImageFiles):
     """A folder with a folder of images for each identity: ``root/<identity>/<image>``, at any depth below it.
+
+    ``about.json`` in it, as ``occfast data convert`` writes it, tells how the images were aligned.
 
     Attributes:
         others: files that are not taken for images of people: other endings, or not in an identity's folder.
@@ -129,8 +115,9 @@ class Folder(ImageFiles):
         images, others = find_images(root)
         names = [name for name in images if "/" in name]
         self.others = sorted([*others, *(name for name in images if "/" not in name)])
-        if landmarks is None and (root / "landmarks.csv").is_file():
+        if landmarks is None and "landmarks.csv" in others:
             landmarks = root / "landmarks.csv"
+            self.others.remove("landmarks.csv")
         if not names:
             raise DataError(
                 f"{root}: expected folders of images, one a person, found none ({len(self.others)} other files)"
@@ -139,6 +126,9 @@ class Folder(ImageFiles):
             root, names, [name.split("/")[0] for name in names],
             landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
         )  # fmt: skip
+        if ABOUT in self.others:
+            self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
+            self.others.remove(ABOUT)
 
 
 class ImageList(ImageFiles):

@@ -82,6 +82,18 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
     return image.convert(mode)
 
 
+def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
+    """Format ("JPEG"), (height, width) as stored and Pillow mode ("RGB") of an image file, from its first bytes.
+
+    DataError where it is none.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return str(image.format), (image.size[1], image.size[0]), image.mode
+    except Exception as error:  # as in decode
+        raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file; DataError with the reason where it can't be read."""
     try:

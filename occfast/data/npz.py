@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import DataError
 from .align import Alignment
 from .faces import EncodedFaces, Face, number_people
-from .images import decode, recolor
+from .images import recolor
 
 #: A compressed array of more bytes is refused: it would have to be held in memory.
 MAX_COMPRESSED = 4 << 30
@@ -127,28 +127,22 @@ class Npz(EncodedFaces):
             people = [texts[int(label)] for label in stored]
         return people, torch.from_numpy(numbers.astype(np.int64))
 
-    @property
-    def stored_encoded(self) -> bool:
-        """Whether the file has image files rather than pixels."""
-        return "images" not in self._arrays
-
     def place(self, k: int) -> str:
         return f"{self.path}, image {k}"
 
-    def encoded(self, k: int) -> bytes:
-        if not self.stored_encoded:
-            raise DataError(f"{self.place(k)}: expected an image file, the archive has pixels")
+    def encoded(self, k: int) -> bytes | None:
+        if "images" in self._arrays:
+            return None
         begin, end = (int(v) for v in self._arrays["offsets"][k : k + 2])
         return self._arrays["encoded"][begin:end].tobytes()
 
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
-        if self.stored_encoded:
-            image = decode(self.encoded(k), self.place(k), grey=self.grey)
-        else:
-            pixels = torch.from_numpy(np.array(self._arrays["images"][k]))
-            image = pixels[None] if pixels.ndim == 2 else pixels if self._planes else pixels.permute(2, 0, 1)
-            image = recolor(image, self.grey)
+        if "images" not in self._arrays:
+            return super().__getitem__(k)
+        pixels = torch.from_numpy(np.array(self._arrays["images"][k]))
+        image = pixels[None] if pixels.ndim == 2 else pixels if self._planes else pixels.permute(2, 0, 1)
+        image = recolor(image, self.grey)
         return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 

@@ -1,14 +1,14 @@
 """RecordIO files, as dmlc-core defines them and mxnet fills them; mxnet is not needed.
 
-A record is the word :data:`MAGIC`, a word with 3 bits of continuation flag above 29 bits of length, the data, and
-zeros up to a multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, it is left out and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
+A record is the word :data:`MAGIC`, a word with 3 bits of flag above 29 bits of length, the data, and zeros up to a
+multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, that word is left out
+and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
 
 mxnet's data begin with a header of flag, label, two numbers (24 bytes); with flag > 0 so many labels follow.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import struct
@@ -96,7 +96,7 @@ class RecordFile:
     Args:
         path: the file.
         index: its ``.idx``: a line a record with key and offset; None: the file of that name beside it or, where there
-            is none, what a walk through the file finds, with keys 0, 1, 2, ...
+            is none, what a walk through the file finds, with keys 0, 1, 2, ...; or (keys, offsets) themselves.
 
     Attributes:
         keys, offsets: of the records, int64 [N], in the order of the index.
@@ -105,7 +105,7 @@ class RecordFile:
         DataError: with the offset: not RecordIO, truncated, or not what the index says.
     """
 
-    def __init__(self, path: str | Path, index: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, index: str | Path | tuple[Any, Any] | None = None) -> None:
         self.path = Path(path)
         self._map: mmap.mmap | None = None
         try:
@@ -113,7 +113,9 @@ class RecordFile:
         except OSError as error:
             raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
         beside = self.path.with_suffix(".idx")
-        if index is None and not beside.is_file():
+        if isinstance(index, tuple):
+            self.keys, self.offsets = (np.array(values, np.int64) for values in index)
+        elif index is None and not beside.is_file():
             self.offsets = np.array([offset for offset, _ in self.walk()], dtype=np.int64)
             self.keys = np.arange(len(self.offsets))
         else:
@@ -276,6 +278,7 @@ class RecordWriter:
 
     Attributes:
         keys: of the records written so far.
+        begun: the records that were there when it began.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
@@ -293,11 +296,11 @@ class RecordWriter:
         self._lines = self._parts[1].open("wb")
         self._lines.writelines(b"%d\t%d\n" % entry[:2] for entry in entries)
         self._known = set(self.keys)
+        self.begun = RecordFile(self._parts[0], (self.keys, [offset for _, offset, _ in entries]))
 
     def _whole(self) -> list[tuple[int, int, int]]:
         """(key, offset, end) of the records that are whole and in both files."""
-        file = RecordFile.__new__(RecordFile)
-        file.path, file._map, file.size = self._parts[0], None, self._parts[0].stat().st_size
+        file = RecordFile(self._parts[0], ([], []))
         entries: list[tuple[int, int, int]] = []
         lines = self._parts[1].read_bytes().split(b"\n")[:-1]  # what follows the last line end is not whole
         for line in lines:
@@ -352,14 +355,3 @@ class RecordWriter:
             self._flush()
             self._file.close()
             self._lines.close()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; DataError where the file has none."""
-    try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

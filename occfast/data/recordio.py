@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from ..files import read_json
 from .align import Alignment
 from .faces import EncodedFaces
 from .folder import read_list
 from .images import read_bytes
 from .landmarks import read_landmarks
-from .record_file import Header, RecordFile, read_json
+from .record_file import Header, RecordFile
 
 _WHOLE = 1 << 24  # whole numbers beyond are not exact in float32
 
