@@ -1,7 +1,7 @@
 """Everything that only a GPU can tell, in one command: ``make gpu-check``.
 
 Runs the CUDA tests, compute-sanitizer over them, the card's own ceilings, every kernel against its
-floor, and the dense sweep against plain PyTorch; writes one JSON and prints one table.  Settings of the
+floor, the dense sweep against plain PyTorch, and training; writes one JSON and prints one table.  Settings of the
 card are read, never changed.  ``--device cpu`` is a dry run of the timing parts with small workloads.
 
 A kernel's floor is the time that the card's measured copy bandwidth needs for the bytes that the op must
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from occfast.native import build, ops
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tests", "sanitizer", "ceilings", "kernels", "sweep")
+PARTS = ("tests", "sanitizer", "ceilings", "kernels", "sweep", "training")
 Clock = Callable[[Callable[[], Any]], float]
 
 
@@ -385,6 +385,17 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
+# -- training ------------------------------------------------------------------------------------------
+
+
+def training(device: str) -> dict[str, Any]:
+    """What the training loop costs beyond the network's own step, and the batch triplet loss: see bench/training.py."""
+    from bench.training import measure
+
+    small = device == "cpu"
+    return measure(device, ["dry run"] if small else ["paper", "resnet18"], 2 if small else 40, 1 if small else 5)
+
+
 # -- report --------------------------------------------------------------------------------------------
 
 
@@ -422,6 +433,10 @@ def table(result: dict[str, Any]) -> str:
         plain, ours = row["pytorch_positions_per_s"], row["occfast_positions_per_s"]
         lines.append(f"dense sweep {row['network']} {row['dtype']} batch {row['batch']}: PyTorch {plain:,.0f}, "
                      f"occfast {ours:,.0f} positions/s ({ours / plain:.2f}x)")  # fmt: skip
+    if found := result.get("training"):
+        from bench.training import table as rows_of_training
+
+        lines.append(rows_of_training(found))
     lines.append(f"{result['seconds']:.0f} s in all")
     return "\n".join(lines)
 
@@ -434,6 +449,7 @@ def check(device: str, skip: set[str], clock: Clock, budget: float = 450.0) -> d
         "ceilings": lambda: ceilings(device, clock),
         "kernels": lambda: time_kernels(device, clock, copy_rate()),
         "sweep": lambda: dense_sweep(device, clock),
+        "training": lambda: training(device),
         # Last, with what time is left: the sanitizer may take as long as it likes.
         "tests": lambda: run_tests(max(30.0, min(180.0, left()))),
         "sanitizer": lambda: run_sanitizer(max(60.0, left())),

@@ -25,7 +25,10 @@ def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_check.main(["--device", "cpu", "--skip", "tests,kernel"])
     assert stopped.value.code == 2
-    assert "expected parts among tests, sanitizer, ceilings, kernels, sweep, got kernel" in capsys.readouterr().err
+    assert (
+        "expected parts among tests, sanitizer, ceilings, kernels, sweep, training, got kernel"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_dry_run_writes_every_row(tmp_path, capsys):
@@ -51,6 +54,8 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
     assert any("twin_seconds" in row for row in result["kernels"])
     assert result["sweep"][0]["occfast_positions_per_s"] == pytest.approx(8 / 2e-3)
     assert len(calls) == 4 + sum(1 + ("twin_seconds" in row) for row in result["kernels"]) + 2
+    assert [row["steps"] for row in result["training"]["loop"]] == [2, 2]
+    assert result["training"]["triplets"][0]["ratio"] > 0
     printed = capsys.readouterr().out
     assert "paint_occluders" in printed and "dense sweep W1" in printed and str(output) in printed
 
@@ -58,7 +63,7 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
 def test_an_error_in_one_part_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "dense_sweep", lambda *_: 1 / 0)
     output = tmp_path / "result.json"
-    arguments = ["--device", "cpu", "--skip", "kernels", "--output", str(output)]
+    arguments = ["--device", "cpu", "--skip", "kernels,training", "--output", str(output)]
     assert gpu_check.main(arguments, lambda function: 1.0) == 1
     result = json.loads(output.read_text())
     assert "division" in result["errors"]["sweep"] and result["ceilings"]["fp32_flop_per_s"] == 2 * 256**3
