@@ -57,10 +57,10 @@ class ImageFiles(EncodedFaces):
         return self.root / self.names[k]
 
     def encoded(self, k: int) -> bytes:
-        return read_bytes(self.path(k))
+        return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
-        return str(self.path(k))
+        return f"{self.root}/{self.names[k]}"
 
 
 def find_images(root: Path) -> tuple[list[str], list[str]]:

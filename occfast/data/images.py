@@ -94,17 +94,18 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
         raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """The content of a file; DataError with the reason where it can't be read."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:  # noqa: PTH123 - half the time of Path.read_bytes
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def read_image(path: str | Path, *, grey: bool | None = False) -> Tensor:
     """An image file as uint8 [3, H, W] or, with ``grey``, [1, H, W]: see :func:`decode`."""
-    return decode(read_bytes(Path(path)), str(path), grey=grey)
+    return decode(read_bytes(path), str(path), grey=grey)
 
 
 def to_grey(images: Tensor) -> Tensor:
