@@ -23,6 +23,7 @@ from occfast.data import (
     Folder,
     ImageList,
     Subset,
+    matlab,
     open_dataset,
     read_image,
     read_landmarks,
@@ -31,6 +32,7 @@ from occfast.data import (
 from occfast.data.ar import Shot, shot
 from occfast.data.celeba import read_exclusions
 from occfast.data.lfw import read_people
+from occfast.data.matlab import read_mat
 
 from .pictures import encode, pixels, write_faces
 
@@ -302,11 +304,51 @@ def test_ar10p_file(tmp_path: Path) -> None:
         scipy.io.savemat(path, content)
         with pytest.raises(DataError, match=message):
             AR10P(path)
-    path.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
-    with pytest.raises(DataError, match="not a readable MATLAB file"):
-        AR10P(path)
     with pytest.raises(DataError, match="can't be read"):
         AR10P(tmp_path / "none.mat")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_files_as_scipy_reads_them(tmp_path: Path, compressed: bool) -> None:
+    random = np.random.default_rng(0)
+    values = {
+        "one": random.random((3, 4)), "small": np.arange(6.0).reshape(2, 3), "x": np.uint8([[7]]), "empty": np.zeros((0, 3)),
+        "deep": random.integers(-9, 9, (2, 3, 4), np.int16), "wide": np.int64([[2**40]]), "single": np.float32([[0.5]]),
+        "a_text": "not a number", "a_cell": np.array([[1, "x"]], object), "turned": np.array([[1j]]),
+    }  # fmt: skip
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, values, do_compression=compressed)
+    theirs, ours = scipy.io.loadmat(path), read_mat(path)
+    assert set(ours) == set(values) - {"a_text", "a_cell", "turned"}
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype and np.array_equal(array, theirs[name])
+    content = path.read_bytes()
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        try:
+            assert set(read_mat(path)) < set(ours)  # cut between two variables
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+def test_damaged_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"x": np.zeros((99, 99))}, do_compression=True)
+    content = path.read_bytes()
+    for damaged, message in (
+        (b"MATLAB 5.0 MAT-file" * 20, "expected the header of a MATLAB 5 file"),
+        (content[:136] + b"xxxx" + content[140:], "offset 128: damaged"),
+        (content[:-4], "truncated: the element at offset 128 needs"),
+        (content + b"\0", "truncated: expected an element of 8 bytes or more at offset"),
+        (content[:128] + b"\x02\0\x05\0abcd", "at most 4 bytes in the small element at offset 128, got 5"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=message):
+            read_mat(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(matlab, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed"):
+        read_mat(path)
 
 
 def test_tables_of_landmarks(tmp_path: Path) -> None:

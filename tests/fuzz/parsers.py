@@ -110,10 +110,10 @@ def _npz(save: Callable[..., None]) -> bytes:
     return out.getvalue()
 
 
-def _mat() -> bytes:
+def _mat(compressed: bool) -> bytes:
     out = io.BytesIO()
     rows = np.zeros((13, 2400), np.uint8)
-    scipy.io.savemat(out, {"X": rows, "Y": np.ones((13, 1))}, do_compression=True)
+    scipy.io.savemat(out, {"X": rows, "Y": np.ones((13, 1))}, do_compression=compressed)
     return out.getvalue()
 
 
@@ -136,7 +136,7 @@ def targets() -> dict[str, Target]:
             _at("a.bin", lambda path: _use(VerificationBin(path))),
         ),
         "npz": Target([_npz(np.savez), _npz(np.savez_compressed)], _at("a.npz", lambda path: _use(Npz(path)))),
-        "mat": Target([_mat()], _at("a.mat", AR10P)),
+        "mat": Target([_mat(True), _mat(False)], _at("a.mat", AR10P)),
         "landmarks": Target(
             [(_TABLE + "a.jpg,7" + ",1.5" * 10 + "\r\n" + '"b,c",8' + "," * 10 + "\n").encode()],
             _at("a.csv", read_landmarks),
