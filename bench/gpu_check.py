@@ -515,8 +515,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"exact sweep {row['network']} {row['occluder']}: {row['positions_per_s']:,.0f} positions/s, "
                      f"{ratio:.2f}x the dense PyTorch sweep ({row['predicted']:.1f}x less work)")  # fmt: skip
     for row in result.get("triplet", []):
+        of_products = row["seconds"] / row["products_seconds"]
         lines.append(f"batch triplet loss {row['mining']}, B {row['batch']}, D {row['dim']}: "
-                     f"{row['seconds'] * 1e3:.2f} ms, {row['seconds'] / row['products_seconds']:.1f}x its matrix products")  # fmt: skip
+                     f"{row['seconds'] * 1e3:.2f} ms, {of_products:.1f}x its matrix products")  # fmt: skip
     if row := result.get("identify"):
         lines.append(f"identify {row['probes']} probes, {row['faces']} faces: {row['seconds'] * 1e3:.1f} ms, "
                      f"{row['of_matrix_rate']:.0%} of the fp32 matrix rate")  # fmt: skip
