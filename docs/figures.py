@@ -208,6 +208,40 @@ def pdsn() -> None:
     save(figure, "pdsn.png")
 
 
+def alignment() -> None:
+    """A photograph and the same turned: what the templates make of both."""
+    from PIL import Image
+    from skimage import data
+
+    from occfast.data import TEMPLATES, align_faces
+    from occfast.data.align import warp
+
+    photograph = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)
+    # Found by MTCNN.
+    landmarks = torch.tensor(
+        [(102.25, 206.25), (105.25, 248.75), (130.75, 226.25), (140.75, 202.75), (144.25, 246.25)]
+    ).double()
+    figure = Figure(figsize=(9.6, 4.3), layout="constrained")
+    rows = figure.subplots(2, 1 + len(TEMPLATES))
+    for axes, (angle, scale) in zip(rows, ((0.0, 1.0), (0.4, 0.8)), strict=True):
+        sine, cosine = (float(f(torch.tensor(angle))) * scale for f in (torch.sin, torch.cos))
+        turn = torch.tensor([[cosine, sine], [-sine, cosine]]).double()
+        shift = torch.tensor([130.0, 226.0]).double() - turn @ torch.tensor([110.0, 110.0]).double()
+        image = warp(photograph, torch.cat([turn, shift[:, None]], 1), (220, 220))
+        points = torch.linalg.solve(turn, (landmarks - shift).T).T
+        shown = [("photograph", image, points)]
+        for name in TEMPLATES:
+            aligned = align_faces(image[None], points[None], name, grey=name == "paper-100")
+            shown.append((name, aligned.images[0], aligned.landmarks[0]))
+        for ax, (name, picture, five) in zip(axes, shown, strict=True):
+            ax.imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            ax.plot(five[:, 1], five[:, 0], "o", color="#ff7d00", markersize=3)
+            ax.set_title(name, fontsize=10)
+            ax.set_axis_off()
+    save(figure, "alignment.png")
+    Image.open(IMAGES / "alignment.png").convert("RGB").quantize(128).save(IMAGES / "alignment.png", optimize=True)
+
+
 if __name__ == "__main__":
     figures = {
         "occluders": occluders,
@@ -216,6 +250,7 @@ if __name__ == "__main__":
         "demo": demo,
         "triplet": triplet,
         "pdsn": pdsn,
+        "alignment": alignment,
     }
     for name in sys.argv[1:] or figures:
         figures[name]()
