@@ -48,7 +48,8 @@ class RecordIO(EncodedFaces):
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
         self.property = read_property(self.path.with_name("property"))
-        self._records, labels = self._images()
+        self._records, self._labels = self._images()
+        labels = self._labels
         self.keys = self.file.keys[self._records]
         wrong = np.flatnonzero((labels != np.floor(labels)) | (labels < 0) | (labels >= _WHOLE))
         if len(wrong):
@@ -130,11 +131,10 @@ class RecordIO(EncodedFaces):
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
-        header, content = self.file.header(int(self._records[k]))
-        if header.labels[0] != self._stored[int(self.labels[k])]:
+        label, content = self.file.labelled(int(self._records[k]))
+        if label != self._labels[k]:
             raise DataError(
-                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, "
-                f"got {header.labels[0]}"
+                f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
 
