@@ -183,6 +183,11 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def is_count(cell: str) -> bool:
+    """Whether a cell is a whole number of at most nine digits."""
+    return cell.isascii() and cell.isdecimal() and len(cell) < 10
+
+
 def read_list(path: Path) -> tuple[list[str], list[str]]:
     """Names and identities of a list file or ``.lst``: see :class:`ImageList`."""
     seen: dict[str, int] = {}

@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..files import read_json
 from .align import Alignment
 from .faces import EncodedFaces
-from .folder import read_list
+from .folder import is_count, read_list
 from .images import read_bytes
 from .landmarks import read_landmarks
 from .record_file import Header, RecordFile
@@ -155,8 +155,8 @@ def read_property(path: Path) -> tuple[int, int, int] | None:
     """(identities, height, width) of insightface's file ``property``; None where there is none."""
     if not path.is_file():
         return None
-    cells = read_bytes(path).decode("ascii", "replace").strip().split(",")
-    if len(cells) != 3 or not all(cell.strip().isdecimal() and len(cell) < 12 for cell in cells):
+    cells = [cell.strip() for cell in read_bytes(path).decode("ascii", "replace").split(",")]
+    if len(cells) != 3 or not all(map(is_count, cells)):
         raise DataError(f"{path}: expected identities,height,width, got {','.join(cells)[:60]!r}")
     identities, height, width = (int(cell) for cell in cells)
     return identities, height, width

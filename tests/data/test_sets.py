@@ -30,9 +30,9 @@ from occfast.data import (
     write_landmarks,
 )
 from occfast.data.ar import Shot, shot
-from occfast.data.celeba import read_exclusions
 from occfast.data.lfw import read_people
 from occfast.data.matlab import read_mat
+from occfast.data.overlap import read_exclude
 
 from .pictures import encode, pixels, write_faces
 
@@ -217,7 +217,9 @@ def test_lists_of_people(tmp_path: Path) -> None:
         ("2\nAnn 1\nAnn 1\n", "line 3: expected a new name"),
         ("1\nAnn one\n", "line 2: expected a new name and a number"),
         ("3\n1\nAnn 1\n", "expected 3 folds, each with its number of people, found 1"),
-        ("99999999999999999999\n1\n", "expected 9+ folds|found 0|after line"),
+        ("9" * 5000 + "\n1\n", "line 1: expected the number of folds"),
+        ("2\n\x1f7\nAnn 1\n", "expected 7 people after line 2, found 1"),
+        ("2\n١\nAnn 1\n", "expected 2 people|line 2: expected"),  # a digit that is none of ASCII's
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -244,8 +246,6 @@ def test_celeba(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("000001.jpg 7\n000001.jpg 8\n")
     with pytest.raises(DataError, match=r"line 2: image '000001\.jpg' is there already"):
         CelebA(tmp_path, table=tmp_path / "ids.txt")
-    (tmp_path / "no.csv").write_text("identity\n7\n")
-    assert read_exclusions(tmp_path / "no.csv") == ["7"]
 
 
 def test_shots_are_numbered_as_ar_does() -> None:
@@ -409,7 +409,7 @@ def test_the_real_celeba() -> None:
     contract(celeba)
     assert (len(celeba.people), len(celeba)) == (299, 6225)
     assert [len(CelebA(min_images=n).people) for n in (10, 20)] == [253, 199]
-    excluded = read_exclusions(celeba.root.parent / "exclude_for_lfw.csv")
+    excluded = read_exclude(celeba.root.parent / "exclude_for_lfw.csv")
     assert len(CelebA(exclude=excluded).people) == 299 - len(excluded) == 292
 
 
