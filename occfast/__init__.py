@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "backend",
     "data",
+    "evaluate",
     "models",
     "occlusion_map",
     "pdsn",

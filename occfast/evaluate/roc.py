@@ -269,6 +269,10 @@ def roc_of(same: Floats, different: Floats) -> Roc:
     x_at = len(different) - np.searchsorted(different, u, side="left")
     x_above = len(different) - np.searchsorted(different, u, side="right")
     u, y_at, x_at, x_above = u[::-1], y_at[::-1], x_at[::-1], x_above[::-1]
+    # Groups inside a steep run, which nobody of the other kind divides, are no corners: less to build the curve from.
+    steep = (x_above == x_at) & (x_at == np.r_[0, x_at[:-1]])
+    corner = ~(steep & np.r_[steep[1:], False])
+    u, y_at, x_at, x_above = u[corner], y_at[corner], x_at[corner], x_above[corner]
     y_above = np.r_[0, y_at[:-1]]
     # Corners: before each group (at the end of the level run), after each group, and the end.
     x = np.empty(2 * len(u) + 2, np.int64)

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from occfast import DataError
 from occfast.data import AR, AR10P, LFW, Folder
 from occfast.data.occlusions import Band, Block
+from occfast.data.overlap import read_exclude
 from occfast.evaluate import (
     PairProtocol,
     ar,
@@ -302,6 +305,17 @@ def test_score_files(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError, match=message):
             read_scores(path)
+
+
+@given(st.one_of(st.binary(max_size=150), st.lists(st.sampled_from(["score", "same", "fold", "1", "0", "0.5", "nan", ",", ";", "\n", '"', "x"])).map(lambda p: "".join(p).encode())))  # fmt: skip
+def test_any_bytes_are_scores_people_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz", numbered=True) / "file.csv"
+    for start, read in ((b"score,same\n", read_scores), (b"", read_scores), (b"person\n", read_exclude)):
+        path.write_bytes(start + content)
+        try:
+            read(path)
+        except DataError as error:
+            assert "file.csv" in str(error)
 
 
 class Done(NamedTuple):
