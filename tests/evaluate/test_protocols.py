@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,6 +189,20 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     assert report["first 1 against the rest", "big"].result.ranks == search.judge(clean, big).ranks
     both = compare(pairs, model, faces, PRE, covers, cover="both", **OFF)
     assert both["pairs", "big"].result.auc == pairs.judge(big, big).auc != expected.auc
+
+
+def test_intervals_over_people_in_the_report() -> None:
+    faces, model = Squares(people=12), Projection()
+    protocol = pairs_of(faces)
+    covers = {"big": Block((20, 16), (12.0, 10.0), fill="noise")}
+    with pytest.raises(ValueError, match="resamples: expected 0 for pairs: who is on its images is not known"):
+        compare(protocol, model, faces, PRE, resamples=50, **OFF)
+    protocol = replace(protocol, people=faces.labels[protocol.index])
+    report = compare([protocol, first_against_rest(faces)], model, faces, PRE, covers, resamples=50, **OFF)
+    row = report["pairs", "big"]
+    auc = row.result.people["auc"]
+    assert row.shown("AUC") == f"{100 * row.result.auc:.2f} [{100 * auc.low:.2f}, {100 * auc.high:.2f}]"
+    assert "bootstrap over people" in report.note("pairs") and "tar@0.01" in row.as_dict()["people"]
 
 
 def test_report_is_written_in_every_form(tmp_path: Path) -> None:
