@@ -179,7 +179,7 @@ class LogPart:
 
     every: int = 20
     tensorboard: bool = True
-    checkpoint: int = 500
+    checkpoint: int = 200
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Recipe:
         stage: "classify" (tell the people of the training set apart) or "embed" (features for comparing anybody).
         seed: of the weights, the split, the order of the images and all augmentation.
         epochs: passes through the training images at most.
-        start: weights to start from, ``.safetensors`` or ``.pt``; None: new ones.
+        start: weights to start from, ``.safetensors`` (and the head beside it) or ``.pt``; None: new ones.
         fresh_classifier: with ``start``: the people are others, begin with a new classifier.
         device: "auto", "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16".

@@ -31,7 +31,7 @@ from .log import Log
 from .objective import Classify, Embed, Objective
 from .recipe import DataPart, Recipe, ValidationPart, load, to_yaml
 from .validate import Validation
-from .weights import Trained, load_into
+from .weights import Trained, load_head, load_into
 
 CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
 #: Data sets by the names that recipes use.
@@ -228,12 +228,14 @@ class _Session:
             (image.shape[1], image.shape[2]), recipe.data.color, recipe.data.mean, recipe.data.std, _alignment(faces)
         )
         network, self.spec = _network(recipe, len(self.people), self.preprocessing)
-        if recipe.start is not None:
-            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
         objective = _objective(
             recipe, network, self.spec["classes"] is not None, len(self.people), self.preprocessing,
             self.accelerator.num_processes,
         )  # fmt: skip
+        if recipe.start is not None and found is None:
+            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
+            if objective.head is not None and not recipe.fresh_classifier:
+                load_head(objective.head, recipe.start)
         jitter = Jitter(**recipe.jitter)
         augment = Augment(
             self.preprocessing,
@@ -260,12 +262,14 @@ class _Session:
             )
         self.best: float | None = None
         self.best_epoch: int | None = None
+        self.latest: float | None = None
         self.stale, self.stopped, self.seconds = 0, "", 0.0
         self.meter = _Meter(self.accelerator.device)
         if found is not None:
             tensors, values = found
             self.engine.load_state(tensors, values)
             self.best, self.best_epoch, self.stale = values["best"], values["best_epoch"], values["stale"]
+            self.latest = values["latest"]
             self.stopped = values["stopped"]
             self.meter.load(values["meter"])
         self.log: Log | None = None
@@ -342,6 +346,7 @@ class _Session:
         if self.validation is None:
             return
         found = self.validation.judge(self.engine)
+        self.latest = found.value
         better = self.best is None or found.value > self.best + self.recipe.validation.min_gain
         if better:
             self.best, self.best_epoch, self.stale = found.value, epoch, 0
@@ -356,8 +361,9 @@ class _Session:
     def _checkpoint(self) -> None:
         tensors, values = self.engine.state()
         values |= {
-            "best": self.best, "best_epoch": self.best_epoch, "stale": self.stale, "meter": self.meter.state(),
-            "stopped": self.stopped if self.stopped == "early" else "", "recipe": to_yaml(self.recipe),
+            "best": self.best, "best_epoch": self.best_epoch, "latest": self.latest, "stale": self.stale,
+            "meter": self.meter.state(), "stopped": self.stopped if self.stopped == "early" else "",
+            "recipe": to_yaml(self.recipe),
         }  # fmt: skip
         if self.main:
             save_checkpoint(self.output / CHECKPOINT, tensors, values)
@@ -370,7 +376,7 @@ class _Session:
         about = {
             "stage": self.recipe.stage, "loss": self.recipe.loss.name, "step": self.engine.step,
             "epoch": self.engine.epoch, "head": objective.head is not None,
-            "validation": {self.validation.metric: self.best} if self.validation is not None else {},
+            "validation": {self.validation.metric: self.latest} if self.validation is not None else {},
         }  # fmt: skip
         people = self.people if isinstance(objective, Classify) else []
         Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(

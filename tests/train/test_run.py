@@ -105,6 +105,26 @@ def test_validation_is_the_accuracy_on_the_images_kept_out(tmp_path: Path) -> No
     assert len(rest) == 48 and len(held) == 12 and not set(rest.tolist()) & set(held.tolist())
 
 
+def test_starting_from_weights(tmp_path: Path) -> None:
+    margin = "loss.name=large_margin_cosine"
+    first = train(recipe("classify", margin), tmp_path / "first", show=False)
+    start = f"start={first.weights}"
+    on = train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", show=False)
+    # The network and its head are those that the first run had at its best.
+    assert read_rows(tmp_path / "on" / "validations.csv")[0] == {"step": 0, "epoch": 0, "accuracy": first.best}
+    with pytest.raises(ValueError, match=r"best-head.safetensors: don't fit the network: weight has shape \[6, 24\]"):
+        train(recipe("classify", margin, start), tmp_path / "five", faces=Patterns(people=5), show=False)
+    fresh = recipe("classify", margin, start, "fresh_classifier=true")
+    assert train(fresh, tmp_path / "five", faces=Patterns(people=5), show=False).steps == 9
+    # A run goes on where what it was started from is gone.
+    Path(first.weights).unlink()
+    assert (
+        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, show=False).best == on.best
+    )
+    embedded = train(recipe("embed", f"start={on.weights}"), tmp_path / "embed", show=False)
+    assert load_network(embedded.weights, trust=True).head is None
+
+
 def test_splits() -> None:
     faces = Patterns(people=6, each=5)
     uneven = Subset(faces, [0, 1, 2, 3, 4, 5, 10, 11, 15, 16, 17, 20, 25])
