@@ -243,6 +243,8 @@ class _Session:
             occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
         )
         part = recipe.batch
+        if part.size > len(rest):
+            raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
         plan: Plan = Shuffled(len(rest), part.size)
         if part.images_each:
             plan = Hands(labels, part.size // part.images_each, part.images_each, recipe.seed)
@@ -475,7 +477,7 @@ def _interrupts(wanted: bool) -> Iterator[Any]:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 __all__ = ["Result", "open_data", "split", "train"]

@@ -235,7 +235,8 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_sample_ids_never_repeat() -> None:
     faces = Patterns()
-    for plan in (Shuffled(60, 12), Hands(faces.labels, 3, 4, seed=1)):
+    single = torch.arange(30)  # everybody once: hands are made of repeats
+    for plan in (Shuffled(60, 12), Hands(faces.labels, 3, 4, seed=1), Hands(single, 5, 8, seed=1)):
         random = torch.Generator().manual_seed(0)
         ids = torch.cat([plan.epoch(number, random)[1].flatten() for number in range(5)])
         assert len(ids.unique()) == len(ids)
@@ -318,6 +319,7 @@ def test_unknown_data_and_networks(tmp_path: Path) -> None:
         ("network.name=resnet19", "network: expected one of paper, resnet18, .* or module:function, got 'resnet19'"),
         ("network.arguments={depth: 1}", "network: tests.train.tiny:Net takes no argument depth"),
         ("start=nowhere.pt", "there is no file nowhere.pt"),
+        ("batch.size=49", "batch.size: expected at most 48, the images to train on, got 49"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(recipe("classify", change), tmp_path / "run", show=False)
