@@ -15,10 +15,10 @@ from occfast.train import load_network, train
 from occfast.train.augment import Augment, locations, occluder_of
 from occfast.train.batches import Hands, InMemory, Shuffled
 from occfast.train.engine import Engine, NotFinite, Rule, accelerator
+from occfast.train.faces import split
 from occfast.train.log import read_rows
 from occfast.train.objective import Classify
 from occfast.train.recipe import OccluderPart, ValidationPart
-from occfast.train.session import split
 from tests.train.tiny import SIZE, Net, Patterns, recipe
 
 
