@@ -58,7 +58,7 @@ class ValidationPart:
         share: of the images (or people) kept out of training, drawn at random; 0: no validation.
         by: "images": the same people on other images; "people": other people.
         metric: "accuracy" (share of images put down to the right person), "verification" (accuracy over pairs, ten
-            folds) or ``module:function``, see :func:`occfast.train.validate.judge`; None: the stage's.
+            folds) or ``module:function`` (a ``Metric`` of :mod:`occfast.train.validate`); None: the stage's.
         pairs: pairs at most that "verification" compares, half of them of one person.
         every: epochs between validations.
         patience: stop after so many validations without a new best, in which the network stagnates or declines;
