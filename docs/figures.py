@@ -220,6 +220,40 @@ def intervals() -> None:
     save(figure, "intervals.png")
 
 
+def training() -> None:
+    """The curves of finished runs (docs/training.md says how they were made), and what the last stage did to the score
+    distributions of people that none of them was trained on."""
+    import json
+
+    from occfast.train.log import read_rows
+
+    runs = Path("runs")
+    names = {"A": "#444444", "A20x40": "#ff7d00", "C": "#b5367a"}
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for ax, (name, colour) in zip(axes[0], names.items(), strict=True):
+        steps, validations = read_rows(runs / name / "steps.csv"), read_rows(runs / name / "validations.csv")
+        ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
+        ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
+        axes[1, 0].plot(
+            [r["step"] / steps[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
+            ".-", color=colour, label=name,
+        )  # fmt: skip
+    axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
+    axes[1, 0].legend(frameon=False)
+    scores = [json.loads(line) for line in (runs / "C" / "scores.jsonl").read_text().splitlines()]
+    for ax, one, title in ((axes[1, 1], scores[0], "before C"), (axes[1, 2], scores[-1], "after C")):
+        for kind, colour in (("positive", "tab:green"), ("negative", "tab:red")):
+            share = torch.tensor(one[kind], dtype=torch.float64)
+            label = {"positive": "one person", "negative": "two people"}[kind]
+            ax.stairs(share / share.sum(), one["edges"], fill=True, alpha=0.4, color=colour, label=label)
+        ax.set(title=f"{title}: d′ = {one['decidability']:.2f}", xlabel="squared distance", yticks=[])
+    axes[1, 2].legend(frameon=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    save(figure, "training.png")
+
+
 def pdsn() -> None:
     """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
     finished ``occfast pdsn experiment --small -o pdsn``."""
@@ -299,6 +333,7 @@ if __name__ == "__main__":
         "rectangles": rectangles,
         "demo": demo,
         "triplet": triplet,
+        "training": training,
         "pdsn": pdsn,
         "alignment": alignment,
     }
