@@ -9,19 +9,21 @@ from contextlib import contextmanager
 
 #: Called with (done, total or None).
 Report = Callable[[int, "int | None"], None]
+#: What :func:`progress` yields: it takes a note to show beside that, too.
+Shown = Callable[..., None]
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def progress(title: str, unit: str, show: bool | Report) -> Iterator[Report]:
-    """Yields a function to call with (done, total or None); ``show`` False hides it, a function replaces it.
+def progress(title: str, unit: str, show: bool | Report) -> Iterator[Shown]:
+    """Yields a function to call with (done, total or None) and, where there is one, a short note; ``show`` False hides it, a function replaces it.
 
     On a terminal: a bar with the rate (``unit`` a second) and the time left, on the standard error.
     """
     if callable(show):
-        yield show
+        yield lambda done, total, note="": show(done, total)
     elif not show:
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
     elif sys.stderr.isatty():
         with _bar(title, unit) as report:
             yield report
@@ -30,7 +32,7 @@ def progress(title: str, unit: str, show: bool | Report) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Report]:
+def _bar(title: str, unit: str) -> Iterator[Shown]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -42,26 +44,27 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        task = bars.add_task(title, total=None, rate="")
+        task = bars.add_task(title, total=None, rate="", note="")
         started, first = time.perf_counter(), [-1]
 
-        def report(done: int, total: int | None) -> None:
+        def report(done: int, total: int | None, note: str = "") -> None:
             if first[0] < 0:
                 first[0] = done  # a resumed sweep did that much before
             elapsed = time.perf_counter() - started
             rate = f"{(done - first[0]) / elapsed:,.0f} {unit}/s" if elapsed > 0.5 else ""
-            bars.update(task, completed=done, total=total, rate=rate)
+            bars.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield report
 
 
-def _lines(title: str, unit: str) -> Report:
+def _lines(title: str, unit: str) -> Shown:
     started = last = time.perf_counter()
     first = -1
 
-    def report(done: int, total: int | None) -> None:
+    def report(done: int, total: int | None, note: str = "") -> None:
         nonlocal last, first
         if first < 0:
             first = done
@@ -72,6 +75,7 @@ def _lines(title: str, unit: str) -> Report:
         rate = (done - first) / (now - started)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
         share = f" of {total:,}" if total else ""
-        print(f"{title}: {done:,}{share} {unit}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+        beside = f", {note}" if note else ""
+        print(f"{title}: {done:,}{share} {unit}, {rate:,.0f}/s{left}{beside}", file=sys.stderr, flush=True)
 
     return report
