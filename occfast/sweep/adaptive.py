@@ -20,7 +20,7 @@ _PIECES = 12  # of a round of refinement at least, so that processes can share i
 _PIECE = 48  # unless they get smaller than this
 _CHECK = (0.01, 0.05)  # share of the skipped positions that is checked: least and most,
 _ENOUGH = 300  # in between as many as make this number over all images
-_BEND = 0.02  # of the range of a coarse lattice: the tolerance of real-valued scores
+_BEND = 0.05  # of the range of a coarse lattice: the tolerance of real-valued scores
 
 
 class AdaptiveSweep(Sweep):

@@ -75,7 +75,7 @@ def occlusion_map(
         ``OcclusionMap.estimate`` says how well: "adaptive": each image's map from a coarse lattice, refined to the
         pixel where it changes; "sampled": the mean map from a few positions of each image
     tolerance : "sampled": stop when every location's standard error is at most this; None: all images are visited.
-        "adaptive", real-valued scores: what interpolation may miss; None: 2 % of the range of each image's
+        "adaptive", real-valued scores: what interpolation may miss; None: 5 % of the range of each image's
         coarse lattice
     seed : of fill="noise", of the positions of "sampled" and of those that "adaptive" checks
     batch_size : positions in a forward pass.  None: a dense sweep measures what is fastest within
