@@ -2,7 +2,7 @@
 //
 // Every function exists twice: cpu/ and cuda/ each define all of them, and bindings.cpp is compiled
 // once against either.  Tensors arrive as raw addresses with sizes and strides in elements, already
-// checked by occfast/native/ops.py, so no header of PyTorch is needed and a build takes seconds.
+// checked in occfast/native/ops/, so no header of PyTorch is needed and a build takes seconds.
 // The result is 0, or the cudaError_t that error_text explains.
 #pragma once
 

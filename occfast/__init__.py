@@ -3,7 +3,7 @@
 Importing compiles nothing; the kernels are built at the first call that needs them.
 """
 
-from . import data, models
+from . import data, models, pdsn
 from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
 from .errors import DataError, NativeUnavailable, ProcessLost
 from .losses import (
@@ -39,5 +39,6 @@ __all__ = [
     "data",
     "models",
     "occlusion_map",
+    "pdsn",
     "plot_score_distributions",
 ]

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .errors import DataError
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file so that its name holds the old content or the new one, never a part.
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to that gets its name when the ``with`` block ends well; else the old content stays.
 
-    Raises OSError naming the file if the disk is full or the folder can't be written; the old
-    content is then untouched.
+    Raises OSError naming the file if the disk is full or the folder can't be written.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
+            with os.fdopen(handle, "w+b") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             umask = os.umask(0)
@@ -42,7 +44,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         raise OSError(
             error.errno, f"{target} could not be written: {error.strerror}; its old content is kept"
         ) from error
-    return target
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a file so that its name holds the old content or the new one, never a part; see :func:`writing`."""
+    with writing(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Any) -> Path:
@@ -66,3 +74,16 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: not a readable .npz file ({error})") from error
     except Exception as error:  # zlib.error and what else damaged bytes provoke
         raise DataError(f"{path}: damaged ({error})") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object.  DataError where the file can't be read or has none."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

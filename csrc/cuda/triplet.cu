@@ -512,7 +512,7 @@ int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool give
 
 int multiply(const void*, int64_t, int64_t, const void*, int64_t, int64_t, Dtype, int64_t, int64_t, int64_t, bool,
              void*, Where) {
-  return cudaErrorInvalidValue; // occfast/native/ops.py asks PyTorch's library
+  return cudaErrorInvalidValue; // occfast/native/ops/triplet.py asks PyTorch's library
 }
 
 int mine_triplets(void* values, Dtype dtype, const void* a, const void* b, const void* a_squares,

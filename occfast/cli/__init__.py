@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import DataError, NativeUnavailable
-from . import demo, environment
+from . import data, demo, environment, evaluate, overlap, pdsn, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
@@ -40,6 +40,12 @@ def _root(
 
 # In the order of ``occfast --help``.
 app.command()(demo.demo)
+app.command()(train.train)
+app.command()(train.export)
+app.command()(evaluate.evaluate)
+data.app.command()(overlap.overlap)
+app.add_typer(data.app, name="data")
+app.add_typer(pdsn.app, name="pdsn")
 app.command()(environment.build)
 app.command()(environment.doctor)
 

@@ -1,7 +1,62 @@
-"""Data sets of faces (``len()``, and ``[k]`` gives a :class:`Face`) and the samplers of their batches."""
+"""Data sets of faces (``len()``, and ``[k]`` gives a :class:`Face`), their alignment, and samplers of batches.
 
-from .faces import Face, FaceDataset
+Every data set is a :class:`FaceDataset`; its table of names, people and landmarks is known without opening an image.
+Images are uint8 [C, H, W].  Where no folder is named it is looked for in the one that the environment variable
+``OCCFAST_DATA`` names.
+"""
+
+from .align import TEMPLATES, Aligned, AlignedFaces, Alignment, Template, align_faces
+from .ar import AR, AR10P, Shot
+from .celeba import CelebA
+from .detect import Detected, DetectorSettings, detect_landmarks
+from .faces import EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
+from .folder import Folder, ImageFiles, ImageList
+from .images import read_image
+from .landmarks import LandmarkTable, read_landmarks, write_landmarks
+from .lfw import LFW
+from .npz import Npz
+from .open import open_dataset
 from .orl import ORL
+from .record_file import RecordFile, RecordWriter
+from .recordio import RecordIO
 from .samplers import MPerClassSampler, PKSampler
+from .verification_bin import VerificationBin, write_verification_bin
 
-__all__ = ["ORL", "Face", "FaceDataset", "MPerClassSampler", "PKSampler"]
+__all__ = [
+    "AR",
+    "AR10P",
+    "LFW",
+    "ORL",
+    "TEMPLATES",
+    "Aligned",
+    "AlignedFaces",
+    "Alignment",
+    "CelebA",
+    "Detected",
+    "DetectorSettings",
+    "EncodedFaces",
+    "Face",
+    "FaceDataset",
+    "Folder",
+    "ImageFiles",
+    "ImageList",
+    "LandmarkTable",
+    "MPerClassSampler",
+    "Npz",
+    "PKSampler",
+    "RecordFile",
+    "RecordIO",
+    "RecordWriter",
+    "Shot",
+    "Subset",
+    "Template",
+    "VerificationBin",
+    "WithLandmarks",
+    "align_faces",
+    "detect_landmarks",
+    "open_dataset",
+    "read_image",
+    "read_landmarks",
+    "write_landmarks",
+    "write_verification_bin",
+]

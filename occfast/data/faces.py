@@ -1,18 +1,22 @@
-"""What every data set of faces hands out, and the reading and aligning that they share."""
+"""What every data set of faces hands out and offers."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
+from .images import decode
+
+if TYPE_CHECKING:
+    from .align import Alignment
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Face:
     """One face of a data set.
 
     Attributes:
-        image: uint8 [C, H, W].
+        image: uint8 [C, H, W]; C is 3 (RGB) or 1 (grey).
         label: number of the person, from 0.
         name: of the image, unique in its data set.
         landmarks: float64 [5, 2], (row, column) in pixels of ``image``: left eye, right eye, nose, left
@@ -42,11 +46,15 @@ class FaceDataset(ABC):
         names: of the images, unique, [N].
         labels: number of the person on each image, int64 [N], from 0 to ``len(people) - 1``.
         people: name of each person, in the order of the numbers.
+        landmarks: float64 [N, 5, 2] as in :class:`Face`, NaN where an image has none; None where the set has none.
+        alignment: how the images were aligned (:class:`~occfast.data.align.Alignment`); None: not, or not known.
     """
 
     names: Sequence[str]
     labels: Tensor
     people: Sequence[str]
+    landmarks: Tensor | None = None
+    alignment: Alignment | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,81 +65,163 @@ class FaceDataset(ABC):
     def __iter__(self) -> Iterator[Face]:
         return (self[k] for k in range(len(self)))
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Number of the image with each name."""
+        return {name: k for k, name in enumerate(self.names)}
 
-#: Where the five landmarks of an aligned 100×100 face lie, (row, column).
-TEMPLATE_100 = ((40.0, 31.0), (40.0, 69.0), (60.5, 50.0), (79.0, 33.5), (79.0, 66.5))
+    @property
+    def counts(self) -> Tensor:
+        """Images of each person, int64 [people]."""
+        return self.labels.bincount(minlength=len(self.people))
+
+    def encoded(self, k: int) -> bytes | None:
+        """The stored image file of image k (JPEG, PNG, ...), to be copied without loss; None where there is none.
+
+        DataError where it can't be read.
+        """
+        return None
+
+    def place(self, k: int) -> str:
+        """Where image k is stored, for messages."""
+        return f"{type(self).__name__}, image {self.names[k]}"
+
+    def landmarks_of(self, k: int) -> Tensor | None:
+        """The landmarks of image k, float64 [5, 2], or None where unknown."""
+        if self.landmarks is None or self.landmarks[k].isnan().any():
+            return None
+        return self.landmarks[k]
+
+    def select(
+        self, *, min_images: int = 1, people: Iterable[str] | None = None, exclude: Iterable[str] = ()
+    ) -> Subset:
+        """The images of some people.
+
+        Args:
+            min_images: leave out people with fewer images.
+            people: leave out all but these.
+            exclude: leave out these.
+
+        Raises:
+            ValueError: nobody is left.
+            DataError: names in ``people`` or ``exclude`` that are not in :attr:`people`.
+        """
+        names = [self.people[label] for label in self.labels.tolist()]
+        return Subset(self, keep(names, type(self).__name__, min_images, people, exclude))
+
+    def _index(self, k: int) -> int:
+        """``k`` counted from the front; IndexError beyond the end."""
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"image {k} of {len(self)}")
+        return k % len(self)
 
 
-def read_pgm(path: Path) -> Tensor:
-    """An 8-bit binary PGM (P5) as uint8 [H, W].
-
-    Raises DataError, with the file and the offset, where it is none or ends early.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    space = rb"(?:\s|#[^\n]*\n)+"
-    header = re.match(rb"P5%b(\d+)%b(\d+)%b(\d+)\s" % (space, space, space), data)
-    if header is None:
-        raise DataError(f"{path}: expected the header of a binary PGM (P5) at offset 0, got {data[:16]!r}")
-    width, height, largest = map(int, header.groups())
-    if not 1 <= largest <= 255:
-        raise DataError(f"{path}: expected 8-bit pixels (1 to 255 at offset {header.start(3)}), got {largest}")
-    start, need = header.end(), width * height
-    if len(data) - start < need:
-        raise DataError(f"{path}: expected {need} pixels from offset {start}, got {len(data) - start}")
-    return torch.frombuffer(bytearray(data[start : start + need]), dtype=torch.uint8).reshape(height, width)
-
-
-def similarity(source: Tensor, target: Tensor) -> Tensor:
-    """The rotation, scaling and shift that takes ``target`` points to ``source`` points in least squares.
+class EncodedFaces(FaceDataset):
+    """A data set that keeps its images as files (JPEG, PNG, ...), on the disk or in an archive: :meth:`encoded`.
 
     Args:
-        source, target: [K, 2] points, (row, column), K at least 2.
-
-    Returns:
-        float64 [2, 3]: ``source ≈ matrix @ (row, column, 1)`` of the target, the way :func:`warp` looks
-        pixels up.
+        grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
     """
-    source, target = source.double(), target.double()
-    s0, t0 = source.mean(0), target.mean(0)
-    s, t = source - s0, target - t0
-    a = (s * t).sum() / (t * t).sum()
-    b = (s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0]).sum() / (t * t).sum()
-    turn = torch.stack([torch.stack([a, b]), torch.stack([-b, a])])
-    return torch.cat([turn, (s0 - turn @ t0)[:, None]], 1)
+
+    def __init__(self, *, grey: bool | None = False) -> None:
+        self.grey = grey
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        content = self.encoded(k)
+        assert content is not None
+        image = decode(content, self.place(k), grey=self.grey)
+        return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 
-def warp(image: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """Look up, for each pixel of the result, its place in the image: bilinear, edges repeated.
+class Subset(FaceDataset):
+    """Some images of a data set, in the order given; people are numbered anew, in the order they had.
 
     Args:
-        image: uint8 [C, H, W].
-        matrix: [2, 3] as from :func:`similarity`: places of pixel (row, column) of the result.
-        size: (height, width) of the result.
-
-    Returns:
-        uint8 [C, height, width].
+        dataset: any data set of faces.
+        indices: of its images, without repeats.
     """
-    height, width = image.shape[-2:]
-    rows, columns = torch.meshgrid(
-        torch.arange(size[0], dtype=torch.float64), torch.arange(size[1], dtype=torch.float64), indexing="ij"
-    )
-    places = torch.stack([rows, columns, torch.ones_like(rows)], -1) @ matrix.double().T
-    scale = torch.tensor([height - 1, width - 1], dtype=torch.float64).clamp_min(1)
-    grid = (places / scale * 2 - 1).flip(-1)
-    out = F.grid_sample(image[None].double(), grid[None], padding_mode="border", align_corners=True)[0]
-    return out.round().clamp(0, 255).to(torch.uint8)
+
+    def __init__(self, dataset: FaceDataset, indices: Iterable[int] | Tensor) -> None:
+        self.dataset = dataset
+        self.indices = [dataset._index(int(k)) for k in indices]
+        if len(set(self.indices)) < len(self.indices):
+            raise ValueError("indices: expected each image at most once, got repeats")
+        self.names = [dataset.names[k] for k in self.indices]
+        kept, self.labels = dataset.labels[self.indices].unique(return_inverse=True)
+        self.people = [dataset.people[int(person)] for person in kept]
+        self.landmarks = None if dataset.landmarks is None else dataset.landmarks[self.indices]
+        self.alignment = dataset.alignment
+
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(self.indices[k])
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(self.indices[k])
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        face = self.dataset[self.indices[k]]
+        return Face(face.image, int(self.labels[k]), face.name, face.landmarks)
 
 
-def align(image: Tensor, landmarks: Tensor, size: tuple[int, int] = (100, 100)) -> tuple[Tensor, Tensor]:
-    """Turn, scale and shift a face so that its landmarks come to lie at :data:`TEMPLATE_100`, scaled to ``size``.
+class WithLandmarks(FaceDataset):
+    """A data set with other landmarks, from a file or a detector.
 
-    Returns:
-        The aligned image, uint8 [C, *size], and its landmarks, float64 [5, 2].
+    Args:
+        dataset: any data set of faces.
+        landmarks: [N, 5, 2], (row, column) in pixels of its images, NaN where unknown.
     """
-    template = torch.tensor(TEMPLATE_100, dtype=torch.float64) * (torch.tensor(size, dtype=torch.float64) / 100)
-    matrix = similarity(landmarks, template)
-    moved = torch.linalg.solve(matrix[:, :2], (landmarks.double() - matrix[:, 2]).T).T
-    return warp(image, matrix, size), moved
+
+    def __init__(self, dataset: FaceDataset, landmarks: Tensor) -> None:
+        if landmarks.shape != (len(dataset), 5, 2):
+            raise ValueError(f"landmarks: expected shape [{len(dataset)}, 5, 2], got {list(landmarks.shape)}")
+        self.dataset, self.landmarks = dataset, landmarks.double()
+        self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
+        self.alignment = dataset.alignment
+
+    def encoded(self, k: int) -> bytes | None:
+        return self.dataset.encoded(k)
+
+    def place(self, k: int) -> str:
+        return self.dataset.place(k)
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        face = self.dataset[k]
+        return Face(face.image, face.label, face.name, self.landmarks_of(k))
+
+
+def keep(
+    identities: Sequence[str],
+    where: str,
+    min_images: int = 1,
+    people: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> list[int]:
+    """Numbers of the images to keep, given whom each shows: see :meth:`FaceDataset.select`."""
+    if min_images < 1:
+        raise ValueError(f"min_images: expected at least 1, got {min_images}")
+    count = Counter(identities)
+    wanted, unwanted = None if people is None else set(people), set(exclude)
+    for asked, name in ((wanted or set(), "people"), (unwanted, "exclude")):
+        unknown = sorted(asked - count.keys())
+        if unknown:
+            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
+    kept = {
+        person
+        for person, images in count.items()
+        if images >= min_images and person not in unwanted and (wanted is None or person in wanted)
+    }
+    if count and not kept:
+        raise ValueError(f"{where}: expected people to be left, min_images = {min_images} leaves none of {len(count)}")
+    return [k for k, identity in enumerate(identities) if identity in kept]
+
+
+def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Tensor]:
+    """The people in sorted order, and the number of each image's person, int64 [N]."""
+    if not identities:
+        raise DataError(f"{where}: expected images of people, found none")
+    people = sorted(set(identities))
+    number = {person: k for k, person in enumerate(people)}
+    return people, torch.tensor([number[identity] for identity in identities])

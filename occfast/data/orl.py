@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .faces import Face, FaceDataset, align, read_pgm
+from .align import TEMPLATES, fit, warp
+from .faces import Face, FaceDataset
+from .images import read_pgm
+from .landmarks import read_landmarks
 
 PEOPLE, IMAGES_EACH = 40, 10
 _LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")
@@ -50,11 +52,14 @@ class ORL(FaceDataset):
         self.root = find_orl() if root is None else Path(root)
         self.size = (112, 92) if not aligned else size
         self.aligned = aligned
-        self._landmarks = _read_landmarks()
         self.names = [f"s{k // IMAGES_EACH + 1}/{k % IMAGES_EACH + 1}" for k in range(PEOPLE * IMAGES_EACH)]
         self.labels = torch.arange(PEOPLE).repeat_interleave(IMAGES_EACH)
         self.people = [f"s{person + 1}" for person in range(PEOPLE)]
-        missing = [name for name in self._landmarks if not self._path(name).is_file()]
+        self.landmarks = read_landmarks(_LANDMARKS).of(self.names)
+        if aligned:
+            self._fit = fit(self.landmarks, TEMPLATES["paper-100"].scaled(size))
+            self.landmarks, self.alignment = self._fit.landmarks, self._fit.alignment
+        missing = [name for name in self.names if not self._path(name).is_file()]
         if missing:
             raise DataError(f"{self.root}: expected s1/1.pgm to s40/10.pgm, {len(missing)} missing: {missing[0]}.pgm")
 
@@ -62,16 +67,14 @@ class ORL(FaceDataset):
         return self.root / f"{name}.pgm"
 
     def __getitem__(self, k: int) -> Face:
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"image {k} of {len(self)}")
-        k %= len(self)
+        k = self._index(k)
         name = self.names[k]
-        image, landmarks = read_pgm(self._path(name))[None], self._landmarks[name]
+        image = read_pgm(self._path(name))[None]
         if image.shape != (1, 112, 92):
             raise DataError(f"{self._path(name)}: expected 112×92 pixels, got {image.shape[1]}×{image.shape[2]}")
         if self.aligned:
-            image, landmarks = align(image, landmarks, self.size)
-        return Face(image, k // IMAGES_EACH, name, landmarks)
+            image = warp(image, self._fit.matrices[k], self.size)
+        return Face(image, k // IMAGES_EACH, name, self.landmarks_of(k))
 
     @cached_property
     def images(self) -> Tensor:
@@ -96,9 +99,3 @@ class ORL(FaceDataset):
         order += IMAGES_EACH * torch.arange(PEOPLE)[:, None]
         parts = order[:, : sum(counts)].split(list(counts), dim=1)
         return [part.flatten().sort().values for part in parts]
-
-
-def _read_landmarks() -> dict[str, Tensor]:
-    with _LANDMARKS.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return {row[0]: torch.tensor([float(v) for v in row[1:]], dtype=torch.float64).reshape(5, 2) for row in rows}

@@ -1,6 +1,25 @@
-"""Networks for faces: plain modules, traceable by torch.fx, each with ``features`` and logits."""
+"""Networks for faces: plain modules, traceable by torch.fx; they give logits, or features without a classifier."""
 
+from .build import NETWORKS, build, feature_size, features
+from .iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100
 from .paper_net import PaperNet
+from .preprocessing import Preprocessing
 from .resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["PaperNet", "ResNet", "resnet18", "resnet34", "resnet50"]
+__all__ = [
+    "NETWORKS",
+    "IResNet",
+    "PaperNet",
+    "Preprocessing",
+    "ResNet",
+    "build",
+    "feature_size",
+    "features",
+    "iresnet18",
+    "iresnet34",
+    "iresnet50",
+    "iresnet100",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]

@@ -16,7 +16,7 @@ class PaperNet(nn.Module):
     and one fully connected classifier.  The feature has 320 numbers, times ``width``.
 
     Args:
-        classes: number of people, at least 1.
+        classes: number of people, at least 1; None: no classifier, the network gives the feature.
         width: multiplies every number of channels (rounded, at least 1); 1.0 is the paper's network.
         batch_norm: batch normalisation after each convolution, which then has no bias.  Yi et al.'s
             network has none; it lets a narrow network learn from a few hundred faces in minutes.
@@ -26,9 +26,12 @@ class PaperNet(nn.Module):
     Input: float [N, channels, 100, 100].
     """
 
+    #: Name of the layer that makes logits of features.
+    classifier_name = "classifier"
+
     def __init__(
         self,
-        classes: int,
+        classes: int | None,
         *,
         width: float = 1.0,
         batch_norm: bool = False,
@@ -36,7 +39,7 @@ class PaperNet(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        if classes < 1:
+        if classes is not None and classes < 1:
             raise ValueError(f"classes: expected at least 1, got {classes}")
         if not width > 0:
             raise ValueError(f"width: expected a positive number, got {width}")
@@ -60,7 +63,7 @@ class PaperNet(nn.Module):
         self.pool = nn.AvgPool2d(7)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(before, classes)
+        self.classifier = None if classes is None else nn.Linear(before, classes)
         self.feature_size = before
         self.reset_parameters()
 
@@ -80,8 +83,11 @@ class PaperNet(nn.Module):
         return feature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [N, classes]."""
-        logits: Tensor = self.classifier(self.dropout(self.features(x)))
+        """Logits, [N, classes]; the feature where there is no classifier."""
+        feature = self.features(x)
+        if self.classifier is None:
+            return feature
+        logits: Tensor = self.classifier(self.dropout(feature))
         return logits
 
 

@@ -62,33 +62,39 @@ class ResNet(nn.Module):
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
         layers: number of blocks in each of the four stages.
-        classes: number of people, at least 1.
+        classes: number of people, at least 1; None: no classifier, the network gives the feature.
         channels: of the input images (1: grey, 3: colour).
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
+        stem_pool: max pooling before the first stage, as in the paper; without it maps are twice as large along each
+            axis (128×96: 8×6 instead of 4×3) and the network takes about four times as long.
 
     Input: float [N, channels, H, W], H and W at least 32 (pdsn-landmarks: 128×96).  The state dict has
     torchvision's names, so weights saved from torchvision's ResNets load where the sizes agree.
     """
 
+    #: Name of the layer that makes logits of features.
+    classifier_name = "fc"
+
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],
         layers: Sequence[int],
-        classes: int,
+        classes: int | None,
         *,
         channels: int = 3,
         width: int = 64,
+        stem_pool: bool = True,
     ) -> None:
         super().__init__()
         if len(layers) != 4 or min(layers) < 1:
             raise ValueError(f"layers: expected four numbers of at least 1, got {list(layers)}")
         for name, value in (("classes", classes), ("channels", channels), ("width", width)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.conv1 = _conv(channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem_pool else nn.Identity()
         before = width
         stages = []
         for number, blocks in enumerate(layers):
@@ -98,14 +104,15 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(before, classes)
+        self.fc = None if classes is None else nn.Linear(before, classes)
         self.feature_size = before
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def maps(self, x: Tensor) -> Tensor:
-        """The last stage's feature maps, [N, feature_size, H / 32, W / 32] (rounded up): what PDSN masks."""
+        """The last stage's feature maps, [N, feature_size, H / 32, W / 32] (rounded up; / 16 without ``stem_pool``):
+        what PDSN masks."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return maps
@@ -116,8 +123,11 @@ class ResNet(nn.Module):
         return feature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [N, classes]."""
-        logits: Tensor = self.fc(self.features(x))
+        """Logits, [N, classes]; the feature where there is no classifier."""
+        feature = self.features(x)
+        if self.fc is None:
+            return feature
+        logits: Tensor = self.fc(feature)
         return logits
 
 
@@ -130,16 +140,16 @@ def _stage(block: type[BasicBlock | Bottleneck], before: int, width: int, blocks
     return nn.Sequential(first, *(block(after, width) for _ in range(blocks - 1)))
 
 
-def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> ResNet:
+def resnet18(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
     """ResNet-18; arguments as :class:`ResNet`."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), classes, channels=channels, width=width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes, channels=channels, width=width, stem_pool=stem_pool)
 
 
-def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> ResNet:
+def resnet34(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
     """ResNet-34, the base network of pdsn-landmarks; arguments as :class:`ResNet`."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), classes, channels=channels, width=width)
+    return ResNet(BasicBlock, (3, 4, 6, 3), classes, channels=channels, width=width, stem_pool=stem_pool)
 
 
-def resnet50(classes: int, *, channels: int = 3, width: int = 64) -> ResNet:
+def resnet50(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
     """ResNet-50; arguments as :class:`ResNet`."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), classes, channels=channels, width=width)
+    return ResNet(Bottleneck, (3, 4, 6, 3), classes, channels=channels, width=width, stem_pool=stem_pool)

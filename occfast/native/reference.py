@@ -1,7 +1,7 @@
 """A PyTorch twin of every native op: the oracle of the tests and the baseline of the benches.
 
 ``OCCFAST_BACKEND=reference`` runs these instead of the native modules.  The arguments were checked
-by ``ops.py``; meanings, shapes and dtypes are stated there.
+by ``ops/``; meanings, shapes and dtypes are stated there.
 """
 
 from __future__ import annotations

@@ -29,15 +29,13 @@ from ..augment import LocationDistribution, NoisyOccluder
 from ..data import ORL
 from ..errors import DataError
 from ..files import write_atomically
-from ..models import PaperNet
+from ..models import PaperNet, Preprocessing
 from ..sweep import OcclusionMap, occlusion_map
-from ..train import Epoch, Jitter, fit, predict
+from ..train import Augment, Epoch, Jitter, fit, place, predict
+from ..train.augment import TEMPERATURES
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-#: Temperatures of Eq. 4 in the paper, by occluder (height, width).
-TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
 
 #: Table 1 of trigueros2018, %: mean and standard deviation over locations, columns 20×20, 20×40, 40×40.
 PAPER = {
@@ -260,7 +258,7 @@ class Demo:
                     network, self.images[self.parts[0]], self.labels[self.parts[0]], epochs=count,
                     batch_size=s.batch_size, seed=s.seed if base is None else s.seed + 1,
                     learning_rate=s.learning_rate if base is None else s.fine_tune_learning_rate,
-                    weight_decay=s.weight_decay, transform=_Batch(s.jitter, cover),
+                    weight_decay=s.weight_decay, transform=Augment(seen, s.jitter, cover),
                     progress=lambda epoch: report(epoch.number, count),
                 )  # fmt: skip
             epochs, seconds = history.epochs, time.perf_counter() - start
@@ -300,27 +298,8 @@ class Demo:
         return result
 
 
-def seen(images: Tensor) -> Tensor:
-    """uint8 images as the network takes them: middle grey is 0, black -2, white 2; channels_last."""
-    return _scaled(images.float() / 255)
-
-
-def _scaled(images: Tensor) -> Tensor:
-    return ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-
-
-@dataclass
-class _Batch:
-    """What happens to a batch of training images: jitter, an occluder for some, scaling."""
-
-    jitter: Jitter
-    cover: NoisyOccluder | None
-
-    def __call__(self, images: Tensor, sample_ids: Tensor, generator: torch.Generator) -> Tensor:
-        batch = self.jitter(images.float() / 255, generator)
-        if self.cover is not None:
-            batch = self.cover(batch, sample_ids)
-        return _scaled(batch)
+#: How images become what the network takes: middle grey is 0, black -2, white 2; channels_last.
+seen = Preprocessing((100, 100), "grey", mean=0.5, std=0.25)
 
 
 def occluder(
@@ -333,19 +312,6 @@ def occluder(
         size, "normal" if name.endswith("R") else placements[size], level=settings.level,
         intensity=settings.intensity, p=settings.covered, seed=settings.seed + 1,
     )  # fmt: skip
-
-
-def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
-    """Eq. 4 with a centre on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
-    return LocationDistribution.softmax(every_pixel(m), temperature, m.grid.image)
-
-
-def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
-    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centres they are repeated."""
-    rows, columns = m.centers
-    height, width = m.grid.image
-    down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
-    return np.stack([np.interp(np.arange(width), columns, row) for row in down])
 
 
 def compare(result: Result, name: str, other: str, size: tuple[int, int]) -> dict[str, float | int]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..files import write_atomically
 from ..plots import extent, grey, png_data_uri
-from .demo import CONTROL, PAPER, TEMPERATURES, Result, compare, every_pixel, occluder, occluder_name
+from ..train.augment import TEMPERATURES, every_pixel
+from .demo import CONTROL, PAPER, Result, compare, occluder, occluder_name
 
 SIZES = tuple(TEMPERATURES)
 _ACCENT, _GREY = "#b5367a", "#575463"

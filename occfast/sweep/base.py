@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..native import ops
+from ..progress import Report
 from .checkpoint import Checkpoint, SweepState, fingerprint
 from .geometry import SweepGrid
 from .maps import OcclusionMap
@@ -46,11 +47,12 @@ class Sweep(ABC):
         options: Options,
         processes: Processes,
         checkpoint: Checkpoint | None,
-        report: Callable[..., None],
     ) -> None:
         check_model(model)
         self.model, self.source, self.options, self.processes = model, source, options, processes
-        self.checkpoint, self.report = checkpoint, report
+        self.checkpoint = checkpoint
+        self.report: Report = lambda done, total: None
+        self.note = ""  # shown beside the progress
         self.started = time.perf_counter()
         self.begun = False
         self.advanced = False  # beyond what the checkpoint holds

@@ -131,8 +131,9 @@ def occlusion_map(
     processes = Processes(group)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint))
     shown = progress if processes.rank == 0 or callable(progress) else False
-    with torch.no_grad(), show_progress("occlusion map", "positions", shown) as report:
-        return kind(model, source, options, processes, file, report).run()
+    sweep = kind(model, source, options, processes, file)
+    with torch.no_grad(), show_progress("occlusion map", "positions", shown, lambda: sweep.note) as sweep.report:
+        return sweep.run()
 
 
 def _widths(bandwidth: Any) -> tuple[float, float]:

@@ -100,15 +100,15 @@ class SampledSweep(Sweep):
         return self._reached
 
     def _show(self, more: int) -> None:
-        done, total, note = self.evaluations() + more, None, ""
+        done, total = self.evaluations() + more, None
         each = self.evaluations() / self.state.used if self.state.used else len(self._at[0])
         if self.source.total is not None:
             total = int(each * (self.source.total - self.state.skipped))
         if self.options.tolerance is not None and self._looked:
-            note = f"standard error {self._error:.3g} (asked for {self.options.tolerance:g})"
+            self.note = f"standard error {self._error:.3g} (asked for {self.options.tolerance:g})"
             needed = int(each * self._looked * (self._error / self.options.tolerance) ** 2)
             total = max(done, needed if total is None else min(total, needed))
-        self.report(done, total, note)
+        self.report(done, total)
 
     def evaluations(self) -> int:
         return int(self.state.tally.get("evaluated", 0))

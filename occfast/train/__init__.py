@@ -1,6 +1,27 @@
-"""Training: a reproducible supervised loop and the usual small changes of a face."""
+"""Training: recipes, one loop that everything trains with, and trained networks as files."""
 
+from .augment import Augment, place
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict
+from .recipe import Recipe
+from .recipe import load as load_recipe
+from .session import Result, train
+from .weights import Trained, load_into
+from .weights import load as load_network
 
-__all__ = ["Epoch", "History", "Jitter", "fit", "predict"]
+__all__ = [
+    "Augment",
+    "Epoch",
+    "History",
+    "Jitter",
+    "Recipe",
+    "Result",
+    "Trained",
+    "fit",
+    "load_into",
+    "load_network",
+    "load_recipe",
+    "place",
+    "predict",
+    "train",
+]

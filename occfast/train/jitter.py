@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ class Jitter:
     All but ``flip`` are drawn uniformly between minus and plus the largest.  Pixels from beyond the edge repeat it.
     """
 
+    #: Random numbers that an image takes.
+    draws: ClassVar[int] = 7
+
     flip: float = 0.5
     shift: float = 0.05
     scale: float = 0.1
@@ -32,12 +36,29 @@ class Jitter:
     gain: float = 0.2
     offset: float = 0.1
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """float [N, C, H, W] in [0, 1] -> the same, changed; draws come from ``generator`` (on the CPU)."""
-        n = images.shape[0]
-        mirror, angle, size, down, right, gain, offset = (
-            (2 * torch.rand(n, 7, generator=generator) - 1).to(images.device, images.dtype).unbind(1)
-        )
+    def __call__(self, images: Tensor, uniform: Tensor | torch.Generator) -> Tensor:
+        """Change images at random.
+
+        Args:
+            images: float [N, C, H, W] in [0, 1].
+            uniform: random numbers in [0, 1), [N, 7], or a generator on the CPU to draw them from.
+
+        Returns:
+            The changed images, in [0, 1].
+        """
+        if isinstance(uniform, torch.Generator):
+            uniform = torch.rand(images.shape[0], self.draws, generator=uniform)
+        mirror, angle, size, down, right, gain, offset = (2 * uniform - 1).to(images.device, images.dtype).unbind(1)
+        if self.shift == self.scale == self.turn == 0:
+            out = torch.where(((mirror + 1) / 2 < self.flip).view(-1, 1, 1, 1), images.flip(3), images)
+        else:
+            out = self._moved(images, mirror, angle, size, down, right)
+        gain, offset = (v.view(-1, 1, 1, 1) for v in (1 + self.gain * gain, self.offset * offset))
+        return ((out - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+
+    def _moved(
+        self, images: Tensor, mirror: Tensor, angle: Tensor, size: Tensor, down: Tensor, right: Tensor
+    ) -> Tensor:
         height, width = images.shape[-2:]
         angle = angle * (self.turn * math.pi / 180)
         size = 1 + self.scale * size
@@ -52,6 +73,4 @@ class Jitter:
             1,
         )
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        out = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        gain, offset = (v.view(-1, 1, 1, 1) for v in (1 + self.gain * gain, self.offset * offset))
-        return ((out - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

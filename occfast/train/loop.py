@@ -1,19 +1,17 @@
-"""A small supervised loop: softmax cross-entropy over images that fit into memory (Eqs. 1 and 2 of trigueros2018)."""
+"""Training a classifier on images in memory with one call: the engine without files."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: ``transform(images uint8 or float [B, C, H, W], sample_ids int64 [B], generator) -> float [B, C, H, W]``: makes a
-#: batch of stored images what the network sees.  A sample id is another one for each image in each epoch.
-Transform = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+from .batches import InMemory, Shuffled
+from .engine import Engine, Rule, Transform, accelerator
+from .objective import Classify
 
 
 @dataclass
@@ -66,11 +64,11 @@ def fit(
             epoch has another order.
         learning_rate: the largest.
         warmup: share of the steps in which it rises, in [0, 1].
-        transform: see :data:`Transform`; without one the images must be what the network takes.
+        transform: see :data:`~occfast.train.engine.Transform`; without one the images must be what the network takes.
         progress: called after each epoch.
 
     Raises:
-        ValueError: where an argument is wrong, or the loss is no longer finite (it names the epoch).
+        ValueError: where an argument is wrong, or the loss is no longer finite (it names the epoch and the images).
     """
     if images.dim() != 4 or images.shape[0] == 0:
         raise ValueError(f"images: expected [N, C, H, W] with N at least 1, got {list(images.shape)}")
@@ -81,43 +79,25 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    n = images.shape[0]
-    batch_size = min(batch_size, n)
-    steps = n // batch_size
-    optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(epochs * steps, warmup))
-    generator = torch.Generator().manual_seed(seed)
+    engine = Engine(
+        Classify(model, label_smoothing=label_smoothing), Shuffled(len(images), batch_size), InMemory(images),
+        labels.cpu(), Rule("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup), epochs,
+        accelerator(images.device), transform, seed=seed,
+    )  # fmt: skip
     history = History()
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        model.train()
-        for number in range(epochs):
-            start = time.perf_counter()
-            total, right = 0.0, 0
-            order = torch.randperm(n, generator=generator)
-            for step in range(steps):
-                chosen = order[step * batch_size : (step + 1) * batch_size].to(images.device)
-                batch, target = images[chosen], labels[chosen]
-                if transform is not None:
-                    batch = transform(batch, number * n + chosen, generator)
-                logits = model(batch)
-                loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += float(loss.detach())
-                right += int((logits.detach().argmax(1) == target).sum())
-            if not math.isfinite(total):
-                raise ValueError(
-                    f"learning_rate: the loss is no longer finite in epoch {number + 1}; "
-                    f"try less than {learning_rate:g}"
-                )
-            seen = steps * batch_size
-            history.epochs.append(Epoch(number + 1, total / steps, right / seen, time.perf_counter() - start))
-            if progress is not None:
-                progress(history.epochs[-1])
+        start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
+        for count, step in enumerate(engine.steps(), 1):
+            losses, right, seen = losses + float(step.loss), right + int(step.right), seen + step.images
+            if step.last:
+                steps = count - len(history.epochs) * len(engine.plan)
+                epoch = Epoch(step.epoch + 1, losses / steps, right / seen, time.perf_counter() - start)
+                history.epochs.append(epoch)
+                if progress is not None:
+                    progress(epoch)
+                start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
     model.eval()
     return history
 
@@ -131,23 +111,3 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 40) -> Tensor
         return torch.cat([model(part) for part in images.split(batch_size)])
     finally:
         model.train(training)
-
-
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    # Biases and the scales of batch norm are not decayed.
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _warm_cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    rise = max(1, round(steps * warmup))
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return factor

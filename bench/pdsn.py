@@ -1,0 +1,171 @@
+"""PDSN: identification beside the plain loops, and five generators together beside one.
+
+Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Two workloads:
+
+- ``identify``: 650 probes against 2,959 gallery images, maps of 512×8×6 (pdsn-landmarks on LFW), LM2's five regions;
+  eight masks as bands, face masks and sunglasses give them.  Peers are what one writes first in PyTorch: a loop over
+  pairs, and a loop over probes in which the whole gallery is masked and compared by ``F.cosine_similarity``.  The
+  loops are timed on so many probes (``--loop-probes``), in turns with the whole of ours, and scaled; the loop over
+  pairs also on a part of the gallery.
+- ``generators``: epochs of training with the base network frozen, LM2's five regions together and each of two regions
+  alone, in turns; the base is ResNet-34 on 128×96 with maps of 512×8×6 (``--width``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from occfast.losses import LargeMarginCosine
+from occfast.models import resnet34
+from occfast.pdsn import Base, Regions, as_base, landmark_bands, match, train_generators
+from occfast.pdsn import boxes as own_boxes
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def maps(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Like a ResNet's last maps: rectified, half of them zero."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).clamp_min(0)
+
+
+def masks(shape: tuple[int, ...], probes: int) -> tuple[Tensor, Tensor]:
+    """Products of five masks, each of which drops 30 %: of none, of each, of eyes and nose, of nose to chin."""
+    random = torch.Generator().manual_seed(1)
+    each = torch.rand(5, *shape, generator=random) > 0.3
+    sets: list[list[int]] = [[], [0], [1], [2], [3], [4], [1, 2], [2, 3, 4]]
+    products = torch.stack([each[chosen].all(0) if chosen else torch.ones_like(each[0]) for chosen in sets])
+    return products, torch.randint(0, len(sets), (probes,), generator=random)
+
+
+def loop_over_pairs(gallery: Tensor, probes: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    nearest = []
+    for probe, which in zip(probes, group.tolist(), strict=True):
+        p, similarity = (probe * mask[which]).flatten(), []
+        for face in gallery:
+            similarity.append(float(F.cosine_similarity(p, (face * mask[which]).flatten(), dim=0)))
+        nearest.append(max(range(len(gallery)), key=similarity.__getitem__))
+    return torch.tensor(nearest)
+
+
+def loop_over_probes(gallery: Tensor, probes: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    nearest = []
+    for probe, which in zip(probes, group.tolist(), strict=True):
+        m = mask[which]
+        similarity = F.cosine_similarity((probe * m).flatten()[None], (gallery * m).flatten(1))
+        nearest.append(int(similarity.argmax()))
+    return torch.tensor(nearest)
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    out = work()
+    return time.perf_counter() - start, out
+
+
+def identify(args: argparse.Namespace) -> dict[str, Any]:
+    shape = tuple(args.shape)
+    gallery, probes = maps(args.gallery, shape, 2), maps(args.probes, shape, 3)
+    # Each probe is one of the gallery with noise, so that there is somebody to find.
+    probes = probes + gallery[torch.arange(args.probes) % args.gallery]
+    labels = torch.arange(args.gallery)
+    products, group = masks(shape, args.probes)
+    few, part = args.loop_probes, min(args.gallery, args.loop_gallery)
+    times: dict[str, list[float]] = {"occfast": [], "loop over probes": [], "loop over pairs": []}
+    agree = True
+    for _ in range(args.rounds):
+        taken, found = seconds(lambda: match(gallery, labels, probes, (products, group), k=5))
+        times["occfast"].append(taken)
+        taken, nearest = seconds(lambda: loop_over_probes(gallery, probes[:few], products, group[:few]))
+        times["loop over probes"].append(taken * args.probes / few)
+        agree &= torch.equal(nearest, found.neighbours[:few, 0])
+        taken, nearest = seconds(lambda: loop_over_pairs(gallery[:part], probes[:few], products, group[:few]))
+        times["loop over pairs"].append(taken * args.probes / few * args.gallery / part)
+    best = {name: min(values) for name, values in times.items()}
+    return {
+        "workload": f"identify, {args.probes} probes, {args.gallery} gallery, maps {'×'.join(map(str, shape))}",
+        "same nearest neighbours": agree,
+        "groups": int(group.unique().numel()),
+        "timed part of the loops": {"probes": few, "gallery of the loop over pairs": part},
+        "seconds": best,
+        "ratio": {name: best[name] / best["occfast"] for name in best},
+    }
+
+
+def faces(n: int) -> tuple[Tensor, Tensor, Regions]:
+    random = torch.Generator().manual_seed(0)
+    places = torch.tensor([[50.0, 30.0], [50.0, 66.0], [72.0, 48.0], [96.0, 33.0], [96.0, 63.0]], dtype=torch.float64)
+    landmarks = places + 3 * torch.randn(n, 5, 2, generator=random, dtype=torch.float64)
+    images = torch.randint(0, 256, (n, 3, 128, 96), generator=random, dtype=torch.uint8)
+    return images, torch.arange(n) % 16, landmark_bands(landmarks, (128, 96))
+
+
+def generators(args: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network = resnet34(None, channels=3, width=args.width, stem_pool=False)
+    base: Base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
+    images, labels, together = faces(args.images)
+    held = (images[: args.images // 5], labels[: args.images // 5])
+    names = dict(zip(together.names, together.boxes.tolist(), strict=True))
+    alone = {name: own_boxes({name: names[name]}, together.size) for name in ("eyes", "mouth")}
+    times: dict[str, list[float]] = {"five together": [], **{f"{name} alone": [] for name in alone}}
+    for _ in range(args.rounds):
+        for title, some in (("five together", together), *((f"{name} alone", one) for name, one in alone.items())):
+            taken, _ = seconds(
+                lambda some=some: train_generators(
+                    base, some, images, labels, validation=held, epochs=args.epochs, patience=args.epochs,
+                    batch_size=60, show_progress=False,
+                )
+            )  # fmt: skip
+            times[title].append(taken)
+    best = {name: min(values) for name, values in times.items()}
+    one = sum(best[f"{name} alone"] for name in alone) / len(alone)
+    return {
+        "workload": f"{args.epochs} epochs of {args.images} images, base ResNet-34 of width {args.width}",
+        "seconds": best,
+        "ratio, five together to one": best["five together"] / one,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("identify", "generators"))
+    parser.add_argument("--probes", type=int, default=650)
+    parser.add_argument("--gallery", type=int, default=2959)
+    parser.add_argument("--shape", type=int, nargs=3, default=(512, 8, 6), metavar=("C", "H", "W"))
+    parser.add_argument("--loop-probes", type=int, default=10)
+    parser.add_argument("--loop-gallery", type=int, default=500)
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, default=RESULTS / "pdsn.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = [
+        work(args) for name, work in (("identify", identify), ("generators", generators)) if args.only in (None, name)
+    ]
+    content = {
+        "torch": torch.__version__, "threads": args.threads, "cores": os.cpu_count(),
+        "machine": f"{platform.machine()} {platform.system()}, {torch.backends.cpu.get_cpu_capability()}",
+        "rows": rows,
+    }  # fmt: skip
+    text = json.dumps(content, indent=1)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

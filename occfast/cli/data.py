@@ -1,0 +1,205 @@
+"""``occfast data``: what is in a data set, in other formats, with landmarks, from the net."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data import FaceDataset
+
+app = typer.Typer(help="Data sets: show, convert, find landmarks, fetch.", no_args_is_help=True)
+
+_WHAT = (
+    "A folder of identities, a .rec, .npz, .bin, .mat or list file; or orl, lfw, celeba, ar, ar10p, with :PATH where "
+    "it is not in $OCCFAST_DATA."
+)
+What = Annotated[str, typer.Argument(metavar="DATASET", help=_WHAT, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.command()
+def show(
+    what: What,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet, PNG.")] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Of the sheet.", min=1)] = 5,
+    columns: Annotated[int, typer.Option("--columns", help="Of the sheet.", min=1)] = 8,
+    sample: Annotated[
+        int | None, typer.Option("--sample", help="Open only so many images, evenly spread.", min=1)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what is there: identities, images, sizes, formats, landmarks, corrupt and repeated files.
+
+    Exit status 1 if an image can't be read.
+    """
+    from ..data import open_dataset
+    from ..data.contents import contact_sheet, examine
+    from ..data.images import encode_png
+    from ..files import write_atomically
+
+    dataset = open_dataset(what)
+    images = None
+    if sample is not None and sample < len(dataset):
+        images = [k * len(dataset) // sample for k in range(sample)]
+    found = examine(dataset, images, show=not quiet)
+    if sheet is not None:
+        write_atomically(sheet, encode_png(contact_sheet(dataset, rows, columns)))
+    if as_json:
+        typer.echo(json.dumps({**found.as_dict(), "sheet": None if sheet is None else str(sheet)}, indent=1))
+    else:
+        fewest, median, most = found.per_person
+        typer.echo(f"{found.kind}: {found.images:,} images of {found.people:,} people")
+        typer.echo(f"images of a person: {fewest} to {most}, median {median:g}")
+        typer.echo(f"opened: {found.examined:,} images, {found.bytes / 1e6:,.1f} MB")
+        typer.echo(f"sizes: {_counts({f'{h}×{w}': n for (h, w), n in found.sizes.items()})}")
+        typer.echo(f"formats: {_counts(found.formats)}")
+        typer.echo(f"landmarks: {'none' if found.landmarks is None else f'on {found.landmarks:,} images'}")
+        if found.alignment:
+            typer.echo("aligned: {template}, {size[0]}×{size[1]}, {color}, {transform}".format(**found.alignment))
+        for names in found.repeated[:5]:
+            typer.echo(f"the same file: {', '.join(names)}")
+        if len(found.repeated) > 5:
+            typer.echo(f"... and {len(found.repeated) - 5} more groups of equal files (--json has all)")
+        if found.others:
+            typer.echo(f"not taken for images: {len(found.others)} files, {', '.join(found.others[:5])}")
+        typer.echo(f"corrupt: {len(found.corrupt) or 'none'}")
+        for reason in found.corrupt.values():
+            typer.echo(f"  {reason}")
+        if sheet is not None:
+            typer.echo(f"contact sheet: {sheet}")
+    if found.corrupt:
+        raise typer.Exit(1)
+
+
+def _counts(table: dict[str, int]) -> str:
+    shown = ", ".join(f"{count:,} {name}" for name, count in list(table.items())[:6])
+    return shown + (f" and {len(table) - 6} more kinds" if len(table) > 6 else "") or "none"
+
+
+@app.command()
+def convert(
+    what: What,
+    target: Annotated[Path, typer.Argument(help="A folder, a .rec or an .npz.")],
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="Align to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96 first."),
+    ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, where the data set has none.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Grey faces; with --template.")] = False,
+    pixels: Annotated[bool, typer.Option("--pixels", help="An .npz of pixels, uint8 [N, C, H, W].")] = False,
+    min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer.", min=1)] = 1,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave out, and list, images that can't be read or lack landmarks.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a data set as a folder of identities, as RecordIO or as .npz.
+
+    Image files are copied to the byte unless they are aligned.  The same command goes on where it was stopped.
+    """
+    from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks
+    from ..data.convert import convert as write
+
+    if grey and template is None:
+        raise ValueError("--grey: expected together with --template")
+    dataset: FaceDataset = open_dataset(what)
+    if landmarks is not None:
+        dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
+    left_out = _bad(dataset, template is not None, quiet) if skip else {}
+    if left_out:
+        dataset = Subset(dataset, [k for k, name in enumerate(dataset.names) if name not in left_out])
+    if min_images > 1:
+        dataset = dataset.select(min_images=min_images)
+    if template is not None:
+        dataset = Aligned(dataset, template, grey)
+    write(dataset, target, pixels=pixels, show=not quiet)
+    result = {
+        "target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out,
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        typer.echo(f"{target}: {len(dataset):,} images of {len(dataset.people):,} people")
+        for name, reason in left_out.items():
+            typer.echo(f"left out: {name}: {reason}")
+
+
+def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
+    """Reason by name of the images that can't be used."""
+    from ..data.contents import examine
+
+    bad = dict(examine(dataset, show=not quiet).corrupt)
+    if aligned:
+        bad |= {
+            name: "no landmarks"
+            for k, name in enumerate(dataset.names)
+            if name not in bad and dataset.landmarks_of(k) is None
+        }
+    return bad
+
+
+@app.command()
+def landmarks(
+    what: What,
+    output: Annotated[Path, typer.Argument(help="CSV file; an interrupted run goes on in it.")],
+    workers: Annotated[int, typer.Option("--workers", help="Threads.", min=1)] = 1,
+    min_face: Annotated[int, typer.Option("--min-face", help="Smallest face, in pixels.", min=1)] = 20,
+    margin: Annotated[int, typer.Option("--margin", help="Pixels of repeated edge about the image.", min=0)] = 0,
+    scale: Annotated[float, typer.Option("--scale", help="Enlargement before detection.")] = 1.0,
+    choose: Annotated[str, typer.Option("--choose", help="Of several faces: central or largest.")] = "central",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the five landmarks of every face with MTCNN (the extra "detect").
+
+    Exit status 1 if there are images without a face; they are listed and stand in the file.
+    """
+    from ..data import DetectorSettings, detect_landmarks, open_dataset
+
+    settings = DetectorSettings(min_face, margin, scale, choose)
+    found = detect_landmarks(open_dataset(what), output, settings, workers=workers, show=not quiet)
+    result: dict[str, Any] = {
+        "file": str(output), "images": len(found.names), "failures": found.failures, "settings": found.settings,
+    }  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        typer.echo(f"{output}: {len(found.names) - len(found.failures):,} of {len(found.names):,} faces found")
+        for name, reason in found.failures.items():
+            typer.echo(f"  {name}: {reason}")
+    if found.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="lfw or olivetti.")],
+    home: Annotated[Path | None, typer.Option("--home", help="Folder of the cache; by default scikit-learn's.")] = None,
+    mirror: Annotated[str | None, typer.Option("--mirror", help="Address of a folder with the same files.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download a public data set by scikit-learn's addresses and checksums, into its cache.
+
+    An interrupted download goes on.  Without a connection it says what to put where (exit status 2).
+    """
+    from ..data import open_dataset
+    from ..data.fetch import fetch as download
+
+    place = download(name, home, mirror=mirror, show=not quiet)
+    dataset = open_dataset(f"lfw:{place}" if name == "lfw" else place)
+    result = {"name": name, "path": str(place), "images": len(dataset), "people": len(dataset.people)}
+    typer.echo(
+        json.dumps(result, indent=1)
+        if as_json
+        else f"{name}: {len(dataset):,} images of {len(dataset.people):,} people in {place}"
+    )

@@ -1,0 +1,84 @@
+"""``occfast data overlap``: people who are in a training and in a test set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def overlap(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="The set to leave people out of (training).", show_default=False)
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The set that they may be in (test).", show_default=False)],
+    weights: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Weights (.safetensors): also compare faces, not names alone.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Least cosine of two people's mean features.", min=-1, max=1)] = 0.6,
+    images: Annotated[int, typer.Option(help="Images of each person to look at, at most.", min=1)] = 10,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize images that are cropped already; don't align.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    trust: Annotated[bool, typer.Option("--trust", help="Run the code of a network that is module:function.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The list to exclude, CSV.")] = Path("exclude.csv"),
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")] = False,
+) -> None:
+    """Find people who are in both of two data sets, by name and with a network by similarity; write whom to exclude.
+
+    Names are compared without case, accents and punctuation.  Look at what similarity finds: the threshold depends on
+    the network.
+    """
+    from ..data import open_dataset
+    from ..data.overlap import shared_faces, shared_names, write_shared
+
+    a, b = open_dataset(first), open_dataset(second)
+    found = shared_names(a.people, b.people)
+    if weights is not None:
+        from ..evaluate import embed
+        from .evaluate import load_network, prepared
+
+        network, preprocessing = load_network(weights, trust, device)
+        sides = [
+            embed(
+                network, prepared(source, preprocessing, None, resize), preprocessing,
+                indices=_some_of_each(source.labels, images), batch_size=batch_size, workers=workers,
+                progress=not quiet, title=name,
+            )
+            for name, source in ((first, a), (second, b))
+        ]  # fmt: skip
+        sides[0].require(sides[1])
+        known = {(entry.person, entry.matches) for entry in found}
+        alike = shared_faces(
+            sides[0].features, sides[0].labels, a.people, sides[1].features, sides[1].labels, b.people,
+            threshold=threshold,
+        )  # fmt: skip
+        found += [entry for entry in alike if (entry.person, entry.matches) not in known]
+    write_shared(output, found)
+    people = len({entry.person for entry in found})
+    if as_json:
+        typer.echo(json.dumps({"people": people, "shared": [vars(entry) for entry in found], "list": str(output)}))
+        return
+    for entry in found:
+        how = entry.found_by if entry.similarity is None else f"similarity {entry.similarity:.2f}"
+        typer.echo(f"{entry.person}  =  {entry.matches}  ({how})")
+    typer.echo(f"{people} of {len(a.people)} people of {first} are in {second}: {output}")
+
+
+def _some_of_each(labels: Tensor, count: int) -> Tensor:
+    """Numbers of the first ``count`` images of each person."""
+    import torch
+
+    order = labels.argsort(stable=True)
+    person = labels[order]
+    place = torch.arange(len(order)) - torch.searchsorted(person, person)
+    return order[place < count]

@@ -1,0 +1,217 @@
+"""The AR faces (Martinez and Benavente 1998): expressions, light, sunglasses and scarves in two sessions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .faces import Face, FaceDataset, number_people
+from .folder import ImageFiles, find_images
+from .landmarks import LandmarkTable
+from .roots import find_root
+
+
+@dataclass(frozen=True)
+class Shot:
+    """How an AR photograph was taken, by its number from 1 to 26.
+
+    Attributes:
+        session: 1 or 2 (numbers 14 to 26, a fortnight later).
+        expression: "neutral", "smile", "anger" or "scream".
+        light: "even", "left", "right" or "both".
+        occlusion: None, "sunglasses" or "scarf".
+    """
+
+    session: int
+    expression: str
+    light: str
+    occlusion: str | None
+
+
+_LIGHTS = ("even", "left", "right")
+_SESSION = (
+    *((expression, "even", None) for expression in ("neutral", "smile", "anger", "scream")),
+    *(("neutral", light, None) for light in ("left", "right", "both")),
+    *(("neutral", light, occlusion) for occlusion in ("sunglasses", "scarf") for light in _LIGHTS),
+)
+
+
+def shot(number: int) -> Shot:
+    """What AR's numbering says of photograph ``number`` (1 to 26)."""
+    if not 1 <= number <= 2 * len(_SESSION):
+        raise ValueError(f"number: expected 1 to {2 * len(_SESSION)}, got {number}")
+    session, within = divmod(number - 1, len(_SESSION))
+    return Shot(session + 1, *_SESSION[within])
+
+
+class _Shots:
+    """What both AR sets offer beside images: the number of each photograph and what it means.
+
+    Attributes:
+        numbers: 1 to 26 of each image, int64 [N].
+    """
+
+    numbers: Tensor
+
+    def shot(self, k: int) -> Shot:
+        """How image k was taken."""
+        return shot(int(self.numbers[k]))
+
+    def shots(
+        self,
+        *,
+        occlusion: str | Sequence[str | None] | None = ("sunglasses", "scarf", None),
+        light: str | Sequence[str] = ("even", "left", "right", "both"),
+        expression: str | Sequence[str] = ("neutral", "smile", "anger", "scream"),
+        session: int | Sequence[int] = (1, 2),
+    ) -> Tensor:
+        """Numbers of the images taken so, int64, rising; each argument is one value or several."""
+        chosen = {
+            "occlusion": (_several(occlusion), (None, "sunglasses", "scarf")),
+            "light": (_several(light), (*_LIGHTS, "both")),
+            "expression": (_several(expression), ("neutral", "smile", "anger", "scream")),
+            "session": (_several(session), (1, 2)),
+        }
+        for name, (values, allowed) in chosen.items():
+            for value in values:
+                if value not in allowed:
+                    raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+        return torch.tensor(
+            [
+                k
+                for k in range(len(self.numbers))
+                if all(getattr(self.shot(k), name) in values for name, (values, _) in chosen.items())
+            ],
+            dtype=torch.int64,
+        )
+
+
+def _several(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+_FILE = re.compile(r"(?P<person>[mMwWfF]-?\d+)-(?P<number>\d{1,2})(?:[-_].*)?$")
+
+
+class AR(_Shots, ImageFiles):
+    """AR by file name: ``M-001-08`` is the man 001's photograph 8; see :func:`shot` for the numbers.
+
+    Args:
+        root: folder with the images, at any depth; None: the folder ``ar`` in $OCCFAST_DATA.
+        landmarks: CSV file by names as in :attr:`names`; None: ``landmarks.csv`` in ``root`` if there is one.
+        min_images, people, exclude, grey: as in :class:`ImageFiles`; people are named "M-001", "W-001".
+
+    Attributes:
+        numbers: 1 to 26 of each image, int64 [N].
+        others: files whose names are not such.
+
+    Raises:
+        DataError: no such image, a number beyond 26, or the same photograph twice.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        landmarks: LandmarkTable | str | Path | None = None,
+        min_images: int = 1,
+        people: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+        grey: bool | None = False,
+    ) -> None:
+        root = find_root(root, "ar", "the AR faces: M-001-01 to W-060-26 as image files")
+        images, others = find_images(root)
+        names, identities, seen = [], [], dict[tuple[str, int], str]()
+        for name in images:
+            match = _FILE.match(PurePosixPath(name).stem)
+            if match is None:
+                others.append(name)
+                continue
+            person, number = match["person"].upper().replace("F", "W"), int(match["number"])
+            if not 1 <= number <= 26:
+                raise DataError(f"{root / name}: expected a photograph's number from 1 to 26, got {number}")
+            if seen.setdefault((person, number), name) != name:
+                raise DataError(
+                    f"{root / name}: photograph {number} of {person} is there already: {seen[person, number]}"
+                )
+            names.append(name)
+            identities.append(person)
+        if not names:
+            raise DataError(f"{root}: expected images named as M-001-08, found none among {len(others)} files")
+        self.others = sorted(others)
+        if landmarks is None and (root / "landmarks.csv").is_file():
+            landmarks = root / "landmarks.csv"
+        super().__init__(
+            root, names, identities,
+            landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
+        )  # fmt: skip
+        numbers = {name: number for (_, number), name in seen.items()}
+        self.numbers = torch.tensor([numbers[name] for name in self.names])
+
+
+class AR10P(_Shots, FaceDataset):
+    """Ten people of AR with thirteen photographs each, from scikit-feature's ``warpAR10P.mat``: 60×40, grey.
+
+    The rows of the file are ordered by person and within a person by AR's own numbers, 1 to 13: seven clean
+    (expressions, lights), three with sunglasses, three with a scarf.
+
+    Args:
+        path: the file, or a folder with it; None: ``ar10p/warpAR10P.mat`` in $OCCFAST_DATA.
+
+    Attributes:
+        numbers: 1 to 13 of each image, int64 [N].
+        images: uint8 [130, 1, 60, 40].
+
+    Raises:
+        DataError: the file can't be read or is something else.
+    """
+
+    SIZE = (60, 40)
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        path = Path(path) if path is not None else find_root(None, "ar10p", "AR10P: warpAR10P.mat")
+        path = path / "warpAR10P.mat" if path.is_dir() else path
+        values, identities = _read_mat(path)
+        shots = len(_SESSION)
+        expected = np.repeat(np.arange(len(values) // shots), shots)
+        if len(values) == 0 or len(values) % shots or not np.array_equal(identities - identities[0], expected):
+            raise DataError(f"{path}: expected {shots} rows a person, person after person, in Y, got another order")
+        self.path = path
+        # The pixels of a row run down the columns.
+        self.images = torch.from_numpy(values.reshape(-1, 1, self.SIZE[1], self.SIZE[0]).swapaxes(2, 3).copy())
+        self.numbers = torch.arange(shots).repeat(len(values) // shots) + 1
+        people = [f"{identity:02d}" for identity in identities]
+        self.names = [f"{person}-{int(number):02d}" for person, number in zip(people, self.numbers, strict=True)]
+        self.people, self.labels = number_people(people, str(path))
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        return Face(self.images[k], int(self.labels[k]), self.names[k], None)
+
+
+def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """X, uint8 [N, 2400], and Y, int64 [N], of a MATLAB 5 file."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, variable_names=("X", "Y"))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    except Exception as error:  # scipy's reader raises about anything on damaged bytes
+        raise DataError(f"{path}: not a readable MATLAB file ({error})") from error
+    x, y = content.get("X"), content.get("Y")
+    pixels = AR10P.SIZE[0] * AR10P.SIZE[1]
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != pixels:
+        raise DataError(
+            f"{path}: expected X, uint8 [N, {pixels}], got {getattr(x, 'dtype', None)} {getattr(x, 'shape', '')}"
+        )
+    if not isinstance(y, np.ndarray) or not np.issubdtype(y.dtype, np.number) or y.size != len(x):
+        raise DataError(f"{path}: expected Y, {len(x)} numbers, got {getattr(y, 'shape', None)}")
+    return x, y.astype(np.int64).ravel()

@@ -1,0 +1,267 @@
+"""Data sets are written as a folder of identities, as RecordIO or as ``.npz``.
+
+Image files are copied byte by byte where the source has them; pixels (an aligned set, say) are stored as PNG, without
+loss.  Names, landmarks and alignment go along.  Nothing gets its name before it is whole, and a folder or a RecordIO
+goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from ..files import write_atomically, writing
+from ..progress import Report, progress
+from .faces import FaceDataset
+from .folder import ABOUT
+from .images import encode_png, probe
+from .landmarks import write_landmarks
+from .record_file import Header, RecordWriter
+
+KINDS = ("folder", "recordio", "npz")
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "PPM": (".ppm", ".pgm", ".pnm"),
+    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "GIF": (".gif",),
+}  # fmt: skip
+
+
+def convert(
+    source: FaceDataset,
+    target: str | Path,
+    kind: str | None = None,
+    *,
+    pixels: bool = False,
+    show: bool | Report = True,
+) -> Path:
+    """Write a data set anew.
+
+    Args:
+        source: any data set of faces; wrapped in :class:`~occfast.data.Aligned` its faces are stored aligned.
+        target: the folder, the ``.rec`` (``.idx``, ``.lst``, ``property``, ``.json`` and landmarks come beside it) or
+            the ``.npz``.
+        kind: "folder", "recordio" or "npz"; None: as the ending of ``target`` says.
+        pixels: an ``.npz`` of pixels, uint8 [N, C, H, W], for images of one size, rather than of image files.
+        show: progress, as in :func:`occfast.progress.progress`.
+
+    Returns:
+        The folder or file.  Interrupted, the same call goes on (an ``.npz`` begins again).
+
+    Raises:
+        DataError: an image can't be read, or the names of images or people don't make names of files.
+        ValueError: ``target`` is there already; ``pixels`` with images of several sizes.
+    """
+    target = Path(target)
+    if kind is None:
+        kind = {".rec": "recordio", ".npz": "npz"}.get(target.suffix.lower(), "folder")
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
+    if pixels and kind != "npz":
+        raise ValueError(f"pixels: expected kind 'npz', got {kind!r}")
+    with progress(f"writing {target.name}", "images", show) as report:
+        if kind == "folder":
+            _to_folder(source, target, report)
+        elif kind == "recordio":
+            _to_recordio(source, target, report)
+        else:
+            _to_npz(source, target, pixels, report)
+    return target
+
+
+def content(source: FaceDataset, k: int) -> bytes:
+    """Image k as a file: the stored one, or a PNG of its pixels."""
+    stored = source.encoded(k)
+    return encode_png(source[k].image) if stored is None else stored
+
+
+def _about(source: FaceDataset) -> dict[str, Any]:
+    alignment = None if source.alignment is None else source.alignment.as_dict()
+    return {"people": list(source.people), "alignment": alignment}
+
+
+def _fingerprint(source: FaceDataset) -> str:
+    """Of everything but the images: what was begun is gone on with only for the same source."""
+    parts = [list(source.names), source.labels.tolist(), _about(source)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _has_landmarks(source: FaceDataset) -> bool:
+    return source.landmarks is not None and not bool(source.landmarks.isnan().all())
+
+
+# Folder
+
+
+def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
+    state = target / ".convert.json"
+    begun = {"source": _fingerprint(source)}
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        known = json.loads(state.read_text()) if state.is_file() else None
+        if known != begun:
+            raise ValueError(f"{target}: expected a new folder, or one that this conversion has begun")
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(state, json.dumps(begun).encode())
+    stems = [
+        _stem(name, source.people[label]) for name, label in zip(source.names, source.labels.tolist(), strict=True)
+    ]
+    names: list[str] = []
+    owners: dict[str, int] = {}
+    for k in range(len(source)):
+        data = content(source, k)
+        names.append(_with_suffix(stems[k], data, source.place(k)))
+        if owners.setdefault(names[k], k) != k:
+            raise DataError(f"{source.place(k)}: {names[k]} is already the name of {source.place(owners[names[k]])}")
+        path = target / names[k]
+        if not path.is_file() or path.stat().st_size != len(data):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(data)
+            part.replace(path)
+        report(k + 1, len(source))
+    if _has_landmarks(source):
+        assert source.landmarks is not None
+        write_landmarks(target / "landmarks.csv", names, source.landmarks)
+    write_atomically(target / ABOUT, json.dumps(_about(source), indent=1, ensure_ascii=False).encode())
+    state.unlink()
+
+
+def _stem(name: str, person: str) -> str:
+    """Where an image goes in a folder of identities.  DataError for names that would lead out of it."""
+    inside = name if name.split("/")[0] == person else f"{person}/{name}"
+    for part in inside.split("/"):
+        if part in ("", ".", "..") or any(c in part for c in "\\:\0") or part.startswith("."):
+            raise DataError(f"image {name!r} of {person!r}: expected names that make names of files")
+    return inside
+
+
+def _with_suffix(name: str, data: bytes, where: str) -> str:
+    """The name with the ending of the image's format, if it has another or none."""
+    suffixes = _SUFFIXES[probe(data, where)[0]]
+    path = PurePosixPath(name)
+    if path.suffix.lower() in suffixes:
+        return name
+    known = any(path.suffix.lower() in endings for endings in _SUFFIXES.values())
+    return str(path.with_suffix(suffixes[0]) if known else path.with_name(path.name + suffixes[0]))
+
+
+# RecordIO
+
+
+def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
+    """As insightface packs: record 0 tells where images end, identities have records of their own after them."""
+    if target.suffix.lower() != ".rec":
+        raise ValueError(f"target: expected a name that ends in .rec, got {target}")
+    if target.exists():
+        raise ValueError(f"{target}: expected a new file")
+    state = target.with_suffix(".rec.part.json")
+    begun = {"source": _fingerprint(source)}
+    resume = state.is_file() and json.loads(state.read_text()) == begun
+    write_atomically(state, json.dumps(begun).encode())
+    order = torch.argsort(source.labels, stable=True).tolist()
+    count = len(order)
+    sizes: set[tuple[int, int]] = set()
+    with RecordWriter(target, resume=resume) as writer:
+        written = len(writer.begun)
+        if written == 0:
+            writer.write(0, Header((count + 1, count + 1 + len(source.people)), 0, listed=True).pack(b""))
+        for key, k in enumerate(order, 1):
+            if key >= written:
+                data = content(source, k)
+                writer.write(key, Header((float(source.labels[k]),), key).pack(data))
+            else:
+                data = writer.begun.header(key)[1]
+            sizes.add(probe(data, source.place(k))[1])
+            report(key, count)
+        end = 1
+        for person, images in enumerate(source.counts.tolist()):
+            begin, end = end, end + images
+            if count + 1 + person >= written:
+                writer.write(count + 1 + person, Header((begin, end), count + 1 + person, listed=True).pack(b""))
+        # What lies beside comes first: a .rec with its name is whole.
+        lines = (f"{key}\t{int(source.labels[k])}\t{_one_line(source.names[k])}\n" for key, k in enumerate(order, 1))
+        write_atomically(target.with_suffix(".lst"), "".join(lines).encode())
+        write_atomically(target.with_suffix(".json"), json.dumps(_about(source), indent=1, ensure_ascii=False).encode())
+        if len(sizes) == 1:
+            height, width = sizes.pop()
+            write_atomically(target.with_name("property"), f"{len(source.people)},{height},{width}\n".encode())
+        if _has_landmarks(source):
+            assert source.landmarks is not None
+            names = [source.names[k] for k in order]
+            write_landmarks(target.with_suffix(".landmarks.csv"), names, source.landmarks[order])
+    state.unlink()
+
+
+def _one_line(name: str) -> str:
+    if any(c in name for c in "\t\r\n\\") or name != name.strip():
+        raise DataError(f"image {name!r}: expected a name without tabs, line ends and backslashes")
+    return name
+
+
+# .npz
+
+
+def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report) -> None:
+    if target.suffix.lower() != ".npz":
+        raise ValueError(f"target: expected a name that ends in .npz, got {target}")
+    if target.exists():
+        raise ValueError(f"{target}: expected a new file")
+    with writing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        if pixels:
+            first = source[0].image
+            with _member(archive, "images", np.uint8, (len(source), *first.shape)) as out:
+                for k in range(len(source)):
+                    image = source[k].image
+                    if image.shape != first.shape:
+                        raise ValueError(
+                            f"pixels: expected images of one size, {list(first.shape)}, got {list(image.shape)} for "
+                            f"{source.place(k)}"
+                        )
+                    out.write(image.contiguous().numpy().tobytes())
+                    report(k + 1, len(source))
+        else:
+            offsets = [0]
+            with tempfile.TemporaryFile(dir=target.parent) as spool:
+                for data in _contents(source, report):
+                    spool.write(data)
+                    offsets.append(offsets[-1] + len(data))
+                spool.seek(0)
+                with _member(archive, "encoded", np.uint8, (offsets[-1],)) as out:
+                    shutil.copyfileobj(spool, out, 1 << 20)
+            _array(archive, "offsets", np.array(offsets, np.int64))
+        _array(archive, "labels", source.labels.numpy())
+        _array(archive, "names", np.array(source.names))
+        _array(archive, "people", np.array(source.people))
+        if source.landmarks is not None:
+            _array(archive, "landmarks", source.landmarks.double().numpy())
+        alignment = _about(source)["alignment"]
+        _array(archive, "about", np.array(json.dumps({"alignment": alignment})))
+
+
+def _contents(source: FaceDataset, report: Report) -> Iterator[bytes]:
+    for k in range(len(source)):
+        yield content(source, k)
+        report(k + 1, len(source))
+
+
+def _member(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """An array of the archive, to write its elements to."""
+    out: BinaryIO = archive.open(f"{name}.npy", "w", force_zip64=True)  # type: ignore[assignment]
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out
+
+
+def _array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    archive.writestr(f"{name}.npy", buffer.getvalue())

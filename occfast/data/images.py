@@ -1,0 +1,153 @@
+"""Image files become tensors: every mode and orientation explicitly, every bad file a DataError."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import DataError
+
+#: Endings of the names of image files, in lower case.
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif"))
+#: What is opened at all; Pillow's other plug-ins, some of which start programs, never see a byte.
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
+#: Images of more pixels are refused: a file of kilobytes can claim gigabytes.
+MAX_PIXELS = 64_000_000
+_ORIENTATION = 0x0112
+
+
+def decode(content: bytes, where: str, *, grey: bool | None = False) -> Tensor:
+    """Decode an image file.
+
+    CMYK and palettes become RGB; 16-bit grey is scaled to 8; transparent pixels are laid over black; an EXIF
+    orientation is applied, so that rows and columns are those that a viewer shows.
+
+    Args:
+        content: the file, JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
+        where: names the file in errors.
+        grey: True converts to grey (ITU-R 601), False to RGB, None to whichever of them is stored.
+
+    Returns:
+        uint8 [1, H, W] (grey) or [3, H, W] (RGB).
+
+    Raises:
+        DataError: not such an image, truncated, damaged, or of more than :data:`MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}")
+            pixels = _upright(image)
+            if grey is None:
+                grey = pixels.mode in ("1", "L", "I") or pixels.mode.startswith("I;16")
+            array = np.array(_to_mode(pixels, "L" if grey else "RGB", where))
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels ({error})") from error
+    except Exception as error:  # damaged files make Pillow raise about anything
+        raise DataError(f"{where}: damaged or truncated image of {len(content)} bytes ({error})") from error
+    return torch.from_numpy(array)[None] if grey else torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says (decoded only if it does)."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+
+
+def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{where}: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode})")
+    elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        ground = Image.new("RGBA", over.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(ground, over).convert("RGB")
+    if image.mode == mode:
+        image.load()
+        return image
+    if mode == "L" and image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")  # Pillow converts CMYK, palettes and others to grey by other rules
+    return image.convert(mode)
+
+
+def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
+    """Format ("JPEG"), (height, width) as stored and Pillow mode ("RGB") of an image file, from its first bytes.
+
+    DataError where it is none.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return str(image.format), (image.size[1], image.size[0]), image.mode
+    except Exception as error:  # as in decode
+        raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; DataError with the reason where it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def read_image(path: str | Path, *, grey: bool | None = False) -> Tensor:
+    """An image file as uint8 [3, H, W] or, with ``grey``, [1, H, W]: see :func:`decode`."""
+    return decode(read_bytes(Path(path)), str(path), grey=grey)
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Grey as Pillow makes it (ITU-R 601 in integers): uint8 [..., 3, H, W] to [..., 1, H, W]; grey stays."""
+    if images.shape[-3] == 1:
+        return images
+    red, green, blue = images.int().unbind(-3)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8).unsqueeze(-3)
+
+
+def recolor(images: Tensor, grey: bool | None) -> Tensor:
+    """uint8 [..., C, H, W], C 1 or 3, as grey (True), RGB (False) or as they are (None)."""
+    if grey is None:
+        return images
+    if images.shape[-3] not in (1, 3):
+        raise ValueError(f"images: expected 1 or 3 channels to convert, got {images.shape[-3]}")
+    return to_grey(images) if grey else images.expand(*images.shape[:-3], 3, -1, -1)
+
+
+def encode_png(image: Tensor) -> bytes:
+    """uint8 [C, H, W], C 1 or 3, as a PNG file."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image: expected uint8 [1 or 3, H, W], got {image.dtype} {list(image.shape)}")
+    array = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    out = io.BytesIO()
+    Image.fromarray(array.cpu().contiguous().numpy()).save(out, "PNG")
+    return out.getvalue()
+
+
+def read_pgm(path: Path) -> Tensor:
+    """An 8-bit binary PGM (P5) as uint8 [H, W].
+
+    Raises DataError, with the file and the offset, where it is none or ends early.
+    """
+    data = read_bytes(path)
+    space = rb"(?:\s|#[^\n]*\n)+"
+    header = re.match(rb"P5%b(\d+)%b(\d+)%b(\d+)\s" % (space, space, space), data)
+    if header is None:
+        raise DataError(f"{path}: expected the header of a binary PGM (P5) at offset 0, got {data[:16]!r}")
+    width, height, largest = map(int, header.groups())
+    if not 1 <= largest <= 255:
+        raise DataError(f"{path}: expected 8-bit pixels (1 to 255 at offset {header.start(3)}), got {largest}")
+    start, need = header.end(), width * height
+    if len(data) - start < need:
+        raise DataError(f"{path}: expected {need} pixels from offset {start}, got {len(data) - start}")
+    return torch.frombuffer(bytearray(data[start : start + need]), dtype=torch.uint8).reshape(height, width)

@@ -1,0 +1,135 @@
+"""Tables of landmarks: one line an image, as CSV.
+
+The header names the columns: ``image``, then for each of ``left_eye``, ``right_eye``, ``nose``, ``mouth_left`` and
+``mouth_right`` either ``_x`` and ``_y`` (right and down) or ``_column`` and ``_row``, in pixels; others (``identity``)
+are kept.  Empty numbers: no landmarks are known for that image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import write_atomically
+from .images import read_bytes
+
+POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+_AXES = (("row", "column"), ("y", "x"))
+
+
+@dataclass(frozen=True)
+class LandmarkTable:
+    """Landmarks of images by name.
+
+    Attributes:
+        names: of the images, unique.
+        points: float64 [N, 5, 2], (row, column); NaN where none are known.
+        columns: further columns of the file, each with N texts.
+    """
+
+    names: list[str]
+    points: Tensor
+    columns: dict[str, list[str]]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {unicodedata.normalize("NFC", name): k for k, name in enumerate(self.names)}
+
+    def of(self, names: Sequence[str]) -> Tensor:
+        """Landmarks of these images, float64 [len(names), 5, 2]; NaN for those that the table doesn't have."""
+        found = [self._positions.get(unicodedata.normalize("NFC", name), -1) for name in names]
+        index = torch.tensor(found, dtype=torch.int64)
+        points = self.points[index.clamp_min(0)] if len(self.points) else torch.zeros(len(found), 5, 2).double()
+        return points.masked_fill((index < 0)[:, None, None], math.nan)
+
+
+def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """A CSV file in UTF-8, with or without byte-order mark, with any line ends.
+
+    Returns:
+        The header, and (line number, cells) of every line that is not empty.
+
+    Raises:
+        DataError: not UTF-8, a column of ``needed`` is missing or there twice, or a line has too many or too few
+            cells; with the line.
+    """
+    path = Path(path)
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected UTF-8, byte {error.object[error.start]:#04x} at offset {error.start}"
+        ) from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    for name in needed:
+        if header.count(name) != 1:
+            raise DataError(f"{path}, line 1: expected one column {name!r}, got {', '.join(header) or 'nothing'}")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {len(header)} cells, got {len(row)}")
+    return header, rows
+
+
+def read_landmarks(path: str | Path) -> LandmarkTable:
+    """Read a table of landmarks.  DataError, with the line, where it is none."""
+    header, rows = read_table(path, ["image"])
+    axes = next((pair for pair in _AXES if f"{POINTS[0]}_{pair[0]}" in header), _AXES[1])
+    wanted = [f"{point}_{axis}" for point in POINTS for axis in axes]
+    for name in wanted:
+        if header.count(name) != 1:
+            raise DataError(f"{path}, line 1: expected one column {name!r}, got {', '.join(header)}")
+    image, places = header.index("image"), [header.index(name) for name in wanted]
+    names: dict[str, int] = {}
+    points = []
+    for line, row in rows:
+        name = row[image]
+        if names.setdefault(name, line) != line:
+            raise DataError(f"{path}, line {line}: image {name!r} is there already, at line {names[name]}")
+        points.append([_number(row[place], header[place], f"{path}, line {line}") for place in places])
+    others = [k for k in range(len(header)) if k != image and k not in places]
+    return LandmarkTable(
+        list(names),
+        torch.tensor(points, dtype=torch.float64).reshape(-1, 5, 2),
+        {header[k]: [row[k] for _, row in rows] for k in others},
+    )
+
+
+def _number(cell: str, column: str, where: str) -> float:
+    if not cell.strip():
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise DataError(f"{where}: expected a number in {column!r}, got {cell!r}")
+    return value
+
+
+def write_landmarks(
+    path: str | Path, names: Sequence[str], points: Tensor, columns: dict[str, Sequence[object]] | None = None
+) -> Path:
+    """Write a table of landmarks, (x, y) in pixels; empty cells where they are NaN; further ``columns`` after."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = columns or {}
+    writer.writerow(["image", *(f"{point}_{axis}" for point in POINTS for axis in ("x", "y")), *columns])
+    for k, (name, five) in enumerate(zip(names, points.tolist(), strict=True)):
+        cells = ["" if math.isnan(v) else repr(v) for row, column in five for v in (column, row)]
+        writer.writerow([name, *cells, *(values[k] for values in columns.values())])
+    return write_atomically(path, out.getvalue().encode())

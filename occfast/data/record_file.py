@@ -1,0 +1,357 @@
+"""RecordIO files, as dmlc-core defines them and mxnet fills them; mxnet is not needed.
+
+A record is the word :data:`MAGIC`, a word with 3 bits of flag above 29 bits of length, the data, and zeros up to a
+multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, that word is left out
+and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
+
+mxnet's data begin with a header of flag, label, two numbers (24 bytes); with flag > 0 so many labels follow.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .images import read_bytes
+
+MAGIC = 0xCED7230A
+_WORD = struct.pack("<I", MAGIC)
+_LENGTH_BITS = 29
+_HEADER = struct.Struct("<IfQQ")
+_MAX_LABELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the image in a record of mxnet.
+
+    Attributes:
+        labels: one (stored in the header itself) or several (stored after it).
+        id: number of the record.
+        id2: unused by most.
+        listed: labels are stored after the header even if there is only one.
+    """
+
+    labels: tuple[float, ...]
+    id: int = 0
+    id2: int = 0
+    listed: bool = False
+
+    def pack(self, content: bytes) -> bytes:
+        """The data of a record: the header, its labels, the content."""
+        if len(self.labels) == 1 and not self.listed:
+            return _HEADER.pack(0, self.labels[0], self.id, self.id2) + content
+        labels = struct.pack(f"<{len(self.labels)}f", *self.labels)
+        return _HEADER.pack(len(self.labels), 0.0, self.id, self.id2) + labels + content
+
+
+def unpack(data: bytes, where: str) -> tuple[Header, bytes]:
+    """Header and content of a record's data; DataError where it is too short for them."""
+    if len(data) < _HEADER.size:
+        raise DataError(f"{where}: expected a header of {_HEADER.size} bytes, got {len(data)} bytes")
+    flag, label, first, second = _HEADER.unpack_from(data)
+    if flag == 0:
+        return Header((label,), first, second), data[_HEADER.size :]
+    end = _HEADER.size + 4 * flag
+    if flag > _MAX_LABELS or end > len(data):
+        raise DataError(f"{where}: expected {flag} labels, {4 * flag} bytes, got {len(data) - _HEADER.size} bytes")
+    return Header(struct.unpack_from(f"<{flag}f", data, _HEADER.size), first, second, True), data[end:]
+
+
+def encode_record(data: bytes) -> bytes:
+    """A record with these data, in parts where they have MAGIC at a multiple of 4 bytes."""
+    if len(data) >= 1 << _LENGTH_BITS:
+        raise ValueError(f"data: expected fewer than {1 << _LENGTH_BITS:,} bytes, got {len(data):,}")
+    cuts = []
+    at = data.find(_WORD)
+    while at >= 0:
+        if at % 4 == 0:
+            cuts.append(at)
+        at = data.find(_WORD, at + (4 if at % 4 == 0 else 1))
+    out = []
+    starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(data)]
+    for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        flag = 0 if not cuts else 1 if k == 0 else 3 if k == len(cuts) else 2
+        out += [
+            _WORD,
+            struct.pack("<I", flag << _LENGTH_BITS | end - start),
+            data[start:end],
+            bytes(-(end - start) % 4),
+        ]
+    return b"".join(out)
+
+
+class RecordFile:
+    """The records of a ``.rec`` file, by number; memory-mapped, for any number of processes and threads.
+
+    Args:
+        path: the file.
+        index: its ``.idx``: a line a record with key and offset; None: the file of that name beside it or, where there
+            is none, what a walk through the file finds, with keys 0, 1, 2, ...; or (keys, offsets) themselves.
+
+    Attributes:
+        keys, offsets: of the records, int64 [N], in the order of the index.
+
+    Raises:
+        DataError: with the offset: not RecordIO, truncated, or not what the index says.
+    """
+
+    def __init__(self, path: str | Path, index: str | Path | tuple[Any, Any] | None = None) -> None:
+        self.path = Path(path)
+        self._map: mmap.mmap | None = None
+        try:
+            self.size = self.path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        beside = self.path.with_suffix(".idx")
+        if isinstance(index, tuple):
+            self.keys, self.offsets = (np.array(values, np.int64) for values in index)
+        elif index is None and not beside.is_file():
+            self.offsets = np.array([offset for offset, _ in self.walk()], dtype=np.int64)
+            self.keys = np.arange(len(self.offsets))
+        else:
+            self.keys, self.offsets = read_index(Path(index) if index is not None else beside, self.size)
+            self._check_end()
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}  # another process maps the file for itself
+
+    @property
+    def content(self) -> mmap.mmap | bytes:
+        """The whole file, mapped when first used."""
+        if self._map is None:
+            if self.size == 0:
+                return b""
+            try:
+                with self.path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_size != self.size:
+                        raise DataError(f"{self.path}: expected {self.size} bytes as when it was opened first")
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        return self._map
+
+    def part(self, offset: int) -> tuple[int, int]:
+        """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""
+        if not 0 <= offset <= self.size - 8:
+            raise DataError(f"{self.path}: truncated: expected a record at offset {offset}, it ends at {self.size}")
+        magic, word = struct.unpack_from("<II", self.content, offset)
+        if magic != MAGIC:
+            raise DataError(f"{self.path}: expected a record (magic {MAGIC:#x}) at offset {offset}, got {magic:#x}")
+        flag, length = word >> _LENGTH_BITS, word & (1 << _LENGTH_BITS) - 1
+        if flag > 3:
+            raise DataError(f"{self.path}: expected a flag of at most 3 at offset {offset + 4}, got {flag}")
+        if offset + 8 + length > self.size:
+            raise DataError(
+                f"{self.path}: truncated: the record at offset {offset} needs {length} bytes, the file ends "
+                f"{self.size - offset - 8} after its header"
+            )
+        return flag, length
+
+    def parts(self, offset: int) -> Iterator[tuple[int, int]]:
+        """(start, length) of the data of each part of the record at ``offset``."""
+        flag, length = self.part(offset)
+        if flag not in (0, 1):
+            raise DataError(f"{self.path}: expected the start of a record at offset {offset}, got part {flag}")
+        yield offset + 8, length
+        while flag in (1, 2):
+            offset += 8 + length + -length % 4
+            flag, length = self.part(offset)
+            if flag not in (2, 3):
+                raise DataError(f"{self.path}: expected the next part of a record at offset {offset}, got part {flag}")
+            yield offset + 8, length
+
+    def at(self, offset: int) -> bytes:
+        """The data of the record at ``offset``."""
+        whole = self.content
+        return _WORD.join(whole[start : start + length] for start, length in self.parts(offset))
+
+    def __getitem__(self, k: int) -> bytes:
+        """The data of record k, in the order of the index."""
+        return self.at(int(self.offsets[k]))
+
+    def end(self, offset: int) -> int:
+        """Where the record after the one at ``offset`` begins."""
+        for start, length in self.parts(offset):
+            end = start + length + -length % 4
+        return end
+
+    def walk(self, offset: int = 0) -> Iterator[tuple[int, int]]:
+        """(offset, end) of every record from ``offset``; DataError where the file breaks."""
+        while offset < self.size:
+            end = self.end(offset)
+            yield offset, end
+            offset = end
+
+    def _check_end(self) -> None:
+        if len(self.offsets) == 0:
+            if self.size:
+                raise DataError(f"{self.path}: expected no bytes, since the index is empty, got {self.size}")
+            return
+        last = int(self.offsets.max())
+        end = self.end(last)
+        if end > self.size + 3 or end < self.size:
+            raise DataError(
+                f"{self.path}: expected its end at offset {end}, after the last record of the index, got {self.size}"
+            )
+
+    def labels(self, records: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
+        """The first label of these records, float32 [len(records)], from their headers; no image is read.
+
+        DataError where one has no header.
+        """
+        labels = np.empty(len(records), np.float32)
+        offsets = self.offsets[records]
+        whole = np.frombuffer(self.content, np.uint8)
+        # 8 bytes of record, 24 of header, 4 of a first listed label; other than such plain records are read singly.
+        plain = offsets + 36 <= self.size
+        for first in range(0, len(records), chunk):
+            chosen = first + np.flatnonzero(plain[first : first + chunk])
+            words = whole[offsets[chosen][:, None] + np.arange(36)].view("<u4")
+            listed = words[:, 2] > 0
+            labels[chosen] = np.where(listed, words[:, 8], words[:, 3]).view("<f4")
+            one_part = (words[:, 0] == MAGIC) & (words[:, 1] >> _LENGTH_BITS == 0)
+            plain[chosen] = one_part & (words[:, 1] >= np.where(listed, 28, 24))
+        for k in np.flatnonzero(~plain):
+            labels[k] = self.header(int(records[k]))[0].labels[0]
+        return labels
+
+    def header(self, k: int) -> tuple[Header, bytes]:
+        """Header and content of record k; DataError where it has none."""
+        return unpack(self[k], f"{self.path}, offset {self.offsets[k]}")
+
+
+def read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and offsets, int64, of an ``.idx`` for a file of ``size`` bytes; DataError with the line."""
+    text = read_bytes(path)
+    cells = text.split()
+    try:
+        table = np.array(cells).astype(np.int64).reshape(-1, 2) if cells else np.empty((0, 2), np.int64)
+        good = len(table) == len([line for line in text.splitlines() if line.strip()])
+    except (ValueError, OverflowError):
+        good = False
+    if not good:
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip() and not (len(line.split()) == 2 and all(_fits(cell) for cell in line.split())):
+                raise DataError(f"{path}, line {number}: expected a key and an offset, got {line[:60]!r}")
+        raise DataError(f"{path}: expected a key and an offset on every line")
+    keys, offsets = table[:, 0], table[:, 1]
+    wrong = np.flatnonzero((offsets < 0) | (offsets % 4 != 0) | (offsets > max(size - 8, 0)))
+    if len(wrong):
+        raise DataError(
+            f"{path}: record {keys[wrong[0]]}: expected an offset that is a multiple of 4 in a file of {size} bytes, "
+            f"got {offsets[wrong[0]]}"
+        )
+    for values, name in ((keys, "key"), (offsets, "offset")):
+        values, times = np.unique(values, return_counts=True)
+        if (times > 1).any():
+            raise DataError(f"{path}: expected every {name} once, got {values[times > 1][0]} {times.max()} times")
+    return keys.copy(), offsets.copy()
+
+
+def _fits(cell: bytes) -> bool:
+    digits = cell[1:] if cell[:1] == b"-" else cell
+    return digits.isdigit() and len(digits) < 19
+
+
+class RecordWriter:
+    """Writes a ``.rec`` and its ``.idx``.
+
+    Records go to files ending in ``.part``, which get their names when the ``with`` block ends well, and stay for
+    ``resume`` where it doesn't.
+
+    Args:
+        path: the ``.rec``.
+        resume: go on after the last whole record of a writer that was stopped.
+
+    Attributes:
+        keys: of the records written so far.
+        begun: the records that were there when it began.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.index = self.path.with_suffix(".idx")
+        self._parts = (Path(f"{self.path}.part"), Path(f"{self.index}.part"))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        entries = self._whole() if resume and all(part.is_file() for part in self._parts) else []
+        self.keys = [key for key, _, _ in entries]
+        self._offset = entries[-1][2] if entries else 0
+        mode = "r+b" if entries else "wb"
+        self._file = self._parts[0].open(mode)
+        self._file.truncate(self._offset)
+        self._file.seek(self._offset)
+        self._lines = self._parts[1].open("wb")
+        self._lines.writelines(b"%d\t%d\n" % entry[:2] for entry in entries)
+        self._known = set(self.keys)
+        self.begun = RecordFile(self._parts[0], (self.keys, [offset for _, offset, _ in entries]))
+
+    def _whole(self) -> list[tuple[int, int, int]]:
+        """(key, offset, end) of the records that are whole and in both files."""
+        file = RecordFile(self._parts[0], ([], []))
+        entries: list[tuple[int, int, int]] = []
+        lines = self._parts[1].read_bytes().split(b"\n")[:-1]  # what follows the last line end is not whole
+        for line in lines:
+            try:
+                key, offset = (int(cell) for cell in line.split())
+                if offset != (entries[-1][2] if entries else 0):
+                    break
+                end = file.end(offset)
+            except ValueError:  # DataError too
+                break
+            if end > file.size:
+                break
+            entries.append((key, offset, end))
+        return entries
+
+    def write(self, key: int, data: bytes) -> None:
+        """Append a record.  ValueError if the key is there already."""
+        if key in self._known:
+            raise ValueError(f"key: expected one that is not there yet, got {key}")
+        record = encode_record(data)
+        self._file.write(record)
+        self._lines.write(b"%d\t%d\n" % (key, self._offset))
+        self._offset += len(record)
+        self._known.add(key)
+        self.keys.append(key)
+        if len(self.keys) % 256 == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Finish: both files get their names."""
+        self._flush()
+        for file in (self._file, self._lines):
+            os.fsync(file.fileno())
+            file.close()
+        # The index last: a .rec with an older .idx is found out when it is opened.
+        for part, name in zip(self._parts, (self.path, self.index), strict=True):
+            part.replace(name)
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._flush()
+            self._file.close()
+            self._lines.close()

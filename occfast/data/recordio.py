@@ -1,0 +1,162 @@
+"""Faces in RecordIO as insightface packs them: ``train.rec``, ``train.idx``, ``property``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from ..files import read_json
+from .align import Alignment
+from .faces import EncodedFaces
+from .folder import read_list
+from .images import read_bytes
+from .landmarks import read_landmarks
+from .record_file import Header, RecordFile
+
+_WHOLE = 1 << 24  # whole numbers beyond are not exact in float32
+
+
+class RecordIO(EncodedFaces):
+    """Faces in a ``.rec`` file; indexed, memory-mapped, safe in any number of workers, forked or spawned.
+
+    Both kinds of mxnet's files are read: those where every record is an image, and insightface's, whose record 0
+    tells where the images end and the identities, each a range of images, begin.
+
+    Args:
+        path: the ``.rec``, or a folder with one.
+        index: its ``.idx``; None: beside it, or made by a walk through the file.
+        grey: as in :class:`EncodedFaces`.
+
+    Attributes:
+        file: the records.
+        keys: of the images in the index, int64 [N].
+        property: (identities, height, width) as the file ``property`` has them, or None.
+
+    Beside the ``.rec`` may lie ``<stem>.lst`` (names of the images), ``<stem>.json`` (names of the people, alignment)
+    and ``<stem>.landmarks.csv``, as ``occfast data convert`` writes them.  Without them images are named by key and
+    people by label.
+
+    Raises:
+        DataError: with the offset: not RecordIO, truncated, damaged, a label that is not a whole number.
+    """
+
+    def __init__(self, path: str | Path, index: str | Path | None = None, *, grey: bool | None = False) -> None:
+        super().__init__(grey=grey)
+        self.path = find_rec(Path(path))
+        self.file = RecordFile(self.path, index)
+        self.property = read_property(self.path.with_name("property"))
+        self._records, labels = self._images()
+        self.keys = self.file.keys[self._records]
+        wrong = np.flatnonzero((labels != np.floor(labels)) | (labels < 0) | (labels >= _WHOLE))
+        if len(wrong):
+            record = self._records[wrong[0]]
+            raise DataError(f"{self._at(record)}: expected a label that is a whole number, got {labels[wrong[0]]}")
+        stored, numbers = np.unique(labels.astype(np.int64), return_inverse=True)
+        self._stored = stored
+        self.labels = torch.from_numpy(numbers.astype(np.int64))
+        self.names, self.people = [str(key) for key in self.keys], [str(label) for label in stored]
+        self._read_beside()
+
+    def _images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the records that are images, and their labels."""
+        everything = np.arange(len(self.file))
+        first = np.flatnonzero(self.file.keys == 0)
+        header, content = self.file.header(int(first[0])) if len(first) else (None, b"")
+        if header is None or not header.listed or len(header.labels) != 2 or content:
+            if len(everything) == 0:
+                raise DataError(f"{self.path}: expected records, found none")
+            return everything, self.file.labels(everything)
+        begin, end = header.labels
+        order = np.argsort(self.file.keys)
+        keys = self.file.keys[order]
+        if not (1 <= begin <= end and begin == int(begin) and end == int(end)):
+            raise DataError(
+                f"{self._at(int(first[0]))}: expected keys where identities begin and end, got {begin}, {end}"
+            )
+        images = order[(keys >= 1) & (keys < int(begin))]
+        if len(images) == 0:
+            raise DataError(f"{self.path}: expected images, found none before key {int(begin)}")
+        labels = self._by_range(images, order[(keys >= int(begin)) & (keys < int(end))])
+        if labels is None:  # the ranges don't cover the images one after the other: ask every image
+            labels = self.file.labels(images)
+        return images, labels
+
+    def _by_range(self, images: np.ndarray, identities: np.ndarray) -> np.ndarray | None:
+        """Labels of the images by the ranges of the identities, so that not every image is touched."""
+        keys = self.file.keys[images]
+        edges = [1]
+        for record in identities.tolist():
+            header = self.file.header(record)[0]
+            if len(header.labels) < 2 or header.labels[0] != edges[-1] or header.labels[1] <= edges[-1]:
+                return None
+            edges.append(int(header.labels[1]))
+        if len(edges) < 2 or edges[-1] >= _WHOLE or not np.array_equal(keys, np.arange(1, edges[-1])):
+            return None
+        starts = np.array(edges[:-1]) - 1
+        firsts = np.array([self.file.header(int(images[start]))[0].labels[0] for start in starts], np.float32)
+        return np.repeat(firsts, np.diff(edges))
+
+    def _read_beside(self) -> None:
+        table = self.path.with_suffix(".lst")
+        if table.is_file():
+            names, _ = read_list(table)
+            if len(names) != len(self):
+                raise DataError(f"{table}: expected {len(self)} images as in {self.path.name}, got {len(names)}")
+            self.names = names
+        about = self.path.with_suffix(".json")
+        if about.is_file():
+            values = read_json(about)
+            people = values.get("people")
+            if people is not None:
+                if not isinstance(people, list) or len(people) <= self._stored[-1]:
+                    raise DataError(f"{about}: expected the names of {self._stored[-1] + 1} people")
+                self.people = [str(people[label]) for label in self._stored]
+            self.alignment = Alignment.read(values.get("alignment"), str(about))
+        landmarks = self.path.with_suffix(".landmarks.csv")
+        if landmarks.is_file():
+            self.landmarks = read_landmarks(landmarks).of(self.names)
+
+    def _at(self, record: int) -> str:
+        return f"{self.path}, offset {self.file.offsets[record]}"
+
+    def header(self, k: int) -> Header:
+        """The header of image k, with all its labels."""
+        return self.file.header(int(self._records[self._index(k)]))[0]
+
+    def place(self, k: int) -> str:
+        return self._at(int(self._records[k]))
+
+    def encoded(self, k: int) -> bytes:
+        header, content = self.file.header(int(self._records[k]))
+        if header.labels[0] != self._stored[int(self.labels[k])]:
+            raise DataError(
+                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, "
+                f"got {header.labels[0]}"
+            )
+        return content
+
+
+def find_rec(path: Path) -> Path:
+    """The ``.rec`` itself, or the only one in a folder (``train.rec`` where there are several)."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.rec"))
+    if len(found) == 1:
+        return found[0]
+    if path / "train.rec" in found:
+        return path / "train.rec"
+    raise DataError(f"{path}: expected one .rec file or train.rec, found {len(found)}")
+
+
+def read_property(path: Path) -> tuple[int, int, int] | None:
+    """(identities, height, width) of insightface's file ``property``; None where there is none."""
+    if not path.is_file():
+        return None
+    cells = read_bytes(path).decode("ascii", "replace").strip().split(",")
+    if len(cells) != 3 or not all(cell.strip().isdecimal() and len(cell) < 12 for cell in cells):
+        raise DataError(f"{path}: expected identities,height,width, got {','.join(cells)[:60]!r}")
+    identities, height, width = (int(cell) for cell in cells)
+    return identities, height, width

@@ -1,0 +1,105 @@
+"""Verification sets as insightface packs them: ``lfw.bin``, ``cfp_fp.bin``, ``agedb_30.bin``."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import writing
+from .faces import EncodedFaces
+from .pickled_pairs import read_pairs, write_pairs
+
+
+class VerificationBin(EncodedFaces):
+    """Pairs of faces in a ``.bin``, images 2p and 2p + 1 for pair p.  The pickle in it is never executed.
+
+    Whom an image shows is not in such files.  So the two images of a pair of one person have a label, and every other
+    image has its own; one person in two pairs has two labels.
+
+    Args:
+        path: the file.
+        grey: as in :class:`EncodedFaces`.
+
+    Attributes:
+        pairs: numbers of the images of each pair, int64 [P, 2].
+        same: whether they show one person, bool [P].
+
+    Raises:
+        DataError: with the offset: truncated, or anything in it but lists of bytes and booleans.
+    """
+
+    def __init__(self, path: str | Path, *, grey: bool | None = False) -> None:
+        super().__init__(grey=grey)
+        self.path = Path(path)
+        self._map: mmap.mmap | None = None
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        if size == 0:
+            raise DataError(f"{self.path}: truncated: expected a pickle at offset 0, the file is empty")
+        self._slices, same = read_pairs(self._content, size, str(self.path))
+        if not same:
+            raise DataError(f"{self.path}: expected pairs, found none")
+        self.same = torch.tensor(same)
+        self.pairs = torch.arange(2 * len(same)).reshape(-1, 2)
+        own = torch.ones(len(same), 2, dtype=torch.int64)
+        own[self.same, 1] = 0
+        self.labels = own.flatten().cumsum(0) - 1
+        self.names = [f"pair-{pair:05d}-{side}" for pair in range(len(same)) for side in "ab"]
+        self.people = [f"{person:05d}" for person in range(int(self.labels[-1]) + 1)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}  # another process maps the file for itself
+
+    @property
+    def _content(self) -> mmap.mmap:
+        if self._map is None:
+            try:
+                with self.path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        return self._map
+
+    def place(self, k: int) -> str:
+        return f"{self.path}, offset {self._slices[k].start}"
+
+    def encoded(self, k: int) -> bytes:
+        part = self._slices[k]
+        return self._content[part.start : part.start + part.length]
+
+
+def write_verification_bin(path: str | Path, images: Iterable[bytes], same: Sequence[bool] | Tensor) -> Path:
+    """Write a verification set, atomically and an image at a time.
+
+    Args:
+        path: the file.
+        images: image files (JPEG, PNG, ...), two a pair.
+        same: whether each pair shows one person.
+
+    Raises:
+        ValueError: not two images a pair, or one of 4 GiB or more; nothing is written.
+    """
+    flags = [bool(value) for value in same]
+    count = 0
+
+    def counted() -> Iterable[bytes]:
+        nonlocal count
+        for image in images:
+            if len(image) >= 1 << 32:
+                raise ValueError(f"images: expected less than 4 GiB each, got {len(image):,} bytes at {count}")
+            count += 1
+            yield image
+        if count != 2 * len(flags):
+            raise ValueError(f"images: expected {2 * len(flags)}, two a pair, got {count}")
+
+    with writing(path) as file:
+        write_pairs(file, counted(), flags)
+    return Path(path)

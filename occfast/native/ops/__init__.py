@@ -1,0 +1,35 @@
+"""The native ops: schemas, checks, fakes and dispatch.
+
+Every op is registered with ``torch.library`` under ``torch.ops.occfast``, for CPU and CUDA, so
+``torch.compile`` and ``torch.library.opcheck`` know it.  Arguments are checked here, once for all
+backends; the native modules get raw addresses (``csrc/api.h``).  Importing this compiles nothing.
+"""
+
+from .common import IMAGE_DTYPES, dense, is_channels_last
+from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution
+from .occluders import KINDS, draw_occluders, paint_occluders, paint_occluders_
+from .sweep import SCORES, occlude_positions, sweep_accumulate, sweep_score
+from .triplet import DISTANCES, MAX_BINS, MININGS, triplet_loss, triplet_loss_backward
+
+__all__ = [
+    "DISTANCES",
+    "IMAGE_DTYPES",
+    "KINDS",
+    "MAX_BINS",
+    "MININGS",
+    "SCORES",
+    "convolution_block",
+    "dense",
+    "draw_occluders",
+    "gather_pieces",
+    "gather_windows",
+    "is_channels_last",
+    "occlude_positions",
+    "pack_convolution",
+    "paint_occluders",
+    "paint_occluders_",
+    "sweep_accumulate",
+    "sweep_score",
+    "triplet_loss",
+    "triplet_loss_backward",
+]

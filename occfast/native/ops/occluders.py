@@ -1,0 +1,175 @@
+"""Noisy occluders: drawn from (seed, sample id), painted in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .common import (
+    IMAGE_DTYPES,
+    call,
+    dense,
+    expect,
+    expect_device,
+    expect_dtype,
+    expect_shape,
+    is_channels_last,
+    module_for,
+    nothing,
+    register,
+    strides_of,
+)
+
+KINDS = {"salt_and_pepper": 0, "speckle": 1, "gaussian": 2, "none": 3}
+
+
+def _draw_occluders(
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    seed: int,
+    probability: float,
+    sizes: list[int],
+    ranges: list[float],
+    kinds: list[int],
+    grey: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    device = sample_ids.device
+    expect_dtype(sample_ids, "sample_ids", torch.int64)
+    expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", list(sample_ids.shape))
+    if device.type == "cpu" and sample_ids.numel():
+        expect(int(sample_ids.min()) >= 0, "sample_ids", "no negative number", int(sample_ids.min()))
+    expect_dtype(cdf, "cdf", torch.float64)
+    for name, centers in (("row_centers", row_centers), ("column_centers", column_centers)):
+        expect_dtype(centers, name, torch.int64)
+        expect(centers.dim() == 1 and centers.numel() > 0, name, "one dimension, not empty", list(centers.shape))
+    expect_shape(cdf, "cdf", (row_centers.numel() * column_centers.numel(),))
+    expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
+    expect(0 <= probability <= 1, "probability", "a number in [0, 1]", probability)
+    expect(len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
+           "sizes", f"[min height, max height, min width, max width] within {height}x{width}", sizes)  # fmt: skip
+    expect(len(ranges) == 4, "ranges", "[min level, max level, min intensity, max intensity]", ranges)
+    expect(1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()), "kinds",
+           f"one to four of {sorted(KINDS.values())}", kinds)  # fmt: skip
+    expect_device(device, cdf=cdf, row_centers=row_centers, column_centers=column_centers)
+    native = module_for(device)
+    if native is None:
+        return reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
+                                        probability, sizes, ranges, kinds, grey)  # fmt: skip
+    sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
+    row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
+    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
+                               probability, sizes, ranges, kinds, grey)  # fmt: skip
+    call(native.draw_occluders, device, sample_ids.data_ptr(), sample_ids.numel(), cdf.data_ptr(),
+         row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
+         channels, height, width, seed, probability, sizes, ranges, kinds, grey,
+         *(tensor.data_ptr() for tensor in out))  # fmt: skip
+    return out
+
+
+def _fake_draw_occluders(
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    channels: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = sample_ids.shape[0]
+    return (
+        sample_ids.new_empty((n, 4), dtype=torch.int32),
+        sample_ids.new_empty((n,), dtype=torch.uint8),
+        sample_ids.new_empty((n,), dtype=torch.float32),
+        sample_ids.new_empty((n, channels), dtype=torch.float32),
+    )
+
+
+def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, boxes: Tensor,
+           kind: Tensor, level: Tensor, intensity: Tensor, seed: int, low: float, high: float,
+           outside: Tensor | None = None) -> None:  # fmt: skip
+    n, channels = images.shape[:2]
+    for name, tensor, dtype, shape in (
+        ("sample_ids", sample_ids, torch.int64, (n,)),
+        ("boxes", boxes, torch.int32, (n, 4)),
+        ("kind", kind, torch.uint8, (n,)),
+        ("level", level, torch.float32, (n,)),
+        ("intensity", intensity, torch.float32, (n, channels)),
+    ):
+        expect_dtype(tensor, name, dtype)
+        expect_shape(tensor, name, shape)
+    expect_device(images.device, sample_ids=sample_ids, boxes=boxes, kind=kind, level=level, intensity=intensity)
+    expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
+    if boxes.device.type == "cpu" and n:
+        height, width = images.shape[-2:]
+        inside = (boxes >= 0).all() and (boxes <= torch.tensor([height, width, height, width])).all()
+        expect(bool(inside), "boxes", f"(top, left, bottom, right) within {height}x{width}", "a box outside")
+    if outside is not None:
+        expect_dtype(outside, "outside", torch.int32)
+        expect_shape(outside, "outside", (1,))
+        expect_device(images.device, outside=outside)
+    native = module_for(images.device)
+    if native is None:
+        reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high, outside)
+        return
+    held = [tensor.contiguous() for tensor in (sample_ids, boxes, kind, level, intensity)]
+    call(native.paint_occluders, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
+         tuple(images.shape), strides_of(images.shape, layout), *(tensor.data_ptr() for tensor in held),
+         seed, low, high, 0 if outside is None else outside.data_ptr())  # fmt: skip
+
+
+def _check_images(images: Tensor) -> None:
+    expect(images.dim() == 4, "images", "shape [N, C, H, W]", list(images.shape))
+    expect_dtype(images, "images", *IMAGE_DTYPES)
+
+
+def _paint_occluders(images: Tensor, *arguments: Any) -> Tensor:
+    _check_images(images)
+    images, layout = dense(images)
+    out = torch.empty_like(images, memory_format=layout)
+    _paint(images, out, layout, *arguments)
+    return out
+
+
+def _paint_occluders_in_place(images: Tensor, *arguments: Any) -> None:
+    _check_images(images)
+    expect(is_channels_last(images) or images.is_contiguous(), "images",
+           "a contiguous or channels_last tensor to paint in place", f"strides {images.stride()}")  # fmt: skip
+    _, layout = dense(images)
+    _paint(images, images, layout, *arguments)
+
+
+def _fake_paint_occluders(images: Tensor, *_: Any) -> Tensor:
+    layout = torch.channels_last if is_channels_last(images) else torch.contiguous_format
+    return torch.empty_like(images, memory_format=layout)
+
+
+#: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``
+#: uint8 [N] (:data:`KINDS`, 255 where not occluded), ``level`` float32 [N], ``intensity`` float32 [N,C].
+draw_occluders = register(
+    "draw_occluders(Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int channels, "
+    "int height, int width, int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool grey) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _draw_occluders,
+    _fake_draw_occluders,
+)
+
+_PAINT = (
+    "Tensor sample_ids, Tensor boxes, Tensor kind, Tensor level, Tensor intensity, int seed, float low, float high, "
+    "Tensor(b!)? outside=None)"
+)
+
+#: The images with drawn occluders painted on a copy.  ``low`` and ``high`` are the values of intensity 0 and 1;
+#: ``outside`` int32 [1] is set where a floating-point image has NaN or a value outside of them.
+paint_occluders = register(
+    f"paint_occluders(Tensor images, {_PAINT} -> Tensor", _paint_occluders, _fake_paint_occluders
+)
+
+#: The same on the images themselves, which must be contiguous or channels_last.
+paint_occluders_ = register(f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, nothing)

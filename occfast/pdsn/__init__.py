@@ -1,0 +1,37 @@
+"""PDSN: discard the features that an occlusion corrupts, then recognise by the rest (pdsn-landmarks).
+
+Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbour.  docs/pdsn.md tells how.
+"""
+
+from .base import Base, as_base
+from .dictionary import MaskDictionary, build_dictionary
+from .generator import Generators, MaskGenerator, pdsn_loss, train_generators
+from .identify import Ranking, identify, match
+from .regions import Regions, boxes, grid, landmark_bands, landmark_boxes
+from .saliency import saliency
+from .segmentation import SegmentationScore, UNet, difference_labels, segment, train_segmentation
+
+__all__ = [
+    "Base",
+    "Generators",
+    "MaskDictionary",
+    "MaskGenerator",
+    "Ranking",
+    "Regions",
+    "SegmentationScore",
+    "UNet",
+    "as_base",
+    "boxes",
+    "build_dictionary",
+    "difference_labels",
+    "grid",
+    "identify",
+    "landmark_bands",
+    "landmark_boxes",
+    "match",
+    "pdsn_loss",
+    "saliency",
+    "segment",
+    "train_generators",
+    "train_segmentation",
+]

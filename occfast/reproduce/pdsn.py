@@ -1,0 +1,892 @@
+"""The experiment of pdsn-landmarks, step by step: do regions on landmarks beat a grid?  And what comes after it.
+
+A base network is trained on clean faces; for each strategy (3×3 grid, LM1, LM2, …) mask generators are trained and a
+dictionary is made; a U-Net learns to find occlusions.  Then test images are covered in seven ways and looked for among
+the training images, with no masks and with those of each strategy, the occlusion known (oracle) or predicted.  Each
+finished step is a file, and the long ones keep checkpoints: a run that was stopped or killed goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__, checks
+from ..augment import LocationDistribution, NoisyOccluder
+from ..data import LFW, ORL, Aligned, FaceDataset
+from ..data.occlusions import FaceMask, Sunglasses
+from ..errors import DataError
+from ..files import write_atomically
+from ..losses import LargeMarginCosine
+from ..models import Preprocessing, ResNet, build
+from ..pdsn import (
+    Base,
+    Generators,
+    MaskDictionary,
+    Regions,
+    SegmentationScore,
+    UNet,
+    as_base,
+    build_dictionary,
+    match,
+    regions,
+    saliency,
+    segment,
+    train_generators,
+    train_segmentation,
+)
+from ..pdsn.base import as_float
+from ..pdsn.generator import cover
+from ..pdsn.regions import paint
+from ..progress import progress
+from ..sweep import occlusion_map
+from ..train import Jitter, Trained, load_network, place
+from ..train.batches import InMemory, Shuffled
+from ..train.checkpoint import load_checkpoint, save_checkpoint
+from ..train.engine import Engine, Rule, accelerator
+from ..train.objective import Classify
+
+#: Bands across the face, as LM2's regions.
+BANDS = ("forehead", "eyes", "nose", "mouth", "chin")
+#: The seven occlusions of Table 1, and the one of its discussion: the bands of nose, mouth and chin together.
+OCCLUSIONS = (*BANDS, "face mask", "sunglasses", "nose to chin")
+#: Table 1, rank-1 in %: no masks, LM1, LM2, 3×3; "nose to chin" is told without masks alone.
+PAPER: dict[str, tuple[float | None, ...]] = {
+    "forehead": (6.18, 6.18, 23.32, 18.37),
+    "eyes": (2.83, 2.47, 8.13, 3.00),
+    "nose": (14.49, 15.37, 20.49, 13.25),
+    "mouth": (24.20, 26.86, 41.34, 19.26),
+    "chin": (55.12, 55.12, 65.37, 53.00),
+    "face mask": (24.20, 20.26, 19.89, 18.39),
+    "sunglasses": (8.30, 7.77, 7.24, 5.83),
+    "nose to chin": (11.13, None, None, None),
+}
+#: Clean test images, rank-1 and rank-5 in %.
+PAPER_CLEAN = (82.51, 88.87)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A column of Table 1, or a row past the paper: with which base and which masks faces are compared.
+
+    Attributes:
+        name: in the report.
+        base: "plain" (clean images), "occluders" (trigueros2018's noisy occluders placed by the plain base's map, and
+            landmark masks together) or "background" (everything around the face is another image's).
+        strategy: as :func:`occfast.pdsn.regions.named` knows it; None: no masks.
+        own: regions of each probe's own landmarks.
+        soft: soft masks instead of binary ones.
+    """
+
+    name: str
+    base: str = "plain"
+    strategy: str | None = None
+    own: bool = False
+    soft: bool = False
+
+
+#: Table 1.
+TABLE = (Row("none"), Row("LM1", strategy="lm1"), Row("LM2", strategy="lm2"), Row("3x3", strategy="3x3"))
+#: What its conclusion asks for.
+PAST = (
+    Row("LM2 split", strategy="lm2-split"),
+    Row("LM2, each face's own", strategy="lm2", own=True),
+    Row("LM2, soft", strategy="lm2", soft=True),
+    Row("none, base with occluders", "occluders"),
+    Row("LM2, base with occluders", "occluders", "lm2"),
+    Row("none, base without background", "background"),
+    Row("LM2, base without background", "background", "lm2"),
+)
+
+
+@dataclass(frozen=True)
+class PDSNSettings:
+    """Everything that the figures depend on.
+
+    Attributes:
+        data: "lfw" (people with at least 10 images) or "orl".
+        size: (height, width) of the face boxes.
+        people: the first so many; None: all.
+        seeds: one whole run each: split, weights, occluders.
+        past: also the rows past the paper.
+        network, width, stem_pool: of the base; see :class:`~occfast.models.ResNet`.
+        scale, margin: of the large margin cosine loss.
+        epochs, batch_size, learning_rate, weight_decay: of the base, by SGD; patience: epochs without a better
+            validation accuracy after which it stops, 0: never.
+        generator_epochs, generator_patience, generator_batch, generator_rate, weight: of the mask generators; λ.
+        segmentation_width, segmentation_epochs, segmentation_rate: of the U-Net.
+        compare: what is compared by cosine, "maps" or "features"; the report has both, the table this one.
+        map_images, map_stride: of the occlusion map behind the base with occluders.
+        percentiles: of the sweep on the validation images.
+    """
+
+    data: str = "lfw"
+    size: tuple[int, int] = (128, 96)
+    people: int | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    past: bool = True
+    network: str = "resnet34"
+    width: int = 64
+    stem_pool: bool = False
+    scale: float = 30.0
+    margin: float = 0.35
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    patience: int = 15
+    generator_epochs: int = 30
+    generator_patience: int = 3
+    generator_batch: int = 60
+    generator_rate: float = 1e-3
+    weight: float = 10.0
+    segmentation_width: float = 1.0
+    segmentation_epochs: int = 12
+    segmentation_rate: float = 1e-3
+    compare: str = "features"
+    map_images: int = 200
+    map_stride: int = 4
+    percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)
+
+    def __post_init__(self) -> None:
+        if self.data not in ("lfw", "orl"):
+            raise ValueError(f"data: expected 'lfw' or 'orl', got {self.data!r}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
+        for seed in self.seeds:
+            checks.seed(seed)
+        if self.compare not in ("maps", "features"):
+            raise ValueError(f"compare: expected 'maps' or 'features', got {self.compare!r}")
+        if self.people is not None and self.people < 2:
+            raise ValueError(f"people: expected at least 2, got {self.people}")
+        for name in ("width", "epochs", "batch_size", "generator_epochs", "generator_patience", "segmentation_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    @classmethod
+    def small(cls, **changes: Any) -> PDSNSettings:
+        """ORL and narrow networks: minutes on one core."""
+        small = cls(
+            data="orl", size=(96, 72), seeds=(0,), past=False, network="resnet18", width=16, epochs=30, patience=0,
+            generator_epochs=12, segmentation_width=0.125, segmentation_epochs=10, segmentation_rate=3e-3,
+            map_images=40, map_stride=8,
+        )  # fmt: skip
+        return replace(small, **changes)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return TABLE + PAST if self.past else TABLE
+
+    def fingerprint(self) -> str:
+        """Names the folder of the steps: other settings or versions never reuse a result."""
+        stated = {name: value for name, value in asdict(self).items() if name not in ("seeds", "past")}
+        return hashlib.sha256(
+            json.dumps([stated, __version__, torch.__version__], sort_keys=True).encode()
+        ).hexdigest()[:12]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class FaceSet:
+    """Aligned faces in memory and their split.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        landmarks: float64 [N, 5, 2].
+        labels: int64 [N].
+        people: names.
+        train, validation, test: numbers of images, disjoint, every person in each.
+        preprocessing: what networks that are trained on them expect.
+    """
+
+    images: Tensor
+    landmarks: Tensor
+    labels: Tensor
+    people: list[str]
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    preprocessing: Preprocessing
+
+
+# -- faces -----------------------------------------------------------------------------------------------
+
+
+def open_faces(
+    data: str, root: str | Path | None = None, *, size: tuple[int, int] = (128, 96), grey: bool | None = None
+) -> FaceDataset:
+    """Face boxes of "lfw" (people with at least 10 images) or "orl"; images are read as they are asked for.
+
+    ``grey``: by default grey for ORL, which has no colours, and RGB for LFW.
+    """
+    if data not in ("lfw", "orl"):
+        raise ValueError(f"data: expected 'lfw' or 'orl', got {data!r}")
+    faces: FaceDataset = LFW(root, min_images=10) if data == "lfw" else ORL(root, aligned=False)
+    return Aligned(faces, "pdsn-128x96", grey=data == "orl" if grey is None else grey, size=size)
+
+
+def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test images, int64 in rising order: of each person's n images ⌊0.7 n⌋ for training,
+    ⌊0.15 n⌋ for the test, the rest for validation.
+
+    On LFW this gives 2,959 training images, the paper's number, and 566 for the test (its percentages are
+    multiples of 1 / 566).
+    """
+    random = torch.Generator().manual_seed(seed)
+    parts: tuple[list[Tensor], ...] = ([], [], [])
+    for person in labels.unique().tolist():
+        own = (labels == person).nonzero()[:, 0]
+        own = own[torch.randperm(len(own), generator=random)]
+        # 1e-9: 0.7 · 10 is 7, whatever its nearest float is.
+        first, last = (math.floor(share * len(own) + 1e-9) for share in (train, test))
+        for part, some in zip(parts, (own[:first], own[first + last :], own[first : first + last]), strict=True):
+            part.append(some)
+    a, b, c = (torch.cat(part).sort().values for part in parts)
+    if min(len(a), len(b), len(c)) == 0:
+        raise ValueError("labels: expected enough images of each person for training, validation and test")
+    return a, b, c
+
+
+def read_faces(dataset: FaceDataset, seed: int, people: int | None = None, show: bool = True) -> FaceSet:
+    """Read all images (of the first so many people) into memory and split them."""
+    count = len(dataset.people) if people is None else min(people, len(dataset.people))
+    kept = (dataset.labels < count).nonzero()[:, 0].tolist()
+    images = []
+    with progress("reading faces", "images", show) as report:
+        for done, k in enumerate(kept):
+            images.append(dataset[k].image)
+            report(done + 1, len(kept))
+    assert dataset.landmarks is not None
+    labels = dataset.labels[kept]
+    alignment = None if dataset.alignment is None else dataset.alignment.as_dict()
+    channels, height, width = images[0].shape
+    preprocessing = Preprocessing((height, width), "grey" if channels == 1 else "RGB", alignment=alignment)
+    return FaceSet(
+        torch.stack(images), dataset.landmarks[kept], labels, list(dataset.people[:count]), *split(labels, seed),
+        preprocessing,
+    )  # fmt: skip
+
+
+# -- occlusions ------------------------------------------------------------------------------------------
+
+
+def occlude(name: str, images: Tensor, landmarks: Tensor, bands: Regions, ids: Tensor, seed: int) -> tuple[
+    Tensor, Tensor
+]:  # fmt: skip
+    """Cover faces in one of the ways of :data:`OCCLUSIONS`, or not ("clean").
+
+    The bands are white and lie where LM2's regions do, as in the paper; masks and sunglasses are drawn by
+    :mod:`occfast.data.occlusions`.
+
+    Returns:
+        uint8 images, and the covered pixels, bool [N, H, W].
+    """
+    if name == "clean":
+        return images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+    if name in BANDS or name == "nose to chin":
+        chosen = [name] if name in BANDS else ["nose", "mouth", "chin"]
+        band = paint(bands.boxes[[bands.names.index(one) for one in chosen]], bands.size).any(0)
+        return torch.where(band, torch.tensor(255, dtype=torch.uint8), images), band.expand(len(images), -1, -1)
+    if name not in ("face mask", "sunglasses"):
+        raise ValueError(f"occlusion: expected one of {', '.join(OCCLUSIONS)}, got {name!r}")
+    draw = FaceMask(None, seed=seed) if name == "face mask" else Sunglasses(seed=seed)
+    parts = [draw(images[rows], landmarks[rows], ids[rows]) for rows in torch.arange(len(images)).split(64)]
+    return torch.cat([part.images for part in parts]), torch.cat([part.mask for part in parts])
+
+
+def mixed(faces: FaceSet, rows: Tensor, bands: Regions, seed: int) -> tuple[Tensor, Tensor]:
+    """For the segmentation: clean images, and each covered in one of the ways of the table (or not), in turn."""
+    clean = faces.images[rows]
+    covered, kinds = clean.clone(), ("clean", *OCCLUSIONS)
+    for k, name in enumerate(kinds):
+        some = torch.arange(k, len(rows), len(kinds))
+        if len(some):
+            # Another seed than the test's: other masks and sunglasses.
+            covered[some] = occlude(name, clean[some], faces.landmarks[rows[some]], bands, rows[some], seed + 1)[0]
+    return clean, covered
+
+
+def face_pixels(landmarks: Tensor, size: tuple[int, int]) -> Tensor:
+    """The face without its surroundings: an ellipse about the five landmarks, bool [N, H, W].
+
+    Its middle lies a tenth of the way from the eyes to the mouth above the midpoint of both; its half axes are 1.15
+    distances between the eyes across and 1.75 from eyes to mouth down: chosen by eye on the mean face of LFW.
+    """
+    eyes, mouth = landmarks[:, :2].mean(1), landmarks[:, 3:].mean(1)
+    middle = (eyes + mouth) / 2 - 0.1 * (mouth - eyes)
+    across = 1.15 * (landmarks[:, 1] - landmarks[:, 0]).norm(dim=1)
+    down = 1.75 * (mouth - eyes).norm(dim=1)
+    rows = torch.arange(size[0], dtype=torch.float64)[None, :, None] - middle[:, 0, None, None]
+    columns = torch.arange(size[1], dtype=torch.float64)[None, None] - middle[:, 1, None, None]
+    inside: Tensor = (rows / down[:, None, None]).square() + (columns / across[:, None, None]).square() <= 1
+    return inside
+
+
+# -- the base network ------------------------------------------------------------------------------------
+
+
+class BaseAugment:
+    """What a base sees of its training images: see :class:`Row` for the kinds.
+
+    Args:
+        kind: "plain", "occluders" or "background".
+        faces: whose training images are drawn from.
+        bands: LM2's regions.
+        locations: of the noisy occluders, for "occluders".
+        seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self, kind: str, faces: FaceSet, bands: Regions, locations: LocationDistribution | None, seed: int
+    ) -> None:
+        if kind not in ("plain", "occluders", "background"):
+            raise ValueError(f"base: expected 'plain', 'occluders' or 'background', got {kind!r}")
+        self.kind, self.bands = kind, bands
+        self.jitter = Jitter(shift=0.04, scale=0.06, turn=5.0)
+        self.draws = Jitter.draws + 3
+        images, landmarks = faces.images[faces.train], faces.landmarks[faces.train]
+        self.preprocessing = faces.preprocessing
+        self.n = len(images)
+        if kind == "occluders":
+            assert locations is not None
+            height, width = bands.size
+            # 20×40 on the paper's 100×100, the size that its Table 2 favours.
+            self.noisy = NoisyOccluder((round(0.2 * height), round(0.4 * width)), locations, seed=seed)
+            ids = torch.arange(self.n)
+            self.worn = [occlude(name, images, landmarks, bands, ids, seed)[0] for name in ("face mask", "sunglasses")]
+        if kind == "background":
+            self.face = face_pixels(landmarks, bands.size)
+
+    def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to the network's input; see :data:`occfast.train.engine.Transform`."""
+        own, rest = uniform[:, : Jitter.draws], uniform[:, Jitter.draws :]
+        number = sample_ids.cpu() % self.n
+        batch: Tensor = as_float(images)
+        noisy = torch.zeros(len(batch), dtype=torch.bool)
+        if self.kind == "background":
+            # Around the face, what is around it in the next image of the batch; one in four is left as it is.
+            inside = self.face[number].to(batch.device) | (rest[:, 0] < 0.25).to(batch.device)[:, None, None]
+            batch = torch.where(inside[:, None], batch, batch.roll(1, 0))
+        elif self.kind == "occluders":
+            # A half get noisy occluders, an eighth each a mask, sunglasses, nothing, and a band of some grey.
+            kind, band, grey = rest.unbind(1)
+            noisy = kind < 0.5
+            for k, low in enumerate((0.5, 0.625)):
+                rows = ((kind >= low) & (kind < low + 0.125)).nonzero()[:, 0]
+                batch[rows] = as_float(self.worn[k][number[rows]]).to(batch)
+            rows = (kind >= 0.875).nonzero()[:, 0]
+            boxes = self.bands.boxes[(band[rows] * len(self.bands)).long()]
+            batch[rows] = cover(batch[rows], boxes, grey[rows])
+        batch = self.jitter(batch, own.to(batch.device))
+        if bool(noisy.any()):
+            batch[noisy] = self.noisy(batch[noisy], sample_ids[noisy])
+        scaled: Tensor = self.preprocessing.scale(batch)
+        return scaled
+
+
+def train_base(
+    settings: PDSNSettings, kind: str, faces: FaceSet, bands: Regions, seed: int, folder: Path, *,
+    locations: LocationDistribution | None = None, device: str = "cpu", show: bool = True,
+) -> Trained:  # fmt: skip
+    """ResNet and large margin cosine loss, till the validation accuracy stagnates or declines; resumable.
+
+    While it trains ``folder`` keeps a checkpoint and the weights of the best epoch, which are what is returned.
+    """
+    found = checks.device(device)
+    arguments = {"width": settings.width, "stem_pool": settings.stem_pool}
+    spec = {"name": settings.network, "classes": None, "arguments": arguments}
+    checkpoint, best_path = folder / f"base {kind}.checkpoint", folder / f"base {kind}.best.safetensors"
+    with torch.random.fork_rng(devices=[found] if found.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = build(settings.network, None, channels=faces.preprocessing.channels, size=settings.size, **arguments)
+        assert isinstance(network, ResNet)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        head = LargeMarginCosine(network.feature_size, len(faces.people), settings.scale, settings.margin)
+        objective = Classify(network, head).to(found)
+        train = faces.train
+        engine = Engine(
+            objective, Shuffled(len(train), settings.batch_size), InMemory(faces.images[train].to(found)),
+            faces.labels[train], Rule("sgd", settings.learning_rate, weight_decay=settings.weight_decay, warmup=0.05),
+            settings.epochs, accelerator(found), BaseAugment(kind, faces, bands, locations, seed), seed=seed,
+        )  # fmt: skip
+        scores: list[float] = []
+        if checkpoint.exists():
+            tensors, values = load_checkpoint(checkpoint)
+            engine.load_state(tensors, values["engine"])
+            scores = values["scores"]
+
+        def stagnates() -> bool:
+            best = int(np.argmax(scores)) if scores else 0
+            return bool(settings.patience) and len(scores) - 1 - best >= settings.patience
+
+        last = time.monotonic()
+        title = f"base network ({kind})"
+        with progress(title, "epochs", show) as report:
+            report(engine.epoch, settings.epochs)
+            if not stagnates():
+                for step in engine.steps():
+                    if not step.last:
+                        continue
+                    scores.append(_validation_accuracy(objective, faces))
+                    if scores[-1] == max(scores):
+                        Trained(
+                            network, faces.preprocessing, spec, faces.people, head,
+                            {"head": True, "stage": "classify", "loss": "large_margin_cosine", "epoch": step.epoch + 1,
+                             "validation": scores[-1]},
+                        ).save(best_path)  # fmt: skip
+                    if time.monotonic() - last > 30 or step.epoch + 1 == settings.epochs:
+                        tensors, values = engine.state()
+                        save_checkpoint(checkpoint, tensors, {"engine": values, "scores": scores})
+                        last = time.monotonic()
+                    report(step.epoch + 1, settings.epochs)
+                    if stagnates():
+                        break
+    found_best = load_network(best_path)
+    for file in (checkpoint, best_path, best_path.with_name(f"{best_path.stem}-head.safetensors")):
+        file.unlink(missing_ok=True)
+    return found_best
+
+
+@torch.no_grad()
+def _validation_accuracy(objective: Classify, faces: FaceSet) -> float:
+    device = next(objective.parameters()).device
+    objective.eval()
+    right = 0
+    for rows in faces.validation.split(64):
+        logits = objective.logits(faces.preprocessing(faces.images[rows]).to(device))
+        right += int((logits.argmax(1).cpu() == faces.labels[rows]).sum())
+    return right / len(faces.validation)
+
+
+def base_of(trained: Trained) -> Base:
+    """A trained network as PDSN cuts it.  Raises ValueError for one that takes BGR images."""
+    if trained.preprocessing.color == "BGR":
+        raise ValueError("base: expected a network of grey or RGB images, this one takes BGR")
+    return as_base(
+        trained.network, trained.head, mean=trained.preprocessing.mean, std=trained.preprocessing.std
+    ).eval()  # fmt: skip
+
+
+# -- the run ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """One seed: its steps are the methods, each of which reads its file or makes it."""
+
+    settings: PDSNSettings
+    seed: int
+    folder: Path
+    dataset: FaceDataset
+    device: str = "cpu"
+    show: bool = True
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+    @property
+    def faces(self) -> FaceSet:
+        found: FaceSet = self.once(
+            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, self.show)
+        )
+        return found
+
+    def part(self, which: str) -> tuple[Tensor, Tensor, Tensor]:
+        rows: Tensor = getattr(self.faces, which)
+        return self.faces.images[rows], self.faces.labels[rows], self.faces.landmarks[rows]
+
+    def regions(self, strategy: str) -> Regions:
+        found: Regions = self.once(
+            f"regions {strategy}",
+            lambda: regions.named(strategy, self.settings.size, self.faces.landmarks[self.faces.train]),
+        )
+        return found
+
+    def base(self, kind: str) -> Base:
+        def make() -> Base:
+            path = self.folder / f"base {kind}.safetensors"
+            if not path.exists():
+                locations = self.locations() if kind == "occluders" else None
+                trained = train_base(
+                    self.settings, kind, self.faces, self.regions("lm2"), self.seed, self.folder, locations=locations,
+                    device=self.device, show=self.show,
+                )  # fmt: skip
+                trained.save(path)
+            base = base_of(load_network(path)).to(checks.device(self.device))
+            base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return base
+
+        found: Base = self.once(f"base {kind}", make)
+        return found
+
+    def locations(self) -> LocationDistribution:
+        """Where noisy occluders go: by the plain base's map on validation images (Eq. 4 of trigueros2018, T = 0.4)."""
+        path = self.folder / "locations.npz"
+        if not path.exists():
+            images, labels, _ = self.part("validation")
+            base, some = self.base("plain"), self.settings.map_images
+            height, width = self.settings.size
+            found = occlusion_map(
+                base, as_float(images[:some]).to(base.device), labels[:some].to(base.device),
+                (round(0.2 * height), round(0.4 * width)), stride=self.settings.map_stride, method="dense",
+                fill=0.5, progress=self.show,
+            )  # fmt: skip
+            place(found, 0.4).save(path)
+        return LocationDistribution.load(path)
+
+    def dictionary(self, kind: str, strategy: str) -> MaskDictionary:
+        def make() -> MaskDictionary:
+            name = f"{kind} {strategy}"
+            path, trained = self.folder / f"dictionary {name}.npz", self.folder / f"generators {name}.pt"
+            if not path.exists():
+                images, labels, _ = self.part("train")
+                base, some = self.base(kind), self.regions(strategy)
+                if not trained.exists():
+                    s = self.settings
+                    train_generators(
+                        base, some, images, labels, validation=self.part("validation")[:2], weight=s.weight,
+                        epochs=s.generator_epochs, patience=s.generator_patience, batch_size=s.generator_batch,
+                        learning_rate=s.generator_rate, seed=self.seed, show_progress=self.show,
+                        checkpoint=self.folder / f"generators {name}.checkpoint",
+                    ).save(trained)  # fmt: skip
+                generators = Generators.load(trained).to(base.device)
+                build_dictionary(
+                    base, some, [(images, labels)], generators=generators, seed=self.seed, show_progress=self.show
+                ).save(path)  # fmt: skip
+            return MaskDictionary.load(path)
+
+        found: MaskDictionary = self.once(f"dictionary {kind} {strategy}", make)
+        return found
+
+    def occluded(self, which: str, name: str) -> tuple[Tensor, Tensor]:
+        images, _, landmarks = self.part(which)
+        ids = getattr(self.faces, which)
+        return occlude(name, images, landmarks, self.regions("lm2"), ids, self.seed)
+
+    def segmentation(self) -> UNet:
+        def make() -> UNet:
+            path, s = self.folder / "segmentation.pt", self.settings
+            if not path.exists():
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    network = UNet(self.faces.images.shape[1], width=s.segmentation_width)
+                network.to(checks.device(self.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+                train, held = (
+                    mixed(self.faces, rows, self.regions("lm2"), self.seed)
+                    for rows in (self.faces.train, self.faces.validation)
+                )
+                train_segmentation(
+                    network, *train, validation=held, epochs=s.segmentation_epochs, learning_rate=s.segmentation_rate,
+                    seed=self.seed, checkpoint=self.folder / "segmentation.checkpoint", show_progress=self.show,
+                )  # fmt: skip
+                network.save(path)
+            return UNet.load(path).to(checks.device(self.device))
+
+        found: UNet = self.once("segmentation", make)
+        return found
+
+    # -- figures -----------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """All figures of this seed; written once everything is there."""
+        path = self.folder / "result.json"
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        rows = [row for row in self.settings.rows if row.name not in known.get("rows", {})]
+        if "clean" in known and not rows:
+            return known
+        _, _, landmarks = self.part("test")
+        covered = {name: self.occluded("test", name) for name in ("clean", *OCCLUSIONS)}
+        predicted = {name: segment(self.segmentation(), images).cpu() for name, (images, _) in covered.items()}
+        if "clean" not in known:
+            known = {
+                "seed": self.seed,
+                "images": {name: len(getattr(self.faces, name)) for name in ("train", "validation", "test")},
+                "clean": self._ranks(Row("clean"), covered["clean"][0], None, landmarks),
+                "segmentation": {
+                    name: asdict(SegmentationScore.of(predicted[name], mask)) for name, (_, mask) in covered.items()
+                },
+                "inside": self._inside(),
+                "rows": {},
+            }
+        for row in rows:
+            known["rows"][row.name] = {
+                name: {
+                    "oracle": self._ranks(row, images, mask, landmarks),
+                    "predicted": self._ranks(row, images, predicted[name], landmarks),
+                }
+                for name, (images, mask) in covered.items()
+            }
+            write_atomically(path, json.dumps(known, indent=1).encode())
+        if "percentiles" not in known:
+            known["percentiles"] = self._percentiles()
+        write_atomically(path, json.dumps(known, indent=1).encode())
+        return known
+
+    def _gallery(self, kind: str) -> Tensor:
+        found: Tensor = self.once(f"gallery {kind}", lambda: self.base(kind).all_maps(self.part("train")[0]))
+        return found
+
+    def _ranks(self, row: Row, images: Tensor, occlusion: Tensor | None, landmarks: Tensor) -> dict[str, Any]:
+        base = self.base(row.base)
+        # The maps of the covered test images are the same for all rows of a base.
+        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+        probes: Tensor = self.once(f"probes {row.base} {digest}", lambda: base.all_maps(images))
+        masks = None
+        found: dict[str, Any] = {"groups": 1}
+        if row.strategy is not None and occlusion is not None:
+            dictionary = self.dictionary(row.base, row.strategy)
+            dictionary.check_base(base)
+            boxes = dictionary.regions.at(landmarks) if row.own else None
+            occluded = dictionary.regions.occluded(occlusion, boxes)
+            patterns, group = occluded.unique(dim=0, return_inverse=True)
+            masks = dictionary.combine(patterns, soft=row.soft), group
+            found = {
+                "groups": len(patterns), "regions": float(occluded.double().sum(1).mean()),
+                "kept": float(masks[0].double().flatten(1).mean(1)[group].mean()),
+            }  # fmt: skip
+        labels = self.faces.labels[self.faces.test]
+        for compare in ("features", "maps"):
+            ranking = match(
+                self._gallery(row.base), self.faces.labels[self.faces.train], probes, masks, compare=compare, base=base
+            )
+            found[compare] = {"rank1": ranking.accuracy(labels, 1), "rank5": ranking.accuracy(labels, 5)}
+        return found
+
+    def _inside(self) -> dict[str, Any]:
+        landmarks = self.faces.landmarks[self.faces.train]
+        out = {}
+        for strategy in ("lm1", "lm2"):
+            shares, whole = self.regions(strategy).inside(landmarks)
+            named = zip(self.regions(strategy).names, shares.tolist(), strict=True)
+            out[strategy] = {"all": whole, **{name: share for name, share in named if not math.isnan(share)}}
+        return out
+
+    def _percentiles(self) -> dict[str, list[dict[str, float]]]:
+        """Rank-1 over the five bands on validation images, for other percentiles than the paper's (compare as set)."""
+        images, labels, _ = self.part("validation")
+        base, gallery = self.base("plain"), self._gallery("plain")
+        probes = {name: self.occluded("validation", name) for name in BANDS}
+        maps = {name: base.all_maps(covered) for name, (covered, _) in probes.items()}
+        out: dict[str, list[dict[str, float]]] = {}
+        for row in TABLE[1:]:
+            assert row.strategy is not None
+            out[row.name] = []
+            for percentile in self.settings.percentiles:
+                dictionary = self.dictionary("plain", row.strategy).with_percentile(percentile)
+                ranks = []
+                for name, (_, mask) in probes.items():
+                    # One band covers every image alike: one mask.
+                    combined = dictionary.discard_mask(mask[:1])
+                    group = torch.zeros(len(images), dtype=torch.int64)
+                    found = match(
+                        gallery, self.faces.labels[self.faces.train], maps[name], (combined, group), k=1,
+                        compare=self.settings.compare, base=base,
+                    )  # fmt: skip
+                    ranks.append(found.accuracy(labels))
+                out[row.name].append({"percentile": percentile, "rank1": float(np.mean(ranks))})
+        return out
+
+    def pictures(self, output: Path) -> None:
+        """Figures 2, 4, 8 and 9: saliency, regions over the mean face, saliency with and without the mask."""
+        from matplotlib.figure import Figure
+
+        from ..plots import grey
+
+        images, _, landmarks = self.part("train")
+        mean = (images.float().mean(0) / 255).numpy()
+        strategies = ("3x3", "lm1", "lm2", *(("lm2-split",) if self.settings.past else ()))
+        figure = Figure(figsize=(2.4 * len(strategies), 3.4), layout="constrained")
+        for ax, strategy in zip(figure.subplots(1, len(strategies)), strategies, strict=True):
+            self.regions(strategy).draw(mean, ax=ax, landmarks=landmarks)
+            ax.set_title(strategy, fontsize=9)
+        figure.savefig(output / "regions.png", dpi=110)
+
+        base, dictionary = self.base("plain"), self.dictionary("plain", "lm2")
+        names = ("clean", "eyes", "mouth", "face mask", "sunglasses")
+        figure = Figure(figsize=(2.0 * len(names), 6.0), layout="constrained")
+        axes = figure.subplots(3, len(names))
+        for column, name in enumerate(names):
+            covered, mask = self.occluded("test", name)
+            one, where = covered[:1], mask[:1]
+            axes[0, column].imshow(grey(one[0].numpy()), cmap="gray")
+            axes[0, column].set_title(name, fontsize=9)
+            for line, masks in ((1, None), (2, dictionary.discard_mask(where))):
+                axes[line, column].imshow(saliency(base, one, mask=masks)[0].numpy(), cmap="inferno")
+            for line in range(3):
+                axes[line, column].set_axis_off()
+        figure.savefig(output / "saliency.png", dpi=110)
+
+
+def run(
+    settings: PDSNSettings | None = None,
+    output: str | Path = "pdsn",
+    *,
+    root: str | Path | None = None,
+    device: str = "cpu",
+    show: bool = True,
+    dataset: FaceDataset | None = None,
+) -> Path:
+    """Run the experiment; returns the path of ``report.json``, beside which ``report.md`` has the tables.
+
+    Args:
+        settings: by default the paper's, with three seeds: days on a processor, hours on a GPU.
+        output: a folder, made if need be; ``steps-…`` in it keeps what is finished.
+        root: of the data set; see :class:`~occfast.data.LFW`.
+        device: "cpu", "cuda" or "cuda:N".
+        dataset: aligned faces with landmarks in place of those the settings name.
+
+    Raises:
+        DataError: the data set is not there, or a file is damaged.
+    """
+    settings, output = settings or PDSNSettings(), Path(output)
+    dataset = open_faces(settings.data, root, size=settings.size) if dataset is None else dataset
+    if dataset.landmarks is None:
+        raise DataError(f"{type(dataset).__name__}: expected faces with landmarks, it has none")
+    results = []
+    for number, seed in enumerate(settings.seeds):
+        folder = output / f"steps-{settings.fingerprint()}" / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        one = _Run(settings, seed, folder, dataset, device, show)
+        results.append(one.result())
+        if number == 0:
+            one.pictures(output)
+        _write(settings, results, output)
+    return output / "report.json"
+
+
+def summary(settings: PDSNSettings, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means and (population) standard deviations over seeds, and whether the paper's orderings hold."""
+
+    def over_seeds(look: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+        values = np.array([look(result) for result in results])
+        return {"mean": float(values.mean()), "std": float(values.std())}
+
+    compare = settings.compare
+    table = {
+        row.name: {
+            occlusion: {
+                masks: {
+                    rank: over_seeds(lambda r, o=occlusion, m=masks, k=rank, n=row.name: r["rows"][n][o][m][compare][k])  # type: ignore[misc]
+                    for rank in ("rank1", "rank5")
+                }
+                for masks in ("oracle", "predicted")
+            }
+            for occlusion in ("clean", *OCCLUSIONS)
+        }
+        for row in settings.rows
+    }
+    segmentation = {
+        name: {
+            score: over_seeds(lambda r, n=name, s=score: r["segmentation"][n][s])  # type: ignore[misc]
+            for score in ("accuracy", "iou")
+        }
+        for name in ("clean", *OCCLUSIONS)
+    }
+    orderings = {}
+    for occlusion in BANDS:
+        rank1 = {
+            name: [result["rows"][name][occlusion]["oracle"][compare]["rank1"] for result in results]
+            for name in ("none", "LM2", "3x3")
+        }
+        orderings[occlusion] = {
+            f"LM2 above {other}": {
+                "of the means": bool(np.mean(rank1["LM2"]) > np.mean(rank1[other])),
+                "seeds": sum(a > b for a, b in zip(rank1["LM2"], rank1[other], strict=True)),
+            }
+            for other in ("none", "3x3")
+        }
+    return {
+        "compare": compare,
+        "seeds": [result["seed"] for result in results],
+        "clean": {rank: over_seeds(lambda r, k=rank: r["clean"][compare][k]) for rank in ("rank1", "rank5")},  # type: ignore[misc]
+        "segmentation": segmentation,
+        "table": table,
+        "orderings": orderings,
+    }  # fmt: skip
+
+
+def _write(settings: PDSNSettings, results: Sequence[dict[str, Any]], output: Path) -> None:
+    found = summary(settings, results)
+    content = {
+        "settings": asdict(settings), "version": __version__, "torch": torch.__version__, "paper": PAPER,
+        "paper_clean": PAPER_CLEAN, "summary": found, "results": list(results),
+    }  # fmt: skip
+    write_atomically(output / "report.json", json.dumps(content, indent=1).encode())
+    write_atomically(output / "report.md", _markdown(settings, found, results).encode())
+
+
+def _markdown(settings: PDSNSettings, found: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    def cell(value: dict[str, float]) -> str:
+        spread = f" ± {100 * value['std']:.2f}" if len(found["seeds"]) > 1 else ""
+        return f"{100 * value['mean']:.2f}{spread}"
+
+    clean = found["clean"]
+    lines = [
+        "# PDSN on landmarks",
+        "",
+        f"{settings.data.upper()}, {settings.network} with {settings.width} channels, "
+        f"{settings.size[0]}×{settings.size[1]}, seeds {', '.join(map(str, found['seeds']))}; "
+        f"{results[0]['images']['train']} gallery and {results[0]['images']['test']} test images; "
+        f"cosine of {found['compare']}.",
+        "",
+        f"Clean test images: rank-1 {cell(clean['rank1'])} %, rank-5 {cell(clean['rank5'])} % "
+        f"(the paper: {PAPER_CLEAN[0]} and {PAPER_CLEAN[1]} %).",
+    ]
+    for masks in ("oracle", "predicted"):
+        lines += [
+            "",
+            f"## Rank-1 in %, occlusion {'known' if masks == 'oracle' else 'predicted'} (the paper's in brackets)",
+        ]
+        lines += [
+            "",
+            "| occlusion | " + " | ".join(row.name for row in TABLE) + " |",
+            "| --- |" + " --- |" * len(TABLE),
+        ]
+        for occlusion in OCCLUSIONS:
+            paper = ["" if value is None else f" ({value:.2f})" for value in PAPER[occlusion]]
+            cells = [
+                cell(found["table"][row.name][occlusion][masks]["rank1"]) + told
+                for row, told in zip(TABLE, paper, strict=True)
+            ]
+            lines.append(f"| {occlusion} | " + " | ".join(cells) + " |")
+    if settings.past:
+        lines += ["", "## Past the paper: rank-1 in %, occlusion known"]
+        lines += [
+            "",
+            "| masks | clean | " + " | ".join(OCCLUSIONS) + " |",
+            "| --- | --- |" + " --- |" * len(OCCLUSIONS),
+        ]
+        for row in settings.rows:
+            cells = [cell(found["table"][row.name][name]["oracle"]["rank1"]) for name in ("clean", *OCCLUSIONS)]
+            lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    lines += ["", "## The paper's orderings, bands, occlusion known", "", "| band | " + " | ".join(
+        ("LM2 above none", "LM2 above 3x3")) + " |", "| --- | --- | --- |"]  # fmt: skip
+    for band, held in found["orderings"].items():
+        cells = [
+            f"{'holds' if entry['of the means'] else 'fails'} ({entry['seeds']} of {len(found['seeds'])} seeds)"
+            for entry in held.values()
+        ]
+        lines.append(f"| {band} | " + " | ".join(cells) + " |")
+    lines += ["", "## Segmentation, %", "", "| occlusion | accuracy | IoU |", "| --- | --- | --- |"]
+    for name, score in found["segmentation"].items():
+        lines.append(f"| {name} | {cell(score['accuracy'])} | {cell(score['iou'])} |")
+    lines += ["", "## Percentile: mean rank-1 in % over the five bands, validation images", ""]
+    sweeps = results[0]["percentiles"]
+    shown = [f"{entry['percentile']:g}" for entry in next(iter(sweeps.values()))]
+    lines += ["| masks | " + " | ".join(shown) + " |", "| --- |" + " --- |" * len(shown)]
+    for name in sweeps:
+        means = np.mean([[entry["rank1"] for entry in result["percentiles"][name]] for result in results], axis=0)
+        lines.append(f"| {name} | " + " | ".join(f"{100 * value:.2f}" for value in means) + " |")
+    return "\n".join(lines) + "\n"

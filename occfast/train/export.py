@@ -1,0 +1,150 @@
+"""Trained networks as ONNX, checked against PyTorch before anybody relies on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import write_atomically
+from ..models import features
+from .weights import Trained
+
+#: What an exported network gives.
+OUTPUTS = ("features", "logits")
+_OPSET = 18
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported network.
+
+    Attributes:
+        path: of the ONNX file.
+        output: "features" or "logits".
+        size: numbers that it gives for an image.
+        batches: sizes of the batches that it was checked with.
+        largest_difference: of onnxruntime's answers from PyTorch's, over the largest absolute answer.
+    """
+
+    path: str
+    output: str
+    size: int
+    batches: list[int]
+    largest_difference: float
+
+
+def export(
+    trained: Trained,
+    path: str | os.PathLike[str],
+    *,
+    output: str = "features",
+    tolerance: float = 1e-4,
+    batches: Sequence[int] = (1, 3, 8),
+) -> Exported:
+    """Write a network as ONNX with a batch of any size, and compare onnxruntime's answers with PyTorch's.
+
+    The input is called "images", float32 [N, C, H, W] prepared as the metadata entry "preprocessing" of the file says
+    (:meth:`occfast.models.Preprocessing.from_json` reads it); the output is called as ``output``.
+
+    Args:
+        trained: see :func:`occfast.train.weights.load`.
+        path: the file, written only if the answers agree.
+        output: "features" (not normalised) or "logits".
+        tolerance: largest difference allowed, over the largest absolute answer.
+        batches: sizes to compare with.
+
+    Raises:
+        ValueError: a network that gives no logits; answers that differ by more than ``tolerance``; onnx, onnxscript or
+            onnxruntime is not installed.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output: expected one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"export needs the package {error.name}: pip install 'occfast[train]'") from error
+    network = (_Features(trained.network) if output == "features" else trained.classifier()).eval().cpu()
+    preprocessing = trained.preprocessing
+    shape = (preprocessing.channels, *preprocessing.size)
+    # Any two images: the exporter would make a constant of a batch of one.
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            network, (example,), input_names=["images"], output_names=[output], dynamo=True, opset_version=_OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    described = {
+        "kind": "occfast.network", "preprocessing": preprocessing.to_json(), "network": json.dumps(trained.spec),
+        "people": json.dumps(trained.people if output == "logits" else []), "about": json.dumps(trained.about),
+    }  # fmt: skip
+    for part in (*model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # lines of source code and paths of this machine
+    onnx.helper.set_model_props(model, described)
+    content: bytes = model.SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = Path(folder) / "candidate.onnx"
+        candidate.write_bytes(content)
+        size, difference = _compare(network, candidate, shape, batches)
+    if not difference <= tolerance:
+        raise ValueError(
+            f"export: expected onnxruntime to agree with PyTorch within {tolerance:g} of the largest answer, "
+            f"got {difference:g}; nothing was written"
+        )
+    write_atomically(path, content)
+    return Exported(os.fspath(path), output, size, list(batches), difference)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks about packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Features(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return features(self.network)(images)
+
+
+@torch.no_grad()
+def _compare(network: nn.Module, path: Path, shape: Sequence[int], batches: Sequence[int]) -> tuple[int, float]:
+    """Numbers an image, and the largest difference over the largest answer."""
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    random, worst, largest, size = torch.Generator().manual_seed(1), 0.0, 0.0, 0
+    for batch in batches:
+        images = 4 * torch.rand(batch, *shape, generator=random) - 2
+        expected = network(images)
+        got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        if got.shape != expected.shape:
+            raise ValueError(f"export: expected onnxruntime to give {list(expected.shape)}, got {list(got.shape)}")
+        worst = max(worst, float((got - expected).abs().max()))
+        largest, size = max(largest, float(expected.abs().max())), expected.shape[1]
+    return size, worst / max(largest, 1e-30)

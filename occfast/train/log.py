@@ -1,0 +1,136 @@
+"""What a run writes down as it goes: CSV, score distributions, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
+from ..losses import TripletStats
+
+STEPS, VALIDATIONS, SCORES = "steps.csv", "validations.csv", "scores.jsonl"
+
+
+class Log:
+    """Rows of numbers in the folder of a run.
+
+    ``steps.csv`` has means since the row before; ``validations.csv`` what each validation found; ``scores.jsonl`` the
+    score distributions (a histogram of the distances of pairs of one person, and of two) of each validation that saw
+    features; TensorBoard's files have all of them.
+
+    Args:
+        folder: of the run.
+        done: steps that a resumed run begins with; rows of later ones are taken out.
+        tensorboard: also write for TensorBoard.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+        OSError: the disk is full.
+    """
+
+    def __init__(self, folder: Path, done: int = 0, tensorboard: bool = True) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (STEPS, VALIDATIONS):
+            _keep_rows(folder / name, done)
+        _keep_lines(folder / SCORES, done)
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    "log.tensorboard: TensorBoard is not installed: pip install 'occfast[train]', or false"
+                ) from error
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done if done else None)
+
+    def step(self, row: dict[str, float]) -> None:
+        """A row of ``steps.csv``; ``row["step"]`` is the number of steps done."""
+        self._row(STEPS, row, "train")
+
+    def validation(self, row: dict[str, float], scores: TripletStats | None) -> None:
+        """A row of ``validations.csv``, with score distributions."""
+        if scores is not None:
+            row = row | {"decidability": float(scores.pair_decidability)}
+            line = {
+                "step": row["step"],
+                "edges": scores.histogram_edges.tolist(),
+                "positive": scores.histogram_positive.tolist(),
+                "negative": scores.histogram_negative.tolist(),
+                "decidability": row["decidability"],
+            }
+            with (self.folder / SCORES).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self._row(VALIDATIONS, row, "validation")
+        if scores is not None:
+            self.distributions(int(row["step"]), scores, "validation")
+
+    def distributions(self, step: int, scores: TripletStats, tag: str) -> None:
+        """Score distributions for TensorBoard."""
+        if self._board is None:
+            return
+        edges = scores.histogram_edges.tolist()
+        for name, counts in (("same", scores.histogram_positive), ("different", scores.histogram_negative)):
+            share = counts.double().cpu()
+            middle = [(a + b) / 2 for a, b in pairwise(edges)]
+            self._board.add_histogram_raw(
+                f"{tag}/distance of {name} person", min=edges[0], max=edges[-1], num=int(share.sum()),
+                sum=sum(float(n) * m for n, m in zip(share, middle, strict=True)),
+                sum_squares=sum(float(n) * m * m for n, m in zip(share, middle, strict=True)),
+                bucket_limits=edges[1:], bucket_counts=share.tolist(), global_step=step,
+            )  # fmt: skip
+
+    def _row(self, name: str, row: dict[str, float], tag: str) -> None:
+        path = self.folder / name
+        header = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if header:
+                writer.writeheader()
+            writer.writerow(row)
+        if self._board is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self._board.add_scalar(f"{tag}/{key}", value, int(row["step"]))
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of ``steps.csv`` or ``validations.csv``; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _keep_rows(path: Path, done: int) -> None:
+    """Take out what a run wrote after its last checkpoint; a line cut off by a kill is among that."""
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        rows = [row for row in reader if len(row) == len(header) and float(row[0]) <= done]
+    if not done:
+        path.unlink()
+        return
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([header, *rows])
+    write_atomically(path, out.getvalue().encode())
+
+
+def _keep_lines(path: Path, done: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["step"] <= done:
+            kept.append(line)
+    write_atomically(path, "".join(kept).encode()) if done else path.unlink()

