@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class Sweep(ABC):
 
     def run(self) -> OcclusionMap:
         try:
-            for block in self.source.blocks(BLOCK_IMAGES):
+            for block in self._blocks():
                 if not self.begun:
                     self._begin(block)
                 end = block.first + block.images.shape[0]
@@ -113,8 +113,18 @@ class Sweep(ABC):
                              batch_size=state.batch_size, layout=state.layout)  # fmt: skip
         self.begun = True
 
+    def _blocks(self) -> Iterator[Block]:
+        """The source's blocks, as long as all processes get the same."""
+        blocks = self.source.blocks(BLOCK_IMAGES)
+        while True:
+            with self.processes.together():
+                block = next(blocks, None)
+            self.processes.same({"images": "no more" if block is None else self.source.digest.hexdigest()})
+            if block is None:
+                return
+            yield block
+
     def _block(self, block: Block) -> None:
-        self.processes.same({"images and labels": self.source.digest.hexdigest()})
         with self.processes.together():
             n = self.scorer.take(block)
             if self.state.partial is not None:
