@@ -21,7 +21,17 @@ def count_interval(seen: int, drawn: int, total: int, confidence: float = CONFID
     """
     if not 0 <= seen <= drawn <= total:
         raise ValueError(f"seen, drawn, total: expected 0 <= seen <= drawn <= total, got {seen}, {drawn}, {total}")
-    from scipy.stats import hypergeom
+    from scipy.special import gammaln
+
+    def chosen(n: Any, k: Any) -> Any:
+        """The logarithm of n over k."""
+        return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+    def up_to(found: int, marked: int) -> float:
+        """The probability of at most ``found`` marked items in the sample."""
+        k = np.arange(max(0, drawn - (total - marked)), min(found, marked) + 1)
+        logs = chosen(marked, k) + chosen(total - marked, drawn - k) - chosen(total, drawn)
+        return float(np.exp(logs).sum())
 
     tail = (1 - confidence) / 2
     least, most = seen, total - (drawn - seen)  # those that the sample leaves possible
@@ -33,8 +43,8 @@ def count_interval(seen: int, drawn: int, total: int, confidence: float = CONFID
             low, high = (middle, high) if accepted(middle) else (low, middle - 1)
         return low
 
-    highest = last(lambda marked: hypergeom.cdf(seen, total, marked, drawn) > tail, least, most)
-    refused = last(lambda marked: hypergeom.sf(seen - 1, total, marked, drawn) <= tail, least - 1, most)
+    highest = last(lambda marked: up_to(seen, marked) > tail, least, most)
+    refused = last(lambda marked: 1 - up_to(seen - 1, marked) <= tail, least - 1, most)
     return (least if seen == 0 else refused + 1), highest
 
 

@@ -119,7 +119,7 @@ class SampledSweep(Sweep):
     def result(self, **more: Any) -> OcclusionMap:
         if not self.state.used:
             return super().result()
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         tolerance, binary = self.options.tolerance, self.options.score == "error"
         part = self._part(not self._reached)
@@ -130,7 +130,7 @@ class SampledSweep(Sweep):
         reached = tolerance is None or error <= tolerance
         if not reached:
             _log.warning("the largest standard error is %.3g with all images, %g was asked for", error, tolerance)
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, max(1, self.state.used - 1)))
+        quantile = float(stdtrit(max(1, self.state.used - 1), (1 + CONFIDENCE) / 2))
         estimate = Sampling(
             images=self.state.used,
             part=part,
