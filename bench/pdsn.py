@@ -7,8 +7,10 @@ Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Two wor
   pairs, and a loop over probes in which the whole gallery is masked and compared by ``F.cosine_similarity``.  The
   loops are timed on so many probes (``--loop-probes``), in turns with the whole of ours, and scaled; the loop over
   pairs also on a part of the gallery.
-- ``generators``: epochs of training with the base network frozen, LM2's five regions together and each of two regions
-  alone, in turns; the base is ResNet-34 on 128×96 with maps of 512×8×6 (``--width``).
+- ``generators``: training with the base network frozen, LM2's five regions together and each of two regions alone, in
+  turns.  Without ``--base``: a fixed number of epochs, random weights of ResNet-34 with maps of 512×8×6 (``--width``).
+  With it (``occfast pdsn experiment --small`` leaves one in ``steps-…/seed-0``): ORL, till validation stagnates, and
+  the losses that are reached.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from torch import Tensor
 
 from occfast.losses import LargeMarginCosine
 from occfast.models import resnet34
-from occfast.pdsn import Base, Regions, as_base, landmark_bands, match, train_generators
+from occfast.pdsn import Regions, as_base, landmark_bands, match, train_generators
 from occfast.pdsn import boxes as own_boxes
+from occfast.reproduce.pdsn import base_of, open_faces, read_faces
+from occfast.train import load_network
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -111,30 +115,51 @@ def faces(n: int) -> tuple[Tensor, Tensor, Regions]:
 
 
 def generators(args: argparse.Namespace) -> dict[str, Any]:
-    torch.manual_seed(0)
-    network = resnet34(None, channels=3, width=args.width, stem_pool=False)
-    base: Base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
-    images, labels, together = faces(args.images)
-    held = (images[: args.images // 5], labels[: args.images // 5])
-    names = dict(zip(together.names, together.boxes.tolist(), strict=True))
-    alone = {name: own_boxes({name: names[name]}, together.size) for name in ("eyes", "mouth")}
-    times: dict[str, list[float]] = {"five together": [], **{f"{name} alone": [] for name in alone}}
+    if args.base is not None:
+        trained = load_network(args.base)
+        base = base_of(trained)
+        found = read_faces(open_faces("orl", size=trained.preprocessing.size), 0, show=False)
+        together = landmark_bands(found.landmarks[found.train], trained.preprocessing.size)
+        images, labels = found.images[found.train], found.labels[found.train]
+        held = found.images[found.validation], found.labels[found.validation]
+        workload, epochs, patience = f"till it stagnates, {len(images)} ORL faces, base {args.base.name}", 60, 3
+    else:
+        torch.manual_seed(0)
+        network = resnet34(None, channels=3, width=args.width, stem_pool=False)
+        base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
+        images, labels, together = faces(args.images)
+        held = images[: args.images // 5], labels[: args.images // 5]
+        epochs = patience = args.epochs
+        workload = f"{epochs} epochs of {args.images} images, base ResNet-34 of width {args.width}"
+    named = dict(zip(together.names, together.boxes.tolist(), strict=True))
+    sets = {"five together": together}
+    sets |= {f"{name} alone": own_boxes({name: named[name]}, together.size) for name in ("eyes", "mouth")}
+    times: dict[str, list[float]] = {title: [] for title in sets}
+    reached: dict[str, Any] = {}
     for _ in range(args.rounds):
-        for title, some in (("five together", together), *((f"{name} alone", one) for name, one in alone.items())):
-            taken, _ = seconds(
-                lambda some=some: train_generators(
-                    base, some, images, labels, validation=held, epochs=args.epochs, patience=args.epochs,
-                    batch_size=60, show_progress=False,
+        for title, regions in sets.items():
+            taken, done = seconds(
+                lambda regions=regions: train_generators(
+                    base,
+                    regions,
+                    images,
+                    labels,
+                    validation=held,
+                    epochs=epochs,
+                    patience=patience,
+                    batch_size=60,
+                    show_progress=False,
                 )
-            )  # fmt: skip
+            )
             times[title].append(taken)
-    best = {name: min(values) for name, values in times.items()}
-    one = sum(best[f"{name} alone"] for name in alone) / len(alone)
+            best = [min(epoch.loss[k] for epoch in done.history) for k in range(len(regions))]
+            reached[title] = {"epochs": len(done.history), "loss": dict(zip(regions.names, best, strict=True))}
+    best_times = {title: min(values) for title, values in times.items()}
+    one = (best_times["eyes alone"] + best_times["mouth alone"]) / 2
     return {
-        "workload": f"{args.epochs} epochs of {args.images} images, base ResNet-34 of width {args.width}",
-        "seconds": best,
-        "ratio, five together to one": best["five together"] / one,
-    }
+        "workload": workload, "seconds": best_times, "reached": reached,
+        "ratio, five together to one": best_times["five together"] / one,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -147,6 +172,7 @@ def main() -> None:
     parser.add_argument("--loop-gallery", type=int, default=500)
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--base", type=Path)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

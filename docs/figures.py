@@ -172,6 +172,42 @@ def triplet() -> None:
     print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
 
 
+def pdsn() -> None:
+    """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
+    finished ``occfast pdsn experiment --small -o pdsn``."""
+    from occfast.pdsn import MaskDictionary, landmark_bands, regions, saliency
+    from occfast.plots import grey
+    from occfast.reproduce.pdsn import base_of, occlude, open_faces, read_faces
+    from occfast.train import load_network
+
+    steps = max(Path("pdsn").glob("steps-*/seed-0"), key=lambda path: path.stat().st_mtime)
+    dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
+    base = base_of(load_network(steps / "base plain.safetensors"))
+    size = dictionary.regions.size
+    faces = read_faces(open_faces("orl", size=size), 0, show=False)
+    landmarks = faces.landmarks[faces.train]
+    mean = faces.images[faces.train].float().mean(0).numpy()
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    top, rest = figure.subfigures(2, 1, height_ratios=(1.75, 1))
+    for ax, kind in zip(top.subplots(1, 4), ("3x3", "lm1", "lm2", "lm2-split"), strict=True):
+        regions.named(kind, size, landmarks).draw(mean, ax=ax, landmarks=landmarks)
+        ax.set_title(kind, fontsize=10)
+    masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
+    masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
+    dictionary.plot(masks.subplots(1, 5))
+    looks.suptitle("saliency of a masked face, without and with its mask", fontsize=10)
+    one = faces.test[:1]
+    bands = landmark_bands(landmarks, size)
+    image, covered = occlude("face mask", faces.images[one], faces.landmarks[one], bands, one, 0)
+    axes = looks.subplots(1, 3)
+    axes[0].imshow(grey(image[0].numpy()), cmap="gray")
+    for ax, mask in zip(axes[1:], (None, dictionary.discard_mask(covered)), strict=True):
+        ax.imshow(saliency(base, image, mask=mask)[0].numpy(), cmap="inferno")
+    for ax in axes:
+        ax.set_axis_off()
+    save(figure, "pdsn.png")
+
+
 if __name__ == "__main__":
     figures = {
         "occluders": occluders,
@@ -179,6 +215,7 @@ if __name__ == "__main__":
         "rectangles": rectangles,
         "demo": demo,
         "triplet": triplet,
+        "pdsn": pdsn,
     }
     for name in sys.argv[1:] or figures:
         figures[name]()

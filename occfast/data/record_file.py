@@ -153,9 +153,10 @@ class RecordFile:
         flag, length = word >> _LENGTH_BITS, word & (1 << _LENGTH_BITS) - 1
         if flag > 3:
             raise DataError(f"{self.path}: expected a flag of at most 3 at offset {offset + 4}, got {flag}")
-        if offset + 8 + length > self.size:
+        padded = length + -length % 4
+        if offset + 8 + padded > self.size:
             raise DataError(
-                f"{self.path}: truncated: the record at offset {offset} needs {length} bytes, the file ends "
+                f"{self.path}: truncated: the record at offset {offset} needs {padded} bytes, the file ends "
                 f"{self.size - offset - 8} after its header"
             )
         return flag, length
@@ -202,7 +203,7 @@ class RecordFile:
             return
         last = int(self.offsets.max())
         end = self.end(last)
-        if end > self.size + 3 or end < self.size:
+        if end != self.size:
             raise DataError(
                 f"{self.path}: expected its end at offset {end}, after the last record of the index, got {self.size}"
             )
@@ -310,8 +311,6 @@ class RecordWriter:
                     break
                 end = file.end(offset)
             except ValueError:  # DataError too
-                break
-            if end > file.size:
                 break
             entries.append((key, offset, end))
         return entries

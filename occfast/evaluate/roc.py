@@ -267,18 +267,21 @@ class StreamingRoc:
     most that the AUC of the scores themselves can differ.
 
     Args:
-        bins: over the range; 2^20 are 2e-6 wide for cosines.
-        low, high: the range; a score outside is an error.
+        step: width of a bin, a power of two, so that no score is rounded into another bin.
+        limit: scores lie in [-limit, limit], a multiple of ``step``; another one is an error.
     """
 
-    def __init__(self, bins: int = 2**20, low: float = -1.0, high: float = 1.0) -> None:
-        if bins < 2 or not low < high:
-            raise ValueError(f"bins: expected at least 2 over low < high, got {bins} over [{low}, {high}]")
-        self.low, self.high, self.bins = float(low), float(high), bins
-        self.counts = np.zeros((2, bins), np.int64)
+    def __init__(self, step: float = 2.0**-19, limit: float = 1.0) -> None:
+        if not step > 0 or math.frexp(step)[0] != 0.5:
+            raise ValueError(f"step: expected a power of two, got {step!r}")
+        if not limit >= step or limit / step != int(limit / step) or limit / step > 2**30:
+            raise ValueError(f"limit: expected a multiple of the step {step:g}, at most 2^30 of them, got {limit!r}")
+        self.step, self.limit = float(step), float(limit)
+        self.offset = int(limit / step)
+        self.counts = np.zeros((2, 2 * self.offset + 1), np.int64)
 
     def update(self, scores: Any, same: Any) -> None:
-        """Add pairs; rounding of cosines past the ends of the range (by 1e-5 at most) is put back to the end."""
+        """Add pairs; cosines rounded past the limit, by 1e-5 of it at most, are put back to it."""
         import torch
 
         values, flags = torch.as_tensor(scores), torch.as_tensor(same)
@@ -286,14 +289,14 @@ class StreamingRoc:
             raise ValueError(f"same: expected bool {list(values.shape)}, got {flags.dtype} {list(flags.shape)}")
         if values.numel() == 0:
             return
-        slack = 1e-5 * (self.high - self.low)
-        least, most = (float(v) for v in values.aminmax())
-        if not (least >= self.low - slack and most <= self.high + slack):
-            raise ValueError(f"scores: expected numbers in [{self.low:g}, {self.high:g}], got {least:g} to {most:g}")
-        # In float64: a float32 bin number is off by one near an edge, and the edges would no longer be exact.
-        place = (values.double() - self.low) * (self.bins / (self.high - self.low))
-        cell = place.long().clamp_(0, self.bins - 1) + flags.long() * self.bins
-        self.counts += torch.bincount(cell.flatten(), minlength=2 * self.bins).cpu().numpy().reshape(2, self.bins)
+        low, high = (float(v) for v in values.aminmax())
+        if not (low >= -1.00001 * self.limit and high <= 1.00001 * self.limit):
+            raise ValueError(f"scores: expected numbers in [{-self.limit:g}, {self.limit:g}], got {low:g} to {high:g}")
+        cells = (values.clamp(-self.limit, self.limit) / self.step).floor_().int().add_(self.offset)
+        bins = 2 * self.offset + 1
+        of_same = torch.bincount(cells[flags], minlength=bins).cpu().numpy()
+        self.counts[1] += of_same
+        self.counts[0] += torch.bincount(cells.flatten(), minlength=bins).cpu().numpy() - of_same
 
     def curve(self) -> Roc:
         """The curve of what was added so far."""
@@ -302,17 +305,18 @@ class StreamingRoc:
             raise ValueError("same: expected pairs of both kinds, got one kind only")
         used = np.flatnonzero(different + same)[::-1]
         x, y = np.cumsum(different[used]), np.cumsum(same[used])
-        edges = self.low + used * ((self.high - self.low) / self.bins)
+        edges = (used - self.offset) * self.step
         mixed = float(different.astype(np.float64) @ same) / 2 / (float(x[-1]) * float(y[-1]))
         return Roc(np.r_[0, x], np.r_[0, y], np.r_[np.inf, edges], uncertainty=mixed)
 
 
-def all_pairs_roc(features: Any, labels: Any, *, bins: int = 2**20, chunk: int = 2048) -> Roc:
+def all_pairs_roc(features: Any, labels: Any, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
     """The ROC curve over all N (N − 1) / 2 pairs of N features, in memory that does not grow with the pairs.
 
     Args:
         features: float [N, D], any device.
         labels: int [N].
+        step: as in :class:`StreamingRoc`.
         chunk: rows and columns of one block of scores.
     """
     import torch
@@ -324,12 +328,12 @@ def all_pairs_roc(features: Any, labels: Any, *, bins: int = 2**20, chunk: int =
     if y.shape != (len(x),) or y.is_floating_point():
         raise ValueError(f"labels: expected integers [{len(x)}], got {y.dtype} {list(y.shape)}")
     y = y.to(x.device)
-    counts = StreamingRoc(bins)
+    counts = StreamingRoc(step)
     for i in range(0, len(x), chunk):
         for j in range(i, len(x), chunk):
             scores, same = x[i : i + chunk] @ x[j : j + chunk].T, y[i : i + chunk, None] == y[j : j + chunk]
-            if i == j:
-                row, column = torch.triu_indices(len(scores), len(scores), offset=1, device=x.device)
-                scores, same = scores[row, column], same[row, column]
-            counts.update(scores.flatten(), same.flatten())
+            if i == j:  # each pair once, and none of an image with itself
+                once = torch.ones_like(same).triu_(1)
+                scores, same = scores[once], same[once]
+            counts.update(scores, same)
     return counts.curve()

@@ -100,7 +100,7 @@ class Preprocessing:
             return
         for name in sorted(self.alignment.keys() | other.alignment.keys()):
             mine, theirs = (_plain(a.get(name)) for a in (self.alignment, other.alignment))
-            if mine != theirs:
+            if mine != theirs and None not in (mine, theirs):  # colours as the images came: `color` above tells
                 raise ValueError(f"preprocessing: the weights expect faces aligned with {name} {mine}, got {theirs}")
 
 

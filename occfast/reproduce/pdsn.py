@@ -124,6 +124,7 @@ class PDSNSettings:
         epochs, batch_size, learning_rate, weight_decay: of the base, by SGD; patience: epochs without a better
             validation accuracy after which it stops, 0: never.
         generator_epochs, generator_patience, generator_batch, generator_rate, weight: of the mask generators; λ.
+        dictionary_images: training images whose pairs make a dictionary, drawn by the seed; None: all.
         segmentation_width, segmentation_epochs, segmentation_rate: of the U-Net.
         compare: what is compared by cosine, "maps" or "features"; the report has both, the table this one.
         map_images, map_stride: of the occlusion map behind the base with occluders.
@@ -150,6 +151,7 @@ class PDSNSettings:
     generator_batch: int = 60
     generator_rate: float = 1e-3
     weight: float = 10.0
+    dictionary_images: int | None = None
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
@@ -562,8 +564,11 @@ class _Run:
                         checkpoint=self.folder / f"generators {name}.checkpoint",
                     ).save(trained)  # fmt: skip
                 generators = Generators.load(trained).to(base.device)
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+                chosen = order[: self.settings.dictionary_images]
                 build_dictionary(
-                    base, some, [(images, labels)], generators=generators, seed=self.seed, show_progress=self.show
+                    base, some, [(images[chosen], labels[chosen])], generators=generators, seed=self.seed,
+                    show_progress=self.show,
                 ).save(path)  # fmt: skip
             return MaskDictionary.load(path)
 

@@ -161,7 +161,7 @@ class IncrementalEvaluator:
     expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
         for each image, which few positions do not repay.
 
-    memory_limit : bytes; layers are shared while what is shared takes at most half of it.
+    memory_limit : bytes; layers are shared while what is shared takes at most a quarter of it.
 
     Raises NotIncremental, with the reason, for a model that can't be swept this way.
     """
@@ -305,7 +305,7 @@ class IncrementalEvaluator:
         """How many of the first steps to share: what costs least, in multiply-adds a position."""
         rows, columns = self.intervals
         best, saved, chosen = 0.0, 0.0, 0
-        room = (self.memory_limit or 1 << 62) / (2 * self.example.element_size())
+        room = (self.memory_limit or 1 << 62) / (4 * self.example.element_size())
         for step in self.steps:
             v, h = rows[step.index], columns[step.index]
             whole = step.kind in ("input", "window", "pad", "point", "join")

@@ -227,7 +227,7 @@ def test_one_clear_error_for_bad_input(changed: dict, message: str) -> None:
 def test_streaming_curve_is_exact_at_its_edges_and_says_how_far_off_it_can_be() -> None:
     same = np.random.default_rng(0).random(20_000) < 0.3
     scores = np.clip(drawn(5, 1.0, same) / 6, -1, 1)
-    stream = StreamingRoc(bins=256)
+    stream = StreamingRoc(2**-7)
     for k in range(0, len(scores), 777):
         stream.update(torch.from_numpy(scores[k : k + 777]), torch.from_numpy(same[k : k + 777]))
     binned, exact = stream.curve(), roc(scores, same)
@@ -256,6 +256,10 @@ def test_all_pairs_of_features() -> None:
         StreamingRoc().update(torch.tensor([1.5]), torch.tensor([True]))
     with pytest.raises(ValueError, match="same: expected pairs of both kinds"):
         StreamingRoc().curve()
+    with pytest.raises(ValueError, match="step: expected a power of two"):
+        StreamingRoc(0.1)
+    with pytest.raises(ValueError, match="limit: expected a multiple of the step"):
+        StreamingRoc(0.5, 0.75)
 
 
 def test_few_points_of_a_long_curve() -> None:
