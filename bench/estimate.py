@@ -229,7 +229,9 @@ def main() -> int:
     parser.add_argument("--known", type=int, default=200, help="images of the part truth")
     parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
     parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json"
+    )
     options = parser.parse_args()
     if options.train:
         train(options.lfw, options.train, options.epochs)

@@ -72,7 +72,9 @@ def map_(
     size: Annotated[
         str | None, typer.Option(help="Height x width of the network's input. [default: what the weights say]")
     ] = None,
-    color: Annotated[str | None, typer.Option(help="grey, RGB or BGR. [default: what the weights say, or grey]")] = None,
+    color: Annotated[
+        str | None, typer.Option(help="grey, RGB or BGR. [default: what the weights say, or grey]")
+    ] = None,
     mean: Annotated[float | None, typer.Option(help="The input is (pixel / 255 - mean) / std.")] = None,
     std: Annotated[float | None, typer.Option(help="[default: what the weights say; else mean 0.5, std 0.5]")] = None,
     template: Annotated[str | None, typer.Option(help="Align to this template, by landmarks.")] = None,
@@ -89,9 +91,7 @@ def map_(
     memory_limit: Annotated[str | None, typer.Option(help="Such as 2GiB.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of --limit, of noise and of the positions of estimates.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from a stopped run's checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from a stopped run's checkpoint.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run code from the file: a pickled module, or the module:function it names.")
     ] = False,
@@ -192,9 +192,7 @@ def _open(
     given: dict[str, Any] = {"size": size and _pair(size, "--size"), "color": color, "mean": mean, "std": std}
     given = {name: value for name, value in given.items() if value is not None}
     plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "grey" if shape[0] == 1 else "RGB", **given})
-    loaded = load_any(
-        model, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust
-    )
+    loaded = load_any(model, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
     preparation = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
     return loaded.network, preparation, loaded.people, prepared(source, preparation, template, resize)
 

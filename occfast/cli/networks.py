@@ -87,7 +87,7 @@ def _torchscript(path: Path) -> nn.Module:
     from ..errors import DataError
 
     try:
-        loaded: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        loaded: nn.Module = torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         raise DataError(f"{path}: not a whole TorchScript file ({' '.join(str(error).split())[:200]})") from error
     return loaded.eval()

@@ -127,7 +127,11 @@ class Sampling:
 
     def __str__(self) -> str:
         of = f" ({self.part:.0%} of the set)" if self.part else ""
-        aim = "" if self.tolerance is None else f" (asked for: {self.tolerance:g}{'' if self.reached else ', not reached'})"
+        aim = (
+            ""
+            if self.tolerance is None
+            else f" (asked for: {self.tolerance:g}{'' if self.reached else ', not reached'})"
+        )
         return (
             f"largest standard error {self.largest_error:.3g}{aim} with {self.images:,} images{of}; "
             f"smoothing bias {self.bias:.3g} (root mean square over the map)"

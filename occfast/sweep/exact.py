@@ -36,7 +36,8 @@ class ExactSweep(Sweep):
                 order = scorer.alike(torch.arange(start, end, device=scorer.scores.device))
             whole = -(-_PIECES // (last - first))  # pieces of an image
             while (done := self.state.next) < end:
-                piece = min(scorer.batch_size, -(-positions // whole)) if scorer.method != "dense" else scorer.batch_size
+                cut = scorer.method != "dense"  # whose batches are small already
+                piece = min(scorer.batch_size, -(-positions // whole)) if cut else scorer.batch_size
                 stop = min(end, done + self._pieces * group.size * piece)
                 began = time.perf_counter()
                 pieces = order[done - start : stop - start].split(piece)

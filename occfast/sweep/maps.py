@@ -196,11 +196,12 @@ class OcclusionMap:
             about = json.loads(str(content["about"]))
             border: Border = about["border"]
             grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], border)
+            more: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
             loaded = cls(
                 values=content["values"],
                 standard_error=content["standard_error"],
                 estimate=from_json(about.get("estimate")),
-                **{name: content.get(name) for name in _OPTIONAL},
+                **more,
                 grid=grid,
                 mean_image=content["mean_image"],
                 **{

@@ -125,7 +125,7 @@ class Refinement:
         allowed = 0.5 if self.binary else np.reshape(tolerance, (-1, 1, 1))
         missed: Maps | None = None  # by the parents' interpolation
         for level, (r, c) in enumerate(self.levels[:-1]):
-            lattice = np.ix_(range(len(values)), r.lines, c.lines)
+            lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)
             whole = _corner_reduce(known[lattice].astype(float), np.minimum) > 0
             if not whole.any():
                 break
@@ -138,7 +138,7 @@ class Refinement:
                 expected = _bends(corners)
             else:
                 above = self.levels[level - 1]
-                expected = missed[np.ix_(range(len(values)), above[0].children(r), above[1].children(c))] / 2
+                expected = missed[np.ix_(np.arange(len(values)), above[0].children(r), above[1].children(c))] / 2
             restless = whole & ((off > allowed) | (expected > allowed))
             missed = off
             wanted |= self._corners_of_children(restless, level)
@@ -146,23 +146,23 @@ class Refinement:
 
     def _corners_of_children(self, cells: Mask, level: int) -> Mask:
         (r, c), (finer_r, finer_c) = self.levels[level], self.levels[level + 1]
-        inner = cells[np.ix_(range(len(cells)), r.children(finer_r), c.children(finer_c))]
+        inner = cells[np.ix_(np.arange(len(cells)), r.children(finer_r), c.children(finer_c))]
         points = np.zeros((len(cells), len(finer_r.lines), len(finer_c.lines)), bool)
         for i in range(min(2, len(finer_r.lines))):
             for j in range(min(2, len(finer_c.lines))):
                 points[:, i : i + inner.shape[1], j : j + inner.shape[2]] |= inner
         mask = np.zeros((len(cells), *self.shape), bool)
-        mask[np.ix_(range(len(cells)), finer_r.lines, finer_c.lines)] = points
+        mask[np.ix_(np.arange(len(cells)), finer_r.lines, finer_c.lines)] = points
         return mask
 
     def filled(self, known: Mask, values: Maps) -> Maps:
         """The maps with every unknown position interpolated from the smallest cell about it with known corners."""
         result = values.copy()
         for r, c in self.levels:
-            lattice = np.ix_(range(len(values)), r.lines, c.lines)
+            lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)
             whole = _corner_reduce(known[lattice].astype(float), np.minimum) > 0
             guess = r.weights @ np.where(known[lattice], values[lattice], 0.0) @ c.weights.T
-            inside = whole[np.ix_(range(len(values)), r.cell_of, c.cell_of)]
+            inside = whole[np.ix_(np.arange(len(values)), r.cell_of, c.cell_of)]
             result = np.where(inside, guess, result)
         if self.binary:
             result = np.rint(result)
