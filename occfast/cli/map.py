@@ -72,9 +72,7 @@ def map_(
     size: Annotated[
         str | None, typer.Option(help="Height x width of the network's input. [default: what the weights say]")
     ] = None,
-    color: Annotated[
-        str | None, typer.Option(help="grey, RGB or BGR. [default: what the weights say, or grey]")
-    ] = None,
+    color: Annotated[str | None, typer.Option(help="grey, RGB or BGR. [default: what the weights say]")] = None,
     mean: Annotated[float | None, typer.Option(help="The input is (pixel / 255 - mean) / std.")] = None,
     std: Annotated[float | None, typer.Option(help="[default: what the weights say; else mean 0.5, std 0.5]")] = None,
     template: Annotated[str | None, typer.Option(help="Align to this template, by landmarks.")] = None,

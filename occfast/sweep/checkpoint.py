@@ -26,8 +26,8 @@ class SweepState:
     """All that a sweep has earned so far.
 
     ``seen`` images were taken from the source in finished blocks; ``partial`` holds the scores of the
-    block under way, of which the first ``next`` positions, in the order of the sweep, are done.  ``tally`` counts what a
-    method counts, ``samples`` are the scores that an estimate is made from.
+    block under way, of which the first ``next`` positions, in the order of the sweep, are done.  ``tally`` counts what
+    a method counts, ``samples`` are the scores that an estimate is made from.
     """
 
     total: NDArray[np.float64]

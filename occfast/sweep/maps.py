@@ -37,8 +37,8 @@ class OcclusionMap:
     ----------
     values : float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
         trigueros2018, the mean of Eq. 3)
-    standard_error : float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population that the
-        images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
+    standard_error : float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population that
+        the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
     per_image : uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
     grid : the centres
     score, method : what was measured, and how it was evaluated

@@ -1,6 +1,7 @@
 """One sweep shared by several processes (``torch.distributed``).
 
-Every process makes the same calls in the same order.  What one of them computes is the same whatever their number, so that
+Every process makes the same calls in the same order.  What one of them computes is the same whatever their number, so
+that
 the sum of their parts is the result of one process to the bit: each position is scored by exactly one process, the
 others add zeros.
 """
@@ -118,8 +119,8 @@ class Processes:
         except RuntimeError as error:  # what gloo and NCCL raise for a closed connection and for a timeout
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ProcessLost(
-                f"process {self.rank} of {self.size} lost another one ({reason[:200]}); what the checkpoint holds can be "
-                "resumed by any number of processes"
+                f"process {self.rank} of {self.size} lost another one ({reason[:200]}); what the checkpoint holds can "
+                "be resumed by any number of processes"
             ) from error
         finally:
             self.waited += time.perf_counter() - started

@@ -22,8 +22,8 @@ _CHECKS = 9  # lattice positions to one check
 class Design:
     """Where the positions of each image lie: a shifted lattice, and a few positions anywhere to check it by.
 
-    The shifts are a Kronecker sequence in the plane (steps 1/g and 1/g^2 with g^3 = g + 1), so that those of any stretch
-    of images fill the lattice's cell evenly; ``seed`` moves it as a whole.  Whatever an image's
+    The shifts are a Kronecker sequence in the plane (steps 1/g and 1/g^2 with g^3 = g + 1), so that those of any
+    stretch of images fill the lattice's cell evenly; ``seed`` moves it as a whole.  Whatever an image's
     number, each position is as likely as any other.
 
     Attributes:
@@ -65,7 +65,7 @@ class Design:
 
 
 def interpolation(count: int, lines: Tensor) -> Tensor:
-    """[count, lines]: linear interpolation from some grid rows to all of them; constant beyond the first and the last."""
+    """[count, lines]: linear interpolation from some grid rows to all of them; constant beyond the outermost."""
     eye, at = np.eye(len(lines)), np.arange(count)
     return torch.from_numpy(np.stack([np.interp(at, lines.numpy(), column) for column in eye], 1))
 
@@ -105,19 +105,19 @@ class MeanMap:
 
     Image i has the map s_i; O is the mean of s_i over the whole set: what a full sweep of it would give.
 
-    - t_i is the map that bilinear interpolation makes of the lattice of image i, and e_ij = s_i(q_ij) - t_i(q_ij) what it
-      misses at the checks q_ij.  The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
+    - t_i is the map that bilinear interpolation makes of the lattice of image i, and e_ij = s_i(q_ij) - t_i(q_ij) what
+      it misses at the checks q_ij.  The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
       e_ij estimates by how much.  m = mean t_i + c is the estimate.
-    - With l(x, q) the regression's weights, y_i(x) = t_i(x) + n sum_j l(x, q_ij) (e_ij - c(q_ij)) is the part of image i.
-      Images are independent, the positions of one are not, so images are what is resampled: A = sum_i (y_i - mean y)^2 / n^2
-      (the jackknife, in its linear form) is the variance of m about the mean of the population that the images come
-      from.
+    - With l(x, q) the regression's weights, y_i(x) = t_i(x) + n sum_j l(x, q_ij) (e_ij - c(q_ij)) is the part of image
+      i. Images are independent, the positions of one are not, so images are what is resampled: A = sum_i (y_i - mean
+      y)^2 / n^2 (the jackknife, in its linear form) is the variance of m about the mean of the population that the
+      images come from.
     - About the mean of the very images that were used it is B = E (y_i - s_i)^2 / n.  At a check, e_ij - c is
       s_i - t_i, and the image's other checks give its part in c: both squares and their product are regressed on all
       checks.
     - For n images of a set of N, f = n / N, the variance is V = (1 - f) A + f B.
-    - Few images decide A where errors are rare.  So A of a share is drawn towards what it is elsewhere: a common factor times
-      m (1 - m), counted as ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
+    - Few images decide A where errors are rare.  So A of a share is drawn towards what it is elsewhere: a common
+      factor times m (1 - m), counted as ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
     - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel.  A regression of all residuals
       s_i - m with a narrow kernel shows it, with noise; its square less its own variance over images (jackknife again)
       is unbiased for b^2.  At one location that is nearly all noise, so its mean over the map, plus one standard error

@@ -89,7 +89,7 @@ def work(rank, ranks, folder):
     if rank == ranks - 1:
         images[2] = torch.nan
     expected = ValueError if rank == ranks - 1 else ProcessLost
-    with pytest.raises(expected, match="expected finite pixels|gave up: ValueError: images: expected finite pixels"):
+    with pytest.raises(expected, match=r"expected finite pixels|gave up: ValueError: images: expected finite pixels"):
         occfast.occlusion_map(network(), images, labels, (5, 4), progress=False)
     dist.barrier()
     dist.destroy_process_group()
@@ -123,7 +123,7 @@ def test_a_share_is_contiguous_and_whole():
 
 
 def test_a_group_needs_torch_distributed(tiny_net, faces, labels):
-    with pytest.raises(ValueError, match="group: expected None or False where torch.distributed is not initialised"):
+    with pytest.raises(ValueError, match=r"group: expected None or False where torch.distributed is not initialised"):
         occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, group=object())
 
 
