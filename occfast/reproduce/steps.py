@@ -211,6 +211,8 @@ class Graph:
         tell = say or (lambda text: None)
         team = Team.of_torchrun()
         place = team.device(device)
+        if place.startswith("cuda"):
+            torch.cuda.set_device(torch.device(place))
         with _alone(self.root) if team.rank == 0 else contextlib.nullcontext():
             if team.size == 1:  # one process can as well keep the order of the list, which a reader follows
                 for name in self.steps:
@@ -243,7 +245,8 @@ class Graph:
         before = float(read_json(folder / BEGUN)["seconds"]) if (folder / BEGUN).exists() else 0.0
         start = time.perf_counter()
         try:
-            result = step.make(Place(folder, {k: v for k, v in needs.items() if v is not None}, device, show))
+            with contextlib.nullcontext() if step.together else _unaccompanied():
+                result = step.make(Place(folder, {k: v for k, v in needs.items() if v is not None}, device, show))
         except BaseException:
             if main:  # so that the cost of a step that was stopped is known; a kill loses this part of it
                 spent = before + time.perf_counter() - start
@@ -318,6 +321,17 @@ def _alone(root: Path) -> Iterator[None]:
         except OSError as error:
             raise ValueError(f"output: another run is at work in {root}; wait for it or choose another folder") from error
         yield
+
+
+@contextlib.contextmanager
+def _unaccompanied() -> Iterator[None]:
+    """Without what torchrun sets: a step that one process does must not wait for the others if it trains something."""
+    names = [n for n in os.environ if n.endswith(("RANK", "WORLD_SIZE")) or n.startswith(("MASTER_", "TORCHELASTIC_"))]
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _brief(result: Mapping[str, Any]) -> str:
