@@ -315,6 +315,8 @@ def test_score_files(tmp_path: Path) -> None:
         ("score,same\n0.5,1\nx,1", "line 3: expected score, same"),
         ("score,same\n0.5", "line 2: expected score, same"),
         ("score,same\n", "expected scores after the header"),
+        ('name,score,same\n"a\nb",0.5,1', "line 2: expected name, score, same"),
+        (f"score,same\n{'1' * 200_000},1", "line 2: expected score, same"),
         ("", "line 1: expected a header"),
     ):
         path.write_text(content)
