@@ -222,7 +222,7 @@ def identify_command(
     root: RootOption = None,
     own: Annotated[bool, typer.Option("--own", help="Regions of each probe's own landmarks.")] = False,
     soft: Annotated[bool, typer.Option("--soft", help="Soft masks instead of binary ones.")] = False,
-    compare: Annotated[str, typer.Option("--compare", help="features or maps.")] = "features",
+    compare: Annotated[str, typer.Option("--compare", help="maps or features.")] = "maps",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -275,7 +275,7 @@ def experiment_command(
     width: Annotated[int | None, typer.Option("--width", help="Channels of its first stage.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Of the base, at most.", min=1)] = None,
     segmentation_width: Annotated[float | None, typer.Option("--segmentation-width", help="Of the U-Net.")] = None,
-    compare: Annotated[str | None, typer.Option("--compare", help="features or maps.")] = None,
+    compare: Annotated[str | None, typer.Option("--compare", help="maps or features.")] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
