@@ -172,6 +172,88 @@ def triplet() -> None:
     print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
 
 
+def covers() -> None:
+    """The occlusions of docs/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
+    from skimage import data
+
+    from occfast.evaluate import named_occlusion
+
+    image = torch.from_numpy(data.astronaut()[20:220, 127:327].copy()).permute(2, 0, 1)[None]
+    points = torch.tensor([[82.0, 79], [85, 122], [111, 100], [121, 77], [123, 120]], dtype=torch.float64)[None]
+    names = ("forehead", "eyes", "nose", "mouth", "chin", "block:60x60@left_eye", "sunglasses:round",
+             "sunglasses:square", "sunglasses:aviator", "mask:surgical", "mask:cloth", "mask:respirator",
+             "noisy:40x80@84,100", "sunglasses+mask:surgical")  # fmt: skip
+    figure = Figure(figsize=(9.4, 3.1), layout="constrained")
+    axes = figure.subplots(2, 7)
+    for ax, name in zip(axes.flat, names, strict=True):
+        ax.imshow(named_occlusion(name, seed=4)(image, points).images[0].permute(1, 2, 0))
+        ax.set_title(name, fontsize=7)
+        ax.set_axis_off()
+    save(figure, "covers.png")
+
+
+def intervals() -> None:
+    """TAR@FAR of 400 simulated tests: how often intervals hold the population's."""
+    import numpy as np
+    from scipy.stats import norm
+
+    from occfast.evaluate import binomial_interval, roc
+
+    random, n, apart = np.random.default_rng(0), 1000, 2.0
+    same = np.arange(2 * n) < n
+    fars = (0.001, 0.003, 0.01, 0.03, 0.1)
+    covered = np.zeros((2, len(fars)))
+    for _ in range(400):
+        curve = roc(random.normal(size=2 * n) + apart * same, same)
+        for k, far in enumerate(fars):
+            truth, entry = norm.sf(norm.isf(far) - apart), curve.tar_at_far(far)
+            fixed = binomial_interval(round(entry.tar * n), n)
+            covered[:, k] += [i.low <= truth <= i.high for i in (entry.interval, fixed)]
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    ax = figure.subplots()
+    for share, label in zip(covered / 400, ("Roc.tar_interval", "threshold taken as known"), strict=True):
+        ax.semilogx(fars, share, "o-", label=label)
+        print(label, [f"{v:.3f}" for v in share])
+    ax.axhline(0.95, color="grey", linewidth=0.8)
+    ax.set(xlabel="false acceptance rate", ylabel="intervals that hold the truth", ylim=(0, 1.02))
+    ax.legend(fontsize=8)
+    save(figure, "intervals.png")
+
+
+def training() -> None:
+    """The curves of finished runs (docs/training.md says how they were made), and what the last stage did to the score
+    distributions of people that none of them was trained on."""
+    import json
+
+    from occfast.train.log import read_rows
+
+    runs = Path("runs")
+    names = {"A": "#444444", "A20x40": "#ff7d00", "C": "#b5367a"}
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for ax, (name, colour) in zip(axes[0], names.items(), strict=True):
+        steps, validations = read_rows(runs / name / "steps.csv"), read_rows(runs / name / "validations.csv")
+        ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
+        ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
+        axes[1, 0].plot(
+            [r["step"] / steps[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
+            ".-", color=colour, label=name,
+        )  # fmt: skip
+    axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
+    axes[1, 0].legend(frameon=False)
+    scores = [json.loads(line) for line in (runs / "C" / "scores.jsonl").read_text().splitlines()]
+    for ax, one, title in ((axes[1, 1], scores[0], "before C"), (axes[1, 2], scores[-1], "after C")):
+        for kind, colour in (("positive", "tab:green"), ("negative", "tab:red")):
+            share = torch.tensor(one[kind], dtype=torch.float64)
+            label = {"positive": "one person", "negative": "two people"}[kind]
+            ax.stairs(share / share.sum(), one["edges"], fill=True, alpha=0.4, color=colour, label=label)
+        ax.set(title=f"{title}: d′ = {one['decidability']:.2f}", xlabel="squared distance", yticks=[])
+    axes[1, 2].legend(frameon=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    save(figure, "training.png")
+
+
 def pdsn() -> None:
     """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
     finished ``occfast pdsn experiment --small -o pdsn``."""
@@ -244,11 +326,14 @@ def alignment() -> None:
 
 if __name__ == "__main__":
     figures = {
+        "covers": covers,
+        "intervals": intervals,
         "occluders": occluders,
         "temperatures": temperatures,
         "rectangles": rectangles,
         "demo": demo,
         "triplet": triplet,
+        "training": training,
         "pdsn": pdsn,
         "alignment": alignment,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -213,8 +214,6 @@ class Engine:
 
     def _synchronised(self, last: bool) -> Any:
         # Gradients are added up over the processes with the last part only.
-        from contextlib import nullcontext
-
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
 
     def _gradient_norm(self) -> Tensor:

@@ -7,17 +7,21 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from occfast import DataError
 from occfast.data import AR, AR10P, LFW, Folder
 from occfast.data.occlusions import Band, Block
+from occfast.data.overlap import read_exclude
 from occfast.evaluate import (
     PairProtocol,
     ar,
@@ -187,6 +191,20 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     assert both["pairs", "big"].result.auc == pairs.judge(big, big).auc != expected.auc
 
 
+def test_intervals_over_people_in_the_report() -> None:
+    faces, model = Squares(people=12), Projection()
+    protocol = pairs_of(faces)
+    covers = {"big": Block((20, 16), (12.0, 10.0), fill="noise")}
+    with pytest.raises(ValueError, match="resamples: expected 0 for pairs: who is on its images is not known"):
+        compare(protocol, model, faces, PRE, resamples=50, **OFF)
+    protocol = replace(protocol, people=faces.labels[protocol.index])
+    report = compare([protocol, first_against_rest(faces)], model, faces, PRE, covers, resamples=50, **OFF)
+    row = report["pairs", "big"]
+    auc = row.result.people["auc"]
+    assert row.shown("AUC") == f"{100 * row.result.auc:.2f} [{100 * auc.low:.2f}, {100 * auc.high:.2f}]"
+    assert "bootstrap over people" in report.note("pairs") and "tar@0.01" in row.as_dict()["people"]
+
+
 def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     faces = Squares()
     report = compare(
@@ -302,6 +320,17 @@ def test_score_files(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError, match=message):
             read_scores(path)
+
+
+@given(st.one_of(st.binary(max_size=150), st.lists(st.sampled_from(["score", "same", "fold", "1", "0", "0.5", "nan", ",", ";", "\n", '"', "x"])).map(lambda p: "".join(p).encode())))  # fmt: skip
+def test_any_bytes_are_scores_people_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz", numbered=True) / "file.csv"
+    for start, read in ((b"score,same\n", read_scores), (b"", read_scores), (b"person\n", read_exclude)):
+        path.write_bytes(start + content)
+        try:
+            read(path)
+        except DataError as error:
+            assert "file.csv" in str(error)
 
 
 class Done(NamedTuple):

@@ -126,7 +126,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(kills: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     train(recipe("classify", "epochs=15"), tmp_path / "whole", show=False)
