@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ class RecordIO(EncodedFaces):
         stored, numbers = np.unique(labels.astype(np.int64), return_inverse=True)
         self._stored = stored
         self.labels = torch.from_numpy(numbers.astype(np.int64))
-        self.names, self.people = [str(key) for key in self.keys], [str(label) for label in stored]
+        self.names, self.people = _KeyNames(self.keys), [str(label) for label in stored]
         self._read_beside()
 
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +139,28 @@ class RecordIO(EncodedFaces):
                 f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
+
+
+class _KeyNames(Sequence[str]):
+    """Keys as texts, made when asked for: some files have millions."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        return [str(key) for key in self.keys[k]] if isinstance(k, slice) else str(self.keys[k])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def find_rec(path: Path) -> Path:
