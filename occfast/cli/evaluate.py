@@ -156,7 +156,7 @@ def _protocols(
         return [evaluate.listed(source, pairs, None, **({} if folds is None else {"folds": folds}))]
     fars = (0.01, 0.1) if strangers else ()
     return [
-        evaluate.first_against_rest(
+        evaluate.gallery_and_probes(
             source, gallery, strangers=strangers, fars=fars, seed=seed, count=count,  # type: ignore[arg-type]
         )
     ]  # fmt: skip

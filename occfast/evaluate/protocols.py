@@ -181,7 +181,7 @@ def ar(dataset: AR | AR10P, reference: int = 1) -> list[PairProtocol]:
     return protocols
 
 
-def first_against_rest(
+def gallery_and_probes(
     dataset: FaceDataset,
     gallery_images: int = 1,
     *,
@@ -215,5 +215,5 @@ def first_against_rest(
     gallery, probes = order[in_gallery].sort().values, order[~in_gallery].sort().values
     if not len(gallery) or not len(probes):
         raise ValueError(f"gallery_images: expected people with more than {gallery_images} images, there are none")
-    name = f"first {gallery_images} against the rest" if not strangers else f"open set, {strangers:.0%} strangers"
+    name = f"gallery of {gallery_images} a person" + (f", {strangers:.0%} strangers" if strangers else "")
     return SearchProtocol(name, gallery, probes, dataset.labels, tuple(ranks), tuple(fars), count)

@@ -447,16 +447,15 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, n
 
     lines = read_lines(Path(path))
     divider = next((d for d in "\t;," if lines and d in lines[0][1]), ",")
-    rows = list(csv.reader((line for _, line in lines), delimiter=divider))
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    header = [cell.strip().lower() for cell in (lines[0][1].split(divider) if lines else [])]
     if "score" not in header or "same" not in header or len(set(header)) < len(header):
         got = ", ".join(header)
         raise DataError(f"{path}, line 1: expected a header with score, same and perhaps fold, got {got!r:.80}")
     truth = {"0": False, "1": True, "false": False, "true": True}
     scores, same, folds = [], [], []
-    for (number, line), row in zip(lines[1:], rows[1:], strict=True):
+    for number, line in lines[1:]:
         try:
-            cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+            cells = dict(zip(header, (cell.strip() for cell in _cells(line, divider)), strict=True))
             scores.append(float(cells["score"]))
             same.append(truth[cells["same"].lower()])
             folds.append(int(cells["fold"]) if "fold" in cells else 0)
@@ -465,3 +464,10 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, n
     if not scores:
         raise DataError(f"{path}: expected scores after the header, found none")
     return np.array(scores), np.array(same), np.array(folds) if "fold" in header else None
+
+
+def _cells(line: str, divider: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=divider), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
