@@ -94,6 +94,9 @@ def convert(
         Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, where the data set has none.")
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Grey faces; with --template.")] = False,
+    border: Annotated[
+        str, typer.Option("--border", help="Beyond the image: repeat its edge or black (insightface); with --template.")
+    ] = "repeat",
     pixels: Annotated[bool, typer.Option("--pixels", help="An .npz of pixels, uint8 [N, C, H, W].")] = False,
     min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer.", min=1)] = 1,
     skip: Annotated[
@@ -120,7 +123,7 @@ def convert(
     if min_images > 1:
         dataset = dataset.select(min_images=min_images)
     if template is not None:
-        dataset = Aligned(dataset, template, grey)
+        dataset = Aligned(dataset, template, grey, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)
     result = {
         "target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out,
