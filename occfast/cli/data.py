@@ -99,6 +99,9 @@ def convert(
     ] = "repeat",
     pixels: Annotated[bool, typer.Option("--pixels", help="An .npz of pixels, uint8 [N, C, H, W].")] = False,
     min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer.", min=1)] = 1,
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Leave out people on this list, as occfast data overlap writes it.")
+    ] = None,
     skip: Annotated[
         bool, typer.Option("--skip", help="Leave out, and list, images that can't be read or lack landmarks.")
     ] = False,
@@ -111,6 +114,7 @@ def convert(
     """
     from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks
     from ..data.convert import convert as write
+    from ..data.overlap import read_exclude
 
     if grey and template is None:
         raise ValueError("--grey: expected together with --template")
@@ -120,8 +124,9 @@ def convert(
     left_out = _bad(dataset, template is not None, quiet) if skip else {}
     if left_out:
         dataset = Subset(dataset, [k for k, name in enumerate(dataset.names) if name not in left_out])
-    if min_images > 1:
-        dataset = dataset.select(min_images=min_images)
+    if min_images > 1 or exclude is not None:
+        unwanted = [] if exclude is None else read_exclude(exclude)
+        dataset = dataset.select(min_images=min_images, exclude=unwanted)
     if template is not None:
         dataset = Aligned(dataset, template, grey, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)

@@ -105,6 +105,9 @@ def test_convert(run, root: Path, tmp_path: Path) -> None:
     status, out, _ = run(
         "convert", root, tmp_path / "c", "--landmarks", table, "--template", "arcface-112", "--border", "black", "-q"
     )
+    (tmp_path / "shared.csv").write_text("person,similarity\nB,0.9\n")
+    status, out, _ = run("convert", root, tmp_path / "d", "--exclude", tmp_path / "shared.csv", "-q")
+    assert status == 0 and Folder(tmp_path / "d").people == ["A", "C"]
     made = Folder(tmp_path / "c")
     assert status == 0 and len(made) == 10 and made.alignment is not None and made.alignment.border == "black"
 
