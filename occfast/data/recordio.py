@@ -75,7 +75,7 @@ class RecordIO(EncodedFaces):
         begin, end = header.labels
         order = np.argsort(self.file.keys)
         keys = self.file.keys[order]
-        if not (1 <= begin <= end and begin == int(begin) and end == int(end)):
+        if not (1 <= begin <= end and begin.is_integer() and end.is_integer()):
             raise DataError(
                 f"{self._at(int(first[0]))}: expected keys where identities begin and end, got {begin}, {end}"
             )
@@ -93,9 +93,10 @@ class RecordIO(EncodedFaces):
         edges = [1]
         for record in identities.tolist():
             header = self.file.header(record)[0]
-            if len(header.labels) < 2 or header.labels[0] != edges[-1] or header.labels[1] <= edges[-1]:
+            span = header.labels[:2]
+            if len(span) < 2 or span[0] != edges[-1] or not span[1].is_integer() or span[1] <= edges[-1]:
                 return None
-            edges.append(int(header.labels[1]))
+            edges.append(int(span[1]))
         if len(edges) < 2 or edges[-1] >= _WHOLE or not np.array_equal(keys, np.arange(1, edges[-1])):
             return None
         starts = np.array(edges[:-1]) - 1
