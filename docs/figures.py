@@ -277,7 +277,7 @@ def pdsn() -> None:
     masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
     masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
     dictionary.plot(masks.subplots(1, 5))
-    looks.suptitle("saliency of a masked face, without and with its mask", fontsize=10)
+    looks.suptitle("saliency without and with the mask", fontsize=10)
     one = faces.test[:1]
     bands = landmark_bands(landmarks, size)
     image, covered = occlude("face mask", faces.images[one], faces.landmarks[one], bands, one, 0)
