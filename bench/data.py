@@ -41,7 +41,7 @@ def make_faces(root: Path, count: int) -> None:
     from skimage import data
 
     picture = Image.fromarray(data.astronaut()[:260, 90:350])
-    five = np.array([(114.0, 114), (111, 149), (134, 132), (155, 118), (153, 148)])  # of the picture, (row, column)
+    five = np.array([(102.25, 116.25), (105.25, 158.75), (130.75, 136.25), (140.75, 112.75), (144.25, 156.25)])
     random = np.random.default_rng(0)
     names, points = [], []
     for k in range(count):

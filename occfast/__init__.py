@@ -5,7 +5,7 @@ Importing compiles nothing; the kernels are built at the first call that needs t
 
 from . import data, evaluate, models, pdsn, train
 from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
-from .errors import DataError, NativeUnavailable
+from .errors import DataError, NativeUnavailable, ProcessLost
 from .losses import (
     BatchTripletLoss,
     LargeMarginCosine,
@@ -29,6 +29,7 @@ __all__ = [
     "OccluderInfo",
     "OcclusionMap",
     "PerImage",
+    "ProcessLost",
     "SweepGrid",
     "TripletLoss",
     "TripletMiner",

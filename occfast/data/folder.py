@@ -57,10 +57,10 @@ class ImageFiles(EncodedFaces):
         return self.root / self.names[k]
 
     def encoded(self, k: int) -> bytes:
-        return read_bytes(self.path(k))
+        return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
-        return str(self.path(k))
+        return f"{self.root}/{self.names[k]}"
 
 
 def find_images(root: Path) -> tuple[list[str], list[str]]:
@@ -181,6 +181,11 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         ) from error
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def is_count(cell: str) -> bool:
+    """Whether a cell is a whole number of at most nine digits."""
+    return cell.isascii() and cell.isdecimal() and len(cell) < 10
 
 
 def read_list(path: Path) -> tuple[list[str], list[str]]:

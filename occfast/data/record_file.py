@@ -26,6 +26,7 @@ from .images import read_bytes
 MAGIC = 0xCED7230A
 _WORD = struct.pack("<I", MAGIC)
 _LENGTH_BITS = 29
+_PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _MAX_LABELS = 1 << 20
 
@@ -147,7 +148,7 @@ class RecordFile:
         """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""
         if not 0 <= offset <= self.size - 8:
             raise DataError(f"{self.path}: truncated: expected a record at offset {offset}, it ends at {self.size}")
-        magic, word = struct.unpack_from("<II", self.content, offset)
+        magic, word = _PART.unpack_from(self.content, offset)
         if magic != MAGIC:
             raise DataError(f"{self.path}: expected a record (magic {MAGIC:#x}) at offset {offset}, got {magic:#x}")
         flag, length = word >> _LENGTH_BITS, word & (1 << _LENGTH_BITS) - 1
@@ -177,6 +178,9 @@ class RecordFile:
     def at(self, offset: int) -> bytes:
         """The data of the record at ``offset``."""
         whole = self.content
+        flag, length = self.part(offset)
+        if flag == 0:
+            return whole[offset + 8 : offset + 8 + length]
         return _WORD.join(whole[start : start + length] for start, length in self.parts(offset))
 
     def __getitem__(self, k: int) -> bytes:
@@ -228,6 +232,16 @@ class RecordFile:
         for k in np.flatnonzero(~plain):
             labels[k] = self.header(int(records[k]))[0].labels[0]
         return labels
+
+    def labelled(self, k: int) -> tuple[float, bytes]:
+        """First label and content of record k; DataError where it has no header."""
+        data = self[k]
+        if len(data) >= _HEADER.size:
+            flag, label, _, _ = _HEADER.unpack_from(data)
+            if flag == 0:
+                return label, data[_HEADER.size :]
+        header, content = unpack(data, f"{self.path}, offset {self.offsets[k]}")
+        return header.labels[0], content
 
     def header(self, k: int) -> tuple[Header, bytes]:
         """Header and content of record k; DataError where it has none."""

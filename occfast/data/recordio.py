@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..files import read_json
 from .align import Alignment
 from .faces import EncodedFaces
-from .folder import read_list
+from .folder import is_count, read_list
 from .images import read_bytes
 from .landmarks import read_landmarks
 from .record_file import Header, RecordFile
@@ -48,7 +48,8 @@ class RecordIO(EncodedFaces):
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
         self.property = read_property(self.path.with_name("property"))
-        self._records, labels = self._images()
+        self._records, self._labels = self._images()
+        labels = self._labels
         self.keys = self.file.keys[self._records]
         wrong = np.flatnonzero((labels != np.floor(labels)) | (labels < 0) | (labels >= _WHOLE))
         if len(wrong):
@@ -130,11 +131,10 @@ class RecordIO(EncodedFaces):
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
-        header, content = self.file.header(int(self._records[k]))
-        if header.labels[0] != self._stored[int(self.labels[k])]:
+        label, content = self.file.labelled(int(self._records[k]))
+        if label != self._labels[k]:
             raise DataError(
-                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, "
-                f"got {header.labels[0]}"
+                f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
 
@@ -155,8 +155,8 @@ def read_property(path: Path) -> tuple[int, int, int] | None:
     """(identities, height, width) of insightface's file ``property``; None where there is none."""
     if not path.is_file():
         return None
-    cells = read_bytes(path).decode("ascii", "replace").strip().split(",")
-    if len(cells) != 3 or not all(cell.strip().isdecimal() and len(cell) < 12 for cell in cells):
+    cells = [cell.strip() for cell in read_bytes(path).decode("ascii", "replace").split(",")]
+    if len(cells) != 3 or not all(map(is_count, cells)):
         raise DataError(f"{path}: expected identities,height,width, got {','.join(cells)[:60]!r}")
     identities, height, width = (int(cell) for cell in cells)
     return identities, height, width

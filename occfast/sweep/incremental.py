@@ -542,9 +542,7 @@ class IncrementalEvaluator:
         n, p = chosen // self.grid.positions, chosen % self.grid.positions
         i, j = p // self.grid.columns, p % self.grid.columns
         groups = len(self.sides[0]) * len(self.sides[1])
-        group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
-        if self.shared:
-            group += n * groups  # one image after the other: the strips of one are kept
+        group = self._groups(chosen)
         order = torch.argsort(group, stable=True)
         result: Tensor | None = None
         start = 0
@@ -567,6 +565,17 @@ class IncrementalEvaluator:
         if result is None:
             raise ValueError("positions: expected at least one, got none")
         return result
+
+    def order(self, positions: Tensor) -> Tensor:
+        """A permutation [M] of flat positions that brings together those whose rectangles are alike."""
+        return torch.argsort(self._groups(positions.cpu()), stable=True).to(positions.device)
+
+    def _groups(self, positions: Tensor) -> Tensor:
+        """The group of each flat position: image by image where an image's positions share strips."""
+        n, p = positions // self.grid.positions, positions % self.grid.positions
+        i, j = p // self.grid.columns, p % self.grid.columns
+        group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
+        return group + n * (len(self.sides[0]) * len(self.sides[1])) if self.shared else group
 
     def _batch(self, sides: tuple[_Side, _Side]) -> int:
         """Positions to compute together: windows and results that stay in the cache and within memory."""

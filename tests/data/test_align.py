@@ -78,7 +78,7 @@ def test_a_batch_of_several_sizes_equals_one_by_one(border: str) -> None:
     each = torch.stack([warp(image, matrix, (50, 40), border) for image, matrix in zip(images, matrices, strict=True)])
     assert torch.equal(warp(images, matrices, (50, 40), border), each)
     # What a GPU runs: one call over a canvas.
-    assert torch.equal(align._sample(*align._canvas(images), matrices, (50, 40), border), each)
+    assert torch.equal(align._sample(*align._canvas(images), matrices.tolist(), (50, 40), border), each)
 
 
 def test_landmarks_come_to_lie_at_the_template() -> None:
