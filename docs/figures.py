@@ -236,7 +236,7 @@ def training() -> None:
         ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
         ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
         axes[1, 0].plot(
-            [r["step"] / steps[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
+            [r["step"] / validations[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
             ".-", color=colour, label=name,
         )  # fmt: skip
     axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
