@@ -32,7 +32,8 @@ def looked_up(monkeypatch):
     faces = torch.zeros(len(maps), 1, 50, 50)
     faces[:, 0, 0, 0] = torch.arange(len(maps))
 
-    def call(count=len(maps), report=False, **arguments):
+    def call(count=None, report=False, **arguments):
+        count = len(maps) if count is None else count
         return occfast.occlusion_map(
             lambda x: torch.eye(2)[torch.zeros(len(x), dtype=torch.long)], faces[:count],
             torch.zeros(count, dtype=torch.long), SIZE, STRIDE, progress=report, batch_size=64, **arguments
