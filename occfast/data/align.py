@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from .faces import Face, FaceDataset
+from .faces import EncodedFaces, Face, FaceDataset
 from .images import recolor
 
 TRANSFORMS = ("similarity", "affine", "box")
@@ -422,6 +423,9 @@ class Aligned(FaceDataset):
         border: str = "repeat",
         boxes: Tensor | None = None,
     ) -> None:
+        if grey is not None and isinstance(dataset, EncodedFaces):
+            dataset = copy(dataset)
+            dataset.grey = grey  # decoded as it is wanted, the same but quicker
         self.dataset, self.grey = dataset, grey
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         if dataset.landmarks is None:

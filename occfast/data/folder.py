@@ -66,7 +66,8 @@ class ImageFiles(EncodedFaces):
 def find_images(root: Path) -> tuple[list[str], list[str]]:
     """Image files under a folder, by the endings of their names, and the other files; relative, "/" between, sorted.
 
-    DataError where the folder or one in it can't be listed.
+    Files whose names begin with "." are none of images, whatever their ending.  Links to folders are followed.
+    DataError where a folder can't be listed or a link leads back to a folder that it lies in.
     """
 
     def fail(error: OSError) -> None:
@@ -75,11 +76,15 @@ def find_images(root: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     for folder, inside, files in os.walk(root, onerror=fail, followlinks=True):
-        inside.sort()
-        base = PurePath(folder).relative_to(root)
-        for file in files:
-            name = (base / file).as_posix()
-            (images if PurePath(file).suffix.lower() in SUFFIXES else others).append(name)
+        for name in inside:
+            path = os.path.join(folder, name)  # noqa: PTH118 - a Path a file would take most of the time
+            if os.path.islink(path) and f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/"):  # noqa: PTH114
+                raise DataError(f"{path}: a link to a folder that it lies in")
+        base = PurePath(folder).relative_to(root).as_posix()
+        prefix = "" if base == "." else f"{base}/"
+        for name in files:
+            is_image = os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
+            (images if is_image else others).append(prefix + name)
     return sorted(images), sorted(others)
 
 

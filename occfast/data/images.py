@@ -18,7 +18,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", "
 #: What is opened at all; Pillow's other plug-ins, some of which start programs, never see a byte.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 #: Images of more pixels are refused: a file of kilobytes can claim gigabytes.
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 40_000_000
 _ORIENTATION = 0x0112
 
 
@@ -72,8 +72,8 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
         raise DataError(f"{where}: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode})")
     elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
-        ground = Image.new("RGBA", over.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(ground, over).convert("RGB")
+        image = Image.new("RGB", over.size)
+        image.paste(over, (0, 0), over)
     if image.mode == mode:
         image.load()
         return image

@@ -9,6 +9,7 @@ mxnet's data begin with a header of flag, label, two numbers (24 bytes); with fl
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import struct
@@ -251,12 +252,13 @@ class RecordFile:
 def read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets, int64, of an ``.idx`` for a file of ``size`` bytes; DataError with the line."""
     text = read_bytes(path)
-    cells = text.split()
-    try:
-        table = np.array(cells).astype(np.int64).reshape(-1, 2) if cells else np.empty((0, 2), np.int64)
-        good = len(table) == len([line for line in text.splitlines() if line.strip()])
-    except (ValueError, OverflowError):
-        good = False
+    table, good = np.empty((0, 2), np.int64), True
+    if text.strip():
+        try:
+            table = np.loadtxt(io.BytesIO(text), np.int64, comments=None, ndmin=2, encoding="latin1")
+            good = table.shape[1] == 2
+        except (ValueError, OverflowError):
+            good = False
     if not good:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not (len(line.split()) == 2 and all(_fits(cell) for cell in line.split())):

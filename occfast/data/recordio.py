@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -58,7 +60,7 @@ class RecordIO(EncodedFaces):
         stored, numbers = np.unique(labels.astype(np.int64), return_inverse=True)
         self._stored = stored
         self.labels = torch.from_numpy(numbers.astype(np.int64))
-        self.names, self.people = [str(key) for key in self.keys], [str(label) for label in stored]
+        self.names, self.people = _KeyNames(self.keys), [str(label) for label in stored]
         self._read_beside()
 
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +75,7 @@ class RecordIO(EncodedFaces):
         begin, end = header.labels
         order = np.argsort(self.file.keys)
         keys = self.file.keys[order]
-        if not (1 <= begin <= end and begin == int(begin) and end == int(end)):
+        if not (1 <= begin <= end and begin.is_integer() and end.is_integer()):
             raise DataError(
                 f"{self._at(int(first[0]))}: expected keys where identities begin and end, got {begin}, {end}"
             )
@@ -91,9 +93,10 @@ class RecordIO(EncodedFaces):
         edges = [1]
         for record in identities.tolist():
             header = self.file.header(record)[0]
-            if len(header.labels) < 2 or header.labels[0] != edges[-1] or header.labels[1] <= edges[-1]:
+            span = header.labels[:2]
+            if len(span) < 2 or span[0] != edges[-1] or not span[1].is_integer() or span[1] <= edges[-1]:
                 return None
-            edges.append(int(header.labels[1]))
+            edges.append(int(span[1]))
         if len(edges) < 2 or edges[-1] >= _WHOLE or not np.array_equal(keys, np.arange(1, edges[-1])):
             return None
         starts = np.array(edges[:-1]) - 1
@@ -137,6 +140,28 @@ class RecordIO(EncodedFaces):
                 f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
+
+
+class _KeyNames(Sequence[str]):
+    """Keys as texts, made when asked for: some files have millions."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        return [str(key) for key in self.keys[k]] if isinstance(k, slice) else str(self.keys[k])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def find_rec(path: Path) -> Path:

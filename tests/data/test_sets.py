@@ -72,12 +72,13 @@ NAMES = ["Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg", "Bob B/x.JPG", "Ünal/deep/er/g
 def test_folder(tmp_path: Path) -> None:
     write_faces(tmp_path, NAMES, landmarks=True)
     (tmp_path / "Ann" / "Thumbs.db").write_bytes(b"no image")
+    (tmp_path / "Ann" / "._Ann_0001.jpg").write_bytes(b"what macOS leaves on other systems' disks")
     (tmp_path / "stray.jpg").write_bytes(encode(pixels(0)))
     faces = Folder(tmp_path)
     contract(faces)
     assert faces.names == sorted(NAMES)
     assert faces.people == ["Ann", "Bob B", "Ünal", "山田"]
-    assert faces.others == ["Ann/Thumbs.db", "stray.jpg"]  # reported, not swallowed
+    assert faces.others == ["Ann/._Ann_0001.jpg", "Ann/Thumbs.db", "stray.jpg"]  # reported, not swallowed
     assert faces[0].landmarks.tolist()[4] == [14.0, 10.5] and faces[1].landmarks[4, 0] == 14.1
     assert torch.equal(faces[2].image, read_image(tmp_path / "Bob B/x.JPG"))
     assert faces.encoded(2) == (tmp_path / "Bob B/x.JPG").read_bytes()
@@ -115,6 +116,16 @@ def test_unicode_names_in_either_normal_form(tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     write_landmarks(table, [unicodedata.normalize("NFC", "Ünal/größe.jpg")], torch.rand(1, 5, 2).double())
     assert Folder(tmp_path, landmarks=table)[0].landmarks is not None
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_faces(tmp_path / "real", ["Ann/1.jpg"])
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "Bob").symlink_to(tmp_path / "real" / "Ann")
+    assert Folder(tmp_path / "linked").names == ["Bob/1.jpg"]
+    (tmp_path / "real" / "Ann" / "loop").symlink_to(tmp_path / "real")
+    with pytest.raises(DataError, match="loop: a link to a folder that it lies in"):
+        Folder(tmp_path / "real")
 
 
 def test_folder_mistakes(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_lists_of_people(tmp_path: Path) -> None:
         ("3\n1\nAnn 1\n", "expected 3 folds, each with its number of people, found 1"),
         ("9" * 5000 + "\n1\n", "line 1: expected the number of folds"),
         ("2\n\x1f7\nAnn 1\n", "expected 7 people after line 2, found 1"),
-        ("2\n١\nAnn 1\n", "expected 2 people|line 2: expected"),  # a digit that is none of ASCII's
+        ("2\n١\nAnn 1\n", "expected 2 folds, each with its number of people"),  # a digit that is none of ASCII's
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
