@@ -236,7 +236,7 @@ def training() -> None:
         ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
         ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
         axes[1, 0].plot(
-            [r["step"] / steps[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
+            [r["step"] / validations[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
             ".-", color=colour, label=name,
         )  # fmt: skip
     axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
@@ -277,7 +277,7 @@ def pdsn() -> None:
     masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
     masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
     dictionary.plot(masks.subplots(1, 5))
-    looks.suptitle("saliency of a masked face, without and with its mask", fontsize=10)
+    looks.suptitle("saliency without and with the mask", fontsize=10)
     one = faces.test[:1]
     bands = landmark_bands(landmarks, size)
     image, covered = occlude("face mask", faces.images[one], faces.landmarks[one], bands, one, 0)
@@ -324,6 +324,59 @@ def alignment() -> None:
     Image.open(IMAGES / "alignment.png").convert("RGB").quantize(128).save(IMAGES / "alignment.png", optimize=True)
 
 
+def estimates() -> None:
+    """What the estimating methods visit and give, with network A of a finished ``make demo``; a few minutes."""
+    import numpy as np
+
+    from occfast import occlusion_map
+    from occfast.data import ORL
+    from occfast.models import PaperNet
+    from occfast.sweep.refinement import Refinement
+    from occfast.sweep.smoothing import Design
+
+    steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
+    network = PaperNet(40, width=0.25, batch_norm=True)
+    network.load_state_dict(torch.load(steps / "network A.pt", weights_only=True)["weights"])
+    network.eval()
+    faces, size = ORL(), (40, 40)
+    part = torch.cat(faces.split((6, 2, 2))[1:])[::2]
+    images, labels = (faces.images[part].float() / 255 - 0.5) / 0.25, faces.labels[part]
+    full = occlusion_map(network, images, labels, size, stride=2)
+    sampled = occlusion_map(network, images, labels, size, stride=2, method="sampled")
+    assert full.per_image is not None and sampled.interval is not None
+    chosen = int(np.abs(full.per_image.mean((1, 2)) - 0.25).argmin())
+    one = full.per_image[chosen].astype(float)
+    refinement = Refinement(*one.shape, (4, 4), True)
+    known = refinement.first()[None]
+    while (wanted := refinement.wanted(known, one[None], 0.5)).any():
+        known = known | wanted
+    shape = one.shape
+    lattice = Design(shape, (5.5, 5.5), 0).lattice(0)
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(2, 3)
+    axes[0, 0].imshow(one, cmap="gray_r", vmin=0, vmax=1.5)
+    axes[0, 0].set_title("one face: where covering it\nmakes the network wrong", fontsize=10)
+    axes[0, 1].imshow(one, cmap="gray_r", vmin=0, vmax=3)
+    axes[0, 1].plot(*np.nonzero(known[0])[::-1], ".", color="#b5367a", markersize=3)
+    axes[0, 1].set_title(f"adaptive: {known.mean():.0%} of the positions,\n"
+                         f"{(refinement.filled(known, one[None]) == one).mean():.2%} right", fontsize=10)  # fmt: skip
+    axes[0, 2].imshow(one, cmap="gray_r", vmin=0, vmax=3)
+    rows, columns = np.meshgrid(*lattice)
+    axes[0, 2].plot(columns.ravel(), rows.ravel(), ".", color="#b5367a", markersize=4)
+    axes[0, 2].set_title("sampled: one image's lattice", fontsize=10)
+    limits = (0.0, float(full.values.max()))
+    for ax, m, name in ((axes[1, 0], full, "full sweep"), (axes[1, 1], sampled, "sampled")):
+        draw_map(m.values, extent(*m.centers), ax=ax, label="error rate", limits=limits)
+        ax.set_title(f"{name}, mean of {m.n_images} faces\n{m.n_evaluations:,} evaluations", fontsize=10)
+    half = (sampled.interval[1] - sampled.interval[0]) / 2
+    draw_map(half, extent(*sampled.centers), ax=axes[1, 2], label="half width")
+    inside = ((sampled.interval[0] <= full.values) & (full.values <= sampled.interval[1])).mean()
+    axes[1, 2].set_title(f"95 % intervals: the full sweep is inside\nat {inside:.0%} of the locations", fontsize=10)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    save(figure, "estimates.png")
+
+
 if __name__ == "__main__":
     figures = {
         "covers": covers,
@@ -332,6 +385,7 @@ if __name__ == "__main__":
         "temperatures": temperatures,
         "rectangles": rectangles,
         "demo": demo,
+        "estimates": estimates,
         "triplet": triplet,
         "training": training,
         "pdsn": pdsn,

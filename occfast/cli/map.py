@@ -221,9 +221,12 @@ class _Batches:
     def __iter__(self) -> Iterator[Any]:
         import torch
 
+        from ..data.images import recolor
+
+        grey = self._preparation.color == "grey"
         for first in range(0, len(self.dataset), _BATCH):
             numbers = self.dataset[first : first + _BATCH]
-            images = self._preparation(torch.stack([self._faces[k].image for k in numbers]))
+            images = self._preparation(torch.stack([recolor(self._faces[k].image, grey) for k in numbers]))
             yield images if self._labels is None else (images, self._labels[numbers])
 
 

@@ -155,7 +155,7 @@ class PDSNSettings:
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
-    compare: str = "features"
+    compare: str = "maps"
     map_images: int = 200
     map_stride: int = 4
     percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)

@@ -35,7 +35,8 @@ FIGURES = (2, 3, 4, 5, 6, 7, 8, 9)
 PAPER_SEGMENTATION = 90.49
 _BASE = ("data", "size", "people", "network", "width", "stem_pool", "scale", "margin", "epochs", "batch_size",
          "learning_rate", "weight_decay", "patience")  # fmt: skip
-_GENERATORS = ("generator_epochs", "generator_patience", "generator_batch", "generator_rate", "weight")
+_GENERATORS = ("generator_epochs", "generator_patience", "generator_batch", "generator_rate", "weight",
+               "dictionary_images")  # fmt: skip
 _SEGMENTATION = ("segmentation_width", "segmentation_epochs", "segmentation_rate")
 _FACES = ("data", "size", "people")
 #: Training images by data set, for predictions.
@@ -466,7 +467,8 @@ def _differences(s: PDSNSettings) -> list[tuple[str, str]]:
          "Face mask and sunglasses rows."),
         ("Optimizer, λ, scale and margin are ours; the generators' convolution is 3×3.",
          "The paper does not tell them."),
-        ("Faces are compared by the features behind the masked maps (settings.compare).",
+        (f"Faces are compared by {'masked maps' if s.compare == 'maps' else 'the features of masked maps'} "
+         "(settings.compare).",
          "The paper says “the output of each of the masked feature maps”; search results hold both."),
     ]  # fmt: skip
     return found

@@ -52,6 +52,7 @@ class Sweep(ABC):
         self.model, self.source, self.options, self.processes = model, source, options, processes
         self.checkpoint = checkpoint
         self.report: Report = lambda done, total: None
+        self.digest = ""  # of the images in finished blocks
         self.note = ""  # shown beside the progress
         self.started = time.perf_counter()
         self.begun = False
@@ -77,6 +78,7 @@ class Sweep(ABC):
                         self._check_same_data()
                 elif not self.finished():
                     self._block(block)
+                self.digest = self.source.digest.hexdigest()
                 if end >= self.state.seen and self.finished():
                     break
         except BaseException:
@@ -193,7 +195,7 @@ class Sweep(ABC):
         state.method, state.batch_size, state.layout = scorer.method, scorer.batch_size, scorer.layout
         now = time.perf_counter()
         state.seconds, self.started = state.seconds + now - self.started, now
-        state.digest = self.source.digest.hexdigest()
+        state.digest = self.source.digest.hexdigest() if state.next else self.digest
         self.checkpoint.save(state)
 
     def _check_same_data(self) -> None:

@@ -67,14 +67,14 @@ def _corner_reduce(values: Maps, operation: np.ufunc) -> Maps:
 
 
 def _bends(values: Maps) -> Maps:
-    """What linear interpolation misses if the values go on as they bend: |second difference| / 8, [n, cells].
+    """What linear interpolation may miss in each cell: half the second differences, the two axes added, [n, cells].
 
-    An interpolated parabola is wrong by an eighth of its second difference at most; the two axes add up.
+    That is what it misses of a jump, whose height the second difference is; of a parabola it misses a quarter of that.
     """
     total = np.zeros_like(_corner_reduce(values, np.maximum))
     for axis in (1, 2):
         if values.shape[axis] > 2:
-            bend = np.abs(np.diff(values, 2, axis)) / 8
+            bend = np.abs(np.diff(values, 2, axis)) / 2
             edge = [(1, 1) if k == axis else (0, 0) for k in range(3)]
             total = total + _corner_reduce(np.pad(bend, edge, mode="edge"), np.maximum)
     return total
@@ -88,8 +88,8 @@ class Refinement:
 
     - (binary) its corners differ or a known position inside differs from them;
     - (real-valued) a known position in it is more than ``tolerance`` from the bilinear interpolation of its corners,
-      or that is to be expected: from the second differences of the coarse lattice, below it from half of what the
-      interpolation of the parent cell missed (a kink's error halves with the step, a parabola's is quartered).
+      or that is to be expected: from the second differences of the coarse lattice, below it from what the interpolation
+      of the parent cell missed.  (That of a smooth score would be a quarter, but a jump is as high in every cell.)
 
     What a neighbour finds on a shared edge counts, so that a region that one lattice point has hit is followed around
     its whole boundary.
@@ -138,7 +138,7 @@ class Refinement:
                 expected = _bends(corners)
             else:
                 above = self.levels[level - 1]
-                expected = missed[np.ix_(np.arange(len(values)), above[0].children(r), above[1].children(c))] / 2
+                expected = missed[np.ix_(np.arange(len(values)), above[0].children(r), above[1].children(c))]
             restless = whole & ((off > allowed) | (expected > allowed))
             missed = off
             wanted |= self._corners_of_children(restless, level)

@@ -15,6 +15,8 @@ from torch import Tensor
 _CHUNK = 64  # images whose maps are held at a time
 _PRIOR = 8  # images that what variances have in common counts as
 _NARROW = 0.015  # of the map's sides: the kernel that shows detail which was smoothed away
+_LEAST = 0.55  # grid steps, of that kernel
+_SURE = 1.0  # standard errors added to the mean square bias
 _CHECKS = 9  # lattice positions to one check
 
 
@@ -144,7 +146,8 @@ class MeanMap:
         shape, checks = design.shape, design.checks
         self._at = [design.positions(k) for k in range(n)]
         self._scores = [each.double() for each in scores]
-        kernel, narrow = Kernel(shape, width), Kernel(shape, (_NARROW * shape[0], _NARROW * shape[1]))
+        kernel = Kernel(shape, width)
+        narrow = Kernel(shape, (max(_LEAST, _NARROW * shape[0]), max(_LEAST, _NARROW * shape[1])))
         checked = torch.stack([at[-checks:] for at in self._at])
 
         # What interpolation gives, and misses.
@@ -193,7 +196,7 @@ class MeanMap:
         squared = (detail.square() - apart).mean()
         # That mean is over as many independent places as kernels fit into the map: a standard error on top.
         places = shape[0] * shape[1] / (4 * np.pi * narrow.width[0] * narrow.width[1])
-        squared = squared.clamp_min(0) + apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places))
+        squared = squared.clamp_min(0) + _SURE * apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places))
         self.bias = (spread * squared / spread.mean()).sqrt()
         self._of_images, self._of_positions = (1 - part) * a, part * b
         self.population_error, self.standard_error = a.sqrt(), (self._of_images + self._of_positions).sqrt()

@@ -50,7 +50,7 @@ class Log:
                 raise ValueError(
                     "log.tensorboard: TensorBoard is not installed: pip install 'occfast[train]', or false"
                 ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done if done else None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else 0)
 
     def step(self, row: dict[str, float]) -> None:
         """A row of ``steps.csv``; ``row["step"]`` is the number of steps done."""
