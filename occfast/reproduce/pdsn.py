@@ -241,7 +241,7 @@ def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> 
     ⌊0.15 n⌋ for the test, the rest for validation.
 
     On LFW this gives 2,959 training images, the paper's number, and 566 for the test (its percentages are
-    multiples of 1 / 566).
+    multiples of 1 / 566, but for those of face masks).
     """
     random = torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])
