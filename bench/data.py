@@ -4,6 +4,7 @@
     python -m bench.data --data lfw            # any data set with landmarks and image files
     python -m bench.data --workers 0 1 2
 
+"aligned before" reads what ``occfast data convert --template`` wrote: PNG files in a RecordIO, pixels in an ``.npz``.
 Contenders take turns within one run, every figure is the median of the rounds; files are in the page cache.  "read" is
 the random access alone: the bytes of images in a shuffled order.
 """
@@ -29,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from occfast.data import Aligned, Face, FaceDataset, Folder, RecordIO, Subset, open_dataset, write_landmarks
+from occfast.data import Aligned, Face, FaceDataset, Folder, Npz, RecordIO, Subset, open_dataset, write_landmarks
 from occfast.data.convert import convert
 
 TEMPLATE = "arcface-112"
@@ -41,7 +42,7 @@ def make_faces(root: Path, count: int) -> None:
     from skimage import data
 
     picture = Image.fromarray(data.astronaut()[:260, 90:350])
-    five = np.array([(114.0, 114), (111, 149), (134, 132), (155, 118), (153, 148)])  # of the picture, (row, column)
+    five = np.array([(102.25, 116.25), (105.25, 158.75), (130.75, 136.25), (140.75, 112.75), (144.25, 156.25)])
     random = np.random.default_rng(0)
     names, points = [], []
     for k in range(count):
@@ -138,11 +139,14 @@ def main() -> int:
         aligned = Aligned(folder, TEMPLATE, grey=False, border="black")
         pillow = Pillow([str(folder.path(k)) for k in range(len(folder))], aligned.matrices, (112, 112))
         check(pillow, aligned)
+        before = RecordIO(convert(aligned, root / "aligned.rec", show=False))
+        pixels = Npz(convert(aligned, root / "aligned.npz", pixels=True, show=False))
         contenders: dict[tuple[str, str], Callable[[], float]] = {}
         for workers in options.workers:
             for who, dataset in (
                 ("Pillow loop", pillow), ("occfast folder", aligned),
                 ("occfast RecordIO", Aligned(records, TEMPLATE, grey=False, border="black")),
+                ("aligned before, RecordIO", before), ("aligned before, npz", pixels),
             ):  # fmt: skip
                 contenders[f"to the batch, {workers} workers", who] = lambda d=dataset, w=workers: through(d, order, w)
         contenders["read", "occfast folder"] = lambda: read(folder, order)
@@ -162,7 +166,7 @@ def main() -> int:
             "workload": workload, "who": who, "images_per_second": round(rate), "per_worker": round(rate / each),
             "ratio": round(rate / base, 2), "spread": [round(min(values)), round(max(values))],
         })  # fmt: skip
-        print(f"{workload:24} {who:18} {rate:10,.0f}/s {rate / each:10,.0f}/s a worker {rate / base:6.2f}x")
+        print(f"{workload:24} {who:24} {rate:10,.0f}/s {rate / each:10,.0f}/s a worker {rate / base:6.2f}x")
     result = {
         "date": str(date.today()), "data": options.data or "astronaut, 150x150 JPEG", "images": len(order),
         "template": TEMPLATE, "batch": BATCH, "processor": platform.processor() or platform.machine(),

@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 from ..errors import DataError, NativeUnavailable, ProcessLost
-from . import data, demo, environment, evaluate, map, overlap, pdsn, train
+from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
@@ -48,6 +48,7 @@ app.command()(evaluate.evaluate)
 data.app.command()(overlap.overlap)
 app.add_typer(data.app, name="data")
 app.add_typer(pdsn.app, name="pdsn")
+app.command()(reproduce.reproduce)
 app.command()(environment.build)
 app.command()(environment.doctor)
 

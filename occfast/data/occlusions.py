@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import DataError
+from .images import MAX_PIXELS
 
 #: A grey or an RGB colour within [0, 1].
 Colour = float | tuple[float, float, float]
@@ -620,7 +621,9 @@ def _read_rgba(path: Path) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size[0] * image.size[1] > MAX_PIXELS:
+                raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.size}")
             if image.mode != "RGBA":
                 raise DataError(f"{path}: expected an RGBA image, got mode {image.mode}")
             pixels = np.asarray(image)

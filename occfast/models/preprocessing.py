@@ -89,7 +89,7 @@ class Preprocessing:
         """Refuse images prepared in another way.
 
         Raises:
-            ValueError: naming the first difference.  An alignment that is not known (None) contradicts nothing.
+            ValueError: naming the first difference.  What is not known of an alignment (None) contradicts nothing.
         """
         for name in ("size", "color", "mean", "std"):
             if getattr(self, name) != getattr(other, name):

@@ -155,7 +155,7 @@ class PDSNSettings:
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
-    compare: str = "features"
+    compare: str = "maps"
     map_images: int = 200
     map_stride: int = 4
     percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)
@@ -241,7 +241,7 @@ def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> 
     ⌊0.15 n⌋ for the test, the rest for validation.
 
     On LFW this gives 2,959 training images, the paper's number, and 566 for the test (its percentages are
-    multiples of 1 / 566).
+    multiples of 1 / 566, but for those of face masks).
     """
     random = torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])

@@ -102,8 +102,14 @@ def test_convert(run, root: Path, tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     table.write_text((root / "landmarks.csv").read_text() + "C/new.jpg,5,6,11,6,8,10,5,14,10,14\n")
     (root / "B" / "1.jpg").write_bytes(encode(pixels(51)))
-    status, out, _ = run("convert", root, tmp_path / "c", "--landmarks", table, "--template", "arcface-112", "-q")
-    assert status == 0 and len(Folder(tmp_path / "c")) == 10
+    status, out, _ = run(
+        "convert", root, tmp_path / "c", "--landmarks", table, "--template", "arcface-112", "--border", "black", "-q"
+    )
+    (tmp_path / "shared.csv").write_text("person,similarity\nB,0.9\n")
+    status, out, _ = run("convert", root, tmp_path / "d", "--exclude", tmp_path / "shared.csv", "-q")
+    assert status == 0 and Folder(tmp_path / "d").people == ["A", "C"]
+    made = Folder(tmp_path / "c")
+    assert status == 0 and len(made) == 10 and made.alignment is not None and made.alignment.border == "black"
 
 
 def test_sheet_shows_every_person_first(root: Path) -> None:

@@ -123,6 +123,15 @@ def test_insightface_files(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.part"))
 
 
+@pytest.mark.parametrize("end", [float("nan"), float("inf"), 3.5, 1.0, -2.0])
+def test_ranges_that_are_none_are_not_used(tmp_path: Path, end: float) -> None:
+    records = [(0, Header((4.0, 5.0), 0, listed=True).pack(b""))]
+    records += [(key, Header((7.0,), key).pack(encode(pixels(key)))) for key in (1, 2, 3)]
+    records.append((4, Header((1.0, end), 4, listed=True).pack(b"")))
+    write(tmp_path / "a.rec", records)
+    assert RecordIO(tmp_path / "a.rec").people == ["7"]
+
+
 def test_a_label_that_the_ranges_deny(tmp_path: Path) -> None:
     path = insightface(tmp_path / "train.rec")
     data = bytearray(path.read_bytes())
@@ -222,6 +231,8 @@ def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
         ("empty", [], "expected records, found none"),
         ("header", [(0, Header((1.0, 1.0), 0, listed=True).pack(b""))], "expected images, found none before key 1"),
         ("odd", [(0, Header((-5.0, 1.0), 0, listed=True).pack(b""))], "expected keys where identities begin"),
+        ("nan", [(0, Header((1.0, float("nan")), 0, listed=True).pack(b""))], "expected keys where identities begin"),
+        ("inf", [(0, Header((1.0, float("inf")), 0, listed=True).pack(b""))], "expected keys where identities begin"),
     ):
         write(tmp_path / f"{name}.rec", records)
         with pytest.raises(DataError, match=message):

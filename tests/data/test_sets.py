@@ -23,14 +23,16 @@ from occfast.data import (
     Folder,
     ImageList,
     Subset,
+    matlab,
     open_dataset,
     read_image,
     read_landmarks,
     write_landmarks,
 )
 from occfast.data.ar import Shot, shot
-from occfast.data.celeba import read_exclusions
 from occfast.data.lfw import read_people
+from occfast.data.matlab import read_mat
+from occfast.data.overlap import read_exclude
 
 from .pictures import encode, pixels, write_faces
 
@@ -70,12 +72,13 @@ NAMES = ["Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg", "Bob B/x.JPG", "Ünal/deep/er/g
 def test_folder(tmp_path: Path) -> None:
     write_faces(tmp_path, NAMES, landmarks=True)
     (tmp_path / "Ann" / "Thumbs.db").write_bytes(b"no image")
+    (tmp_path / "Ann" / "._Ann_0001.jpg").write_bytes(b"what macOS leaves on other systems' disks")
     (tmp_path / "stray.jpg").write_bytes(encode(pixels(0)))
     faces = Folder(tmp_path)
     contract(faces)
     assert faces.names == sorted(NAMES)
     assert faces.people == ["Ann", "Bob B", "Ünal", "山田"]
-    assert faces.others == ["Ann/Thumbs.db", "stray.jpg"]  # reported, not swallowed
+    assert faces.others == ["Ann/._Ann_0001.jpg", "Ann/Thumbs.db", "stray.jpg"]  # reported, not swallowed
     assert faces[0].landmarks.tolist()[4] == [14.0, 10.5] and faces[1].landmarks[4, 0] == 14.1
     assert torch.equal(faces[2].image, read_image(tmp_path / "Bob B/x.JPG"))
     assert faces.encoded(2) == (tmp_path / "Bob B/x.JPG").read_bytes()
@@ -113,6 +116,16 @@ def test_unicode_names_in_either_normal_form(tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     write_landmarks(table, [unicodedata.normalize("NFC", "Ünal/größe.jpg")], torch.rand(1, 5, 2).double())
     assert Folder(tmp_path, landmarks=table)[0].landmarks is not None
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_faces(tmp_path / "real", ["Ann/1.jpg"])
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "Bob").symlink_to(tmp_path / "real" / "Ann")
+    assert Folder(tmp_path / "linked").names == ["Bob/1.jpg"]
+    (tmp_path / "real" / "Ann" / "loop").symlink_to(tmp_path / "real")
+    with pytest.raises(DataError, match="loop: a link to a folder that it lies in"):
+        Folder(tmp_path / "real")
 
 
 def test_folder_mistakes(tmp_path: Path) -> None:
@@ -215,7 +228,9 @@ def test_lists_of_people(tmp_path: Path) -> None:
         ("2\nAnn 1\nAnn 1\n", "line 3: expected a new name"),
         ("1\nAnn one\n", "line 2: expected a new name and a number"),
         ("3\n1\nAnn 1\n", "expected 3 folds, each with its number of people, found 1"),
-        ("99999999999999999999\n1\n", "expected 9+ folds|found 0|after line"),
+        ("9" * 5000 + "\n1\n", "line 1: expected the number of folds"),
+        ("2\n\x1f7\nAnn 1\n", "expected 7 people after line 2, found 1"),
+        ("2\n١\nAnn 1\n", "expected 2 folds, each with its number of people"),  # a digit that is none of ASCII's
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -242,8 +257,6 @@ def test_celeba(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("000001.jpg 7\n000001.jpg 8\n")
     with pytest.raises(DataError, match=r"line 2: image '000001\.jpg' is there already"):
         CelebA(tmp_path, table=tmp_path / "ids.txt")
-    (tmp_path / "no.csv").write_text("identity\n7\n")
-    assert read_exclusions(tmp_path / "no.csv") == ["7"]
 
 
 def test_shots_are_numbered_as_ar_does() -> None:
@@ -302,11 +315,51 @@ def test_ar10p_file(tmp_path: Path) -> None:
         scipy.io.savemat(path, content)
         with pytest.raises(DataError, match=message):
             AR10P(path)
-    path.write_bytes(b"MATLAB 5.0 MAT-file" * 20)
-    with pytest.raises(DataError, match="not a readable MATLAB file"):
-        AR10P(path)
     with pytest.raises(DataError, match="can't be read"):
         AR10P(tmp_path / "none.mat")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_files_as_scipy_reads_them(tmp_path: Path, compressed: bool) -> None:
+    random = np.random.default_rng(0)
+    values = {
+        "one": random.random((3, 4)), "small": np.arange(6.0).reshape(2, 3), "x": np.uint8([[7]]), "empty": np.zeros((0, 3)),
+        "deep": random.integers(-9, 9, (2, 3, 4), np.int16), "wide": np.int64([[2**40]]), "single": np.float32([[0.5]]),
+        "a_text": "not a number", "a_cell": np.array([[1, "x"]], object), "turned": np.array([[1j]]),
+    }  # fmt: skip
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, values, do_compression=compressed)
+    theirs, ours = scipy.io.loadmat(path), read_mat(path)
+    assert set(ours) == set(values) - {"a_text", "a_cell", "turned"}
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype and np.array_equal(array, theirs[name])
+    content = path.read_bytes()
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        try:
+            assert set(read_mat(path)) < set(ours)  # cut between two variables
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+def test_damaged_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"x": np.zeros((99, 99))}, do_compression=True)
+    content = path.read_bytes()
+    for damaged, message in (
+        (b"MATLAB 5.0 MAT-file" * 20, "expected the header of a MATLAB 5 file"),
+        (content[:136] + b"xxxx" + content[140:], "offset 128: damaged"),
+        (content[:-4], "truncated: the element at offset 128 needs"),
+        (content + b"\0", "truncated: expected an element of 8 bytes or more at offset"),
+        (content[:128] + b"\x02\0\x05\0abcd", "at most 4 bytes in the small element at offset 128, got 5"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=message):
+            read_mat(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(matlab, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed"):
+        read_mat(path)
 
 
 def test_tables_of_landmarks(tmp_path: Path) -> None:
@@ -367,7 +420,7 @@ def test_the_real_celeba() -> None:
     contract(celeba)
     assert (len(celeba.people), len(celeba)) == (299, 6225)
     assert [len(CelebA(min_images=n).people) for n in (10, 20)] == [253, 199]
-    excluded = read_exclusions(celeba.root.parent / "exclude_for_lfw.csv")
+    excluded = read_exclude(celeba.root.parent / "exclude_for_lfw.csv")
     assert len(CelebA(exclude=excluded).people) == 299 - len(excluded) == 292
 
 

@@ -40,7 +40,7 @@ def test_what_python_3_pickles(tmp_path: Path, protocol: int, container: type) -
 
 
 def test_what_python_2_pickled(tmp_path: Path) -> None:
-    """Its protocols 0 to 2 know byte strings (U, T), booleans as I01 and marks; insightface's older sets are such."""
+    """Its protocols 1 and 2 have byte strings (U, T), booleans as I01 and marks; insightface's older sets are such."""
     memo = iter(range(1000))
 
     def put() -> bytes:
@@ -152,6 +152,8 @@ def test_arrays_of_numpy_are_refused_with_advice() -> None:
     (b"q\0.", "expected a value to remember"),
     (b"\x80\x09.", "expected a pickle of protocol 5 or less at offset 1"),
     (b"I12x\n.", "expected a decimal number"),
+    (b"I--1\n.", "expected a decimal number"),
+    (b"]p--1\n.", "expected a decimal number"),
     (b"I" + b"9" * 99 + b"\n.", "expected a short line"),
     (b"\x88\x89.", "expected one result"),
     (b"\x8e" + b"\xff" * 8, "truncated: expected 18446744073709551615 bytes at offset 9"),

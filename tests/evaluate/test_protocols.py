@@ -7,23 +7,27 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from occfast import DataError
 from occfast.data import AR, AR10P, LFW, Folder
 from occfast.data.occlusions import Band, Block
+from occfast.data.overlap import read_exclude
 from occfast.evaluate import (
     PairProtocol,
     ar,
     compare,
     embed,
-    first_against_rest,
+    gallery_and_probes,
     judge_scores,
     lfw,
     listed,
@@ -128,24 +132,24 @@ def test_lfw_view_1_reports_the_pair_whose_image_is_missing(tmp_path: Path) -> N
         lfw(faces, view=3)
 
 
-def test_first_against_the_rest_and_strangers() -> None:
+def test_gallery_probes_and_strangers() -> None:
     faces = Squares(people=10)
-    protocol = first_against_rest(faces, 2, seed=1)
+    protocol = gallery_and_probes(faces, 2, seed=1)
     assert faces.labels[protocol.gallery].bincount().tolist() == [2] * 10
     assert faces.labels[protocol.probes].bincount().tolist() == [2] * 10
     assert not set(protocol.gallery.tolist()) & set(protocol.probes.tolist())
-    again, other = first_against_rest(faces, 2, seed=1), first_against_rest(faces, 2, seed=2)
+    again, other = gallery_and_probes(faces, 2, seed=1), gallery_and_probes(faces, 2, seed=2)
     assert torch.equal(protocol.gallery, again.gallery) and not torch.equal(protocol.gallery, other.gallery)
-    opened = first_against_rest(faces, 1, strangers=0.3, fars=(0.1,))
+    opened = gallery_and_probes(faces, 1, strangers=0.3, fars=(0.1,))
     known = set(faces.labels[opened.gallery].tolist())
     assert len(known) == 7 and len(opened.probes) == 7 * 3 + 3 * 4
     x = faces.images.flatten(1).float()
     result = opened.judge(x, x)
     assert (result.n_known, result.n_unknown) == (21, 12) and 0.1 in result.dir_at_far
     with pytest.raises(ValueError, match="gallery_images: expected people with more than 4"):
-        first_against_rest(faces, 4)
+        gallery_and_probes(faces, 4)
     with pytest.raises(ValueError, match="strangers: expected a share"):
-        first_against_rest(faces, strangers=1.0)
+        gallery_and_probes(faces, strangers=1.0)
 
 
 def test_listed_pairs_of_a_folder(tmp_path: Path) -> None:
@@ -160,11 +164,11 @@ def test_listed_pairs_of_a_folder(tmp_path: Path) -> None:
 
 def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     faces, model = Squares(), Projection()
-    pairs, search = pairs_of(faces), first_against_rest(faces)
+    pairs, search = pairs_of(faces), gallery_and_probes(faces)
     covers = {"eyes": Band("eyes"), "big": Block((20, 16), (12.0, 10.0), fill="noise")}
     report = compare([pairs, search], model, faces, PRE, covers, **OFF)
     assert [(r.protocol, r.occlusion) for r in report.rows] == [
-        (p, o) for p in ("pairs", "first 1 against the rest") for o in ("clean", "eyes", "big")
+        (p, o) for p in ("pairs", "gallery of 1 a person") for o in ("clean", "eyes", "big")
     ]
     clean, big = (
         embed(model, faces, PRE, **OFF).features,
@@ -182,15 +186,29 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     assert row.at_clean_threshold == pytest.approx(float(((scores >= thresholds) == pairs.same).double().mean()))
     assert report.cost(row) == pytest.approx(report["pairs", "clean"].result.accuracy - row.result.accuracy)
     assert report.cost(report["pairs", "clean"]) is None and report["pairs", "clean"].result.accuracy > 0.9
-    assert report["first 1 against the rest", "big"].result.ranks == search.judge(clean, big).ranks
+    assert report["gallery of 1 a person", "big"].result.ranks == search.judge(clean, big).ranks
     both = compare(pairs, model, faces, PRE, covers, cover="both", **OFF)
     assert both["pairs", "big"].result.auc == pairs.judge(big, big).auc != expected.auc
+
+
+def test_intervals_over_people_in_the_report() -> None:
+    faces, model = Squares(people=12), Projection()
+    protocol = pairs_of(faces)
+    covers = {"big": Block((20, 16), (12.0, 10.0), fill="noise")}
+    with pytest.raises(ValueError, match="resamples: expected 0 for pairs: who is on its images is not known"):
+        compare(protocol, model, faces, PRE, resamples=50, **OFF)
+    protocol = replace(protocol, people=faces.labels[protocol.index])
+    report = compare([protocol, gallery_and_probes(faces)], model, faces, PRE, covers, resamples=50, **OFF)
+    row = report["pairs", "big"]
+    auc = row.result.people["auc"]
+    assert row.shown("AUC") == f"{100 * row.result.auc:.2f} [{100 * auc.low:.2f}, {100 * auc.high:.2f}]"
+    assert "bootstrap over people" in report.note("pairs") and "tar@0.01" in row.as_dict()["people"]
 
 
 def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     faces = Squares()
     report = compare(
-        [pairs_of(faces), first_against_rest(faces)], Projection(), faces, PRE, {"eyes": Band("eyes")}, **OFF
+        [pairs_of(faces), gallery_and_probes(faces)], Projection(), faces, PRE, {"eyes": Band("eyes")}, **OFF
     )
     page = report.write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -297,11 +315,24 @@ def test_score_files(tmp_path: Path) -> None:
         ("score,same\n0.5,1\nx,1", "line 3: expected score, same"),
         ("score,same\n0.5", "line 2: expected score, same"),
         ("score,same\n", "expected scores after the header"),
+        ('name,score,same\n"a\nb",0.5,1', "line 2: expected name, score, same"),
+        (f"score,same\n{'1' * 200_000},1", "line 2: expected score, same"),
         ("", "line 1: expected a header"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=message):
             read_scores(path)
+
+
+@given(st.one_of(st.binary(max_size=150), st.lists(st.sampled_from(["score", "same", "fold", "1", "0", "0.5", "nan", ",", ";", "\n", '"', "x"])).map(lambda p: "".join(p).encode())))  # fmt: skip
+def test_any_bytes_are_scores_people_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz", numbered=True) / "file.csv"
+    for start, read in ((b"score,same\n", read_scores), (b"", read_scores), (b"person\n", read_exclude)):
+        path.write_bytes(start + content)
+        try:
+            read(path)
+        except DataError as error:
+            assert "file.csv" in str(error)
 
 
 class Done(NamedTuple):

@@ -20,6 +20,9 @@ from occfast.data.celeba import read_identities
 from occfast.data.folder import read_list
 from occfast.data.images import decode, probe, read_pgm
 from occfast.data.lfw import read_people
+from occfast.data.occlusions import MaskTemplate
+from occfast.data.overlap import read_exclude
+from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record
 from occfast.data.recordio import read_property
 from occfast.files import read_json
@@ -110,11 +113,27 @@ def _npz(save: Callable[..., None]) -> bytes:
     return out.getvalue()
 
 
-def _mat() -> bytes:
+def _mat(compressed: bool) -> bytes:
     out = io.BytesIO()
     rows = np.zeros((13, 2400), np.uint8)
-    scipy.io.savemat(out, {"X": rows, "Y": np.ones((13, 1))}, do_compression=True)
+    scipy.io.savemat(out, {"X": rows, "Y": np.ones((13, 1))}, do_compression=compressed)
     return out.getvalue()
+
+
+def _anchors() -> bytes:
+    return json.dumps({"m": {key: [k, 2 * k] for k, key in enumerate("abcdef")}}).encode()
+
+
+def _anchor_file(content: bytes, folder: Path) -> object:
+    (folder / "anchors.json").write_bytes(content)
+    (folder / "m.png").write_bytes(encode(np.zeros((3, 2, 4), np.uint8), "PNG"))
+    return MaskTemplate.read_all(folder)
+
+
+def _template(content: bytes, folder: Path) -> object:
+    (folder / "anchors.json").write_bytes(_anchors())
+    (folder / "m.png").write_bytes(content)
+    return MaskTemplate.read(folder, "m")
 
 
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -136,7 +155,7 @@ def targets() -> dict[str, Target]:
             _at("a.bin", lambda path: _use(VerificationBin(path))),
         ),
         "npz": Target([_npz(np.savez), _npz(np.savez_compressed)], _at("a.npz", lambda path: _use(Npz(path)))),
-        "mat": Target([_mat()], _at("a.mat", AR10P)),
+        "mat": Target([_mat(True), _mat(False)], _at("a.mat", AR10P)),
         "landmarks": Target(
             [(_TABLE + "a.jpg,7" + ",1.5" * 10 + "\r\n" + '"b,c",8' + "," * 10 + "\n").encode()],
             _at("a.csv", read_landmarks),
@@ -145,5 +164,13 @@ def targets() -> dict[str, Target]:
         "list": Target([b"a/b.jpg\tAnn\r\nc d.jpg\tBob\n", b"a.jpg,Ann\n#\n", b"a.jpg Ann\n"], _at("a.txt", read_list)),
         "lst": Target([b"0\t1.000000\ta.jpg\n1\t2\tb.jpg\n"], _at("a.lst", read_list)),
         "people": Target([b"2\n1\nAnn_B\t4\n2\nCid\t1\nDan 2\n", b"2\nAnn\t1\nBob\t2\n"], _at("a.txt", read_people)),
+        "pairs": Target(
+            [b"2\t1\nAnn\t1\t2\nAnn\t1\tBob\t2\nCid\t3\t4\nCid\t1\tDan\t1\n", b"a.jpg,b.jpg,1\nb.jpg,c.jpg,0\n",
+             b"1 a.jpg b.jpg\n"],
+            _at("pairs.txt", read_pairs),
+        ),
+        "exclude": Target([b'person,similarity\n"Ann, B",0.9\n', b"identity\n7\n"], _at("a.csv", read_exclude)),
+        "template": Target([encode(np.concatenate([pixels(1), pixels(2, channels=1)], 2), "PNG")], _template),
+        "anchors": Target([_anchors()], _anchor_file),
         "json": Target([b'{"people": ["a"], "alignment": null}'], _at("a.json", read_json)),
     }  # fmt: skip

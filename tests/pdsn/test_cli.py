@@ -70,6 +70,32 @@ def test_own_boxes(folder):
     assert found["kind"] == "boxes" and found["inside"] == {}
 
 
+def test_weights_of_segmentation_models_pytorch_are_a_start(folder):
+    import torch
+
+    from occfast.pdsn import UNet
+
+    torch.save(UNet(1, width=0.05).state_dict(), folder / "smp.pt")
+    call(
+        "segment",
+        "-o",
+        folder / "u.pt",
+        *ORL,
+        "--size",
+        64,
+        48,
+        "--width",
+        0.05,
+        "--epochs",
+        1,
+        "--start",
+        folder / "smp.pt",
+    )
+    torch.save({"a": torch.zeros(1)}, folder / "other.pt")
+    with pytest.raises(ValueError, match="don't fit the network"):
+        call("segment", "-o", folder / "u.pt", *ORL, "--size", 64, 48, "--width", 0.05, "--start", folder / "other.pt")
+
+
 def test_mistakes_are_one_line(folder):
     base = folder / "base.safetensors"
     (folder / "bad.json").write_text("{")
