@@ -201,9 +201,9 @@ def _sweep_in_process(rank: int, ranks: int, folder: str, work: Any) -> None:
         dist.destroy_process_group()
 
 
-def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], rounds: int) -> dict[str, Any]:
+def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rounds: int) -> dict[str, Any]:
     """Positions a second of an exact sweep, one process of two threads and two of one, in turn."""
-    work = network, Faces(faces.images[:12], faces.labels[:12]), occluder
+    work = network, Faces(faces.images[:images], faces.labels[:images]), occluder
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for ranks, found in rates.items():
@@ -228,6 +228,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=1000, help="images of the part sampled")
     parser.add_argument("--known", type=int, default=200, help="images of the part truth")
     parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
+    parser.add_argument("--swept", type=int, default=12, help="images of the part processes")
     parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json"
@@ -253,7 +254,7 @@ def main() -> int:
         "adaptive": lambda: adaptive(network, faces, occluder, options.single),
         "sampled": lambda: sampled(network, faces, occluder, options.images, captum_rate()),
         "truth": lambda: truth(network, faces, occluder, options.known, options.stride),
-        "processes": lambda: processes(network, faces, occluder, options.rounds),
+        "processes": lambda: processes(network, faces, occluder, options.swept, options.rounds),
     }
     result: dict[str, Any] = {
         "command": "python -m bench.estimate " + " ".join(sys.argv[1:]), "date": str(date.today()), "device": "cpu",

@@ -351,7 +351,7 @@ def estimates() -> None:
     while (wanted := refinement.wanted(known, one[None], 0.5)).any():
         known = known | wanted
     shape = one.shape
-    lattice = Design(shape, (5.5, 5.5), 0).lattice(0)
+    lattice = Design(shape, (5.3, 5.3), 0).lattice(0)
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.subplots(2, 3)
     axes[0, 0].imshow(one, cmap="gray_r", vmin=0, vmax=1.5)

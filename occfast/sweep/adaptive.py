@@ -55,7 +55,7 @@ class AdaptiveSweep(Sweep):
         """Evaluate and fill in the maps of images ``first`` to ``last - 1``; returns what is counted."""
         scores = self.scorer.scores[first:last].view(last - first, *refinement.shape)
         known = np.repeat(refinement.first()[None], last - first, 0)
-        self._done = self.state.tally.get("evaluated", 0.0)
+        self._done = self.evaluations()
         values = self._evaluate(known, first, scores)
         if self.options.tolerance is None:
             coarse = values[:, refinement.first()]
@@ -111,12 +111,12 @@ class AdaptiveSweep(Sweep):
         return drawn
 
     def _show(self, n: int) -> None:
-        to_come = self.images_to_come(n)
+        """Positions done, and as many as all images take if they are like those that are finished."""
+        to_come, total = self.images_to_come(), None
         finished = self.state.used + self.state.next // self.grid.positions
-        total = None
         if to_come is not None and finished:
-            total = int(self.state.tally["evaluated"] / finished * (self.state.used + n + to_come))
-        self.report(int(self._done if self.state.next == 0 else max(self._done, self.state.tally["evaluated"])), total)
+            total = max(self._done, self.evaluations() // finished * (self.state.used + n + to_come))
+        self.report(self._done, total)
 
     def evaluations(self) -> int:
         return int(self.state.tally.get("evaluated", 0))

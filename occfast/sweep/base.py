@@ -204,8 +204,8 @@ class Sweep(ABC):
 
     # -- the record ------------------------------------------------------------------------------------
 
-    def images_to_come(self, n: int) -> int | None:
-        """Images after the block of ``n`` under way, those that may turn out wrong counted too; None: not known."""
+    def images_to_come(self) -> int | None:
+        """Images after the block under way, those that may turn out wrong counted too; None: not known."""
         if self.source.total is None:
             return None
         return max(0, self.source.total - self.state.seen - BLOCK_IMAGES)

@@ -88,11 +88,11 @@ def occlusion_map(
         same result to the bit.  It is removed at the end
     skip_misclassified : leave out images that the model gets wrong uncovered (with integer labels only)
     spacing : pixels between neighbouring positions of the lattice, int or (rows, columns).  "adaptive": of the
-        coarse one, by default 8, or the occluder's side where that is less; "sampled": of each of an image's two
-        lattices, by default 7 tenths of the occluder's sides
+        coarse one, by default 8, or the occluder's side where that is less; "sampled": of an image's lattice, by
+        default 10.6 % of the image's sides: with a ninth as many positions anywhere, a hundred an image
     check : "adaptive": share in [0, 1] of the positions skipped that are evaluated to estimate how many are wrong;
         None: 1 %, more for few images
-    bandwidth : "sampled": standard deviation of the kernel in pixels, a number or (rows, columns); None: a fifth of the
+    bandwidth : "sampled": standard deviation of the kernel in pixels, a number or (rows, columns); None: the
         occluder's sides
     group : processes that share the work: None: those of ``torch.distributed`` where it is initialised (all of
         them must make this call, and all get the result); False: this process alone; or a process group

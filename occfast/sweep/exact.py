@@ -60,5 +60,5 @@ class ExactSweep(Sweep):
 
     def _progress(self, n: int) -> tuple[int, int | None]:
         """Positions done and, as far as it can be told, the number of all; images to come count as right."""
-        to_come = self.images_to_come(n)
+        to_come = self.images_to_come()
         return self.evaluations(), None if to_come is None else (self.state.used + n + to_come) * self.grid.positions

@@ -16,8 +16,8 @@ from .smoothing import Design, MeanMap
 
 _log = logging.getLogger("occfast")
 
-_SPACING = 0.11  # of the image's sides: about a hundred positions an image
-_BANDWIDTH = 0.5  # of the occluder's sides
+_SPACING = 0.106  # of the image's sides: about a hundred positions an image
+_BANDWIDTH = 1.0  # of the occluder's sides
 _IMAGES = 16  # scored together; the piece of work that processes share
 _MORE = 1.1  # times as many images, until the estimate is made again
 

@@ -204,8 +204,6 @@ class Engine:
                 loss = loss / self.accumulate if self.accumulate > 1 else loss
                 total, right = total + loss.detach(), right + correct
                 self.accelerator.backward(loss)
-        if self.accelerator.scaler is not None:
-            self.accelerator.unscale_gradients()
         norm = self._gradient_norm()
         self._watch(total, norm, rate, chosen)
         self.optimizer.step()
@@ -220,6 +218,8 @@ class Engine:
         if self.rule.clip is not None:
             clipped: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.rule.clip)
             return clipped
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients()
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     # -- NaN -------------------------------------------------------------------------------------------
@@ -320,11 +320,9 @@ class Engine:
     def _like_parameter(self, number: int, value: Tensor) -> Tensor:
         # Files hold dense tensors; moments go on in the layout of their parameter, as they would have.
         parameter = self.parameters[number]
-        return (
-            torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
-            if (value.shape == parameter.shape)
-            else value
-        )
+        if value.shape != parameter.shape:
+            return value
+        return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
 
     def _random_states(self) -> list[tuple[Tensor, Tensor]]:
         cpu = torch.get_rng_state()

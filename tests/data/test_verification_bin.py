@@ -40,7 +40,7 @@ def test_what_python_3_pickles(tmp_path: Path, protocol: int, container: type) -
 
 
 def test_what_python_2_pickled(tmp_path: Path) -> None:
-    """Its protocols 0 to 2 know byte strings (U, T), booleans as I01 and marks; insightface's older sets are such."""
+    """Its protocols 1 and 2 have byte strings (U, T), booleans as I01 and marks; insightface's older sets are such."""
     memo = iter(range(1000))
 
     def put() -> bytes:

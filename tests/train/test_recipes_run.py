@@ -153,6 +153,7 @@ def test_chain_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_chain_verifies_people_it_never_saw(tmp_path: Path) -> None:
     chain(tmp_path, people=40, width=0.25, epochs=(40, 16, 24), batch=32, stride=8)
     a, b, c = (read_rows(tmp_path / name / "validations.csv") for name in ("A", "A20x40", "C"))
