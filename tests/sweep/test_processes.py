@@ -48,7 +48,9 @@ CASES = {
     "incremental": dict(count=70, method="incremental", stride=2),
     "incremental, one image": dict(count=1, method="incremental", score="score_drop", skip_misclassified=False),
     "adaptive": dict(count=20, method="adaptive", spacing=4),
-    "adaptive, one image": dict(count=1, method="adaptive", score="score_drop", spacing=4, skip_misclassified=False),
+    "adaptive, one image": dict(
+        count=1, method="adaptive", score="score_drop", tolerance=2.0, skip_misclassified=False
+    ),
     "sampled": dict(count=90, method="sampled", score="score_drop"),
     "sampled, few images": dict(count=3, method="sampled", skip_misclassified=False),
 }
@@ -108,7 +110,7 @@ def test_several_give_the_map_of_one(ranks, tmp_path):
             assert (m.per_image is None) == (one.per_image is None)
             assert one.per_image is None or np.array_equal(m.per_image, one.per_image)
             assert (m.n_images, m.n_evaluations, m.method) == (one.n_images, one.n_evaluations, one.method)
-            assert m.estimate == one.estimate or "nan" in str(one.estimate)
+            assert repr(m.estimate) == repr(one.estimate)  # NaN equals NaN here
 
 
 def test_a_share_is_contiguous_and_whole():
