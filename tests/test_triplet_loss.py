@@ -476,6 +476,37 @@ def test_statistics(mining: str, distance: str) -> None:
     assert s.as_dict()["n_triplets"] == len(mined)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("bins", (1, 50, 64, 65, 1000))
+@pytest.mark.parametrize("each", (2, 8, 9, 20, 210))
+def test_counts_and_histograms_of_larger_batches(each: int, bins: int, dtype: torch.dtype) -> None:
+    """Batches beyond one block of columns, with fewer and more positives than the kernel compares at a time."""
+    y = torch.cat([torch.arange(3).repeat_interleave(each), torch.tensor([7, 8, 8])])
+    y = y[torch.randperm(len(y))]
+    x = torch.randint(0, 4, (len(y), 6)).to(dtype)  # exact distances, many ties
+    loss = BatchTripletLoss(margin=3.0, mining="all", bins=bins)
+    loss(x, y)
+    s = loss.stats
+    d = (x[:, None] - x).square().sum(-1)
+    same = y[:, None] == y
+    violating = hard = 0
+    for a in range(len(y)):
+        negatives = d[a][~same[a]]
+        for near in d[a][same[a] & (torch.arange(len(y)) != a)]:
+            violating += int((negatives < near + 3).sum())
+            hard += int((negatives <= near).sum())
+    assert (int(s.n_violating), int(s.n_hard)) == (violating, hard)
+    once = torch.ones_like(same).triu(1)
+    scale = torch.tensor(bins / float(s.histogram_top), dtype=dtype)  # a bin is decided in the type of the distances
+    for got, mask in ((s.histogram_positive, same & once), (s.histogram_negative, ~same & once)):
+        want = torch.bincount((d[mask] * scale).long().clamp(max=bins - 1), minlength=bins)
+        assert got.tolist() == want.tolist()
+    negative = d[~same].double()
+    assert float(s.pair_mean_an) == pytest.approx(float(negative.mean()), rel=1e-6)
+    assert float(s.pair_var_an) == pytest.approx(float(negative.var(correction=0)), rel=1e-6)
+    torch.testing.assert_close(s.nearest_negative, d.masked_fill(same, float("inf")).amin(1))
+
+
 def test_statistics_do_not_change_the_loss() -> None:
     x, y = F.normalize(torch.randn(50, 8)), torch.arange(50) // 5
     for mining in ops.MININGS:

@@ -132,28 +132,30 @@ template <bool semihard, class T> void compare(Work<T>& work, int64_t columns, T
 
 template <class T> using Mask = decltype(typename Side<T>::type{} < typename Side<T>::type{}); // true is -1
 
-// table[index], index in [0, 8).
-template <class T> typename Side<T>::type look_up(const T* table, const Mask<T>& index) {
-  typename Side<T>::type out;
-  for (int64_t l = 0; l < kLanes; ++l) out[l] = table[index[l]];
-  return out;
+// A step of a binary search: `at` goes on by `step` where not (table[at + step - 1] > x).
+template <class T> void advance(const T* table, int step, const typename Side<T>::type& x, Mask<T>& at) {
+  for (int64_t l = 0; l < kLanes; ++l) at[l] += table[at[l] + step - 1] > x[l] ? 0 : step;
 }
 #if defined(__AVX512F__)
-inline Side<float>::type look_up(const float* table, const Mask<float>& index) {
-  const __m512 eight = _mm512_castps256_ps512(_mm256_loadu_ps(table));
-  return (Side<float>::type)_mm512_permutexvar_ps((__m512i)index, eight);
+inline void advance(const float* table, int step, const Side<float>::type& x, Mask<float>& at) {
+  const __m512 probe =
+      _mm512_permutexvar_ps((__m512i)at, _mm512_castps256_ps512(_mm256_loadu_ps(table + step - 1)));
+  const __mmask16 not_above = _mm512_cmp_ps_mask(probe, (__m512)x, _CMP_NGT_UQ);
+  at = (Mask<float>)_mm512_mask_add_epi32((__m512i)at, not_above, (__m512i)at, _mm512_set1_epi32(step));
 }
 #elif defined(__AVX2__)
-inline Side<float>::type look_up(const float* table, const Mask<float>& index) {
-  const __m256 eight = _mm256_loadu_ps(table);
-  Side<float>::type out;
+inline void advance(const float* table, int step, const Side<float>::type& x, Mask<float>& at) {
+  const __m256 eight = _mm256_loadu_ps(table + step - 1);
   for (int half = 0; half < 2; ++half) {
-    __m256i at;
-    std::memcpy(&at, reinterpret_cast<const char*>(&index) + 32 * half, 32);
-    const __m256 found = _mm256_permutevar8x32_ps(eight, at);
-    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &found, 32);
+    __m256 values;
+    __m256i place;
+    std::memcpy(&values, reinterpret_cast<const char*>(&x) + 32 * half, 32);
+    std::memcpy(&place, reinterpret_cast<const char*>(&at) + 32 * half, 32);
+    const __m256 probe = _mm256_permutevar8x32_ps(eight, place);
+    const __m256i not_above = _mm256_castps_si256(_mm256_cmp_ps(probe, values, _CMP_NGT_UQ));
+    place = _mm256_add_epi32(place, _mm256_and_si256(not_above, _mm256_set1_epi32(step)));
+    std::memcpy(reinterpret_cast<char*>(&at) + 32 * half, &place, 32);
   }
-  return out;
 }
 #endif
 
@@ -167,8 +169,8 @@ int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits
   std::sort(limits.begin(), limits.end());
   int64_t below = 0;
   for (size_t first = 0; first < limits.size(); first += kLimits) {
-    T table[kLimits + 1];
-    std::fill(table, table + kLimits + 1, none); // the filling is above what is finite
+    T table[kLimits + 4];                        // a step of the search reads eight from its own start
+    std::fill(table, table + kLimits + 4, none); // the filling is above what is finite
     const int64_t used = smaller(kLimits, static_cast<int64_t>(limits.size() - first));
     std::copy(limits.begin() + first, limits.begin() + first + used, table);
     Mask<T> rank = {};
@@ -176,7 +178,7 @@ int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits
     for (int64_t j = 0; j < columns; j += kLanes, lanes += kLanes) {
       const auto x = *reinterpret_cast<const typename Side<T>::type*>(work.negative.data + j);
       Mask<T> at = {};
-      for (int step = 4; step > 0; step /= 2) at += ~(look_up(table, at + (step - 1)) > x) & step;
+      for (int step = 4; step > 0; step /= 2) advance(table, step, x, at);
       rank += at;
     }
     below += kLimits * lanes - static_cast<int64_t>(add_lanes(rank)) - (kLimits - used) * finite;
