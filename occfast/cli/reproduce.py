@@ -27,12 +27,15 @@ def reproduce(
     ] = None,
     scale: Annotated[
         str,
-        typer.Option(help="smoke: ORL, minutes; small: CelebA subset, LFW, ten people of AR, hours; paper: its own data."),
+        typer.Option(
+            help="smoke: ORL, minutes; small: CelebA subset, LFW, ten people of AR, hours; paper: its own data."
+        ),
     ] = "smoke",
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A folder that holds the data sets (else $OCCFAST_DATA), or ROLE=WHERE with role train, lfw or ar and WHERE "
+            help="A folder that holds the data sets (else $OCCFAST_DATA), or ROLE=WHERE with role train, lfw or ar "
+            "and WHERE "
             "as in occfast data show (folder, .rec, …), with @TEMPLATE for faces that are aligned already, e.g. "
             "train=faces.rec@arcface-112. May be repeated.",
             show_default=False,
@@ -44,12 +47,14 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="One whole run each, e.g. 0,1,2.")] = "0",
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A value over the scale's settings, e.g. stride=2; may be repeated.", show_default=False),
+        typer.Option(
+            "--set", help="A value over the scale's settings, e.g. stride=2; may be repeated.", show_default=False
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of finished steps and reports.")
-    ] = Path("reproduction"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of finished steps and reports.")] = Path(
+        "reproduction"
+    ),
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished steps, or do them again.")] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the steps with predicted time and disk.")
@@ -57,13 +62,16 @@ def reproduce(
     rate: Annotated[
         str | None,
         typer.Option(
-            help="For --dry-run: TRAIN,FORWARD operations a second to predict with, e.g. 2e14,3e14, instead of measuring.",
+            help="For --dry-run: TRAIN,FORWARD operations a second to predict with, e.g. 2e14,3e14, instead of "
+            "measuring.",
             show_default=False,
         ),
     ] = None,
     processes: Annotated[int, typer.Option(help="For --dry-run: how many share the work.", min=1)] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write report.json (or the prediction) to the standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write report.json (or the prediction) to the standard output.")
+    ] = False,
 ) -> None:
     """Do a paper again: a graph of steps, each kept when finished; then a report beside the paper's own figures.
 
@@ -123,7 +131,9 @@ def reproduce(
         return
     if not resume:
         _forget(graph)
-    found = graph.run(device, show=not quiet, say=None if quiet else lambda text: print(text, file=sys.stderr, flush=True))
+    found = graph.run(
+        device, show=not quiet, say=None if quiet else lambda text: print(text, file=sys.stderr, flush=True)
+    )
     if int(os.environ.get("RANK", "0")) != 0:
         return
     # Of one table or figure a folder of its own, so that it does not take the place of the whole report.
@@ -160,7 +170,8 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
     """``name=value`` with values as YAML has them; several overrides of a recipe are a list."""
     from dataclasses import fields
 
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     known = {f.name for f in fields(settings)} - {"scale", "seeds", "data"}
     out: dict[str, Any] = {}
@@ -169,10 +180,12 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
         if not equals or name not in known:
             raise ValueError(f"--set: expected NAME=VALUE with a name among {', '.join(sorted(known))}, got {entry!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        except (OmegaConfBaseException, ValueError) as error:
             raise ValueError(f"--set: {name}: not a YAML value: {text!r}") from error
-        out[name] = tuple(value.items()) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        out[name] = (
+            tuple(value.items()) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        )
     return out
 
 
@@ -208,8 +221,14 @@ def _rates(paper: str, scale: str, given: str | None, device: str, graph: Graph)
         narrow = scale == "smoke"
         size = (96, 72) if narrow else (128, 96)
         shape = (1 if narrow else 3, *size)
-        network = build("resnet18" if narrow else "resnet34", None, channels=shape[0], size=size,
-                        width=64 if scale == "paper" else 16, stem_pool=False)  # fmt: skip
+        network = build(
+            "resnet18" if narrow else "resnet34",
+            None,
+            channels=shape[0],
+            size=size,
+            width=64 if scale == "paper" else 16,
+            stem_pool=False,
+        )
     flops = forward_flops(network, shape)
     return Rates.measured(network, (20, *shape), flops, Team().device(device))
 
@@ -229,8 +248,10 @@ def _show(graph: Graph, rates: Rates, processes: int, here: bool, as_json: bool)
         typer.echo(f"{row['name']:{width}}  {seconds:>9}  {size(row['disk']):>9}  {work}")
     rate = found["rates"]
     typer.echo(
-        f"{len(found['steps'])} steps, about {duration(found['seconds'])} on {processes} process{'es' if processes > 1 else ''} and "
-        f"{size(found['disk'])}; {rate['train'] / 1e9:,.0f} and {rate['forward'] / 1e9:,.0f} GFLOP/s in training and forward "
+        f"{len(found['steps'])} steps, about {duration(found['seconds'])} on {processes} "
+        f"process{'es' if processes > 1 else ''} and "
+        f"{size(found['disk'])}; {rate['train'] / 1e9:,.0f} and {rate['forward'] / 1e9:,.0f} GFLOP/s in training and "
+        f"forward "
         f"passes ({rate['how']})."
     )
     if not here:
