@@ -150,6 +150,9 @@ class Sources:
             height, width = faces[0].image.shape[1:]
             places = template_named(template).places((height, width))
             return WithLandmarks(faces, places.expand(len(faces), 5, 2))
+        if faces.landmarks is None and faces.alignment is not None:
+            places = torch.tensor(faces.alignment.points, dtype=torch.float64)
+            return WithLandmarks(faces, places.expand(len(faces), 5, 2))
         if faces.landmarks is None:
             raise DataError(
                 f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, as "

@@ -149,7 +149,7 @@ class Settings:
                 stride=4,
                 control=True,
             ),
-            "paper": cls("paper", common=("validation.every=4", "data.workers=8")),
+            "paper": cls("paper", common=("validation.every=4", "data.workers=8", "data.memory=8GiB")),
         }
         if scale not in found:
             raise ValueError(f"scale: expected one of {', '.join(found)}, got {scale!r}")

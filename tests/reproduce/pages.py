@@ -35,7 +35,14 @@ def look(page: Path, folder: Path) -> dict[str, Any]:
     assert CHROMIUM is not None
     copy = folder / "probe.html"
     copy.write_text(page.read_text().replace("</body>", _PROBE + "</body>"))
-    command = [CHROMIUM, *_FLAGS, f"--user-data-dir={folder / 'profile'}", "--window-size=1200,1600", "--dump-dom", copy.as_uri()]
+    command = [
+        CHROMIUM,
+        *_FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1200,1600",
+        "--dump-dom",
+        copy.as_uri(),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     match = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
     assert match, shown[-500:]

@@ -28,13 +28,19 @@ def test_numbers_as_text():
     assert Number((97.5,), (2.5,), 92.9, 10.99).text == "97.50 ± 2.50"
     assert Number((97.5,), (2.5,), 92.9, 10.99).paper_text == "92.9 ± 10.99"
     assert Number((1.0, 2.0, 3.0), (1.0, 1.0, 4.0), digits=1).text == "2.0 ± 2.0 [-0.5, 4.5]"
-    assert Number((1.0,)).paper_text == "" and Number(()).text == "–" and Number((1.0,), paper=82.51).paper_text == "82.51"
+    assert (
+        Number((1.0,)).paper_text == "" and Number(()).text == "–" and Number((1.0,), paper=82.51).paper_text == "82.51"
+    )
 
 
 def test_a_claim_holds_if_all_of_it_does():
     up, down = Comparison("a above b", (1.0, 2.0, 1.5)), Comparison("c above d", (1.0, -2.0, 0.5))
     assert up.holds and up.clear and not down.holds and not down.clear
-    assert Claim("both", (up,)).holds and not Claim("both", (up, down)).holds and Claim("both", (up, down)).count == "1 of 2"
+    assert (
+        Claim("both", (up,)).holds
+        and not Claim("both", (up, down)).holds
+        and Claim("both", (up, down)).count == "1 of 2"
+    )
     assert up.text.startswith("a above b: +1.50 [+0.26, +2.74], on 3 of 3 seeds")
     assert not Comparison("equal", (0.0,)).holds and not Comparison("equal", (0.0,)).clear
 

@@ -156,7 +156,9 @@ def test_fingerprints_see_names_labels_and_pixels():
 
 def test_predictions_add_up_by_process(tmp_path):
     def step(name: str, kind: str, flops: float, needs: tuple[str, ...] = (), **more: Any) -> Step:
-        return Step(name, lambda place: {}, needs=needs, work=Work(flops, kind=kind, disk=10, **more), together=kind == "train")
+        return Step(
+            name, lambda place: {}, needs=needs, work=Work(flops, kind=kind, disk=10, **more), together=kind == "train"
+        )
 
     graph = Graph(
         [step("train", "train", 800.0), step("one", "sweep", 400.0, ("train",), speedup=4.0), step("two", "embed", 100.0, ("train",))],
