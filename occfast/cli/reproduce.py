@@ -68,6 +68,10 @@ def reproduce(
         ),
     ] = None,
     processes: Annotated[int, typer.Option(help="For --dry-run: how many share the work.", min=1)] = 1,
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Under torchrun: a network a process, several at once, not each on all of them."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write report.json (or the prediction) to the standard output.")
@@ -126,6 +130,8 @@ def reproduce(
         def write(found: list[Any]) -> Any:
             return pdsn_landmarks.report(options, faces, scale, found, command, tables, figures)
 
+    if spread:
+        graph = graph.spread()
     if dry_run:
         _show(graph, _rates(paper, scale, rate, device, graph), processes, here, as_json)
         return
@@ -190,9 +196,15 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """What the user typed, for the report: regenerates its figures."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--json", "--quiet", "-q", "--fresh")]
-    return shlex.join(["occfast", *arguments])
+    """What the user typed, for the report, less what doesn't change its figures."""
+    arguments: list[str] = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument in ("--output", "-o"):
+            next(given, None)
+        elif argument not in ("--json", "--quiet", "-q", "--fresh", "--resume", "--spread"):
+            arguments.append(argument)
+    return shlex.join(["occfast", *(a for a in arguments if not a.startswith("--output="))])
 
 
 def _forget(graph: Graph) -> None:

@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,11 @@ class Graph:
             if name in wanted:
                 wanted.update(self.steps[name].needs)
         return Graph((step for name, step in self.steps.items() if name in wanted), self.root, self._fingerprints)
+
+    def spread(self) -> Graph:
+        """The same steps, each of them done by one process: several at once instead of one on all."""
+        steps = (replace(step, together=False) for step in self.steps.values())
+        return Graph(steps, self.root, self._fingerprints)
 
     def data(self, name: str) -> str:
         """The fingerprint of a data set, taken once."""

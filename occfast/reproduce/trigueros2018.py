@@ -129,7 +129,7 @@ class Settings:
                 network=(("batch_norm", True), ("width", 0.25)),
                 common=(*adam, "data.std=0.25", _JITTER, "batch.size=20", "validation.every=1000"),
                 base=("epochs=50", "optimizer.learning_rate=0.004"),
-                fine=("epochs=16", "optimizer.learning_rate=0.002"),
+                fine=("epochs=24", "optimizer.learning_rate=0.002"),
                 triplet=("epochs=10", "batch.size=60", "batch.images_each=4", "optimizer.learning_rate=0.0005"),
                 share=0.4,
                 placement_images=60,

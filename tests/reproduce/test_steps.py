@@ -169,6 +169,9 @@ def test_predictions_add_up_by_process(tmp_path):
     assert [row["seconds"] for row in alone["steps"]] == [80.0, 5.0, 5.0]
     assert alone["seconds"] == 90.0 and alone["disk"] == 30
     assert predict(graph, rates, processes=2)["seconds"] == 45.0
+    assert predict(graph.spread(), rates, processes=2)["seconds"] == 85.0 and graph.spread().key("train") == graph.key(
+        "train"
+    )
     graph.run("cpu", show=False)
     assert predict(graph, rates)["seconds"] == 0.0 and all(row["done"] for row in predict(graph, rates)["steps"])
 

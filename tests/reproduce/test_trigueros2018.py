@@ -197,9 +197,7 @@ def test_graph_has_the_papers_networks(tmp_path):
 
 def test_targets():
     graph = plan(Settings.of("smoke"), Sources("smoke"), Path("nowhere"))
-    assert [name for name in targets(graph, (), (6,))] == [
-        f"seed 0: roc {n}" for n in ("A", "A20x20", "A20x40", "A40x40")
-    ]
+    assert targets(graph, (), (6,)) == [f"seed 0: roc {n}" for n in ("A", "A20x20", "A20x40", "A40x40")]
     only = graph.only(targets(graph, (), (1,)))
     assert list(only.steps) == ["seed 0: train A", *(f"seed 0: map A {s}" for s in ("20x20", "20x40", "40x40"))]
     assert len(targets(graph, (1,), ())) == 21 and len(targets(graph, (2,), ())) == 12
@@ -318,17 +316,17 @@ def test_faces_that_are_aligned_already(tmp_path):
     root = fake(tmp_path)
     (root / "webface" / "landmarks.csv").unlink()
     with pytest.raises(DataError, match="no landmarks to align the faces by"):
-        Sources("paper", root=root).train
+        assert Sources("paper", root=root).train
     given = {"train": f"{root / 'webface'}@arcface-112"}
     assert Sources("paper", given, root=root).train[0].image.shape == (1, 100, 100)
     with pytest.raises(ValueError, match="after @, got 'arcface-113'"):
-        Sources("paper", {"train": f"{root / 'webface'}@arcface-113"}, root=root).train
+        assert Sources("paper", {"train": f"{root / 'webface'}@arcface-113"}, root=root).train
     with pytest.raises(DataError, match="not there"):
-        Sources("paper", {"train": str(root / "gone")}, root=root).sizes
+        assert Sources("paper", {"train": str(root / "gone")}, root=root).sizes
     with pytest.raises(DataError, match="expected LFW in its own layout"):
-        Sources("paper", {"lfw": given["train"]}, root=root).pairs
+        assert Sources("paper", {"lfw": given["train"]}, root=root).pairs
     with pytest.raises(DataError, match="expected the AR faces"):
-        Sources("paper", {"ar": str(root / "lfw")}, root=root).ar
+        assert Sources("paper", {"ar": str(root / "lfw")}, root=root).ar
 
 
 @needs_data
