@@ -62,6 +62,6 @@ setup(
             if path.parent != ROOT / "occfast"
         ),
     ],
-    package_data={"": ["*.csv", "*.html", "*.css", "*.yaml", "py.typed"]},
+    package_data={"": ["*.csv", "*.html", "*.css", "recipes/*.yaml", "py.typed"]},
     cmdclass={"build_py": BuildPy},
 )

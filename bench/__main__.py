@@ -63,6 +63,8 @@ def summary(raw: dict) -> dict:
             "iqr": bench["stats"]["iqr"],
             "rounds": bench["stats"]["rounds"],
         }
+        if info.get("moved"):
+            row["gigabytes_per_second"] = info["moved"] / seconds / 1e9
         key = (info["workload"], info["who"])
         if key not in best or row["rate"] > best[key]["rate"]:
             best[key] = row
@@ -85,13 +87,17 @@ def table(result: dict) -> str:
     lines = [
         f"`{result['command'].strip()}`, {result['date']}, CPU, {result['threads']} threads, {versions}",
         "",
-        "| workload | who | setting | per second | occfast is |",
-        "| --- | --- | --- | ---: | ---: |",
+        "| workload | who | setting | per second | GB/s | of `clone()` | occfast is |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
+    copies = {row["workload"]: row["rate"] for row in result["rows"] if row["who"] == "clone()"}
     for row in result["rows"]:
         ratio = "" if row["who"] == "occfast" else f"{row['ratio']:.1f}×"
+        bandwidth = f"{row['gigabytes_per_second']:.2f}" if "gigabytes_per_second" in row else ""
+        share = f"{row['rate'] / copies[row['workload']]:.0%}" if row["workload"] in copies else ""
         lines.append(
-            f"| {row['workload']} | {row['who']} | {row['setting']} | {row['rate']:,.0f} {row['unit']} | {ratio} |"
+            f"| {row['workload']} | {row['who']} | {row['setting']} | {row['rate']:,.0f} {row['unit']} "
+            f"| {bandwidth} | {share} | {ratio} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,10 +1,12 @@
 """Noisy occluders against plain PyTorch, kornia, scikit-image and a plain copy of the batch.
 
 The work that must be done: read and write each image once and draw about 800 pixels, so `clone()` is
-the floor.  kornia's RandomErasing does less (one grey, no noise, uniform locations).
+the floor.  kornia's RandomErasing and albumentations' CoarseDropout do less (one grey, no noise, uniform locations).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -55,7 +57,19 @@ def scikit_image(images: torch.Tensor, p: np.ndarray, generator: np.random.Gener
     return out
 
 
-WHO = ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "scikit-image", "clone()"]
+def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], object]:
+    """CoarseDropout, an image at a time: one uniform hole of the same size in one grey, no noise."""
+    import albumentations as peer
+
+    drop = peer.CoarseDropout(
+        num_holes_range=(1, 1), hole_height_range=(20 / size[0], 20 / size[0]),
+        hole_width_range=(40 / size[1], 40 / size[1]), fill=0.5 if images.is_floating_point() else 127, p=1.0,
+    )  # fmt: skip
+    pictures = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
+    return lambda: [drop(image=picture)["image"] for picture in pictures]
+
+
+WHO = ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "albumentations", "scikit-image", "clone()"]
 
 
 @pytest.mark.parametrize("who", WHO)
@@ -87,9 +101,13 @@ def test_noisy_occluder(compare, who, name):
         area = 20 * 40 / (size[0] * size[1])
         erase = RandomErasing(scale=(area, area), ratio=(0.5, 0.5), value=0.5, p=1.0)
         run = lambda: erase(images)  # noqa: E731
+    elif who == "albumentations":
+        pytest.importorskip("albumentations", reason="a peer for this row only: pip install albumentations")
+        run = albumentations(images, size)
     elif who == "scikit-image":
         generator = np.random.default_rng(0)
         run = lambda: scikit_image(images, p.numpy(), generator)  # noqa: E731
     else:
         run = images.clone
-    compare(run, workload=f"noisy occluder 20×40, {name}", who=who, items=shape[0], unit="images")
+    compare(run, workload=f"noisy occluder 20×40, {name}", who=who, items=shape[0], unit="images",
+            moved=2 * images.nbytes)  # fmt: skip

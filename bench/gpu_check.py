@@ -1,11 +1,12 @@
 """Everything that only a GPU can tell, in one command: ``make gpu-check``.
 
-Runs the CUDA tests, compute-sanitizer over them, the card's own ceilings, every kernel against its
-floor, and the dense sweep against plain PyTorch; writes one JSON and prints one table.  Settings of the
-card are read, never changed.  ``--device cpu`` is a dry run of the timing parts with small workloads.
+Runs the CUDA tests, compute-sanitizer over them, the card's own ceilings, every kernel against its floor, the dense
+and the exact incremental sweep against plain PyTorch, the triplet loss against its matrix products, PDSN
+identification against the matrix rate, and training; writes one JSON and prints one table.  Settings of the card are
+read, never changed.  ``--device cpu`` is a dry run of the timing parts with small workloads.
 
-A kernel's floor is the time that the card's measured copy bandwidth needs for the bytes that the op must
-read and write; its share is floor / time.
+A kernel's floor is the time that the card's measured copy bandwidth needs for the bytes that the op must read and
+write; its share is floor / time.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from occfast import BatchTripletLoss, pdsn
+from occfast.models import PaperNet
 from occfast.native import build, ops
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.incremental import IncrementalEvaluator
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tests", "sanitizer", "ceilings", "kernels", "sweep")
+PARTS = ("tests", "sanitizer", "ceilings", "kernels", "sweep", "exact", "triplet", "identify", "training")
 Clock = Callable[[Callable[[], Any]], float]
 
 
@@ -257,6 +262,19 @@ def kernel_cases(device: str) -> Iterator[Case]:
     yield Case("sweep_accumulate", f"{list(scores.shape)} float64", scores.numel() * 8,
                lambda: ops.sweep_accumulate(scores, total, squares))  # fmt: skip
 
+    for dtype, channels, side in ((torch.float32, 64, 50), (torch.float32, 256, 13), (torch.bfloat16, 128, 25)):
+        size = dtype.itemsize
+        maps = _pixels((4, channels, side, side), dtype, device).contiguous(memory_format=torch.channels_last)
+        window, patch = side // 2, side // 2 - 2
+        count = 2**29 // scale // (channels * window * window * size)
+        patches = _pixels((count, channels, patch, patch), dtype, device).contiguous(memory_format=torch.channels_last)
+        images = torch.arange(count, device=device) % 4
+        origins = torch.randint(-2, side - patch, (count, 2), device=device)
+        out = count * channels * window * window * size
+        yield Case("gather_windows", f"{count} windows {window}x{window} of {channels}x{side}x{side} {_name(dtype)}",
+                   2 * out, lambda a=(maps, images, origins, window, window, patches, origins + 1, 0.0):
+                   ops.gather_windows(*a))  # fmt: skip
+
     n = 2**20 // scale
     drawing = _drawing(n, 3, 112, 112, device)
     yield Case("draw_occluders", f"{n} samples, 3 channels", n * (8 + 16 + 1 + 4 + 12),
@@ -309,19 +327,10 @@ def time_kernels(device: str, clock: Clock, bandwidth: float) -> list[dict[str, 
 # -- dense sweep ---------------------------------------------------------------------------------------
 
 
-def w1_network(classes: int = 1000, width: int = 32) -> nn.Module:
-    """Ten 3x3 convolutions for 100x100 grey images (Yi et al. 2014): the network of workload W1."""
-    w = width
-    layers: list[nn.Module] = []
-    before = 1
-    for block, pair in enumerate(((w, 2 * w), (2 * w, 4 * w), (3 * w, 6 * w), (4 * w, 8 * w), (5 * w, 10 * w))):
-        for k, after in enumerate(pair):
-            layers.append(nn.Conv2d(before, after, 3, padding=1))
-            if (block, k) != (4, 1):
-                layers.append(nn.ReLU())
-            before = after
-        layers.append(nn.MaxPool2d(2, ceil_mode=True) if block < 4 else nn.AdaptiveAvgPool2d(1))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, classes))
+def w1_network(width: float = 1.0) -> nn.Module:
+    """The network of workload W1: the paper's, 1,000 classes."""
+    torch.manual_seed(0)
+    return PaperNet(1000, width=width).eval()
 
 
 def _graphed(function: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -374,7 +383,7 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     small = device == "cpu"
     rows = []
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
-        network = w1_network(width=4 if small else 32).to(device, dtype, memory_format=torch.channels_last).eval()
+        network = w1_network(0.125 if small else 1.0).to(device, dtype, memory_format=torch.channels_last)
         images = _pixels((4, 1, 100, 100), dtype, device)
         for batch in (8,) if small else (256, 1024):
             positions = torch.randint(0, 40_000, (batch,), device=device)
@@ -383,6 +392,85 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
                 row[f"{name}_positions_per_s"] = batch / clock(_graphed(function, device))
             rows.append(row)
     return rows
+
+
+# -- exact sweep ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
+    """Positions a second of the exact incremental sweep of W1, and of the dense one in PyTorch at its better batch."""
+    small = device == "cpu"
+    network = w1_network(0.125 if small else 1.0).to(device)
+    image = _pixels((1, 1, 100, 100), torch.float32, device)
+    copies = network.to(memory_format=torch.channels_last)
+    dense = 0.0
+    for batch in (8,) if small else (256, 1024):
+        positions = torch.randint(0, 10_000, (batch,), device=device)
+        dense = max(dense, batch / clock(_graphed(_sweepers(copies, image, positions)["pytorch"], device)))
+    rows = []
+    for occluder in ((20, 20),) if small else ((20, 20), (20, 40), (40, 40)):
+        grid = SweepGrid.over((100, 100), occluder, 25 if small else 1)
+        evaluator = IncrementalEvaluator(network, grid, image)
+        positions, fill = torch.arange(grid.positions, device=device), torch.zeros(1, 1, 1, 1, device=device)
+
+        def whole(e: IncrementalEvaluator = evaluator, p: Tensor = positions, f: Tensor = fill) -> None:
+            e.start(image, f)
+            e.outputs(p)
+
+        rows.append({
+            "network": "W1", "occluder": f"{occluder[0]}x{occluder[1]}", "predicted": evaluator.predicted_speedup,
+            "dense_positions_per_s": dense, "positions_per_s": grid.positions / clock(whole),
+        })  # fmt: skip
+    return rows
+
+
+# -- triplet loss and identification -------------------------------------------------------------------
+
+
+def triplet_loss(device: str, clock: Clock) -> list[dict[str, Any]]:
+    """Forward and backward of the batch triplet loss beside its two matrix products alone."""
+    count, dim = (64, 16) if device == "cpu" else (4096, 512)
+    x = torch.nn.functional.normalize(torch.randn(count, dim, device=device)).requires_grad_()
+    labels = torch.arange(count, device=device) // 8
+    square = torch.randn(count, count, device=device)
+
+    def products() -> None:
+        with torch.no_grad():
+            x @ x.T
+            square @ x
+
+    alone, rows = clock(products), []
+    for mining in ("violating", "all", "semihard"):
+        loss_fn = BatchTripletLoss(mining=mining)
+        seconds = clock(lambda f=loss_fn: f(x, labels).backward())
+        rows.append({"mining": mining, "batch": count, "dim": dim, "seconds": seconds, "products_seconds": alone})
+    return rows
+
+
+def identify(device: str, clock: Clock, rate: float) -> dict[str, Any]:
+    """650 probes in eight groups against 2,959 faces, maps of 512×8×6: share of the card's own fp32 matrix rate."""
+    probes, faces, shape, groups = (8, 32, (4, 2, 2), 2) if device == "cpu" else (650, 2959, (512, 8, 6), 8)
+    maps = torch.rand(faces, *shape, device=device), torch.rand(probes, *shape, device=device)
+    masks = torch.rand(groups, *shape, device=device) > 0.3
+    group = torch.arange(probes) % groups
+    labels = torch.arange(faces, device=device)
+    seconds = clock(lambda: pdsn.match(maps[0], labels, maps[1], (masks, group)))
+    numbers = masks[0].numel()
+    flop = 2.0 * probes * faces * numbers + 2.0 * groups * faces * numbers  # products, and norms for each mask
+    return {"probes": probes, "faces": faces, "numbers": numbers, "seconds": seconds, "flop_per_s": flop / seconds,
+            "of_matrix_rate": flop / seconds / rate}  # fmt: skip
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+def training(device: str) -> dict[str, Any]:
+    """What the training loop costs beyond the network's own step, and the batch triplet loss: see bench/training.py."""
+    from bench.training import measure
+
+    small = device == "cpu"
+    return measure(device, ["dry run"] if small else ["paper", "resnet18"], 2 if small else 40, 1 if small else 5)
 
 
 # -- report --------------------------------------------------------------------------------------------
@@ -422,6 +510,21 @@ def table(result: dict[str, Any]) -> str:
         plain, ours = row["pytorch_positions_per_s"], row["occfast_positions_per_s"]
         lines.append(f"dense sweep {row['network']} {row['dtype']} batch {row['batch']}: PyTorch {plain:,.0f}, "
                      f"occfast {ours:,.0f} positions/s ({ours / plain:.2f}x)")  # fmt: skip
+    for row in result.get("exact", []):
+        ratio = row["positions_per_s"] / row["dense_positions_per_s"]
+        lines.append(f"exact sweep {row['network']} {row['occluder']}: {row['positions_per_s']:,.0f} positions/s, "
+                     f"{ratio:.2f}x the dense PyTorch sweep ({row['predicted']:.1f}x less work)")  # fmt: skip
+    for row in result.get("triplet", []):
+        of_products = row["seconds"] / row["products_seconds"]
+        lines.append(f"batch triplet loss {row['mining']}, B {row['batch']}, D {row['dim']}: "
+                     f"{row['seconds'] * 1e3:.2f} ms, {of_products:.1f}x its matrix products")  # fmt: skip
+    if row := result.get("identify"):
+        lines.append(f"identify {row['probes']} probes, {row['faces']} faces: {row['seconds'] * 1e3:.1f} ms, "
+                     f"{row['of_matrix_rate']:.0%} of the fp32 matrix rate")  # fmt: skip
+    if found := result.get("training"):
+        from bench.training import table as rows_of_training
+
+        lines.append(rows_of_training(found))
     lines.append(f"{result['seconds']:.0f} s in all")
     return "\n".join(lines)
 
@@ -432,8 +535,12 @@ def check(device: str, skip: set[str], clock: Clock, budget: float = 450.0) -> d
     result: dict[str, Any] = {"environment": environment(device), "skipped": sorted(skip), "errors": {}}
     parts: dict[str, Callable[[], Any]] = {
         "ceilings": lambda: ceilings(device, clock),
-        "kernels": lambda: time_kernels(device, clock, copy_rate()),
+        "kernels": lambda: time_kernels(device, clock, ceiling("copy_bytes_per_s")),
         "sweep": lambda: dense_sweep(device, clock),
+        "exact": lambda: exact_sweep(device, clock),
+        "triplet": lambda: triplet_loss(device, clock),
+        "identify": lambda: identify(device, clock, ceiling("fp32_flop_per_s")),
+        "training": lambda: training(device),
         # Last, with what time is left: the sanitizer may take as long as it likes.
         "tests": lambda: run_tests(max(30.0, min(180.0, left()))),
         "sanitizer": lambda: run_sanitizer(max(60.0, left())),
@@ -442,9 +549,10 @@ def check(device: str, skip: set[str], clock: Clock, budget: float = 450.0) -> d
     def left() -> float:
         return budget - (time.perf_counter() - started)
 
-    def copy_rate() -> float:
-        known = result.get("ceilings", {}).get("copy_bytes_per_s")
-        return known or ceilings(device, clock)["copy_bytes_per_s"]
+    def ceiling(name: str) -> float:
+        if "ceilings" not in result:
+            result["ceilings"] = ceilings(device, clock)
+        return float(result["ceilings"][name])
 
     for part, function in parts.items():
         if part in skip:

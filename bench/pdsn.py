@@ -1,24 +1,27 @@
 """PDSN: identification beside the plain loops, and five generators together beside one.
 
-Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Two workloads:
+Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Workloads:
 
 - ``identify``: 650 probes against 2,959 gallery images, maps of 512×8×6 (pdsn-landmarks on LFW), LM2's five regions;
   eight masks as bands, face masks and sunglasses give them.  Peers are what one writes first in PyTorch: a loop over
   pairs, and a loop over probes in which the whole gallery is masked and compared by ``F.cosine_similarity``.  The
   loops are timed on so many probes (``--loop-probes``), in turns with the whole of ours, and scaled; the loop over
   pairs also on a part of the gallery.
-- ``generators``: epochs of training with the base network frozen, LM2's five regions together and each of two regions
-  alone, in turns; the base is ResNet-34 on 128×96 with maps of 512×8×6 (``--width``).
+- ``generators``: so many epochs of training with the base frozen (ResNet-34 of half width, maps of 256×8×6;
+  ``--width``), LM2's five regions together and each of two regions alone, in turns.
+- ``till-as-good``: with ``--base`` (``occfast pdsn experiment --small`` leaves one in ``steps-…/seed-0``), ORL: each
+  region alone till its validation stagnates, and five together till each is as good as it was alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from torch import Tensor
 
 from occfast.losses import LargeMarginCosine
 from occfast.models import resnet34
-from occfast.pdsn import Base, Regions, as_base, landmark_bands, match, train_generators
+from occfast.pdsn import Regions, as_base, landmark_bands, match, train_generators
 from occfast.pdsn import boxes as own_boxes
+from occfast.reproduce.pdsn import base_of, open_faces, read_faces
+from occfast.train import load_network
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -111,51 +116,103 @@ def faces(n: int) -> tuple[Tensor, Tensor, Regions]:
 
 
 def generators(args: argparse.Namespace) -> dict[str, Any]:
+    """So many epochs of five together and of each of two alone; random weights and pixels."""
     torch.manual_seed(0)
     network = resnet34(None, channels=3, width=args.width, stem_pool=False)
-    base: Base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
+    base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
     images, labels, together = faces(args.images)
-    held = (images[: args.images // 5], labels[: args.images // 5])
-    names = dict(zip(together.names, together.boxes.tolist(), strict=True))
-    alone = {name: own_boxes({name: names[name]}, together.size) for name in ("eyes", "mouth")}
-    times: dict[str, list[float]] = {"five together": [], **{f"{name} alone": [] for name in alone}}
+    count = args.images * 799 // 2959  # as many in proportion as on LFW
+    held = images[:count], labels[:count]
+    sets = {"five together": together, **{f"{name} alone": one for name, one in alone(together, ("eyes", "mouth"))}}
+    times: dict[str, list[float]] = {title: [] for title in sets}
     for _ in range(args.rounds):
-        for title, some in (("five together", together), *((f"{name} alone", one) for name, one in alone.items())):
+        for title, regions in sets.items():
             taken, _ = seconds(
-                lambda some=some: train_generators(
-                    base, some, images, labels, validation=held, epochs=args.epochs, patience=args.epochs,
-                    batch_size=60, show_progress=False,
+                lambda regions=regions: train_generators(
+                    base,
+                    regions,
+                    images,
+                    labels,
+                    validation=held,
+                    epochs=args.epochs,
+                    patience=args.epochs,
+                    batch_size=60,
+                    show_progress=False,
                 )
-            )  # fmt: skip
+            )
             times[title].append(taken)
-    best = {name: min(values) for name, values in times.items()}
-    one = sum(best[f"{name} alone"] for name in alone) / len(alone)
+    best = {title: min(values) for title, values in times.items()}
     return {
         "workload": f"{args.epochs} epochs of {args.images} images, base ResNet-34 of width {args.width}",
         "seconds": best,
-        "ratio, five together to one": best["five together"] / one,
+        "ratio, five together to one": 2 * best["five together"] / (best["eyes alone"] + best["mouth alone"]),
     }
+
+
+def till_as_good(args: argparse.Namespace) -> dict[str, Any]:
+    """Each region alone till it stagnates; five together till each has reached what it reached alone (ORL)."""
+    trained = load_network(args.base)
+    base, size = base_of(trained), trained.preprocessing.size
+    found = read_faces(open_faces("orl", size=size), 0, show=False)
+    together = landmark_bands(found.landmarks[found.train], size)
+    data = found.images[found.train], found.labels[found.train]
+    held = found.images[found.validation], found.labels[found.validation]
+    common: dict[str, Any] = {"validation": held, "batch_size": 60, "show_progress": False}
+    goal, took = {}, {}
+    for name, one in alone(together, together.names):
+        took[name], done = seconds(lambda one=one: train_generators(base, one, *data, epochs=60, patience=3, **common))
+        goal[name] = min(epoch.loss[0] for epoch in done.history)
+    missing, reached, start = set(together.names), {}, time.perf_counter()
+
+    class Reached(Exception):
+        pass
+
+    def watch(epoch: Any) -> None:
+        for k, name in enumerate(together.names):
+            if name in missing and epoch.loss[k] <= goal[name]:
+                missing.remove(name)
+                reached[name] = epoch.number
+        if not missing:
+            raise Reached
+
+    with contextlib.suppress(Reached):
+        train_generators(base, together, *data, epochs=120, patience=120, on_epoch=watch, **common)
+    whole = time.perf_counter() - start
+    return {
+        "workload": f"till as good as alone, {len(data[0])} ORL faces, {size[0]}×{size[1]}",
+        "alone": {"seconds": took, "validation loss": goal},
+        "five together": {"seconds": whole, "epoch by which as good": reached, "never": sorted(missing)},
+        "ratio, five together to the mean of one": whole / (sum(took.values()) / len(took)),
+        "ratio, five together to the five one after the other": whole / sum(took.values()),
+    }
+
+
+def alone(regions: Regions, names: Sequence[str]) -> list[tuple[str, Regions]]:
+    found = dict(zip(regions.names, regions.boxes.tolist(), strict=True))
+    return [(name, own_boxes({name: found[name]}, regions.size)) for name in names]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("identify", "generators"))
+    parser.add_argument("--only", choices=("identify", "generators", "till-as-good"))
     parser.add_argument("--probes", type=int, default=650)
     parser.add_argument("--gallery", type=int, default=2959)
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 8, 6), metavar=("C", "H", "W"))
     parser.add_argument("--loop-probes", type=int, default=10)
     parser.add_argument("--loop-gallery", type=int, default=500)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--images", type=int, default=480)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=RESULTS / "pdsn.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [
-        work(args) for name, work in (("identify", identify), ("generators", generators)) if args.only in (None, name)
-    ]
+    work = {"identify": identify, "generators": generators}
+    if args.base is not None:
+        work["till-as-good"] = till_as_good
+    rows = [run(args) for name, run in work.items() if args.only in (None, name)]
     content = {
         "torch": torch.__version__, "threads": args.threads, "cores": os.cpu_count(),
         "machine": f"{platform.machine()} {platform.system()}, {torch.backends.cpu.get_cpu_capability()}",

@@ -3,6 +3,7 @@
     python -m bench.sweep                 # W1 with three occluders and W2, tens of minutes
     python -m bench.sweep --quick         # W1, 20x20, a sample of the positions
     python -m bench.sweep --workloads resnet34 --occluders 20x40 --output my.json
+    python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (8 are used)
 
 All contenders run in turn, round after round, in one process with the same threads; a rate is the
 median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from occfast.native import ops
 from occfast.native.build import instruction_set
+from occfast.sweep import incremental as incremental_module
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
 from tests import networks
@@ -219,6 +221,37 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     return rows
 
 
+def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
+    """How the size of a batch matters: positions a second by the bytes of one layer's rectangles in it."""
+    build, shape = WORKLOADS[workload]
+    model, image = networks.lively(build()), torch.rand(1, *shape)
+    grid = SweepGrid.over(shape[1:], occluder)
+    evaluator = IncrementalEvaluator(model, grid, image)
+    positions = torch.arange(grid.positions)[grid.positions // 3 : grid.positions // 3 + 2000]
+    evaluator.start(image, torch.zeros(1, 1, 1, 1))
+    evaluator.outputs(positions)
+    used, sizes = incremental_module._CACHE, [n << 20 for n in (1, 2, 4, 8, 16, 32)]
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    try:
+        for _ in range(rounds):
+            for size in sizes:
+                incremental_module._CACHE = size
+                started = time.perf_counter()
+                evaluator.outputs(positions)
+                rates[size].append(len(positions) / (time.perf_counter() - started))
+    finally:
+        incremental_module._CACHE = used
+    rows = []
+    for size in sizes:
+        rows.append({
+            "workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "batch", "mib": size >> 20,
+            "positions_per_second": round(statistics.median(rates[size]), 1), "used": size == used,
+        })  # fmt: skip
+        print(f"{workload:<10} {rows[-1]['occluder']:<7} {size >> 20:3} MiB {rows[-1]['positions_per_second']:9.1f}/s"
+              f"{'  (used)' if size == used else ''}", flush=True)  # fmt: skip
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="W1, 20x20, a sample")
@@ -228,6 +261,7 @@ def main() -> int:
     parser.add_argument("--occluders", nargs="+", default=None, metavar="HxW")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "sweep-cpu.json")
     options = parser.parse_args()
@@ -241,7 +275,10 @@ def main() -> int:
         )
         for text in given:
             height, width = (int(v) for v in text.split("x"))
-            rows += run(workload, (height, width), options)
+            if options.budgets:
+                rows += budgets(workload, (height, width), options.rounds)
+            else:
+                rows += run(workload, (height, width), options)
     versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
     result = {
         "date": str(date.today()), "threads": options.threads, "processor": platform.processor() or platform.machine(),

@@ -187,8 +187,8 @@ def reproduce() -> None:
         names = list(dict.fromkeys(_box(step.name) for step in level))
         for row, name in enumerate(names):
             places[name] = (column, row - (len(names) - 1) / 2)
-            ax.text(*places[name], name, ha="center", va="center", fontsize=6.5, color="white", zorder=3,
-                    bbox={"boxstyle": "round,pad=0.3", "facecolor": colours[name.split()[0]], "edgecolor": "none"})  # fmt: skip
+            box = {"boxstyle": "round,pad=0.3", "facecolor": colours[name.split()[0]], "edgecolor": "none"}
+            ax.text(*places[name], name, ha="center", va="center", fontsize=6.5, color="white", zorder=3, bbox=box)
     for step in graph.steps.values():
         for other in step.needs:
             (x0, y0), (x1, y1) = places[_box(other)], places[_box(step.name)]
@@ -232,15 +232,226 @@ def scaling() -> None:
     save(figure, "scaling.png")
 
 
+def covers() -> None:
+    """The occlusions of docs/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
+    from skimage import data
+
+    from occfast.evaluate import named_occlusion
+
+    image = torch.from_numpy(data.astronaut()[20:220, 127:327].copy()).permute(2, 0, 1)[None]
+    points = torch.tensor([[82.0, 79], [85, 122], [111, 100], [121, 77], [123, 120]], dtype=torch.float64)[None]
+    names = ("forehead", "eyes", "nose", "mouth", "chin", "block:60x60@left_eye", "sunglasses:round",
+             "sunglasses:square", "sunglasses:aviator", "mask:surgical", "mask:cloth", "mask:respirator",
+             "noisy:40x80@84,100", "sunglasses+mask:surgical")  # fmt: skip
+    figure = Figure(figsize=(9.4, 3.1), layout="constrained")
+    axes = figure.subplots(2, 7)
+    for ax, name in zip(axes.flat, names, strict=True):
+        ax.imshow(named_occlusion(name, seed=4)(image, points).images[0].permute(1, 2, 0))
+        ax.set_title(name, fontsize=7)
+        ax.set_axis_off()
+    save(figure, "covers.png")
+
+
+def intervals() -> None:
+    """TAR@FAR of 400 simulated tests: how often intervals hold the population's."""
+    import numpy as np
+    from scipy.stats import norm
+
+    from occfast.evaluate import binomial_interval, roc
+
+    random, n, apart = np.random.default_rng(0), 1000, 2.0
+    same = np.arange(2 * n) < n
+    fars = (0.001, 0.003, 0.01, 0.03, 0.1)
+    covered = np.zeros((2, len(fars)))
+    for _ in range(400):
+        curve = roc(random.normal(size=2 * n) + apart * same, same)
+        for k, far in enumerate(fars):
+            truth, entry = norm.sf(norm.isf(far) - apart), curve.tar_at_far(far)
+            fixed = binomial_interval(round(entry.tar * n), n)
+            covered[:, k] += [i.low <= truth <= i.high for i in (entry.interval, fixed)]
+    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+    ax = figure.subplots()
+    for share, label in zip(covered / 400, ("Roc.tar_interval", "threshold taken as known"), strict=True):
+        ax.semilogx(fars, share, "o-", label=label)
+        print(label, [f"{v:.3f}" for v in share])
+    ax.axhline(0.95, color="grey", linewidth=0.8)
+    ax.set(xlabel="false acceptance rate", ylabel="intervals that hold the truth", ylim=(0, 1.02))
+    ax.legend(fontsize=8)
+    save(figure, "intervals.png")
+
+
+def training() -> None:
+    """The curves of finished runs (docs/training.md says how they were made), and what the last stage did to the score
+    distributions of people that none of them was trained on."""
+    import json
+
+    from occfast.train.log import read_rows
+
+    runs = Path("runs")
+    names = {"A": "#444444", "A20x40": "#ff7d00", "C": "#b5367a"}
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for ax, (name, colour) in zip(axes[0], names.items(), strict=True):
+        steps, validations = read_rows(runs / name / "steps.csv"), read_rows(runs / name / "validations.csv")
+        ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
+        ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
+        axes[1, 0].plot(
+            [r["step"] / validations[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
+            ".-", color=colour, label=name,
+        )  # fmt: skip
+    axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
+    axes[1, 0].legend(frameon=False)
+    scores = [json.loads(line) for line in (runs / "C" / "scores.jsonl").read_text().splitlines()]
+    for ax, one, title in ((axes[1, 1], scores[0], "before C"), (axes[1, 2], scores[-1], "after C")):
+        for kind, colour in (("positive", "tab:green"), ("negative", "tab:red")):
+            share = torch.tensor(one[kind], dtype=torch.float64)
+            label = {"positive": "one person", "negative": "two people"}[kind]
+            ax.stairs(share / share.sum(), one["edges"], fill=True, alpha=0.4, color=colour, label=label)
+        ax.set(title=f"{title}: d′ = {one['decidability']:.2f}", xlabel="squared distance", yticks=[])
+    axes[1, 2].legend(frameon=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    save(figure, "training.png")
+
+
+def pdsn() -> None:
+    """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
+    finished ``occfast pdsn experiment --small -o pdsn``."""
+    from occfast.pdsn import MaskDictionary, landmark_bands, regions, saliency
+    from occfast.plots import grey
+    from occfast.reproduce.pdsn import base_of, occlude, open_faces, read_faces
+    from occfast.train import load_network
+
+    steps = max(Path("pdsn").glob("steps-*/seed-0"), key=lambda path: path.stat().st_mtime)
+    dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
+    base = base_of(load_network(steps / "base plain.safetensors"))
+    size = dictionary.regions.size
+    faces = read_faces(open_faces("orl", size=size), 0, show=False)
+    landmarks = faces.landmarks[faces.train]
+    mean = faces.images[faces.train].float().mean(0).numpy()
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    top, rest = figure.subfigures(2, 1, height_ratios=(1.75, 1))
+    for ax, kind in zip(top.subplots(1, 4), ("3x3", "lm1", "lm2", "lm2-split"), strict=True):
+        regions.named(kind, size, landmarks).draw(mean, ax=ax, landmarks=landmarks)
+        ax.set_title(kind, fontsize=10)
+    masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
+    masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
+    dictionary.plot(masks.subplots(1, 5))
+    looks.suptitle("saliency without and with the mask", fontsize=10)
+    one = faces.test[:1]
+    bands = landmark_bands(landmarks, size)
+    image, covered = occlude("face mask", faces.images[one], faces.landmarks[one], bands, one, 0)
+    axes = looks.subplots(1, 3)
+    axes[0].imshow(grey(image[0].numpy()), cmap="gray")
+    for ax, mask in zip(axes[1:], (None, dictionary.discard_mask(covered)), strict=True):
+        ax.imshow(saliency(base, image, mask=mask)[0].numpy(), cmap="inferno")
+    for ax in axes:
+        ax.set_axis_off()
+    save(figure, "pdsn.png")
+
+
+def alignment() -> None:
+    """A photograph and the same turned: what the templates make of both."""
+    from PIL import Image
+    from skimage import data
+
+    from occfast.data import TEMPLATES, align_faces
+    from occfast.data.align import warp
+
+    photograph = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)
+    # Found by MTCNN.
+    landmarks = torch.tensor(
+        [(102.25, 206.25), (105.25, 248.75), (130.75, 226.25), (140.75, 202.75), (144.25, 246.25)]
+    ).double()
+    figure = Figure(figsize=(9.6, 4.3), layout="constrained")
+    rows = figure.subplots(2, 1 + len(TEMPLATES))
+    for axes, (angle, scale) in zip(rows, ((0.0, 1.0), (0.4, 0.8)), strict=True):
+        sine, cosine = (float(f(torch.tensor(angle))) * scale for f in (torch.sin, torch.cos))
+        turn = torch.tensor([[cosine, sine], [-sine, cosine]]).double()
+        shift = torch.tensor([130.0, 226.0]).double() - turn @ torch.tensor([110.0, 110.0]).double()
+        image = warp(photograph, torch.cat([turn, shift[:, None]], 1), (220, 220))
+        points = torch.linalg.solve(turn, (landmarks - shift).T).T
+        shown = [("photograph", image, points)]
+        for name in TEMPLATES:
+            aligned = align_faces(image[None], points[None], name, grey=name == "paper-100")
+            shown.append((name, aligned.images[0], aligned.landmarks[0]))
+        for ax, (name, picture, five) in zip(axes, shown, strict=True):
+            ax.imshow(picture.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+            ax.plot(five[:, 1], five[:, 0], "o", color="#ff7d00", markersize=3)
+            ax.set_title(name, fontsize=10)
+            ax.set_axis_off()
+    save(figure, "alignment.png")
+    Image.open(IMAGES / "alignment.png").convert("RGB").quantize(128).save(IMAGES / "alignment.png", optimize=True)
+
+
+def estimates() -> None:
+    """What the estimating methods visit and give, with network A of a finished ``make demo``; a few minutes."""
+    import numpy as np
+
+    from occfast import occlusion_map
+    from occfast.data import ORL
+    from occfast.models import PaperNet
+    from occfast.sweep.refinement import Refinement
+    from occfast.sweep.smoothing import Design
+
+    steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
+    network = PaperNet(40, width=0.25, batch_norm=True)
+    network.load_state_dict(torch.load(steps / "network A.pt", weights_only=True)["weights"])
+    network.eval()
+    faces, size = ORL(), (40, 40)
+    part = torch.cat(faces.split((6, 2, 2))[1:])[::2]
+    images, labels = (faces.images[part].float() / 255 - 0.5) / 0.25, faces.labels[part]
+    full = occlusion_map(network, images, labels, size, stride=2)
+    sampled = occlusion_map(network, images, labels, size, stride=2, method="sampled")
+    assert full.per_image is not None and sampled.interval is not None
+    chosen = int(np.abs(full.per_image.mean((1, 2)) - 0.25).argmin())
+    one = full.per_image[chosen].astype(float)
+    refinement = Refinement(*one.shape, (4, 4), True)
+    known = refinement.first()[None]
+    while (wanted := refinement.wanted(known, one[None], 0.5)).any():
+        known = known | wanted
+    shape = one.shape
+    lattice = Design(shape, (5.3, 5.3), 0).lattice(0)
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(2, 3)
+    axes[0, 0].imshow(one, cmap="gray_r", vmin=0, vmax=1.5)
+    axes[0, 0].set_title("one face: where covering it\nmakes the network wrong", fontsize=10)
+    axes[0, 1].imshow(one, cmap="gray_r", vmin=0, vmax=3)
+    axes[0, 1].plot(*np.nonzero(known[0])[::-1], ".", color="#b5367a", markersize=3)
+    axes[0, 1].set_title(f"adaptive: {known.mean():.0%} of the positions,\n"
+                         f"{(refinement.filled(known, one[None]) == one).mean():.2%} right", fontsize=10)  # fmt: skip
+    axes[0, 2].imshow(one, cmap="gray_r", vmin=0, vmax=3)
+    rows, columns = np.meshgrid(*lattice)
+    axes[0, 2].plot(columns.ravel(), rows.ravel(), ".", color="#b5367a", markersize=4)
+    axes[0, 2].set_title("sampled: one image's lattice", fontsize=10)
+    limits = (0.0, float(full.values.max()))
+    for ax, m, name in ((axes[1, 0], full, "full sweep"), (axes[1, 1], sampled, "sampled")):
+        draw_map(m.values, extent(*m.centers), ax=ax, label="error rate", limits=limits)
+        ax.set_title(f"{name}, mean of {m.n_images} faces\n{m.n_evaluations:,} evaluations", fontsize=10)
+    half = (sampled.interval[1] - sampled.interval[0]) / 2
+    draw_map(half, extent(*sampled.centers), ax=axes[1, 2], label="half width")
+    inside = ((sampled.interval[0] <= full.values) & (full.values <= sampled.interval[1])).mean()
+    axes[1, 2].set_title(f"95 % intervals: the full sweep is inside\nat {inside:.0%} of the locations", fontsize=10)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    save(figure, "estimates.png")
+
+
 if __name__ == "__main__":
     figures = {
+        "covers": covers,
+        "intervals": intervals,
         "occluders": occluders,
         "temperatures": temperatures,
         "rectangles": rectangles,
         "demo": demo,
+        "estimates": estimates,
         "triplet": triplet,
         "reproduce": reproduce,
         "scaling": scaling,
+        "training": training,
+        "pdsn": pdsn,
+        "alignment": alignment,
     }
     for name in sys.argv[1:] or figures:
         figures[name]()

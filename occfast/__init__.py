@@ -3,9 +3,9 @@
 Importing compiles nothing; the kernels are built at the first call that needs them.
 """
 
-from . import data, models, pdsn
+from . import data, evaluate, models, pdsn, train
 from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
-from .errors import DataError, NativeUnavailable
+from .errors import DataError, NativeUnavailable, ProcessLost
 from .losses import (
     BatchTripletLoss,
     LargeMarginCosine,
@@ -29,6 +29,7 @@ __all__ = [
     "OccluderInfo",
     "OcclusionMap",
     "PerImage",
+    "ProcessLost",
     "SweepGrid",
     "TripletLoss",
     "TripletMiner",
@@ -36,8 +37,10 @@ __all__ = [
     "__version__",
     "backend",
     "data",
+    "evaluate",
     "models",
     "occlusion_map",
     "pdsn",
     "plot_score_distributions",
+    "train",
 ]

@@ -9,3 +9,7 @@ class NativeUnavailable(RuntimeError):
 
 class DataError(ValueError):
     """A file can't be read; the message names the file and, where known, the offset."""
+
+
+class ProcessLost(RuntimeError):
+    """One of the processes that share the work died, gave up or no longer answers; the message says which and why."""

@@ -74,7 +74,8 @@ def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
         rate = (done - first) / (now - started)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
         share = f" of {total:,}" if total else ""
-        text = f", {note()}" if note else ""
+        beside = note() if note else ""
+        text = f", {beside}" if beside else ""
         print(f"{title}: {done:,}{share} {unit}{text}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     return report

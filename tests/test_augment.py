@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from torch.utils.data import DataLoader, Dataset
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import occfast
 from occfast.augment import NORMAL_SPREAD, LocationDistribution, NoisyOccluder
@@ -204,6 +207,41 @@ def test_workers_and_epochs_do_not_repeat_each_other():
     assert len(images.unique(dim=0)) == 48
     torch.manual_seed(7)
     assert torch.equal(torch.cat(list(loader)), epochs[0])
+
+
+def _rank(rank: int, ranks: int, folder: str) -> None:
+    """One process of a DDP run: its share of the images, each under its global number; one training step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    images, occluder = _portraits(), NoisyOccluder((9, 9), seed=1)
+    ids = torch.tensor(list(DistributedSampler(range(24), ranks, rank, shuffle=True, seed=3)))  # global sample ids
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(900, 3))
+    seen = occluder(images[ids], ids)
+    model(seen.flatten(1)).square().mean().backward()
+    torch.save((ids, seen, [p.grad for p in model.parameters()]), Path(folder) / f"{rank}.pt")
+    dist.barrier()  # a rank that leaves while another still talks to it aborts that one
+    dist.destroy_process_group()
+
+
+def _portraits() -> torch.Tensor:
+    return torch.rand(24, 1, 30, 30, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("ranks", (2, 3))
+def test_ddp_gives_what_one_process_gives(ranks: int, tmp_path: Path):
+    torch.multiprocessing.spawn(_rank, (ranks, str(tmp_path)), nprocs=ranks)
+    images, alone = _portraits(), NoisyOccluder((9, 9), seed=1)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
+    assert sorted(k for ids, *_ in parts for k in ids.tolist()) == list(range(24))
+    whole = alone(images, torch.arange(24))
+    for ids, seen, _ in parts:
+        assert torch.equal(seen, whole[ids])
+    torch.manual_seed(0)
+    model = nn.Linear(900, 3)
+    model(whole.flatten(1)).square().mean().backward()
+    for *_, grads in parts:
+        torch.testing.assert_close(grads, [p.grad for p in model.parameters()])
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (40, 30, 1), (40, 30, 3)])

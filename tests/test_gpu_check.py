@@ -25,7 +25,7 @@ def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_check.main(["--device", "cpu", "--skip", "tests,kernel"])
     assert stopped.value.code == 2
-    assert "expected parts among tests, sanitizer, ceilings, kernels, sweep, got kernel" in capsys.readouterr().err
+    assert f"expected parts among {', '.join(gpu_check.PARTS)}, got kernel" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_every_row(tmp_path, capsys):
@@ -41,7 +41,7 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["errors"] == {} and result["skipped"] == ["sanitizer", "tests"]
     assert {row["op"] for row in result["kernels"]} == {
-        "occlude_positions", "sweep_score", "sweep_accumulate", "draw_occluders", "paint_occluders"
+        "occlude_positions", "sweep_score", "sweep_accumulate", "gather_windows", "draw_occluders", "paint_occluders"
     }  # fmt: skip
     bandwidth = 2 * 2**24 / 2e-3
     assert result["ceilings"]["copy_bytes_per_s"] == bandwidth
@@ -50,7 +50,14 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
         assert row["share_of_floor"] == pytest.approx(row["bytes"] / 2e-3 / bandwidth)
     assert any("twin_seconds" in row for row in result["kernels"])
     assert result["sweep"][0]["occfast_positions_per_s"] == pytest.approx(8 / 2e-3)
-    assert len(calls) == 4 + sum(1 + ("twin_seconds" in row) for row in result["kernels"]) + 2
+    assert result["exact"][0]["positions_per_s"] == pytest.approx(16 / 2e-3) and result["exact"][0]["predicted"] > 1
+    assert [row["mining"] for row in result["triplet"]] == ["violating", "all", "semihard"]
+    flop = 2 * 32 * 16 * (8 + 2)
+    assert result["identify"]["flop_per_s"] == pytest.approx(flop / 2e-3)
+    timed = sum(1 + ("twin_seconds" in row) for row in result["kernels"])
+    assert len(calls) == 4 + timed + 2 + 2 + 4 + 1  # ceilings, kernels, sweep, exact, triplet, identify
+    assert [row["steps"] for row in result["training"]["loop"]] == [2, 2]
+    assert result["training"]["triplets"][0]["ratio"] > 0
     printed = capsys.readouterr().out
     assert "paint_occluders" in printed and "dense sweep W1" in printed and str(output) in printed
 
@@ -58,7 +65,7 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
 def test_an_error_in_one_part_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "dense_sweep", lambda *_: 1 / 0)
     output = tmp_path / "result.json"
-    arguments = ["--device", "cpu", "--skip", "kernels", "--output", str(output)]
+    arguments = ["--device", "cpu", "--skip", "kernels,exact,triplet,identify,training", "--output", str(output)]
     assert gpu_check.main(arguments, lambda function: 1.0) == 1
     result = json.loads(output.read_text())
     assert "division" in result["errors"]["sweep"] and result["ceilings"]["fp32_flop_per_s"] == 2 * 256**3
@@ -83,7 +90,7 @@ def test_a_test_report_is_read(tmp_path):
 def test_the_network_is_that_of_the_workload():
     network = gpu_check.w1_network()
     flops = []
-    for layer in network:
+    for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(lambda layer, _, out: flops.append(2 * out.numel() * layer.weight[0].numel()))
     assert network(torch.zeros(1, 1, 100, 100)).shape == (1, 1000)

@@ -7,14 +7,15 @@ needs when it runs, so that ``occfast --help`` is quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..errors import DataError, NativeUnavailable
-from . import data, demo, environment, evaluate, overlap, pdsn, reproduce, train
+from ..errors import DataError, NativeUnavailable, ProcessLost
+from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
@@ -40,6 +41,7 @@ def _root(
 
 # In the order of ``occfast --help``.
 app.command()(demo.demo)
+app.command("map")(map.map_)
 app.command()(train.train)
 app.command()(train.export)
 app.command()(evaluate.evaluate)
@@ -58,6 +60,9 @@ def main() -> None:
     except (ValueError, TypeError, DataError, NativeUnavailable, OSError) as error:
         print(f"occfast: {error}", file=sys.stderr)
         sys.exit(2)
+    except ProcessLost as error:
+        print(f"occfast: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the others' connections may never answer again
     except KeyboardInterrupt:
         print("occfast: interrupted", file=sys.stderr)
         sys.exit(130)

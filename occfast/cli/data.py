@@ -94,8 +94,14 @@ def convert(
         Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, where the data set has none.")
     ] = None,
     grey: Annotated[bool, typer.Option("--grey", help="Grey faces; with --template.")] = False,
+    border: Annotated[
+        str, typer.Option("--border", help="Beyond the image: repeat its edge or black (insightface); with --template.")
+    ] = "repeat",
     pixels: Annotated[bool, typer.Option("--pixels", help="An .npz of pixels, uint8 [N, C, H, W].")] = False,
     min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer.", min=1)] = 1,
+    exclude: Annotated[
+        Path | None, typer.Option("--exclude", help="Leave out people on this list, as occfast data overlap writes it.")
+    ] = None,
     skip: Annotated[
         bool, typer.Option("--skip", help="Leave out, and list, images that can't be read or lack landmarks.")
     ] = False,
@@ -108,6 +114,7 @@ def convert(
     """
     from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks
     from ..data.convert import convert as write
+    from ..data.overlap import read_exclude
 
     if grey and template is None:
         raise ValueError("--grey: expected together with --template")
@@ -117,10 +124,11 @@ def convert(
     left_out = _bad(dataset, template is not None, quiet) if skip else {}
     if left_out:
         dataset = Subset(dataset, [k for k, name in enumerate(dataset.names) if name not in left_out])
-    if min_images > 1:
-        dataset = dataset.select(min_images=min_images)
+    if min_images > 1 or exclude is not None:
+        unwanted = [] if exclude is None else read_exclude(exclude)
+        dataset = dataset.select(min_images=min_images, exclude=unwanted)
     if template is not None:
-        dataset = Aligned(dataset, template, grey)
+        dataset = Aligned(dataset, template, grey, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)
     result = {
         "target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out,

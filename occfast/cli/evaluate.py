@@ -72,6 +72,9 @@ def evaluate(
     ] = False,
     landmarks: Annotated[Path | None, typer.Option(help="CSV file with landmarks of the images.")] = None,
     flip: Annotated[str, typer.Option(help="Fuse with the mirror image: sum, concat or none.")] = "sum",
+    bootstrap: Annotated[
+        int, typer.Option(help="Resamples of people for the intervals of pairs; 0: pairs as independent.", min=0)
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -114,7 +117,7 @@ def evaluate(
             chosen, network, faces, preprocessing,
             {name: named_occlusion(name, seed) for name in occlude or []},
             cover=cover, flip=flip, batch_size=batch_size, workers=workers,  # type: ignore[arg-type]
-            cache=output / "features" if resume else None, progress=not quiet,
+            cache=output / "features" if resume else None, resamples=bootstrap, progress=not quiet,
         )  # fmt: skip
     page = report.write(output)
     if as_json:
@@ -153,7 +156,7 @@ def _protocols(
         return [evaluate.listed(source, pairs, None, **({} if folds is None else {"folds": folds}))]
     fars = (0.01, 0.1) if strangers else ()
     return [
-        evaluate.first_against_rest(
+        evaluate.gallery_and_probes(
             source, gallery, strangers=strangers, fars=fars, seed=seed, count=count,  # type: ignore[arg-type]
         )
     ]  # fmt: skip

@@ -165,7 +165,8 @@ def segment_command(
     epochs: Annotated[int, typer.Option("--epochs", help="At most.", min=1)] = 12,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
     start: Annotated[
-        Path | None, typer.Option("--start", help="State dict of segmentation_models_pytorch's Unet('vgg16'): .pt.")
+        Path | None,
+        typer.Option("--start", help="State dict of segmentation_models_pytorch's Unet('vgg16'): .pt or .safetensors."),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -179,13 +180,14 @@ def segment_command(
     from .. import checks
     from ..pdsn import SegmentationScore, UNet, landmark_bands, segment, train_segmentation
     from ..reproduce.pdsn import OCCLUSIONS, mixed, occlude, open_faces, read_faces
+    from ..train import load_into
 
     faces = read_faces(open_faces(data, root, size=size), seed)
     bands = landmark_bands(faces.landmarks[faces.train], size)
     torch.manual_seed(seed)
     network = UNet(faces.images.shape[1], width=width)
     if start is not None:
-        network.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+        load_into(network, start)
     network.to(checks.device(device))
     history = train_segmentation(
         network, *mixed(faces, faces.train, bands, seed), validation=mixed(faces, faces.validation, bands, seed),
@@ -220,7 +222,7 @@ def identify_command(
     root: RootOption = None,
     own: Annotated[bool, typer.Option("--own", help="Regions of each probe's own landmarks.")] = False,
     soft: Annotated[bool, typer.Option("--soft", help="Soft masks instead of binary ones.")] = False,
-    compare: Annotated[str, typer.Option("--compare", help="features or maps.")] = "features",
+    compare: Annotated[str, typer.Option("--compare", help="maps or features.")] = "maps",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -273,7 +275,7 @@ def experiment_command(
     width: Annotated[int | None, typer.Option("--width", help="Channels of its first stage.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Of the base, at most.", min=1)] = None,
     segmentation_width: Annotated[float | None, typer.Option("--segmentation-width", help="Of the U-Net.")] = None,
-    compare: Annotated[str | None, typer.Option("--compare", help="features or maps.")] = None,
+    compare: Annotated[str | None, typer.Option("--compare", help="maps or features.")] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:

@@ -5,6 +5,7 @@ Images are uint8 [C, H, W].  Where no folder is named it is looked for in the on
 ``OCCFAST_DATA`` names.
 """
 
+from . import occlusions
 from .align import TEMPLATES, Aligned, AlignedFaces, Alignment, Template, align_faces
 from .ar import AR, AR10P, Shot
 from .celeba import CelebA
@@ -17,8 +18,11 @@ from .lfw import LFW
 from .npz import Npz
 from .open import open_dataset
 from .orl import ORL
+from .overlap import read_exclude
+from .pairs import PairList, Pairs, read_pairs
 from .record_file import RecordFile, RecordWriter
 from .recordio import RecordIO
+from .resize import Resized
 from .samplers import MPerClassSampler, PKSampler
 from .verification_bin import VerificationBin, write_verification_bin
 
@@ -44,9 +48,12 @@ __all__ = [
     "MPerClassSampler",
     "Npz",
     "PKSampler",
+    "PairList",
+    "Pairs",
     "RecordFile",
     "RecordIO",
     "RecordWriter",
+    "Resized",
     "Shot",
     "Subset",
     "Template",
@@ -54,9 +61,12 @@ __all__ = [
     "WithLandmarks",
     "align_faces",
     "detect_landmarks",
+    "occlusions",
     "open_dataset",
+    "read_exclude",
     "read_image",
     "read_landmarks",
+    "read_pairs",
     "write_landmarks",
     "write_verification_bin",
 ]

@@ -6,8 +6,11 @@ least squares is found, and every pixel of the result is looked up in the image:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from .faces import Face, FaceDataset
+from .faces import EncodedFaces, Face, FaceDataset
 from .images import recolor
 
 TRANSFORMS = ("similarity", "affine", "box")
@@ -166,14 +169,32 @@ def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, i
     if matrices.shape != (len(images), 2, 3):
         raise ValueError(f"matrices: expected shape [{len(images)}, 2, 3], got {list(matrices.shape)}")
     device = images[0].device
-    matrices = matrices.to(device, torch.float64)
-    # On a CPU an image after the other stays in the cache; a GPU takes one call.
-    step = len(images) if device.type != "cpu" else 1
-    parts = [
-        _sample(*_canvas(images[k : k + step]), matrices[k : k + step], size, border)
-        for k in range(0, len(images), step)
-    ]
+    rows = matrices.double().tolist()
+    if not all(math.isfinite(v) for matrix in rows for row in matrix for v in row):
+        raise ValueError("matrices: expected finite numbers, got others")
+    if device.type != "cpu":
+        return _sample(*_canvas(images), rows, size, border)
+    # On a CPU an image after the other, and of each the part that is looked at, stays in the cache.
+    parts = [_sample(*_cut(image, matrix, size), size, border) for image, matrix in zip(images, rows, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+Matrix = list[list[float]]
+
+
+def _cut(image: Tensor, matrix: Matrix, size: tuple[int, int]) -> tuple[Tensor, None, list[Matrix]]:
+    """The part [1, C, h, w] of an image that is looked at, and the matrix for it; all if that is more than half."""
+    spans = []
+    for (down, across, start), length in zip(matrix, image.shape[1:], strict=True):
+        ends = (down * (size[0] - 1), across * (size[1] - 1))
+        low = min(max(math.floor(start + min(0.0, ends[0]) + min(0.0, ends[1])), 0), length - 1)
+        high = min(math.ceil(start + max(0.0, ends[0]) + max(0.0, ends[1])), length - 1)
+        spans.append((low, max(low, high) + 1))
+    (top, bottom), (left, right) = spans
+    if 2 * (bottom - top) * (right - left) > image.shape[1] * image.shape[2]:
+        return image[None], None, [matrix]
+    moved = [[*row[:2], row[2] - first] for row, first in zip(matrix, (top, left), strict=True)]
+    return image[None, :, top:bottom, left:right], None, [moved]
 
 
 def _canvas(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -190,21 +211,27 @@ def _canvas(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return canvas, torch.tensor(shapes, dtype=torch.float64, device=canvas.device) - 1
 
 
-def _sample(images: Tensor, last: Tensor | None, matrices: Tensor, size: tuple[int, int], border: str) -> Tensor:
+@lru_cache(maxsize=64)
+def _steps(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, dtype=torch.float64, device=device)
+
+
+def _sample(images: Tensor, last: Tensor | None, matrices: list[Matrix], size: tuple[int, int], border: str) -> Tensor:
     """One ``grid_sample``, in float64: in float32 some pixels round the other way."""
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) for n in size)
     if 1 in images.shape[-2:]:  # grid_sample's coordinates can't leave an axis of one pixel
         images = F.pad(images, (0, 1, 0, 1), "replicate" if border == "repeat" else "constant")
-    # places[n, row, column, (row, column)]
-    places = (rows[:, None] * matrices[:, None, :, 0])[:, :, None] + (columns[:, None] * matrices[:, None, :, 1])[
-        :, None
-    ]
-    places += matrices[:, None, None, :, 2]
+    half_height, half_width = ((n - 1) / 2 for n in images.shape[-2:])
+    terms = torch.tensor(
+        [[[*column, half_width], [*row, half_height]] for row, column in matrices],
+        dtype=torch.float64, device=images.device,
+    )  # fmt: skip
+    a, b, c, half = terms[..., None, None].unbind(2)
+    # places[n, (column, row), row, column]: planes, since most of the time goes into passes over them.
+    places = (_steps(size[0], images.device)[:, None] * a + _steps(size[1], images.device) * b).add_(c)
     if last is not None and border == "repeat":
-        last = last[:, None, None]
+        last = last.flip(1)[..., None, None]
         places = places.clamp(torch.zeros_like(last), last)
-    scale = torch.tensor([n - 1 for n in images.shape[-2:]], dtype=torch.float64, device=images.device)
-    grid = places.div_(scale).mul_(2).sub_(1).flip(-1)
+    grid = places.div_(half).sub_(1).permute(0, 2, 3, 1)
     padding = "border" if border == "repeat" else "zeros"
     out = F.grid_sample(images.double(), grid, padding_mode=padding, align_corners=True)
     return out.round_().to(torch.uint8)
@@ -396,6 +423,9 @@ class Aligned(FaceDataset):
         border: str = "repeat",
         boxes: Tensor | None = None,
     ) -> None:
+        if grey is not None and isinstance(dataset, EncodedFaces):
+            dataset = copy(dataset)
+            dataset.grey = grey  # decoded as it is wanted, the same but quicker
         self.dataset, self.grey = dataset, grey
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         if dataset.landmarks is None:

@@ -15,6 +15,7 @@ from ..errors import DataError
 from .faces import Face, FaceDataset, number_people
 from .folder import ImageFiles, find_images
 from .landmarks import LandmarkTable
+from .matlab import read_mat
 from .roots import find_root
 
 
@@ -198,20 +199,13 @@ class AR10P(_Shots, FaceDataset):
 
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """X, uint8 [N, 2400], and Y, int64 [N], of a MATLAB 5 file."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path, variable_names=("X", "Y"))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except Exception as error:  # scipy's reader raises about anything on damaged bytes
-        raise DataError(f"{path}: not a readable MATLAB file ({error})") from error
+    content = read_mat(path)
     x, y = content.get("X"), content.get("Y")
     pixels = AR10P.SIZE[0] * AR10P.SIZE[1]
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != pixels:
+    if x is None or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != pixels:
         raise DataError(
             f"{path}: expected X, uint8 [N, {pixels}], got {getattr(x, 'dtype', None)} {getattr(x, 'shape', '')}"
         )
-    if not isinstance(y, np.ndarray) or not np.issubdtype(y.dtype, np.number) or y.size != len(x):
+    if y is None or y.size != len(x) or not np.array_equal(y, y.astype(np.int64)):
         raise DataError(f"{path}: expected Y, {len(x)} numbers, got {getattr(y, 'shape', None)}")
     return x, y.astype(np.int64).ravel()

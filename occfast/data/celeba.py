@@ -88,9 +88,3 @@ def read_identities(path: Path) -> tuple[list[str], list[str], LandmarkTable | N
         if seen.setdefault(name, line) != line:
             raise DataError(f"{path}, line {line}: image {name!r} is there already, at line {seen[name]}")
     return list(seen), [person for _, _, person in pairs], None
-
-
-def read_exclusions(path: str | Path) -> list[str]:
-    """Identities of a list to exclude: a CSV file with the column ``identity``."""
-    header, rows = read_table(path, ["identity"])
-    return [row[header.index("identity")] for _, row in rows]

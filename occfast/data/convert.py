@@ -163,6 +163,10 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
     if target.exists():
         raise ValueError(f"{target}: expected a new file")
+    if len(source) + len(source.people) >= 1 << 24:
+        raise ValueError(
+            f"source: expected fewer than {1 << 24:,} images and people, which RecordIO's float32 labels hold"
+        )
     state = target.with_suffix(".rec.part.json")
     begun = {"source": _fingerprint(source)}
     resume = state.is_file() and json.loads(state.read_text()) == begun

@@ -200,7 +200,9 @@ def detect_landmarks(
             done += 1
             report(done, len(dataset))
     table = store.table(dataset.names)
-    numbers = torch.tensor([[float(v or "nan") for v in table.columns[name]] for name in _COLUMNS[:5]]).double()
+    numbers = torch.tensor(
+        [[float(v or "nan") for v in table.columns[name]] for name in _COLUMNS[:5]], dtype=torch.float64
+    )
     failures = {name: why for name, why in zip(table.names, table.columns["failure"], strict=True) if why}
     return Detected(table.names, table.points, numbers[1:].T.contiguous(), numbers[0], failures, about)
 

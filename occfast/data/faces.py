@@ -88,9 +88,12 @@ class FaceDataset(ABC):
 
     def landmarks_of(self, k: int) -> Tensor | None:
         """The landmarks of image k, float64 [5, 2], or None where unknown."""
-        if self.landmarks is None or self.landmarks[k].isnan().any():
-            return None
-        return self.landmarks[k]
+        return self.landmarks[k] if self.landmarks is not None and self._has_landmarks[k] else None
+
+    @cached_property
+    def _has_landmarks(self) -> list[bool]:
+        landmarks = self.landmarks
+        return [] if landmarks is None else (~landmarks.isnan().flatten(1).any(1)).tolist()
 
     def select(
         self, *, min_images: int = 1, people: Iterable[str] | None = None, exclude: Iterable[str] = ()

@@ -57,16 +57,17 @@ class ImageFiles(EncodedFaces):
         return self.root / self.names[k]
 
     def encoded(self, k: int) -> bytes:
-        return read_bytes(self.path(k))
+        return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
-        return str(self.path(k))
+        return f"{self.root}/{self.names[k]}"
 
 
 def find_images(root: Path) -> tuple[list[str], list[str]]:
     """Image files under a folder, by the endings of their names, and the other files; relative, "/" between, sorted.
 
-    DataError where the folder or one in it can't be listed.
+    Files whose names begin with "." are none of images, whatever their ending.  Links to folders are followed.
+    DataError where a folder can't be listed or a link leads back to a folder that it lies in.
     """
 
     def fail(error: OSError) -> None:
@@ -75,11 +76,15 @@ def find_images(root: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     for folder, inside, files in os.walk(root, onerror=fail, followlinks=True):
-        inside.sort()
-        base = PurePath(folder).relative_to(root)
-        for file in files:
-            name = (base / file).as_posix()
-            (images if PurePath(file).suffix.lower() in SUFFIXES else others).append(name)
+        for name in inside:
+            path = os.path.join(folder, name)  # noqa: PTH118 - a Path a file would take most of the time
+            if os.path.islink(path) and f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/"):  # noqa: PTH114
+                raise DataError(f"{path}: a link to a folder that it lies in")
+        base = PurePath(folder).relative_to(root).as_posix()
+        prefix = "" if base == "." else f"{base}/"
+        for name in files:
+            is_image = os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
+            (images if is_image else others).append(prefix + name)
     return sorted(images), sorted(others)
 
 
@@ -181,6 +186,11 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         ) from error
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def is_count(cell: str) -> bool:
+    """Whether a cell is a whole number of at most nine digits."""
+    return cell.isascii() and cell.isdecimal() and len(cell) < 10
 
 
 def read_list(path: Path) -> tuple[list[str], list[str]]:

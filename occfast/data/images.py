@@ -18,7 +18,7 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", "
 #: What is opened at all; Pillow's other plug-ins, some of which start programs, never see a byte.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 #: Images of more pixels are refused: a file of kilobytes can claim gigabytes.
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 40_000_000
 _ORIENTATION = 0x0112
 
 
@@ -72,8 +72,8 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
         raise DataError(f"{where}: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode})")
     elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
-        ground = Image.new("RGBA", over.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(ground, over).convert("RGB")
+        image = Image.new("RGB", over.size)
+        image.paste(over, (0, 0), over)
     if image.mode == mode:
         image.load()
         return image
@@ -94,17 +94,18 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
         raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """The content of a file; DataError with the reason where it can't be read."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:  # noqa: PTH123 - half the time of Path.read_bytes
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def read_image(path: str | Path, *, grey: bool | None = False) -> Tensor:
     """An image file as uint8 [3, H, W] or, with ``grey``, [1, H, W]: see :func:`decode`."""
-    return decode(read_bytes(Path(path)), str(path), grey=grey)
+    return decode(read_bytes(path), str(path), grey=grey)
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -141,13 +142,15 @@ def read_pgm(path: Path) -> Tensor:
     """
     data = read_bytes(path)
     space = rb"(?:\s|#[^\n]*\n)+"
-    header = re.match(rb"P5%b(\d+)%b(\d+)%b(\d+)\s" % (space, space, space), data)
+    header = re.match(rb"P5%b(\d{1,9})%b(\d{1,9})%b(\d{1,9})\s" % (space, space, space), data)
     if header is None:
         raise DataError(f"{path}: expected the header of a binary PGM (P5) at offset 0, got {data[:16]!r}")
     width, height, largest = map(int, header.groups())
     if not 1 <= largest <= 255:
         raise DataError(f"{path}: expected 8-bit pixels (1 to 255 at offset {header.start(3)}), got {largest}")
     start, need = header.end(), width * height
+    if need == 0:
+        raise DataError(f"{path}: expected pixels, got {width} × {height} at offset {header.start(1)}")
     if len(data) - start < need:
         raise DataError(f"{path}: expected {need} pixels from offset {start}, got {len(data) - start}")
     return torch.frombuffer(bytearray(data[start : start + need]), dtype=torch.uint8).reshape(height, width)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import ImageFiles, find_images, read_lines
+from .folder import ImageFiles, find_images, is_count, read_lines
 from .landmarks import LandmarkTable
 from .roots import find_root
 
@@ -116,21 +116,21 @@ def read_people(path: str | Path) -> list[dict[str, int]]:
     path = Path(path)
     lines = read_lines(path)
     first = lines[0][1].split() if lines else []
-    if len(first) != 1 or not first[0].isdecimal():
-        raise DataError(f"{path}, line 1: expected the number of folds or of people, got {' '.join(first)!r}")
+    if len(first) != 1 or not is_count(first[0]):
+        raise DataError(f"{path}, line 1: expected the number of folds or of people, got {' '.join(first)[:60]!r}")
     one_fold = len(lines) < 2 or len(lines[1][1].split()) != 1
     folds, at = 1 if one_fold else int(first[0]), 0 if one_fold else 1
     result: list[dict[str, int]] = []
     for _ in range(folds):
-        if at >= len(lines) or not lines[at][1].strip().isdecimal():
+        if at >= len(lines) or not is_count(lines[at][1].strip()):
             raise DataError(f"{path}: expected {folds} folds, each with its number of people, found {len(result)}")
-        count, at = int(lines[at][1]), at + 1
+        count, at = int(lines[at][1].strip()), at + 1
         if len(lines) - at < count:
             raise DataError(f"{path}: expected {count} people after line {lines[at - 1][0]}, found {len(lines) - at}")
         fold: dict[str, int] = {}
         for number, line in lines[at : at + count]:
             cells = line.split()
-            if len(cells) != 2 or not cells[1].isdecimal() or cells[0] in fold:
+            if len(cells) != 2 or not is_count(cells[1]) or cells[0] in fold:
                 raise DataError(f"{path}, line {number}: expected a new name and a number of images, got {line!r}")
             fold[cells[0]] = int(cells[1])
         result.append(fold)

@@ -26,11 +26,13 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import DataError
+from .images import MAX_PIXELS
 
 #: A grey or an RGB colour within [0, 1].
 Colour = float | tuple[float, float, float]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+_CHUNK = 16  # images that a CPU draws at a time, to stay in its cache
 
 
 class Covered(NamedTuple):
@@ -56,7 +58,8 @@ class Occlusion(ABC):
         """Cover a batch.
 
         Args:
-            images: uint8, or floating point with values in [0, 1], [N, C, H, W] with C 1 or 3 (RGB).
+            images: uint8, or floating point with values in [0, 1] (checked on the CPU alone: elsewhere that would wait
+                for the device), [N, C, H, W] with C 1 or 3 (RGB).
             landmarks: float [N, 5, 2]; not used by occlusions without ``needs_landmarks``.
             sample_ids: int64 [N] that key what is drawn at random; by default 0 … N − 1.
 
@@ -68,8 +71,17 @@ class Occlusion(ABC):
             raise ValueError(f"images: expected shape [N, 1 or 3, H, W], got {list(batch.shape)}")
         if batch.dtype != torch.uint8 and not batch.is_floating_point():
             raise TypeError(f"images: expected uint8 or floating point, got {str(batch.dtype).removeprefix('torch.')}")
+        if batch.is_floating_point() and batch.device.type == "cpu":
+            low, high = (float(v) for v in batch.aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"images: expected values in [0, 1], got {low:g} to {high:g}")
         points = self._landmarks(landmarks, batch) if self.needs_landmarks else None
-        return self._cover(batch, points, _sample_ids(sample_ids, batch))
+        ids = _sample_ids(sample_ids, batch)
+        if batch.device.type != "cpu" or len(batch) <= _CHUNK:
+            return self._cover(batch, points, ids)
+        chunks = [slice(k, k + _CHUNK) for k in range(0, len(batch), _CHUNK)]
+        parts = [self._cover(batch[c], None if points is None else points[c], ids[c]) for c in chunks]
+        return Covered(torch.cat([part.images for part in parts]), torch.cat([part.mask for part in parts]))
 
     @abstractmethod
     def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> Covered: ...
@@ -135,8 +147,8 @@ class Block(Occlusion):
         mask = (rows >= top) & (rows < top + self.size[0]) & (columns >= left) & (columns < left + self.size[1])
         if self.fill == "noise":
             noise = uniform(self.seed, ids, channels * height * width, stream=1).reshape(images.shape)
-            return _paint(images, mask.double(), noise)
-        return _paint(images, mask.double(), _colour(self.fill, channels, "fill"))
+            return _paint(images, mask.float(), noise)
+        return _paint(images, mask.float(), _colour(self.fill, channels, "fill"))
 
 
 #: Places of a block by the landmarks whose mean they are.
@@ -182,7 +194,7 @@ class Band(Occlusion):
         start, end = (eyes + (mouth - eyes) * edge for edge in BANDS[self.region])
         rows, columns = _pixels(images)
         mask = ((rows >= start[:, None, None]) & (rows < end[:, None, None])).expand(-1, -1, columns.shape[-1])
-        return _paint(images, mask.double(), _colour(self.fill, images.shape[1], "fill"))
+        return _paint(images, mask.float(), _colour(self.fill, images.shape[1], "fill"))
 
 
 #: Of a lens: half width, half height, exponent of the superellipse, drop below the eye; in distances between the eyes.
@@ -303,8 +315,8 @@ class MaskTemplate:
 
     @cached_property
     def levels(self) -> list[Tensor]:
-        """The picture with colours times opacity, float64 [4, h, w], each half as large as the one before."""
-        premultiplied = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]]).double()
+        """The picture with colours times opacity, float32 [4, h, w], each half as large as the one before."""
+        premultiplied = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]]).float()
         levels = [premultiplied]
         while min(levels[-1].shape[1:]) >= 16:
             levels.append(F.avg_pool2d(levels[-1][None], 2, ceil_mode=True, count_include_pad=False)[0])
@@ -347,9 +359,14 @@ class FaceMask(Occlusion):
     def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> Covered:
         assert landmarks is not None
         points = mask_points(landmarks)
+        across, down = landmarks[:, 1] - landmarks[:, 0], landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)
+        flat = (across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]).abs() < across.norm(dim=1)
+        if bool(flat.any()):  # the mouth is less than a pixel from the line of the eyes: six points without an area
+            k = int(flat.nonzero()[0])
+            raise ValueError(f"landmarks: expected the mouth apart from the eyes, not in image {k}")
         choice = (uniform(self.seed, ids, 1)[:, 0] * len(self.templates)).long()
         size = (images.shape[2], images.shape[3])
-        layers = torch.zeros(len(images), 4, *size, dtype=torch.float64, device=images.device)
+        layers = torch.zeros(len(images), 4, *size, device=images.device)
         for number, template in enumerate(self.templates):
             anchors = template.anchors.to(images.device, torch.float64)
             # The level whose pixels are about as large as the face's, chosen by the width of the upper edge.
@@ -363,7 +380,7 @@ class FaceMask(Occlusion):
         alpha = torch.where(alpha < 0.01, 0.0, alpha).clamp(max=1)
         colour = layers[:, :3] / layers[:, 3:].clamp(min=1e-6)
         if images.shape[1] == 1:
-            weights = torch.tensor(_LUMA, dtype=torch.float64, device=images.device)
+            weights = torch.tensor(_LUMA, device=images.device)
             colour = (colour * weights[:, None, None]).sum(1, keepdim=True)
         return _paint(images, alpha, colour.clamp(0, 1))
 
@@ -539,21 +556,20 @@ def _colour(value: Any, channels: int, name: str) -> Tensor:
 def _paint(images: Tensor, alpha: Tensor, colour: Tensor) -> Covered:
     """Mix a colour in, as much as ``alpha`` [N, H, W] says; outside ``alpha > 0`` the images stay to the bit."""
     mask = alpha > 0
-    colour = colour.to(images.device)
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    alpha, colour, before = alpha.to(dtype), colour.to(images.device, dtype), images.to(dtype)
     if images.dtype == torch.uint8:
-        before = images.double()
-        painted = (before + alpha[:, None] * (colour * 255 - before)).round().to(torch.uint8)
-    else:
-        before = images.double()
-        painted = (before + alpha[:, None] * (colour - before)).to(images.dtype)
-    return Covered(torch.where(mask[:, None], painted, images), mask)
+        colour = colour * 255
+    painted = before + alpha[:, None] * (colour - before)
+    if images.dtype == torch.uint8:
+        painted = painted.round_()
+    return Covered(torch.where(mask[:, None], painted.to(images.dtype), images), mask)
 
 
 def _bend(picture: Tensor, anchors: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """A picture [4, h, w] bent as a thin plate so that its anchors [6, 2] come to lie at points [N, 6, 2]."""
     n = len(points)
-    height, width = size
-    # In units of the mask's size, for a well-conditioned system.
+    # In units of the mask's size, for a well-conditioned system; solved in float64, evaluated in float32.
     middle, scale = points.mean(1, keepdim=True), (points[:, 2] - points[:, 0]).norm(dim=1)[:, None, None].clamp(min=1)
     centres = (points - middle) / scale
     system = torch.zeros(n, 9, 9, dtype=torch.float64, device=points.device)
@@ -561,24 +577,29 @@ def _bend(picture: Tensor, anchors: Tensor, points: Tensor, size: tuple[int, int
     system[:, :6, 6], system[:, :6, 7:] = 1, centres
     system[:, 6:, :6] = system[:, :6, 6:].mT
     target = torch.cat([anchors, anchors.new_zeros(3, 2)]).expand(n, 9, 2)
-    weights = torch.linalg.solve(system, target)
-    rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64, device=points.device),
-        torch.arange(width, dtype=torch.float64, device=points.device),
-        indexing="ij",
-    )
-    pixels = (torch.stack([rows, columns], -1).reshape(1, -1, 2) - middle) / scale
-    basis = torch.cat(
-        [_plate((pixels[:, :, None] - centres[:, None]).square().sum(-1)), torch.ones_like(pixels[..., :1]), pixels], -1
-    )
-    places = (basis @ weights).reshape(n, height, width, 2)
+    # Places in the picture from -1 to 1, the centres of its outer pixels half a pixel inside.
     span = torch.tensor([picture.shape[1], picture.shape[2]], dtype=torch.float64, device=points.device)
-    grid = ((places + 0.5) / span * 2 - 1).flip(-1)
+    weights = torch.linalg.solve(system, target) * 2 / span
+    weights[:, 6] += 1 / span - 1
+    w, c = weights.float(), centres.float()
+    axes = [
+        (torch.arange(length, dtype=torch.float64, device=points.device) - middle[:, :, k]) / scale[:, 0]
+        for k, length in enumerate(size)
+    ]
+    rows, columns = axes[0].float()[:, :, None], axes[1].float()[:, None, :]
+    places = [
+        (w[:, 6, k, None, None] + w[:, 7, k, None, None] * rows) + w[:, 8, k, None, None] * columns for k in (0, 1)
+    ]
+    for a in range(6):
+        bump = _plate((rows - c[:, a, 0, None, None]).square() + (columns - c[:, a, 1, None, None]).square())
+        for k in (0, 1):
+            places[k].addcmul_(bump, w[:, a, k, None, None])
+    grid = torch.stack([places[1], places[0]], -1)
     return F.grid_sample(picture.expand(n, *picture.shape), grid, padding_mode="zeros", align_corners=False)
 
 
 def _plate(square: Tensor) -> Tensor:
-    return square * square.clamp(min=1e-300).log()
+    return square * square.clamp(min=1e-30).log()
 
 
 def _read_anchors(folder: Path) -> dict[str, Tensor]:
@@ -600,7 +621,9 @@ def _read_rgba(path: Path) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size[0] * image.size[1] > MAX_PIXELS:
+                raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.size}")
             if image.mode != "RGBA":
                 raise DataError(f"{path}: expected an RGBA image, got mode {image.mode}")
             pixels = np.asarray(image)

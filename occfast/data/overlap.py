@@ -137,7 +137,10 @@ def read_exclude(path: str | os.PathLike[str]) -> list[str]:
         DataError: the file can't be read, or has no such header.
     """
     lines = read_lines(Path(path))
-    rows = list(csv.reader(line for _, line in lines))
+    try:
+        rows = list(csv.reader(line for _, line in lines))
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable CSV file ({error})") from error
     if not rows or rows[0][0].strip() not in ("person", "identity"):
         raise DataError(f"{path}, line 1: expected a header that begins with person or identity")
     return list(dict.fromkeys(row[0] for row in rows[1:] if row))

@@ -165,7 +165,7 @@ def read_pairs(path: str | Path) -> PairList:
     header = rows[0][1]
     if len(header) <= 2 and all(map(_is_number, header)):
         folds, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
-        if len(rows) - 1 != 2 * folds * each:
+        if len(rows) - 1 != 2 * folds * each or len(rows) == 1:
             raise DataError(
                 f"{path}, line {rows[0][0]}: expected {folds} × 2 × {each} pairs after it, got {len(rows) - 1} lines"
             )

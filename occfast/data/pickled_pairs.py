@@ -8,6 +8,7 @@ length) in the file.
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..errors import DataError
 MAX_ITEMS = 4_000_000
 _MAX_CONTAINERS = 64  # two lists and a tuple are all it needs
 _MAX_LINE = 32
+_DECIMAL = re.compile(rb"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ class _Machine:
         self.push(self.memo[key])
 
     def decimal(self) -> int:
-        text = self.line().rstrip(b"L")
-        if not text.lstrip(b"-").isdigit():
+        text = self.line()
+        if not _DECIMAL.fullmatch(text):
             raise self.fail("a decimal number")
         return int(text)
 
@@ -171,10 +173,9 @@ class _Machine:
                 values = [self.pop() for _ in range(code[0] - 0x84)]
                 self.container(tuple(values[::-1]))
             elif code == b"I":
-                text = self.line()
-                if text not in (b"00", b"01") and not text.lstrip(b"-").isdigit():
-                    raise self.fail("a decimal number", start + 1)
-                self.push(text == b"01" if text in (b"00", b"01") else int(text))
+                flag = {b"00\n": False, b"01\n": True}.get(bytes(self.data[self.at : self.at + 3]))
+                number = self.decimal()
+                self.push(number if flag is None else flag)
             elif code == b"p":
                 self.remember(self.decimal())
             elif code == b"g":

@@ -9,6 +9,7 @@ mxnet's data begin with a header of flag, label, two numbers (24 bytes); with fl
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import struct
@@ -26,6 +27,7 @@ from .images import read_bytes
 MAGIC = 0xCED7230A
 _WORD = struct.pack("<I", MAGIC)
 _LENGTH_BITS = 29
+_PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _MAX_LABELS = 1 << 20
 
@@ -147,15 +149,16 @@ class RecordFile:
         """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""
         if not 0 <= offset <= self.size - 8:
             raise DataError(f"{self.path}: truncated: expected a record at offset {offset}, it ends at {self.size}")
-        magic, word = struct.unpack_from("<II", self.content, offset)
+        magic, word = _PART.unpack_from(self.content, offset)
         if magic != MAGIC:
             raise DataError(f"{self.path}: expected a record (magic {MAGIC:#x}) at offset {offset}, got {magic:#x}")
         flag, length = word >> _LENGTH_BITS, word & (1 << _LENGTH_BITS) - 1
         if flag > 3:
             raise DataError(f"{self.path}: expected a flag of at most 3 at offset {offset + 4}, got {flag}")
-        if offset + 8 + length > self.size:
+        padded = length + -length % 4
+        if offset + 8 + padded > self.size:
             raise DataError(
-                f"{self.path}: truncated: the record at offset {offset} needs {length} bytes, the file ends "
+                f"{self.path}: truncated: the record at offset {offset} needs {padded} bytes, the file ends "
                 f"{self.size - offset - 8} after its header"
             )
         return flag, length
@@ -176,6 +179,9 @@ class RecordFile:
     def at(self, offset: int) -> bytes:
         """The data of the record at ``offset``."""
         whole = self.content
+        flag, length = self.part(offset)
+        if flag == 0:
+            return whole[offset + 8 : offset + 8 + length]
         return _WORD.join(whole[start : start + length] for start, length in self.parts(offset))
 
     def __getitem__(self, k: int) -> bytes:
@@ -202,7 +208,7 @@ class RecordFile:
             return
         last = int(self.offsets.max())
         end = self.end(last)
-        if end > self.size + 3 or end < self.size:
+        if end != self.size:
             raise DataError(
                 f"{self.path}: expected its end at offset {end}, after the last record of the index, got {self.size}"
             )
@@ -228,6 +234,16 @@ class RecordFile:
             labels[k] = self.header(int(records[k]))[0].labels[0]
         return labels
 
+    def labelled(self, k: int) -> tuple[float, bytes]:
+        """First label and content of record k; DataError where it has no header."""
+        data = self[k]
+        if len(data) >= _HEADER.size:
+            flag, label, _, _ = _HEADER.unpack_from(data)
+            if flag == 0:
+                return label, data[_HEADER.size :]
+        header, content = unpack(data, f"{self.path}, offset {self.offsets[k]}")
+        return header.labels[0], content
+
     def header(self, k: int) -> tuple[Header, bytes]:
         """Header and content of record k; DataError where it has none."""
         return unpack(self[k], f"{self.path}, offset {self.offsets[k]}")
@@ -236,12 +252,13 @@ class RecordFile:
 def read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets, int64, of an ``.idx`` for a file of ``size`` bytes; DataError with the line."""
     text = read_bytes(path)
-    cells = text.split()
-    try:
-        table = np.array(cells).astype(np.int64).reshape(-1, 2) if cells else np.empty((0, 2), np.int64)
-        good = len(table) == len([line for line in text.splitlines() if line.strip()])
-    except (ValueError, OverflowError):
-        good = False
+    table, good = np.empty((0, 2), np.int64), True
+    if text.strip():
+        try:
+            table = np.loadtxt(io.BytesIO(text), np.int64, comments=None, ndmin=2, encoding="latin1")
+            good = table.shape[1] == 2
+        except (ValueError, OverflowError):
+            good = False
     if not good:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not (len(line.split()) == 2 and all(_fits(cell) for cell in line.split())):
@@ -310,8 +327,6 @@ class RecordWriter:
                     break
                 end = file.end(offset)
             except ValueError:  # DataError too
-                break
-            if end > file.size:
                 break
             entries.append((key, offset, end))
         return entries

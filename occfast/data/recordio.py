@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from ..errors import DataError
 from ..files import read_json
 from .align import Alignment
 from .faces import EncodedFaces
-from .folder import read_list
+from .folder import is_count, read_list
 from .images import read_bytes
 from .landmarks import read_landmarks
 from .record_file import Header, RecordFile
@@ -48,7 +50,8 @@ class RecordIO(EncodedFaces):
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
         self.property = read_property(self.path.with_name("property"))
-        self._records, labels = self._images()
+        self._records, self._labels = self._images()
+        labels = self._labels
         self.keys = self.file.keys[self._records]
         wrong = np.flatnonzero((labels != np.floor(labels)) | (labels < 0) | (labels >= _WHOLE))
         if len(wrong):
@@ -57,7 +60,7 @@ class RecordIO(EncodedFaces):
         stored, numbers = np.unique(labels.astype(np.int64), return_inverse=True)
         self._stored = stored
         self.labels = torch.from_numpy(numbers.astype(np.int64))
-        self.names, self.people = [str(key) for key in self.keys], [str(label) for label in stored]
+        self.names, self.people = _KeyNames(self.keys), [str(label) for label in stored]
         self._read_beside()
 
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +75,7 @@ class RecordIO(EncodedFaces):
         begin, end = header.labels
         order = np.argsort(self.file.keys)
         keys = self.file.keys[order]
-        if not (1 <= begin <= end and begin == int(begin) and end == int(end)):
+        if not (1 <= begin <= end and begin.is_integer() and end.is_integer()):
             raise DataError(
                 f"{self._at(int(first[0]))}: expected keys where identities begin and end, got {begin}, {end}"
             )
@@ -90,9 +93,10 @@ class RecordIO(EncodedFaces):
         edges = [1]
         for record in identities.tolist():
             header = self.file.header(record)[0]
-            if len(header.labels) < 2 or header.labels[0] != edges[-1] or header.labels[1] <= edges[-1]:
+            span = header.labels[:2]
+            if len(span) < 2 or span[0] != edges[-1] or not span[1].is_integer() or span[1] <= edges[-1]:
                 return None
-            edges.append(int(header.labels[1]))
+            edges.append(int(span[1]))
         if len(edges) < 2 or edges[-1] >= _WHOLE or not np.array_equal(keys, np.arange(1, edges[-1])):
             return None
         starts = np.array(edges[:-1]) - 1
@@ -130,13 +134,34 @@ class RecordIO(EncodedFaces):
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
-        header, content = self.file.header(int(self._records[k]))
-        if header.labels[0] != self._stored[int(self.labels[k])]:
+        label, content = self.file.labelled(int(self._records[k]))
+        if label != self._labels[k]:
             raise DataError(
-                f"{self.place(k)}: expected label {self._stored[int(self.labels[k])]}, as the identities' ranges say, "
-                f"got {header.labels[0]}"
+                f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
+
+
+class _KeyNames(Sequence[str]):
+    """Keys as texts, made when asked for: some files have millions."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        return [str(key) for key in self.keys[k]] if isinstance(k, slice) else str(self.keys[k])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def find_rec(path: Path) -> Path:
@@ -155,8 +180,8 @@ def read_property(path: Path) -> tuple[int, int, int] | None:
     """(identities, height, width) of insightface's file ``property``; None where there is none."""
     if not path.is_file():
         return None
-    cells = read_bytes(path).decode("ascii", "replace").strip().split(",")
-    if len(cells) != 3 or not all(cell.strip().isdecimal() and len(cell) < 12 for cell in cells):
+    cells = [cell.strip() for cell in read_bytes(path).decode("ascii", "replace").split(",")]
+    if len(cells) != 3 or not all(map(is_count, cells)):
         raise DataError(f"{path}: expected identities,height,width, got {','.join(cells)[:60]!r}")
     identities, height, width = (int(cell) for cell in cells)
     return identities, height, width

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import checks
-from .images import recolor
 from .faces import Face, FaceDataset
+from .images import recolor
 
 
 class Resized(FaceDataset):

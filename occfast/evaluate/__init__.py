@@ -3,7 +3,7 @@
 from .embedding import Embeddings, embed
 from .identification import DirAtFar, Identification, identification
 from .noisy import NoisyBlock, named_occlusion
-from .protocols import PairProtocol, SearchProtocol, ar, first_against_rest, lfw, listed, packed
+from .protocols import PairProtocol, SearchProtocol, ar, gallery_and_probes, lfw, listed, packed
 from .report import Comparison, Row, compare, judge_scores, read_scores
 from .roc import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
 from .scores import normalised_scores, pair_scores
@@ -31,7 +31,7 @@ __all__ = [
     "bootstrap_people",
     "compare",
     "embed",
-    "first_against_rest",
+    "gallery_and_probes",
     "held_out",
     "identification",
     "judge_scores",

@@ -29,6 +29,8 @@ class PairProtocol:
         train: pairs to choose the threshold on instead (View 1).
         fars: for TAR@FAR.
         missing: pairs of the list whose images are not there.
+        people: who is on each side of each pair, int64 [P, 2], for intervals from a bootstrap over people; None where
+            that is not known.
     """
 
     name: str
@@ -38,6 +40,7 @@ class PairProtocol:
     train: PairProtocol | None = None
     fars: tuple[float, ...] = FARS
     missing: int = 0
+    people: Tensor | None = None
 
     @property
     def references(self) -> Tensor:
@@ -50,13 +53,21 @@ class PairProtocol:
         """Numbers of the images that are covered."""
         return self.index[:, 1]
 
-    def judge(self, references: Tensor, probes: Tensor) -> Verification:
-        """The result from features by image number, float [N, D] each (rows of other images are not looked at)."""
+    def judge(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Verification:
+        """The result from features by image number, float [N, D] each (rows of other images are not looked at).
+
+        ``resamples``: of a bootstrap over people; 0: none.
+        """
+        options: dict[str, Any] = {"fars": self.fars}
+        if resamples:
+            if self.people is None:
+                raise ValueError(f"resamples: expected 0 for {self.name}: who is on its images is not known")
+            options |= {"people": self.people, "resamples": resamples}
         scores = pair_scores(*_used(references, probes, self.index))
         if self.train is None:
-            return verification(scores, self.same, self.folds, fars=self.fars)
+            return verification(scores, self.same, self.folds, **options)
         clean = pair_scores(*_used(references, references, self.train.index))
-        return held_out(scores, self.same, clean, self.train.same, fars=self.fars)
+        return held_out(scores, self.same, clean, self.train.same, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +95,8 @@ class SearchProtocol:
         """Numbers of the images that stay clean where only probes are covered."""
         return self.gallery
 
-    def judge(self, references: Tensor, probes: Tensor) -> Identification:
-        """As :meth:`PairProtocol.judge`."""
+    def judge(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Identification:
+        """As :meth:`PairProtocol.judge`, without a bootstrap: probes are taken as independent."""
         return identification(
             references[self.gallery], self.labels[self.gallery], probes[self.probes], self.labels[self.probes],
             self.ranks, fars=self.fars, count=self.count,
@@ -111,7 +122,7 @@ def listed(dataset: FaceDataset, path: str | Path, name: str | None = None, **se
     """
     listed = read_pairs(path)
     pairs = listed.resolve(dataset)
-    about = {"folds": pairs.folds, "missing": len(pairs.missing), **settings}
+    about = {"folds": pairs.folds, "missing": len(pairs.missing), "people": dataset.labels[pairs.index], **settings}
     return PairProtocol(name or listed.path.stem, pairs.index, pairs.same, **about)
 
 
@@ -166,11 +177,11 @@ def ar(dataset: AR | AR10P, reference: int = 1) -> list[PairProtocol]:
             raise ValueError(f"dataset: expected images of the condition {condition!r}, there are none")
         index = torch.cartesian_prod(references, images)
         same = dataset.labels[index[:, 0]] == dataset.labels[index[:, 1]]
-        protocols.append(PairProtocol(f"AR {condition}", index, same))
+        protocols.append(PairProtocol(f"AR {condition}", index, same, people=dataset.labels[index]))
     return protocols
 
 
-def first_against_rest(
+def gallery_and_probes(
     dataset: FaceDataset,
     gallery_images: int = 1,
     *,
@@ -204,5 +215,5 @@ def first_against_rest(
     gallery, probes = order[in_gallery].sort().values, order[~in_gallery].sort().values
     if not len(gallery) or not len(probes):
         raise ValueError(f"gallery_images: expected people with more than {gallery_images} images, there are none")
-    name = f"first {gallery_images} against the rest" if not strangers else f"open set, {strangers:.0%} strangers"
+    name = f"gallery of {gallery_images} a person" + (f", {strangers:.0%} strangers" if strangers else "")
     return SearchProtocol(name, gallery, probes, dataset.labels, tuple(ranks), tuple(fars), count)

@@ -68,10 +68,12 @@ class Row:
             if name == "accuracy" and r.accuracy_sem is not None and r.accuracy_std is not None:
                 return f"{value:.2f} ± {100 * r.accuracy_std:.2f}"
             if name == "AUC":
-                return f"{value:.2f} [{100 * r.auc_interval.low:.2f}, {100 * r.auc_interval.high:.2f}]"
+                auc = r.people.get("auc", r.auc_interval)
+                return f"{value:.2f} [{100 * auc.low:.2f}, {100 * auc.high:.2f}]"
             if name.startswith("TAR@FAR="):
-                entry = r.tar_at_far[float(name.partition("=")[2])]
-                return f"{value:.2f} [{100 * entry.interval.low:.1f}, {100 * entry.interval.high:.1f}]"
+                far = float(name.partition("=")[2])
+                tar = r.people.get(f"tar@{far:g}", r.tar_at_far[far].interval)
+                return f"{value:.2f} [{100 * tar.low:.1f}, {100 * tar.high:.1f}]"
         elif name.startswith("rank-"):
             interval = r.rank_intervals[int(name.partition("-")[2])]
             return f"{value:.2f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
@@ -159,6 +161,7 @@ class Comparison:
         if isinstance(result, Identification):
             strangers = f" and {result.n_unknown} unknown" if result.n_unknown else ""
             return f"Per cent; {level}; {result.n_known} known{strangers} probes, {result.n_people} people.{gone}"
+        level += " from a bootstrap over people" if result.people else ""
         folds = f"mean ± standard deviation over {len(result.folds)} folds; " if len(result.folds) > 1 else ""
         return f"Per cent; {folds}{level}; {result.n_same} + {result.n_different} pairs.{gone}"
 
@@ -264,6 +267,7 @@ def compare(
     device: str | torch.device | None = None,
     workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
+    resamples: int = 0,
     progress: bool | Progress = True,
 ) -> Comparison:
     """Run protocols on clean faces and under each occlusion.
@@ -275,6 +279,7 @@ def compare(
         cover: what is covered: the "probe" (second image of a pair; the reference or gallery stays clean) or "both".
         cache: folder for features: a run that was stopped goes on there.  They are used again only where model,
             preprocessing, flip fusion, occlusion and images are the same.
+        resamples: of a bootstrap over people for the intervals of pairs; 0: intervals that take pairs as independent.
 
     Raises:
         ValueError: an occlusion is named "clean", two protocols share a name, and what :func:`embed` raises.
@@ -320,7 +325,7 @@ def compare(
         clean = table if clean is None else clean
         reference = clean if cover == "probe" else table
         for protocol in several:
-            result = _judge(protocol, clean, reference, table)
+            result = _judge(protocol, clean, reference, table, resamples)
             before = rows.get((protocol.name, CLEAN))
             at_clean = None
             if isinstance(protocol, PairProtocol) and before is not None and protocol.train is None:
@@ -341,6 +346,7 @@ def compare(
         "model": fingerprint(model),
         "flip": flip,
         "cover": cover,
+        "resamples": resamples,
         "occlusions": {name: described(c) for name, c in covers.items() if c is not None},
         "images": len(everything),
         "missing": {p.name: p.missing for p in several if p.missing},
@@ -348,14 +354,14 @@ def compare(
     return Comparison(ordered, settings, _examples(dataset, probes, covers))
 
 
-def _judge(protocol: AnyProtocol, clean: Tensor, references: Tensor, probes: Tensor) -> Judged:
+def _judge(protocol: AnyProtocol, clean: Tensor, references: Tensor, probes: Tensor, resamples: int) -> Judged:
     if isinstance(protocol, PairProtocol) and protocol.train is not None:
         # The threshold is chosen on clean pairs whatever covers the test.
         merged = references.clone()
         rows = protocol.train.index.flatten().unique()
         merged[rows] = clean[rows]
-        return protocol.judge(merged, probes)
-    return protocol.judge(references, probes)
+        return protocol.judge(merged, probes, resamples)
+    return protocol.judge(references, probes, resamples)
 
 
 def _has_folds(result: Judged) -> bool:
@@ -441,16 +447,15 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, n
 
     lines = read_lines(Path(path))
     divider = next((d for d in "\t;," if lines and d in lines[0][1]), ",")
-    rows = list(csv.reader((line for _, line in lines), delimiter=divider))
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    header = [cell.strip().lower() for cell in (lines[0][1].split(divider) if lines else [])]
     if "score" not in header or "same" not in header or len(set(header)) < len(header):
         got = ", ".join(header)
         raise DataError(f"{path}, line 1: expected a header with score, same and perhaps fold, got {got!r:.80}")
     truth = {"0": False, "1": True, "false": False, "true": True}
     scores, same, folds = [], [], []
-    for (number, line), row in zip(lines[1:], rows[1:], strict=True):
+    for number, line in lines[1:]:
         try:
-            cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+            cells = dict(zip(header, (cell.strip() for cell in _cells(line, divider)), strict=True))
             scores.append(float(cells["score"]))
             same.append(truth[cells["same"].lower()])
             folds.append(int(cells["fold"]) if "fold" in cells else 0)
@@ -459,3 +464,10 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, n
     if not scores:
         raise DataError(f"{path}: expected scores after the header, found none")
     return np.array(scores), np.array(same), np.array(folds) if "fold" in header else None
+
+
+def _cells(line: str, divider: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=divider), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error

@@ -150,26 +150,40 @@ class Roc:
     def tar_interval(self, far: float, confidence: float = 0.95) -> Interval:
         """An interval for the population's TAR at the population's FAR of ``far``; pairs are taken as independent.
 
-        It makes no assumption on how scores are distributed and holds for any number of pairs.  The threshold is
-        known only from the pairs of different people: the number of them above the population's threshold is binomial,
-        which bounds the threshold by two of their scores; at each of these Clopper and Pearson's (1934) bound for the
-        TAR is taken.  Each of the four bounds may fail with probability α/4.  With too few pairs of different people
-        for this FAR the lower end is 0.
+        It makes no assumption on how scores are distributed.  The threshold is known only from the pairs of different
+        people: how many of them reach the population's threshold is binomial (n_different, ``far``), whatever the
+        scores.  For each such number the threshold lies between two of their scores, and Clopper and Pearson's (1934)
+        confidence distributions bound the TAR there.  Their mixture with the binomial weights is the confidence
+        distribution of the TAR whose quantiles are the interval's ends.  With too few pairs of different people for
+        this FAR the lower end is 0.
         """
-        from scipy.stats import binom
+        from scipy.optimize import brentq
+        from scipy.special import betainc
 
         far = checks.in_range(far, "far", 1e-300, 1.0)
-        quarter = (1 - _confidence(confidence)) / 4
-        n = self.n_different
-        # #(scores at or above the threshold) ~ Binomial(n, far): in [few, many) but for the two quarters.
-        few = int(binom.ppf(quarter, n, far))  # P(fewer than few) <= quarter
-        many = int(binom.isf(quarter, n, far)) + 1  # P(many or more) <= quarter
-        low = binomial_interval(self._true_accepts(few - 1), self.n_same, 1 - 2 * quarter).low if few else 0.0
-        return Interval(low, binomial_interval(self._true_accepts(many - 1), self.n_same, 1 - 2 * quarter).high)
+        tail = (1 - _confidence(confidence)) / 2
+        n, p = self.n_different, self.n_same
+        reach, weight = _binomial_grid(n, far)
+        # With j pairs at the population's threshold or above, it lies above score j + 1 and not above score j.
+        fewest = np.where(reach > 0, self._true_accepts(np.maximum(reach - 1, 0)), 0)
+        most = np.where(reach < n, self._true_accepts(np.minimum(reach, n)), p)
 
-    def _true_accepts(self, false_accepts: int) -> int:
+        def below(tar: float, accepted: NDArray[np.int64], extra: int) -> float:
+            # Weight of TARs up to `tar`; Beta(k, p - k + 1) for the lower end, Beta(k + 1, p - k) for the upper.
+            a, b = accepted + extra, p - accepted + 1 - extra
+            inner = betainc(np.maximum(a, 1), np.maximum(b, 1), tar)
+            return float(weight @ np.where(a == 0, 1.0, np.where(b == 0, 0.0, inner)))
+
+        low, high = 0.0, 1.0
+        if below(1e-15, fewest, 0) < tail:
+            low = float(brentq(lambda tar: below(tar, fewest, 0) - tail, 1e-15, 1.0))
+        if below(1 - 1e-15, most, 1) > 1 - tail:
+            high = float(brentq(lambda tar: below(tar, most, 1) - (1 - tail), 0.0, 1 - 1e-15))
+        return Interval(low, high)
+
+    def _true_accepts(self, false_accepts: Any) -> Any:
         # The most that a threshold accepts with so many false acceptances at most.
-        return int(self.true_accepts[np.searchsorted(self.false_accepts, false_accepts, side="right") - 1])
+        return self.true_accepts[np.searchsorted(self.false_accepts, false_accepts, side="right") - 1]
 
     def at(self, far: NDArray[Any]) -> NDArray[np.float64]:
         """TAR at each FAR, the largest of those within it: for plots and for tables on a common axis."""
@@ -189,6 +203,20 @@ class Roc:
         """``far,tar,threshold`` of each corner; the first threshold is ``inf``."""
         rows = zip(*(column.tolist() for column in self.points()), strict=True)
         return "far,tar,threshold\n" + "".join(f"{f!r},{t!r},{s!r}\n" for f, t, s in rows)
+
+
+def _binomial_grid(n: int, probability: float, most: int = 256) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Numbers and their weights: a binomial distribution, or that many of its quantiles where it has more numbers."""
+    from scipy.stats import binom
+
+    low, high = int(binom.ppf(1e-9, n, probability)), int(binom.isf(1e-9, n, probability))
+    if high - low < most:
+        numbers = np.arange(low, high + 1)
+        weight = binom.pmf(numbers, n, probability)
+    else:
+        numbers = binom.ppf((np.arange(most) + 0.5) / most, n, probability).astype(np.int64)
+        weight = np.ones(most)
+    return numbers, weight / weight.sum()
 
 
 def _allowed(far: float, n: int) -> int:
@@ -241,6 +269,10 @@ def roc_of(same: Floats, different: Floats) -> Roc:
     x_at = len(different) - np.searchsorted(different, u, side="left")
     x_above = len(different) - np.searchsorted(different, u, side="right")
     u, y_at, x_at, x_above = u[::-1], y_at[::-1], x_at[::-1], x_above[::-1]
+    # Groups inside a steep run, which nobody of the other kind divides, are no corners: less to build the curve from.
+    steep = (x_above == x_at) & (x_at == np.r_[0, x_at[:-1]])
+    corner = ~(steep & np.r_[steep[1:], False])
+    u, y_at, x_at, x_above = u[corner], y_at[corner], x_at[corner], x_above[corner]
     y_above = np.r_[0, y_at[:-1]]
     # Corners: before each group (at the end of the level run), after each group, and the end.
     x = np.empty(2 * len(u) + 2, np.int64)
@@ -267,18 +299,21 @@ class StreamingRoc:
     most that the AUC of the scores themselves can differ.
 
     Args:
-        bins: over the range; 2^20 are 2e-6 wide for cosines.
-        low, high: the range; a score outside is an error.
+        step: width of a bin, a power of two, so that no score is rounded into another bin.
+        limit: scores lie in [-limit, limit], a multiple of ``step``; another one is an error.
     """
 
-    def __init__(self, bins: int = 2**20, low: float = -1.0, high: float = 1.0) -> None:
-        if bins < 2 or not low < high:
-            raise ValueError(f"bins: expected at least 2 over low < high, got {bins} over [{low}, {high}]")
-        self.low, self.high, self.bins = float(low), float(high), bins
-        self.counts = np.zeros((2, bins), np.int64)
+    def __init__(self, step: float = 2.0**-19, limit: float = 1.0) -> None:
+        if not step > 0 or math.frexp(step)[0] != 0.5:
+            raise ValueError(f"step: expected a power of two, got {step!r}")
+        if not limit >= step or limit / step != int(limit / step) or limit / step > 2**30:
+            raise ValueError(f"limit: expected a multiple of the step {step:g}, at most 2^30 of them, got {limit!r}")
+        self.step, self.limit = float(step), float(limit)
+        self.offset = int(limit / step)
+        self.counts = np.zeros((2, 2 * self.offset + 1), np.int64)
 
     def update(self, scores: Any, same: Any) -> None:
-        """Add pairs; rounding of cosines past the ends of the range (by 1e-5 at most) is put back to the end."""
+        """Add pairs; cosines rounded past the limit, by 1e-5 of it at most, are put back to it."""
         import torch
 
         values, flags = torch.as_tensor(scores), torch.as_tensor(same)
@@ -286,14 +321,14 @@ class StreamingRoc:
             raise ValueError(f"same: expected bool {list(values.shape)}, got {flags.dtype} {list(flags.shape)}")
         if values.numel() == 0:
             return
-        slack = 1e-5 * (self.high - self.low)
-        least, most = (float(v) for v in values.aminmax())
-        if not (least >= self.low - slack and most <= self.high + slack):
-            raise ValueError(f"scores: expected numbers in [{self.low:g}, {self.high:g}], got {least:g} to {most:g}")
-        # In float64: a float32 bin number is off by one near an edge, and the edges would no longer be exact.
-        place = (values.double() - self.low) * (self.bins / (self.high - self.low))
-        cell = place.long().clamp_(0, self.bins - 1) + flags.long() * self.bins
-        self.counts += torch.bincount(cell.flatten(), minlength=2 * self.bins).cpu().numpy().reshape(2, self.bins)
+        low, high = (float(v) for v in values.aminmax())
+        if not (low >= -1.00001 * self.limit and high <= 1.00001 * self.limit):
+            raise ValueError(f"scores: expected numbers in [{-self.limit:g}, {self.limit:g}], got {low:g} to {high:g}")
+        cells = (values.clamp(-self.limit, self.limit) / self.step).floor_().int().add_(self.offset)
+        bins = 2 * self.offset + 1
+        of_same = torch.bincount(cells[flags], minlength=bins).cpu().numpy()
+        self.counts[1] += of_same
+        self.counts[0] += torch.bincount(cells.flatten(), minlength=bins).cpu().numpy() - of_same
 
     def curve(self) -> Roc:
         """The curve of what was added so far."""
@@ -302,17 +337,18 @@ class StreamingRoc:
             raise ValueError("same: expected pairs of both kinds, got one kind only")
         used = np.flatnonzero(different + same)[::-1]
         x, y = np.cumsum(different[used]), np.cumsum(same[used])
-        edges = self.low + used * ((self.high - self.low) / self.bins)
+        edges = (used - self.offset) * self.step
         mixed = float(different.astype(np.float64) @ same) / 2 / (float(x[-1]) * float(y[-1]))
         return Roc(np.r_[0, x], np.r_[0, y], np.r_[np.inf, edges], uncertainty=mixed)
 
 
-def all_pairs_roc(features: Any, labels: Any, *, bins: int = 2**20, chunk: int = 2048) -> Roc:
+def all_pairs_roc(features: Any, labels: Any, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
     """The ROC curve over all N (N − 1) / 2 pairs of N features, in memory that does not grow with the pairs.
 
     Args:
         features: float [N, D], any device.
         labels: int [N].
+        step: as in :class:`StreamingRoc`.
         chunk: rows and columns of one block of scores.
     """
     import torch
@@ -324,12 +360,12 @@ def all_pairs_roc(features: Any, labels: Any, *, bins: int = 2**20, chunk: int =
     if y.shape != (len(x),) or y.is_floating_point():
         raise ValueError(f"labels: expected integers [{len(x)}], got {y.dtype} {list(y.shape)}")
     y = y.to(x.device)
-    counts = StreamingRoc(bins)
+    counts = StreamingRoc(step)
     for i in range(0, len(x), chunk):
         for j in range(i, len(x), chunk):
             scores, same = x[i : i + chunk] @ x[j : j + chunk].T, y[i : i + chunk, None] == y[j : j + chunk]
-            if i == j:
-                row, column = torch.triu_indices(len(scores), len(scores), offset=1, device=x.device)
-                scores, same = scores[row, column], same[row, column]
-            counts.update(scores.flatten(), same.flatten())
+            if i == j:  # each pair once, and none of an image with itself
+                once = torch.ones_like(same).triu_(1)
+                scores, same = scores[once], same[once]
+            counts.update(scores, same)
     return counts.curve()

@@ -82,7 +82,8 @@ class Verification:
         }
 
     def __repr__(self) -> str:
-        mean = "" if self.accuracy is None else f"accuracy {self.accuracy:.2%} ± {self.accuracy_std:.2%}, "
+        spread = "" if self.accuracy_std is None else f" ± {self.accuracy_std:.2%}"
+        mean = "" if self.accuracy is None else f"accuracy {self.accuracy:.2%}{spread}, "
         return f"Verification({mean}AUC {self.auc:.4f}, EER {self.eer:.2%}, {self.n_same} + {self.n_different} pairs)"
 
 

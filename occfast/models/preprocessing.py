@@ -89,7 +89,7 @@ class Preprocessing:
         """Refuse images prepared in another way.
 
         Raises:
-            ValueError: naming the first difference.  An alignment that is not known (None) contradicts nothing.
+            ValueError: naming the first difference.  What is not known of an alignment (None) contradicts nothing.
         """
         for name in ("size", "color", "mean", "std"):
             if getattr(self, name) != getattr(other, name):
@@ -100,7 +100,7 @@ class Preprocessing:
             return
         for name in sorted(self.alignment.keys() | other.alignment.keys()):
             mine, theirs = (_plain(a.get(name)) for a in (self.alignment, other.alignment))
-            if mine != theirs:
+            if mine != theirs and None not in (mine, theirs):  # colours as the images came: `color` above tells
                 raise ValueError(f"preprocessing: the weights expect faces aligned with {name} {mine}, got {theirs}")
 
 

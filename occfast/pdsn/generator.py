@@ -311,10 +311,9 @@ class _Trainer:
         self._prepare_validation(validation, validation_boxes)
 
     def _prepare_validation(self, validation: tuple[Tensor, Tensor], boxes: Tensor | None) -> None:
-        # Every image on as many regions as cost no more than one training epoch; computed once.
+        # Each image on one region; on more where there are too few to judge each region by 32 pairs.  Computed once.
         images, labels = validation
-        rounds = min(len(self.regions), max(1, len(self.images) // len(images)))
-        rounds = max(rounds, -(-len(self.regions) // len(images)))  # each region at least once
+        rounds = min(len(self.regions), -(-32 * len(self.regions) // len(images)))
         image = torch.arange(len(images)).repeat(rounds)
         region = torch.cat([(torch.arange(len(images)) + r) % len(self.regions) for r in range(rounds)])
         random = torch.Generator().manual_seed(self.seed + 1)

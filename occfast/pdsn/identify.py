@@ -177,7 +177,8 @@ def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Ten
     bits = _SOFT_BITS if soft else 0
     w = (weights.double().square() * 2**bits).round() if soft else weights.double()
     neighbours, best = [], []
-    for part, which in zip(probes.split(_PROBES), group.split(_PROBES), strict=True):
+    count = max(1, min(_PROBES, 2**27 // len(gallery)))  # their similarities take at most 1 GiB
+    for part, which in zip(probes.split(count), group.split(count), strict=True):
         p = fixed_point(part, bits)
         masked = p * w[which]
         own = (masked * p).sum(1, keepdim=True)

@@ -174,8 +174,9 @@ class Regions:
             ax.add_patch(Rectangle(*place, facecolor=color, edgecolor=color, alpha=0.25))
             ax.add_patch(Rectangle(*place, fill=False, edgecolor=color, linewidth=1.2))
             text = name if np.isnan(share) else f"{name} {100 * share:.0f} %"
-            ax.text((left + right - 1) / 2, (top + bottom - 1) / 2, text, color="white", fontsize=7,
-                    ha="center", va="center")  # fmt: skip
+            middle, small = (left + right - 1) / 2, right - left < width / 4
+            ax.text(middle, top - 1 if small else (top + bottom - 1) / 2, text, color="white", fontsize=7,
+                    ha="center", va="bottom" if small else "center")  # fmt: skip
         ax.set_xlim(-0.5, width - 0.5)
         ax.set_ylim(height - 0.5, -0.5)
         ax.set_aspect("equal")

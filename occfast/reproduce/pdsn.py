@@ -124,6 +124,7 @@ class PDSNSettings:
         epochs, batch_size, learning_rate, weight_decay: of the base, by SGD; patience: epochs without a better
             validation accuracy after which it stops, 0: never.
         generator_epochs, generator_patience, generator_batch, generator_rate, weight: of the mask generators; λ.
+        dictionary_images: training images whose pairs make a dictionary, drawn by the seed; None: all.
         segmentation_width, segmentation_epochs, segmentation_rate: of the U-Net.
         compare: what is compared by cosine, "maps" or "features"; the report has both, the table this one.
         map_images, map_stride: of the occlusion map behind the base with occluders.
@@ -150,10 +151,11 @@ class PDSNSettings:
     generator_batch: int = 60
     generator_rate: float = 1e-3
     weight: float = 10.0
+    dictionary_images: int | None = None
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
-    compare: str = "features"
+    compare: str = "maps"
     map_images: int = 200
     map_stride: int = 4
     percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)
@@ -239,7 +241,7 @@ def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> 
     ⌊0.15 n⌋ for the test, the rest for validation.
 
     On LFW this gives 2,959 training images, the paper's number, and 566 for the test (its percentages are
-    multiples of 1 / 566).
+    multiples of 1 / 566, but for those of face masks).
     """
     random = torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], ...] = ([], [], [])
@@ -562,8 +564,11 @@ class _Run:
                         checkpoint=self.folder / f"generators {name}.checkpoint",
                     ).save(trained)  # fmt: skip
                 generators = Generators.load(trained).to(base.device)
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+                chosen = order[: self.settings.dictionary_images]
                 build_dictionary(
-                    base, some, [(images, labels)], generators=generators, seed=self.seed, show_progress=self.show
+                    base, some, [(images[chosen], labels[chosen])], generators=generators, seed=self.seed,
+                    show_progress=self.show,
                 ).save(path)  # fmt: skip
             return MaskDictionary.load(path)
 

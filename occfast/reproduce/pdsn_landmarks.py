@@ -48,7 +48,14 @@ _BASE = (
     "weight_decay",
     "patience",
 )
-_GENERATORS = ("generator_epochs", "generator_patience", "generator_batch", "generator_rate", "weight")
+_GENERATORS = (
+    "generator_epochs",
+    "generator_patience",
+    "generator_batch",
+    "generator_rate",
+    "weight",
+    "dictionary_images",
+)
 _SEGMENTATION = ("segmentation_width", "segmentation_epochs", "segmentation_rate")
 _FACES = ("data", "size", "people")
 #: Training images by data set, for predictions.
@@ -602,8 +609,7 @@ def _differences(s: PDSNSettings) -> list[tuple[str, str]]:
             (
                 "40 people of ORL, grey, photographed in one laboratory; one test image a person, not 566 of LFW.",
                 "Everybody is found easily: figures are far above the paper's, and one image is 2.5 points. What "
-                "holds here "
-                "shows that the code runs, not that the paper is right.",
+                "holds here shows that the code runs, not that the paper is right.",
             )
         )
     if (s.network, s.width) != ("resnet34", 64):
@@ -628,7 +634,8 @@ def _differences(s: PDSNSettings) -> list[tuple[str, str]]:
             "The paper does not tell them.",
         ),
         (
-            "Faces are compared by the features behind the masked maps (settings.compare).",
+            f"Faces are compared by {'masked maps' if s.compare == 'maps' else 'the features of masked maps'} "
+            "(settings.compare).",
             "The paper says “the output of each of the masked feature maps”; search results hold both.",
         ),
     ]

@@ -26,7 +26,8 @@ class SweepState:
     """All that a sweep has earned so far.
 
     ``seen`` images were taken from the source in finished blocks; ``partial`` holds the scores of the
-    block under way, of which the first ``next`` flat positions are done.
+    block under way, of which the first ``next`` positions, in the order of the sweep, are done.  ``tally`` counts what
+    a method counts, ``samples`` are the scores that an estimate is made from.
     """
 
     total: NDArray[np.float64]
@@ -44,9 +45,12 @@ class SweepState:
     method: str = ""
     digest: str = ""
     keep_per_image: bool = True
+    tally: dict[str, float] = field(default_factory=dict)
+    samples: list[NDArray[Any]] = field(default_factory=list)
 
 
-_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "method", "digest", "keep_per_image")
+_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "method", "digest", "keep_per_image",
+           "tally")  # fmt: skip
 
 
 def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +92,8 @@ class Checkpoint:
             content["partial"] = state.partial
         if state.per_image:
             content["per_image"] = np.concatenate(state.per_image)
+        if state.samples:
+            content["samples"] = np.concatenate(state.samples)
         try:
             write_npz(self.path, **content)
         except OSError as error:
@@ -119,6 +125,7 @@ class Checkpoint:
                 image_sum=content["image_sum"],
                 partial=content.get("partial"),
                 per_image=[content["per_image"]] if "per_image" in content else [],
+                samples=[content["samples"]] if "samples" in content else [],
                 **{name: counts[name] for name in _COUNTS},
             )
         except (KeyError, ValueError, TypeError) as error:

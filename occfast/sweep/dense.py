@@ -51,6 +51,9 @@ class DenseEvaluator:
         copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
         return self._model(self._arranged(copies))
 
+    def order(self, positions: Tensor) -> Tensor:
+        return torch.arange(len(positions), device=positions.device)
+
     def set_layout(self, layout: str) -> None:
         """ "contiguous" (NCHW) or "channels_last" (NHWC); the given model is never changed."""
         if layout == "channels_last":

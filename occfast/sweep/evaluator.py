@@ -39,3 +39,7 @@ class Evaluator(Protocol):
     def outputs(self, positions: Tensor) -> Tensor:
         """The outputs [M, K] at flat positions int64 [M]."""
         ...
+
+    def order(self, positions: Tensor) -> Tensor:
+        """A permutation [M] of flat positions that brings together what is computed together."""
+        ...

@@ -161,7 +161,7 @@ class IncrementalEvaluator:
     expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
         for each image, which few positions do not repay.
 
-    memory_limit : bytes; layers are shared while what is shared takes at most half of it.
+    memory_limit : bytes; layers are shared while what is shared takes at most a quarter of it.
 
     Raises NotIncremental, with the reason, for a model that can't be swept this way.
     """
@@ -305,7 +305,7 @@ class IncrementalEvaluator:
         """How many of the first steps to share: what costs least, in multiply-adds a position."""
         rows, columns = self.intervals
         best, saved, chosen = 0.0, 0.0, 0
-        room = (self.memory_limit or 1 << 62) / (2 * self.example.element_size())
+        room = (self.memory_limit or 1 << 62) / (4 * self.example.element_size())
         for step in self.steps:
             v, h = rows[step.index], columns[step.index]
             whole = step.kind in ("input", "window", "pad", "point", "join")
@@ -542,9 +542,7 @@ class IncrementalEvaluator:
         n, p = chosen // self.grid.positions, chosen % self.grid.positions
         i, j = p // self.grid.columns, p % self.grid.columns
         groups = len(self.sides[0]) * len(self.sides[1])
-        group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
-        if self.shared:
-            group += n * groups  # one image after the other: the strips of one are kept
+        group = self._groups(chosen)
         order = torch.argsort(group, stable=True)
         result: Tensor | None = None
         start = 0
@@ -567,6 +565,17 @@ class IncrementalEvaluator:
         if result is None:
             raise ValueError("positions: expected at least one, got none")
         return result
+
+    def order(self, positions: Tensor) -> Tensor:
+        """A permutation [M] of flat positions that brings together those whose rectangles are alike."""
+        return torch.argsort(self._groups(positions.cpu()), stable=True).to(positions.device)
+
+    def _groups(self, positions: Tensor) -> Tensor:
+        """The group of each flat position: image by image where an image's positions share strips."""
+        n, p = positions // self.grid.positions, positions % self.grid.positions
+        i, j = p // self.grid.columns, p % self.grid.columns
+        group = self.classes[0][i] * len(self.sides[1]) + self.classes[1][j]
+        return group + n * (len(self.sides[0]) * len(self.sides[1])) if self.shared else group
 
     def _batch(self, sides: tuple[_Side, _Side]) -> int:
         """Positions to compute together: windows and results that stay in the cache and within memory."""

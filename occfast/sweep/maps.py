@@ -17,9 +17,11 @@ from ..checks import in_range
 from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
 from ..plots import draw_map, extent, png_data_uri
+from .estimate import Disagreement, Sampling, as_json, from_json
 from .geometry import Border, SweepGrid
 
 _KIND = "occfast.OcclusionMap"
+_OPTIONAL = ("per_image", "interval", "bias")
 _LABELS = {
     "error": "classification error rate",
     "score_drop": "mean drop of the label's output",
@@ -35,7 +37,8 @@ class OcclusionMap:
     ----------
     values : float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
         trigueros2018, the mean of Eq. 3)
-    standard_error : float64 [rows, columns], of that mean; NaN with one image
+    standard_error : float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population that
+        the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
     per_image : uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
     grid : the centres
     score, method : what was measured, and how it was evaluated
@@ -44,6 +47,13 @@ class OcclusionMap:
     seconds : wall time of the sweep, over all its parts if it was resumed
     mean_image : float32 [C, H, W], the mean of the images that were used
     settings : fill, seed, batch size and the like, for the record
+    estimate : for the methods that estimate, how far the map may be from the full sweep of the same images:
+        :class:`~occfast.sweep.estimate.Disagreement` ("adaptive") or :class:`~occfast.sweep.estimate.Sampling`
+        ("sampled"); else None
+    interval : float64 [2, rows, columns] of "sampled": the ends of the 95 % interval that holds the value of the full
+        sweep at that location; else None
+    bias : float64 [rows, columns] of "sampled": what smoothing changes at locations like this one, root mean square;
+        else None
     """
 
     values: NDArray[np.float64]
@@ -58,6 +68,9 @@ class OcclusionMap:
     seconds: float
     mean_image: NDArray[np.float32]
     settings: dict[str, Any] = field(default_factory=dict)
+    estimate: Disagreement | Sampling | None = None
+    interval: NDArray[np.float64] | None = None
+    bias: NDArray[np.float64] | None = None
 
     @property
     def occluder(self) -> tuple[int, int]:
@@ -149,8 +162,9 @@ class OcclusionMap:
             "standard_error": self.standard_error,
             "mean_image": self.mean_image,
         }
-        if self.per_image is not None:
-            content["per_image"] = self.per_image
+        for name in _OPTIONAL:
+            if getattr(self, name) is not None:
+                content[name] = getattr(self, name)
         return write_npz(path, **content)
 
     def _about(self) -> dict[str, Any]:
@@ -166,6 +180,7 @@ class OcclusionMap:
             "n_evaluations": self.n_evaluations,
             "seconds": self.seconds,
             "settings": self.settings,
+            "estimate": as_json(self.estimate),
         }
 
     @classmethod
@@ -181,10 +196,12 @@ class OcclusionMap:
             about = json.loads(str(content["about"]))
             border: Border = about["border"]
             grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], border)
+            more: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
             loaded = cls(
                 values=content["values"],
                 standard_error=content["standard_error"],
-                per_image=content.get("per_image"),
+                estimate=from_json(about.get("estimate")),
+                **more,
                 grid=grid,
                 mean_image=content["mean_image"],
                 **{

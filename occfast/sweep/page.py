@@ -29,7 +29,7 @@ def render(m: OcclusionMap) -> str:
             {"uri": _map_picture(m), "text": "Where covering hurts: the value at each centre of the occluder."},
             {"uri": _masked_picture(m), "text": "The mean image, dark where covering does no harm."},
             {"uri": _histogram(m), "text": "How the locations are distributed."},
-            {"uri": _error_picture(m), "text": "The standard error of each location's mean over images."},
+            {"uri": _error_picture(m), "text": _error_text(m)},
         ],
         rows=_rows(m),
         version=_version(),
@@ -61,6 +61,7 @@ def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
         ("method", m.method),
         ("images", f"{m.n_images} used, {m.n_skipped} left out because they are wrong uncovered"),
         ("evaluations", f"{m.n_evaluations:,} in {m.seconds:.1f} s, {rate:,.0f} a second"),
+        *([] if m.estimate is None else [("how far from the full sweep", m.estimate)]),
         *sorted(m.settings.items()),
     ]
     return [(html.unescape(str(name)), str(value)) for name, value in rows]
@@ -95,8 +96,16 @@ def _histogram(m: OcclusionMap) -> str:
     return png_data_uri(figure)
 
 
+def _error_text(m: OcclusionMap) -> str:
+    if m.interval is None:
+        return "The standard error of each location's mean over images."
+    return "Half the width of the 95 % interval that holds the full sweep's value."
+
+
 def _error_picture(m: OcclusionMap) -> str:
     figure, ax = _figure()
-    error = np.nan_to_num(m.standard_error)
-    draw_map(error, extent(*m.centers), ax=ax, label="standard error")
+    error, label = m.standard_error, "standard error"
+    if m.interval is not None:
+        error, label = (m.interval[1] - m.interval[0]) / 2, "half width"
+    draw_map(np.nan_to_num(error), extent(*m.centers), ax=ax, label=label)
     return png_data_uri(figure)

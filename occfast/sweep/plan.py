@@ -1003,25 +1003,27 @@ def classes(lengths: list[Ints], weights: list[float], most: int, slack: float =
     its common lengths.
     """
     weight = np.asarray(weights, float)
-    distinct, inverse = np.unique(np.stack(lengths, 1).astype(float), axis=0, return_inverse=True)
-    groups = [(distinct[k], np.flatnonzero(inverse.reshape(-1) == k)) for k in range(len(distinct))]
+    tops, inverse = np.unique(np.stack(lengths, 1).astype(float), axis=0, return_inverse=True)
+    members = [np.flatnonzero(inverse.reshape(-1) == k) for k in range(len(tops))]
+    counts = np.array([len(m) for m in members])
+    costs = (tops * weight).sum(1) * counts
+    total = float(costs.sum())
 
-    def cost(top: Any, count: int) -> float:
-        return float(top @ weight) * count
+    def merging(k: int) -> Any:
+        """What merging group k with each other one would cost more."""
+        return (np.maximum(tops, tops[k]) * weight).sum(1) * (counts + counts[k]) - costs - costs[k]
 
-    total = sum(cost(top, len(members)) for top, members in groups)
-    while len(groups) > 1:
-        best = None
-        for i in range(len(groups)):
-            for j in range(i + 1, len(groups)):
-                (a, m), (b, n) = groups[i], groups[j]
-                extra = cost(np.maximum(a, b), len(m) + len(n)) - cost(a, len(m)) - cost(b, len(n))
-                if best is None or extra < best[0]:
-                    best = (extra, i, j)
-        assert best is not None
-        if len(groups) <= most and best[0] > slack * total:
+    extra = np.stack([merging(k) for k in range(len(tops))])
+    while len(tops) > 1:
+        upper = np.where(np.triu(np.ones(extra.shape, bool), 1), extra, np.inf)
+        i, j = divmod(int(upper.argmin()), len(tops))
+        if len(tops) <= most and upper[i, j] > slack * total:
             break
-        _, i, j = best
-        merged = (np.maximum(groups[i][0], groups[j][0]), np.sort(np.concatenate((groups[i][1], groups[j][1]))))
-        groups = [g for k, g in enumerate(groups) if k not in (i, j)] + [merged]
-    return [members for _, members in groups]
+        rest = np.delete(np.arange(len(tops)), (i, j))
+        tops = np.concatenate((tops[rest], np.maximum(tops[i], tops[j])[None]))
+        counts = np.append(counts[rest], counts[i] + counts[j])
+        members = [*(members[k] for k in rest), np.sort(np.concatenate((members[i], members[j])))]
+        costs = np.append(costs[rest], (tops[-1] * weight).sum() * counts[-1])
+        last = merging(len(tops) - 1)
+        extra = np.block([[extra[np.ix_(rest, rest)], last[:-1, None]], [last[None]]])
+    return members

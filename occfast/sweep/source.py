@@ -28,12 +28,14 @@ class Source:
     """Yields checked blocks of at most ``block`` images, always cut at the same places.
 
     ``total`` is the number of images where it is known.  ``digest`` runs over all that was yielded,
-    so that a resumed sweep can tell whether it gets the same data.
+    so that a resumed sweep can tell whether it gets the same data.  ``shuffle`` is the seed of a random
+    order; only a tensor is shuffled.
     """
 
-    def __init__(self, images: Any, labels: Any, device: torch.device | None) -> None:
+    def __init__(self, images: Any, labels: Any, device: torch.device | None, shuffle: int | None = None) -> None:
         self.digest = hashlib.sha256()
         self._device = device
+        self._order: Tensor | None = None
         self._batches: Iterable[Any]
         self.total: int | None
         if isinstance(images, Tensor) or hasattr(images, "__dlpack__"):
@@ -42,6 +44,8 @@ class Source:
             _check(whole, given)
             self._batches = [(whole, given)]
             self.total = whole.shape[0]
+            if shuffle is not None:
+                self._order = torch.randperm(self.total, generator=torch.Generator().manual_seed(shuffle))
         elif isinstance(images, Iterable) and not isinstance(images, (str, bytes)):
             if labels is not None:
                 raise ValueError("labels: expected None where images is an iterable of (images, labels) batches")
@@ -67,8 +71,9 @@ class Source:
                 got = list(images.shape[1:])
                 raise ValueError(f"images: expected {list(shape)} as before, got {got} in batch {number}")
             for start in range(0, images.shape[0], size):
-                part = images[start : start + size]
-                marks = None if labels is None else labels[start : start + size]
+                index = slice(start, start + size) if self._order is None else self._order[start : start + size]
+                part = images[index]
+                marks = None if labels is None else labels[index]
                 if not bool(part.isfinite().all()):
                     wrong = first + int((~part.flatten(1).isfinite().all(1)).nonzero()[0])
                     raise ValueError(f"images: expected finite pixels, got NaN or infinity in image {wrong}")

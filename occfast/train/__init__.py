@@ -1,6 +1,7 @@
 """Training: recipes, one loop that everything trains with, and trained networks as files."""
 
 from .augment import Augment, place
+from .faces import open_data, split
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict
 from .recipe import Recipe
@@ -21,7 +22,9 @@ __all__ = [
     "load_into",
     "load_network",
     "load_recipe",
+    "open_data",
     "place",
     "predict",
+    "split",
     "train",
 ]

@@ -73,8 +73,9 @@ class Hands:
     def epoch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         self.sampler.set_epoch(number)
         indices = torch.tensor(list(self.sampler), dtype=torch.int64).reshape(-1, self.size)
-        # Epochs differ a little in length, never by as much as their number of images.
-        first = 2 * number * len(self.sampler.classes) * max(map(len, self.sampler.classes), default=1)
+        # Epochs differ in length, but none has more hands than this.
+        most = sum(-(-len(mine) // self.sampler.k) for mine in self.sampler.classes) * self.sampler.k
+        first = number * most
         return indices, first + torch.arange(indices.numel()).reshape(indices.shape)
 
 

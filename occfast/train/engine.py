@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -203,8 +204,6 @@ class Engine:
                 loss = loss / self.accumulate if self.accumulate > 1 else loss
                 total, right = total + loss.detach(), right + correct
                 self.accelerator.backward(loss)
-        if self.accelerator.scaler is not None:
-            self.accelerator.unscale_gradients()
         norm = self._gradient_norm()
         self._watch(total, norm, rate, chosen)
         self.optimizer.step()
@@ -213,14 +212,14 @@ class Engine:
 
     def _synchronised(self, last: bool) -> Any:
         # Gradients are added up over the processes with the last part only.
-        from contextlib import nullcontext
-
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
 
     def _gradient_norm(self) -> Tensor:
         if self.rule.clip is not None:
             clipped: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.rule.clip)
             return clipped
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients()
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     # -- NaN -------------------------------------------------------------------------------------------
@@ -321,11 +320,9 @@ class Engine:
     def _like_parameter(self, number: int, value: Tensor) -> Tensor:
         # Files hold dense tensors; moments go on in the layout of their parameter, as they would have.
         parameter = self.parameters[number]
-        return (
-            torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
-            if (value.shape == parameter.shape)
-            else value
-        )
+        if value.shape != parameter.shape:
+            return value
+        return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
 
     def _random_states(self) -> list[tuple[Tensor, Tensor]]:
         cpu = torch.get_rng_state()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..files import write_atomically
 from ..losses import TripletStats
+from .engine import Engine, Step
 
 STEPS, VALIDATIONS, SCORES = "steps.csv", "validations.csv", "scores.jsonl"
 
@@ -46,7 +50,7 @@ class Log:
                 raise ValueError(
                     "log.tensorboard: TensorBoard is not installed: pip install 'occfast[train]', or false"
                 ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done if done else None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else 0)
 
     def step(self, row: dict[str, float]) -> None:
         """A row of ``steps.csv``; ``row["step"]`` is the number of steps done."""
@@ -134,3 +138,40 @@ def _keep_lines(path: Path, done: int) -> None:
         if line.endswith("\n") and json.loads(line)["step"] <= done:
             kept.append(line)
     write_atomically(path, "".join(kept).encode()) if done else path.unlink()
+
+
+class Meter:
+    """Means since the last row, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, steps
+        self.images, self.text, self.validation = 0, "", ""
+        self._clock = time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        self.sums += torch.stack([step.loss.double(), step.right.double(), torch.ones_like(step.loss).double()])
+        self.images += step.images
+
+    def row(self, step: Step, engine: Engine) -> dict[str, float]:
+        """Means over all processes; begins anew."""
+        sums = engine.accelerator.reduce(self.sums) if engine.world > 1 else self.sums
+        loss, right, steps = sums.tolist()
+        images, now = self.images * engine.world, time.perf_counter()
+        row = {
+            "step": float(step.number + 1), "epoch": float(step.epoch + 1), "loss": loss / steps,
+            "accuracy": right / images, "learning_rate": step.learning_rate,
+            "gradient_norm": float(step.gradient_norm), "images_per_s": images / (now - self._clock),
+        }  # fmt: skip
+        self.text = ", ".join(filter(None, (
+            f"loss {row['loss']:.4f}", f"accuracy {100 * row['accuracy']:.1f} %", self.validation,
+        )))  # fmt: skip
+        self.sums.zero_()
+        self.images, self._clock = 0, now
+        return row
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist(), "images": self.images}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.images = int(state["images"])

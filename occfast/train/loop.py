@@ -79,14 +79,16 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    cuda = images.device.type == "cuda"
+    if cuda and images.device.index not in (None, torch.cuda.current_device()):
+        raise ValueError(f"images: expected the current device {torch.cuda.current_device()}, got {images.device}")
     engine = Engine(
         Classify(model, label_smoothing=label_smoothing), Shuffled(len(images), batch_size), InMemory(images),
         labels.cpu(), Rule("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup), epochs,
         accelerator(images.device), transform, seed=seed,
     )  # fmt: skip
     history = History()
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[images.device] if cuda else []):
         torch.manual_seed(seed)
         start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
         for count, step in enumerate(engine.steps(), 1):

@@ -29,10 +29,8 @@ class Classify(nn.Module):
             logits = self.head(features(self.network)(images), labels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
             with torch.no_grad():  # the margin is there to learn from, not to answer with
-                own = labels[:, None]
-                answers = logits.scatter_add(
-                    1, own, torch.full_like(own, 1, dtype=logits.dtype) * self.head.scale * self.head.margin
-                )
+                back = logits.new_full((len(labels), 1), self.head.scale * self.head.margin)
+                answers = logits.scatter_add(1, labels[:, None], back)
         else:
             answers = logits = self.logits(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -57,14 +55,14 @@ class Embed(nn.Module):
         self.network, self.loss = network, loss
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images have one of their own person nearest, int64.
+        """The loss, and how many images have one of their own person nearest, float64.
 
-        With several processes the loss is that of the global batch, and so is this number, divided by the processes.
+        With several processes the loss is that of the global batch; of the number each has its share.
         """
         loss: Tensor = self.loss(F.normalize(features(self.network)(images).float()), labels)
         stats = self.stats
-        right = (stats.nearest_positive < stats.nearest_negative).sum()
-        return loss, torch.div(right * len(labels), len(stats.nearest_positive), rounding_mode="floor")
+        right = (stats.nearest_positive < stats.nearest_negative).double().mean()
+        return loss, right * len(labels)
 
     @property
     def stats(self) -> TripletStats:

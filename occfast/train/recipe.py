@@ -58,7 +58,7 @@ class ValidationPart:
         share: of the images (or people) kept out of training, drawn at random; 0: no validation.
         by: "images": the same people on other images; "people": other people.
         metric: "accuracy" (share of images put down to the right person), "verification" (accuracy over pairs, ten
-            folds) or ``module:function``, see :func:`occfast.train.validate.judge`; None: the stage's.
+            folds) or ``module:function`` (a ``Metric`` of :mod:`occfast.train.validate`); None: the stage's.
         pairs: pairs at most that "verification" compares, half of them of one person.
         every: epochs between validations.
         patience: stop after so many validations without a new best, in which the network stagnates or declines;
@@ -179,7 +179,7 @@ class LogPart:
 
     every: int = 20
     tensorboard: bool = True
-    checkpoint: int = 500
+    checkpoint: int = 200
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Recipe:
         stage: "classify" (tell the people of the training set apart) or "embed" (features for comparing anybody).
         seed: of the weights, the split, the order of the images and all augmentation.
         epochs: passes through the training images at most.
-        start: weights to start from, ``.safetensors`` or ``.pt``; None: new ones.
+        start: weights to start from, ``.safetensors`` (and the head beside it) or ``.pt``; None: new ones.
         fresh_classifier: with ``start``: the people are others, begin with a new classifier.
         device: "auto", "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16".

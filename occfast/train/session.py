@@ -15,27 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks, data
+from .. import checks
 from ..data import FaceDataset
 from ..files import write_atomically
 from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss
 from ..models import Preprocessing, build, feature_size
-from ..models.build import imported, takes_classes
+from ..models.build import takes_classes
 from ..progress import Report, progress
 from .augment import Augment, occluder_of
 from .batches import FromDisk, Hands, InMemory, Plan, Shuffled, source_of
 from .checkpoint import load_checkpoint, save_checkpoint
 from .engine import Engine, NotFinite, Rule, Step, accelerator
+from .faces import open_data, split
 from .jitter import Jitter
-from .log import Log
+from .log import Log, Meter
 from .objective import Classify, Embed, Objective
-from .recipe import DataPart, Recipe, ValidationPart, load, to_yaml
+from .recipe import Recipe, load, to_yaml
 from .validate import Validation
-from .weights import Trained, load_into
+from .weights import Trained, load_head, load_into
 
 CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
-#: Data sets by the names that recipes use.
-DATASETS = {"orl": "ORL", "lfw": "LFW", "celeba": "CelebA", "folder": "Folder", "recordio": "RecordIO"}
 #: What a resumed run may change: where and how it runs, not what comes out.
 _FREE = {
     "device": None,
@@ -78,68 +77,6 @@ class Result:
 
 
 # -- from a recipe to what it names ----------------------------------------------------------------------
-
-
-def open_data(part: DataPart) -> FaceDataset:
-    """The data set of a recipe, aligned if it says so.
-
-    Raises:
-        ValueError: an unknown name, or arguments that the data set doesn't take.
-        DataError: what is there can't be read.
-    """
-    if part.name in DATASETS:
-        make: Any = getattr(data, DATASETS[part.name])
-    elif ":" in part.name:
-        make = imported(part.name, "data.name")
-    else:
-        raise ValueError(f"data.name: expected one of {', '.join(DATASETS)} or module:function, got {part.name!r}")
-    arguments = dict(part.arguments)
-    if part.name == "orl":  # it would align its photographs by itself
-        arguments = {"aligned": part.template is None, **arguments}
-    elif part.name in DATASETS:
-        arguments = {"grey": part.color == "grey", **arguments}
-    try:
-        faces: FaceDataset = make(*([] if part.root is None else [part.root]), **arguments)
-    except TypeError as error:
-        raise ValueError(f"data.arguments: {part.name} doesn't take them ({error})") from error
-    if part.template is None:
-        return faces
-    size = None if part.size is None else (part.size[0], part.size[1])
-    return data.Aligned(faces, part.template, grey=part.color == "grey", size=size)
-
-
-def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the images for training and for validation, int64, in rising order.
-
-    People with fewer than ``min_images`` images are in neither.  "images": drawn from all, but for one image of each
-    person, which stays in training; "people": whole people.
-
-    Raises:
-        ValueError: nothing is left to train on.
-    """
-    random = torch.Generator().manual_seed(seed)
-    counts = faces.labels.bincount(minlength=len(faces.people))
-    usable = (counts[faces.labels] >= min_images).nonzero()[:, 0]
-    people = faces.labels[usable].unique()
-    if len(people) < 2:
-        raise ValueError(f"data.min_images: expected at least two people with {min_images} images, got {len(people)}")
-    order = usable[torch.randperm(len(usable), generator=random)]
-    if part.share == 0:
-        held = order[:0]
-    elif part.by == "people":
-        count = max(2, round(part.share * len(people)))
-        kept_out = people[torch.randperm(len(people), generator=random)[:count]]
-        held = usable[torch.isin(faces.labels[usable], kept_out)]
-    else:
-        labels = faces.labels[order]
-        first = torch.ones(len(order), dtype=torch.bool)
-        by_person = labels.argsort(stable=True)
-        first[by_person[1:]] = labels[by_person[1:]] != labels[by_person[:-1]]
-        held = order[~first][: max(1, round(part.share * len(usable)))]
-    rest = usable[~torch.isin(usable, held)]
-    if len(faces.labels[rest].unique()) < 2:
-        raise ValueError("validation.share: expected at least two people to stay in training")
-    return rest, held.sort().values
 
 
 def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple[nn.Module, dict[str, Any]]:
@@ -224,16 +161,18 @@ class _Session:
         self.people = [faces.people[int(person)] for person in kept]
         self.left_out = len(faces) - len(rest) - len(held)
         image = faces[int(rest[0])].image
-        self.preprocessing = Preprocessing(
-            (image.shape[1], image.shape[2]), recipe.data.color, recipe.data.mean, recipe.data.std, _alignment(faces)
-        )
+        alignment = None if faces.alignment is None else faces.alignment.as_dict()
+        size, color = (image.shape[1], image.shape[2]), recipe.data.color
+        self.preprocessing = Preprocessing(size, color, recipe.data.mean, recipe.data.std, alignment)
         network, self.spec = _network(recipe, len(self.people), self.preprocessing)
-        if recipe.start is not None:
-            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
         objective = _objective(
             recipe, network, self.spec["classes"] is not None, len(self.people), self.preprocessing,
             self.accelerator.num_processes,
         )  # fmt: skip
+        if recipe.start is not None and found is None:
+            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
+            if objective.head is not None and not recipe.fresh_classifier:
+                load_head(objective.head, recipe.start)
         jitter = Jitter(**recipe.jitter)
         augment = Augment(
             self.preprocessing,
@@ -241,6 +180,8 @@ class _Session:
             occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
         )
         part = recipe.batch
+        if part.size > len(rest):
+            raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
         plan: Plan = Shuffled(len(rest), part.size)
         if part.images_each:
             plan = Hands(labels, part.size // part.images_each, part.images_each, recipe.seed)
@@ -260,12 +201,14 @@ class _Session:
             )
         self.best: float | None = None
         self.best_epoch: int | None = None
+        self.latest: float | None = None
         self.stale, self.stopped, self.seconds = 0, "", 0.0
-        self.meter = _Meter(self.accelerator.device)
+        self.meter = Meter(self.accelerator.device)
         if found is not None:
             tensors, values = found
             self.engine.load_state(tensors, values)
             self.best, self.best_epoch, self.stale = values["best"], values["best_epoch"], values["stale"]
+            self.latest = values["latest"]
             self.stopped = values["stopped"]
             self.meter.load(values["meter"])
         self.log: Log | None = None
@@ -342,6 +285,7 @@ class _Session:
         if self.validation is None:
             return
         found = self.validation.judge(self.engine)
+        self.latest = found.value
         better = self.best is None or found.value > self.best + self.recipe.validation.min_gain
         if better:
             self.best, self.best_epoch, self.stale = found.value, epoch, 0
@@ -356,8 +300,9 @@ class _Session:
     def _checkpoint(self) -> None:
         tensors, values = self.engine.state()
         values |= {
-            "best": self.best, "best_epoch": self.best_epoch, "stale": self.stale, "meter": self.meter.state(),
-            "stopped": self.stopped if self.stopped == "early" else "", "recipe": to_yaml(self.recipe),
+            "best": self.best, "best_epoch": self.best_epoch, "latest": self.latest, "stale": self.stale,
+            "meter": self.meter.state(), "stopped": self.stopped if self.stopped == "early" else "",
+            "recipe": to_yaml(self.recipe),
         }  # fmt: skip
         if self.main:
             save_checkpoint(self.output / CHECKPOINT, tensors, values)
@@ -370,53 +315,12 @@ class _Session:
         about = {
             "stage": self.recipe.stage, "loss": self.recipe.loss.name, "step": self.engine.step,
             "epoch": self.engine.epoch, "head": objective.head is not None,
-            "validation": {self.validation.metric: self.best} if self.validation is not None else {},
+            "validation": {self.validation.metric: self.latest} if self.validation is not None else {},
         }  # fmt: skip
         people = self.people if isinstance(objective, Classify) else []
         Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(
             self.output / name
         )
-
-
-class _Meter:
-    """Means since the last row, kept on the device until they are asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, steps
-        self.images, self.text, self.validation = 0, "", ""
-        self._clock = time.perf_counter()
-
-    def add(self, step: Step) -> None:
-        self.sums += torch.stack([step.loss.double(), step.right.double(), torch.ones_like(step.loss).double()])
-        self.images += step.images
-
-    def row(self, step: Step, engine: Engine) -> dict[str, float]:
-        """Means over all processes; begins anew."""
-        sums = engine.accelerator.reduce(self.sums) if engine.world > 1 else self.sums
-        loss, right, steps = sums.tolist()
-        images, now = self.images * engine.world, time.perf_counter()
-        row = {
-            "step": float(step.number + 1), "epoch": float(step.epoch + 1), "loss": loss / steps,
-            "accuracy": right / images, "learning_rate": step.learning_rate,
-            "gradient_norm": float(step.gradient_norm), "images_per_s": images / (now - self._clock),
-        }  # fmt: skip
-        self.text = ", ".join(filter(None, (
-            f"loss {row['loss']:.4f}", f"accuracy {100 * row['accuracy']:.1f} %", self.validation,
-        )))  # fmt: skip
-        self.sums.zero_()
-        self.images, self._clock = 0, now
-        return row
-
-    def state(self) -> dict[str, Any]:
-        return {"sums": self.sums.tolist(), "images": self.images}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-        self.images = int(state["images"])
-
-
-def _alignment(faces: FaceDataset) -> dict[str, Any] | None:
-    return None if faces.alignment is None else faces.alignment.as_dict()
 
 
 def _claim(recipe: Recipe, output: Path, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -469,7 +373,7 @@ def _interrupts(wanted: bool) -> Iterator[Any]:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-__all__ = ["Result", "open_data", "split", "train"]
+__all__ = ["Result", "train"]

@@ -136,6 +136,18 @@ def _load_head(path: Path) -> nn.Module:
     return head.eval()
 
 
+def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
+    """Load the head that was saved beside the weights ``start``, if there is one: whether there was.
+
+    Raises ValueError where it is for other people or another network.
+    """
+    path = _head_of(Path(start))
+    if not path.is_file():
+        return False
+    load_into(head, read_tensors(path)[0], str(path))
+    return True
+
+
 def load_into(
     network: nn.Module,
     weights: str | os.PathLike[str] | dict[str, Tensor],

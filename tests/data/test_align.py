@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +13,10 @@ from skimage.transform import warp as skimage_warp
 from torch import Tensor
 
 from occfast import DataError
-from occfast.data import TEMPLATES, Aligned, Alignment, Subset, Template, WithLandmarks, align_faces
+from occfast.data import TEMPLATES, Aligned, Alignment, Folder, Subset, Template, WithLandmarks, align_faces
 from occfast.data.align import BORDERS, affine, similarity, warp
 
-from .pictures import InMemory
+from .pictures import InMemory, write_faces
 
 
 def a_face(seed: int, height: int = 150, width: int = 130, channels: int = 3) -> Tensor:
@@ -78,7 +81,7 @@ def test_a_batch_of_several_sizes_equals_one_by_one(border: str) -> None:
     each = torch.stack([warp(image, matrix, (50, 40), border) for image, matrix in zip(images, matrices, strict=True)])
     assert torch.equal(warp(images, matrices, (50, 40), border), each)
     # What a GPU runs: one call over a canvas.
-    assert torch.equal(align._sample(*align._canvas(images), matrices, (50, 40), border), each)
+    assert torch.equal(align._sample(*align._canvas(images), matrices.tolist(), (50, 40), border), each)
 
 
 def test_landmarks_come_to_lie_at_the_template() -> None:
@@ -173,6 +176,18 @@ def test_aligned_data_set() -> None:
         assert face.label == source.labels[k]
     assert aligned.alignment == expected.alignment
     assert Aligned(source)[0].image.shape == (1, 100, 100)
+
+
+def test_files_are_decoded_in_the_colour_that_is_wanted(tmp_path: Path) -> None:
+    write_faces(tmp_path, ["a/1.jpg", "b/2.jpg"], landmarks=True)
+    source = Folder(tmp_path)
+    assert source.grey is False
+    for grey in (True, False):
+        direct = Aligned(source, grey=grey)[1].image
+        converted = align_faces([source[1].image], source.landmarks[1:], grey=grey).images[0]
+        assert torch.equal(direct, converted)
+    assert source.grey is False and source[0].image.shape[0] == 3
+    assert pickle.loads(pickle.dumps(Aligned(source)))[0].image.shape == (1, 100, 100)
 
 
 def test_images_without_landmarks_are_reported_not_dropped() -> None:

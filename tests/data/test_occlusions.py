@@ -292,6 +292,8 @@ def test_wrong_names_are_one_clear_error(name: str) -> None:
         (lambda: Band()(batch(2), FRONTAL[None]), r"landmarks: expected shape \[2, 5, 2\]"),
         (lambda: Band()(batch(2), torch.stack([FRONTAL, FRONTAL * math.nan])), "landmarks: expected finite numbers, image 1"),
         (lambda: Band()(batch(1), FRONTAL.flip(0)[None]), "landmarks: expected the mouth below the eyes, not in image 0"),
+        (lambda: FaceMask()(batch(1), FRONTAL[[0, 1, 2, 0, 1]][None]), "landmarks: expected the mouth apart from the eyes, not in image 0"),
+        (lambda: Block()(batch(1).float()), r"images: expected values in \[0, 1\], got 30 to 225"),
         (lambda: Sunglasses()(batch(1), FRONTAL[[0, 0, 2, 3, 4]][None]), "landmarks: expected two eyes apart, not in image 0"),
         (lambda: Block()(batch(2), None, torch.zeros(2)), "sample_ids: expected dtype int64"),
         (lambda: Block()(batch(2), None, torch.zeros(3, dtype=torch.int64)), r"sample_ids: expected shape \[2\]"),

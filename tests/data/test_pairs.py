@@ -113,6 +113,7 @@ def test_images_are_found_by_the_end_of_their_names_unless_that_is_ambiguous(tmp
         ("a b 2", "line 1: expected"),
         ("Ann\t\t2", "line 1: expected"),
         ("10\t300\nAnn\t1\t2", "line 1: expected 10 × 2 × 300 pairs after it, got 1 lines"),
+        ("0", "line 1: expected 1 × 2 × 0 pairs after it, got 0 lines"),
         ("1\nAnn 1 2\nBen 1 2", "line 3: expected a pair of two people here by the counts of line 1"),
         ("a b 1 0\na b 1", "expected the fold on all lines or none, 1 of 2 have it"),
         (b"Ann 1 \xff", "expected UTF-8, byte 0xff at offset 6"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from occfast import DataError, LargeMarginCosine
-from occfast.models import PaperNet, resnet18
+from occfast.models import PaperNet, iresnet18, resnet18
 from occfast.pdsn import (
     Base,
     Generators,
@@ -202,8 +202,20 @@ def test_networks_of_the_package_are_cut():
         torch.testing.assert_close(
             as_base(paper, mean=0.0, std=1.0)(torch.ones(1, 1, 100, 100)), paper(torch.ones(1, 1, 100, 100))
         )
+    embedding = iresnet18(channels=1, width=4, size=(64, 48), feature_size=16).eval()
+    with torch.no_grad():
+        cut = as_base(embedding, mean=0.0, std=1.0)
+        torch.testing.assert_close(cut(x), embedding(x))
+        torch.testing.assert_close(cut.maps(x), embedding.maps(x))
     with pytest.raises(TypeError, match=r"Base\(trunk, tail, head\)"):
         as_base(nn.Linear(2, 2))
+
+
+def test_maps_are_twice_as_large_without_the_first_pooling():
+    x = torch.rand(1, 3, 128, 96)
+    with torch.no_grad():
+        assert resnet18(None, width=4).maps(x).shape == (1, 32, 4, 3)
+        assert resnet18(None, width=4, stem_pool=False).maps(x).shape == (1, 32, 8, 6)
 
 
 def test_fingerprint_tells_weights_statistics_and_layers():

@@ -24,7 +24,7 @@ PLAIN = ["network.arguments={dropout: 0.0, norm: false}", "device=cpu"]
 
 def torchrun(folder: Path, recipe_file: Path, *options: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "occfast", "train", str(recipe_file), "--output", str(folder), *options]  # fmt: skip
+               "-m", "occfast", "train", str(recipe_file), *options, "--output", str(folder)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -52,7 +52,7 @@ def test_classification_on_two_processes(tmp_path: Path) -> None:
     run = recipe("classify", *PLAIN, "optimizer.name=sgd")
     train(run, tmp_path / "one", show=False)
     (tmp_path / "recipe.yaml").write_text(to_yaml(run))
-    torchrun(tmp_path / "two", tmp_path / "recipe.yaml")
+    torchrun(tmp_path / "two", tmp_path / "recipe.yaml", "batch.accumulate=3")
     close(tmp_path / "two", tmp_path / "one")
     assert {k for k in load_checkpoint(tmp_path / "two" / "checkpoint.safetensors")[0] if k.startswith("random")} == {
         "random/0/cpu", "random/1/cpu"}  # fmt: skip

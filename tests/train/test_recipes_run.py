@@ -135,23 +135,28 @@ def chain(
     )  # fmt: skip
     placed = f"occluder.locations={m.save(folder / 'map.npz')}"
     b = stage("A20x40", "A20x40", f"start={a.weights}", placed, f"epochs={epochs[1]}", "optimizer.learning_rate=2e-3")
-    c = stage("C", "C", f"start={b.weights}", f"epochs={epochs[2]}", "optimizer.learning_rate=1e-4",
-              f"batch.size={4 * batch}", "batch.images_each=4")  # fmt: skip
+    # The best of few validations on few people is partly luck, which the next stage would have to live up to.
+    c = stage("C", "C", f"start={folder / 'A20x40' / 'last.safetensors'}", f"epochs={epochs[2]}",
+              "optimizer.learning_rate=3e-4", f"batch.size={8 * len(network.people)}", "validation.every=4")  # fmt: skip
     return a, b, c
 
 
 def test_chain_small(tmp_path: Path) -> None:
-    a, b, c = chain(tmp_path, people=10, width=0.125, epochs=(12, 2, 2), batch=8, stride=33)
+    a, b, c = chain(tmp_path, people=10, width=0.125, epochs=(12, 2, 4), batch=8, stride=33)
     assert [r.stopped for r in (a, b, c)] == ["", "", ""]
     assert all(r.best is not None and r.best > 0.6 for r in (a, b, c))
     first = read_rows(tmp_path / "A" / "steps.csv")
     assert first[-1]["accuracy"] > first[0]["accuracy"] + 0.2
-    # Each stage begins where the one before had its best.
-    assert read_rows(tmp_path / "C" / "validations.csv")[0]["verification"] == b.best
+    # Each stage begins where the one before ended.
+    before, after = (read_rows(tmp_path / name / "validations.csv") for name in ("A20x40", "C"))
+    assert after[0]["verification"] == before[-1]["verification"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_chain_verifies_people_it_never_saw(tmp_path: Path) -> None:
-    a, b, c = chain(tmp_path, people=40, width=0.25, epochs=(40, 16, 10), batch=32, stride=8)
-    assert a.best is not None and a.best > 0.88
-    assert b.best is not None and c.best is not None and c.best >= 0.92
+    chain(tmp_path, people=40, width=0.25, epochs=(40, 16, 24), batch=32, stride=8)
+    a, b, c = (read_rows(tmp_path / name / "validations.csv") for name in ("A", "A20x40", "C"))
+    assert a[0]["verification"] < 0.8 < 0.88 < a[-1]["verification"] and b[-1]["verification"] > 0.88
+    # The end of C, not its best moment.
+    assert c[-1]["verification"] > 0.9 and c[-1]["decidability"] > c[0]["decidability"]

@@ -97,6 +97,19 @@ def test_stopped_and_resumed_equals_uninterrupted(
     compare(tmp_path / "run", whole[stage])
 
 
+def test_tensorboard_shows_each_step_once(whole: dict[str, Path], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = recipe("classify", "log.checkpoint=4", "log.tensorboard=true")
+    with pytest.raises(Killed):
+        train(run, tmp_path / "run", show=KillAt(7))
+    train(run, tmp_path / "run", resume=True, show=False)
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("train/loss")
+    expected = rows(whole["classify"] / "steps.csv")
+    assert [event.step for event in shown] == [int(float(row["step"])) for row in expected]
+    assert [event.value for event in shown] == pytest.approx([float(row["loss"]) for row in expected])
+
+
 def test_images_from_disk_are_the_same_run(whole: dict[str, Path], tmp_path: Path) -> None:
     run = recipe("classify", "log.checkpoint=2", "data.in_memory=false", "data.workers=0")
     with pytest.raises(Killed):
@@ -126,7 +139,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(kills: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     train(recipe("classify", "epochs=15"), tmp_path / "whole", show=False)

@@ -15,10 +15,10 @@ from occfast.train import load_network, train
 from occfast.train.augment import Augment, locations, occluder_of
 from occfast.train.batches import Hands, InMemory, Shuffled
 from occfast.train.engine import Engine, NotFinite, Rule, accelerator
+from occfast.train.faces import split
 from occfast.train.log import read_rows
 from occfast.train.objective import Classify
 from occfast.train.recipe import OccluderPart, ValidationPart
-from occfast.train.session import split
 from tests.train.tiny import SIZE, Net, Patterns, recipe
 
 
@@ -103,6 +103,26 @@ def test_validation_is_the_accuracy_on_the_images_kept_out(tmp_path: Path) -> No
     assert result.best == pytest.approx(float((answers == faces.labels[held]).double().mean()))
     assert trained.about["validation"] == {"accuracy": result.best}
     assert len(rest) == 48 and len(held) == 12 and not set(rest.tolist()) & set(held.tolist())
+
+
+def test_starting_from_weights(tmp_path: Path) -> None:
+    margin = "loss.name=large_margin_cosine"
+    first = train(recipe("classify", margin), tmp_path / "first", show=False)
+    start = f"start={first.weights}"
+    on = train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", show=False)
+    # The network and its head are those that the first run had at its best.
+    assert read_rows(tmp_path / "on" / "validations.csv")[0] == {"step": 0, "epoch": 0, "accuracy": first.best}
+    with pytest.raises(ValueError, match=r"best-head.safetensors: don't fit the network: weight has shape \[6, 24\]"):
+        train(recipe("classify", margin, start), tmp_path / "five", faces=Patterns(people=5), show=False)
+    fresh = recipe("classify", margin, start, "fresh_classifier=true")
+    assert train(fresh, tmp_path / "five", faces=Patterns(people=5), show=False).steps == 9
+    # A run goes on where what it was started from is gone.
+    Path(first.weights).unlink()
+    assert (
+        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, show=False).best == on.best
+    )
+    embedded = train(recipe("embed", f"start={on.weights}"), tmp_path / "embed", show=False)
+    assert load_network(embedded.weights, trust=True).head is None
 
 
 def test_splits() -> None:
@@ -215,7 +235,8 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_sample_ids_never_repeat() -> None:
     faces = Patterns()
-    for plan in (Shuffled(60, 12), Hands(faces.labels, 3, 4, seed=1)):
+    single = torch.arange(30)  # everybody once: hands are made of repeats
+    for plan in (Shuffled(60, 12), Hands(faces.labels, 3, 4, seed=1), Hands(single, 5, 8, seed=1)):
         random = torch.Generator().manual_seed(0)
         ids = torch.cat([plan.epoch(number, random)[1].flatten() for number in range(5)])
         assert len(ids.unique()) == len(ids)
@@ -298,6 +319,7 @@ def test_unknown_data_and_networks(tmp_path: Path) -> None:
         ("network.name=resnet19", "network: expected one of paper, resnet18, .* or module:function, got 'resnet19'"),
         ("network.arguments={depth: 1}", "network: tests.train.tiny:Net takes no argument depth"),
         ("start=nowhere.pt", "there is no file nowhere.pt"),
+        ("batch.size=49", "batch.size: expected at most 48, the images to train on, got 49"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(recipe("classify", change), tmp_path / "run", show=False)

@@ -259,6 +259,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
     with pytest.raises(ValueError, match="faces aligned with template a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
+    aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "grey"}))
     with pytest.raises(TypeError, match="images: expected uint8, got float32"):
         rgb(images.float())
     with pytest.raises(ValueError, match=r"images: expected \[N, 1, 8, 6\], got \[2, 3, 8, 6\]"):

@@ -1,0 +1,277 @@
+"""``python -m bench.estimate``: adaptive and sampled maps against the full sweep and Captum, on LFW.
+
+    python -m bench.estimate --train w1.pt          # W1 for LFW's people with 10 images or more: half an hour or more
+    python -m bench.estimate --weights w1.pt        # all parts, about ten minutes on two cores
+    python -m bench.estimate --weights w1.pt --parts adaptive --occluder 40x40 --output my.json
+
+LFW is looked for in $OCCFAST_DATA, or --lfw names it.  All faces are held out from training, aligned, and right when
+uncovered.  What is compared runs in turn in one process; Captum at the best of the batches tried.
+
+- adaptive: single images; the full sweep of the same images tells which labels are right.
+- sampled: the mean map of 1,000 images to a standard error of 0.01.
+- truth: the same with fewer images, of which the full sweep visits a part of the positions: true errors.
+- processes: an exact sweep by two processes of one thread and by one process of two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from occfast import OcclusionMap, occlusion_map
+from occfast.data import LFW, Aligned
+from occfast.models import PaperNet
+from occfast.native.build import instruction_set
+
+BATCHES = (4, 8, 16, 32, 64)  # that Captum may choose from
+_HELD_OUT = 0.35
+
+
+@dataclass
+class Faces:
+    """Float32 images [N, 1, 100, 100] in [0, 1] and who they show."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def lfw(root: Path | None) -> Aligned:
+    return Aligned(LFW(root, min_images=10))
+
+
+def scaled(images: Tensor) -> Tensor:
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def train(root: Path | None, path: Path, epochs: int) -> None:
+    """W1 with batch normalisation on 65 % of the images; writes weights and the names of the images held out."""
+    torch.manual_seed(0)
+    faces = lfw(root)
+    images = torch.stack([face.image for face in faces])
+    order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
+    cut = round((1 - _HELD_OUT) * len(faces))
+    chosen, held = order[:cut], order[cut:]
+    network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps, batch = len(chosen) // 32, 32
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.08, total_steps=epochs * steps, pct_start=0.2)
+    for epoch in range(epochs):
+        network.train()
+        for part in chosen[torch.randperm(len(chosen))][: steps * batch].split(batch):
+            x = images[part].float() / 255
+            mirrored = torch.rand(batch) < 0.5
+            x[mirrored] = x[mirrored].flip(-1)
+            x = torch.roll(x, torch.randint(-4, 5, (2,)).tolist(), (2, 3)) * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1))
+            out = network(x.clamp(0, 1).contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(out, faces.labels[part], label_smoothing=0.1)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        print(f"epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}", flush=True)
+    torch.save({"state": network.state_dict(), "held": held, "names": list(faces.names), "people": list(faces.people)},
+               path)  # fmt: skip
+
+
+def load(root: Path | None, path: Path) -> tuple[PaperNet, Faces]:
+    """The network and the faces held out that it gets right, in a random order."""
+    saved = torch.load(path, weights_only=True)
+    network = PaperNet(len(saved["people"]), batch_norm=True)
+    network.load_state_dict(saved["state"])
+    network.eval()
+    source = lfw(root)
+    number = {name: k for k, name in enumerate(source.names)}
+    numbers = [number[saved["names"][k]] for k in saved["held"].tolist()]
+    images = scaled(torch.stack([source[k].image for k in numbers]))
+    labels = source.labels[numbers]
+    right = torch.cat([network(part).argmax(1) for part in images.split(16)]) == labels
+    print(f"{len(right)} faces held out, {float(right.double().mean()):.1%} right uncovered", flush=True)
+    return network, Faces(images[right], labels[right])
+
+
+def captum(network: PaperNet, faces: Faces, occluder: tuple[int, int]) -> tuple[int, float]:
+    """The best batch and its positions a second."""
+    from captum.attr import Occlusion
+
+    image, label = faces.images[:1].contiguous(), int(faces.labels[0])
+    seen: list[int] = []
+    handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+
+    def run(batch: int) -> float:
+        seen.clear()
+        started = time.perf_counter()
+        Occlusion(network).attribute(image, sliding_window_shapes=(1, *occluder), target=label, baselines=0,
+                                     strides=(1, 5, 5), perturbations_per_eval=batch)  # fmt: skip
+        return sum(seen) / (time.perf_counter() - started)
+
+    try:
+        run(BATCHES[0])
+        best = max(BATCHES, key=run)
+        return best, statistics.median(run(best) for _ in range(3))
+    finally:
+        handle.remove()
+
+
+def adaptive(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int) -> dict[str, Any]:
+    x, y = faces.images[:images], faces.labels[:images]
+    occlusion_map(network, x[:1], y[:1], occluder, method="adaptive", progress=False)  # what is loaded at first use
+    batch, rate = captum(network, faces, occluder)
+    estimate = occlusion_map(network, x, y, occluder, method="adaptive", progress=False)
+    single = [occlusion_map(network, x[k : k + 1], y[k : k + 1], occluder, method="adaptive", progress=False).seconds
+              for k in range(min(3, images))]  # fmt: skip
+    full = occlusion_map(network, x, y, occluder, progress=False)
+    again = captum(network, faces, occluder)[1]
+    rate = max(rate, again)
+    assert full.per_image is not None and estimate.per_image is not None
+    agree = (full.per_image == estimate.per_image).mean((1, 2))
+    return {
+        "images": images, "captum_batch": batch, "captum_positions_per_second": rate,
+        "full": {"evaluations": full.n_evaluations, "seconds": full.seconds, "method": full.method,
+                 "times_captum": full.n_evaluations / rate / full.seconds},
+        "adaptive": {"evaluations": estimate.n_evaluations, "seconds": estimate.seconds,
+                     "times_captum": full.n_evaluations / rate / estimate.seconds,
+                     "one_image_at_a_time_times_captum": full.n_evaluations / images / rate / statistics.mean(single),
+                     "fewer_evaluations": full.n_evaluations / estimate.n_evaluations,
+                     "agreement": float(agree.mean()), "agreement_of_the_worst_image": float(agree.min()),
+                     "stated": str(estimate.estimate)},
+    }  # fmt: skip
+
+
+def sampled(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rate: float) -> dict[str, Any]:
+    x, y = faces.images[:images], faces.labels[:images]
+    m = occlusion_map(network, x, y, occluder, method="sampled", tolerance=0.01, progress=False)
+    positions = m.grid.positions * len(x)
+    return {
+        "images": len(x), "used": m.n_images, "evaluations": m.n_evaluations, "seconds": m.seconds,
+        "fewer_evaluations": positions / m.n_evaluations, "times_captum": positions / rate / m.seconds,
+        "highest": float(m.values.max()), "stated": str(m.estimate),
+    }  # fmt: skip
+
+
+def truth(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, stride: int) -> dict[str, Any]:
+    """The sampled map of some images against their full sweep, at every ``stride``-th position."""
+    x, y = faces.images[:images], faces.labels[:images]
+    full = occlusion_map(network, x, y, occluder, stride=stride, progress=False)
+    found: dict[str, Any] = {"images": len(x), "stride_of_the_full_sweep": stride, "seconds_of_it": full.seconds}
+    m = occlusion_map(network, x, y, occluder, method="sampled", progress=False)
+    assert m.interval is not None and m.bias is not None
+    at = np.ix_(range(0, 100, stride), range(0, 100, stride))
+    off, low, high = m.values[at] - full.values, m.interval[0][at], m.interval[1][at]
+    p, q = (np.exp(v / 0.4) / np.exp(v / 0.4).sum() for v in (m.values[at], full.values))
+    found |= {
+        "evaluations": m.n_evaluations, "seconds": m.seconds,
+        "rms_error": float(np.sqrt((off**2).mean())), "largest_error": float(np.abs(off).max()),
+        "rms_stated": float(np.sqrt((m.standard_error[at] ** 2 + m.bias[at] ** 2).mean())),
+        "covered_by_95_percent_intervals": float(((low <= full.values) & (full.values <= high)).mean()),
+        "total_variation_of_P": float(np.abs(p - q).sum() / 2), "stated": str(m.estimate),
+    }  # fmt: skip
+    return found
+
+
+def _sweep_in_process(rank: int, ranks: int, folder: str, work: Any) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(2 // ranks)
+    torch.set_grad_enabled(False)
+    if ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    network, faces, occluder = work
+    occlusion_map(network, faces.images[:2], faces.labels[:2], occluder, stride=20, progress=False)
+    m = occlusion_map(network, faces.images, faces.labels, occluder, stride=2, progress=False)
+    if rank == 0:
+        m.save(Path(folder) / "map.npz")
+    if ranks > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rounds: int) -> dict[str, Any]:
+    """Positions a second of an exact sweep, one process of two threads and two of one, in turn."""
+    work = network, Faces(faces.images[:images], faces.labels[:images]), occluder
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for ranks, found in rates.items():
+            with tempfile.TemporaryDirectory() as folder:
+                torch.multiprocessing.spawn(_sweep_in_process, (ranks, folder, work), nprocs=ranks)
+                m = OcclusionMap.load(Path(folder) / "map.npz")
+                found.append(m.n_evaluations / m.seconds)
+    one, two = (statistics.median(found) for found in rates.values())
+    return {"one_process_two_threads": one, "two_processes": two, "ratio": two / one, "rounds": rounds}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.estimate", description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=Path, metavar="FILE", help="train the network, write it, and stop")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="what --train wrote")
+    parser.add_argument("--lfw", type=Path, default=None)
+    parts = ("adaptive", "sampled", "truth", "processes")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--occluder", default="20x40", metavar="HxW")
+    parser.add_argument("--single", type=int, default=16, help="images of the part adaptive")
+    parser.add_argument("--images", type=int, default=1000, help="images of the part sampled")
+    parser.add_argument("--known", type=int, default=200, help="images of the part truth")
+    parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
+    parser.add_argument("--swept", type=int, default=12, help="images of the part processes")
+    parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json"
+    )
+    options = parser.parse_args()
+    if options.train:
+        train(options.lfw, options.train, options.epochs)
+        return 0
+    if options.weights is None:
+        parser.error("--weights: expected a file that --train wrote")
+    torch.set_grad_enabled(False)
+    height, width = (int(v) for v in options.occluder.split("x"))
+    occluder = height, width
+    network, faces = load(options.lfw, options.weights)
+    rate: list[float] = []
+
+    def captum_rate() -> float:
+        if not rate:
+            rate.append(captum(network, faces, occluder)[1])
+        return rate[0]
+
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        "adaptive": lambda: adaptive(network, faces, occluder, options.single),
+        "sampled": lambda: sampled(network, faces, occluder, options.images, captum_rate()),
+        "truth": lambda: truth(network, faces, occluder, options.known, options.stride),
+        "processes": lambda: processes(network, faces, occluder, options.swept, options.rounds),
+    }
+    result: dict[str, Any] = {
+        "command": "python -m bench.estimate " + " ".join(sys.argv[1:]), "date": str(date.today()), "device": "cpu",
+        "occluder": options.occluder, "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
+        "versions": {name: metadata.version(name) for name in ("torch", "captum", "numpy")},
+    }  # fmt: skip
+    for part in options.parts:
+        began = time.perf_counter()
+        result[part] = runs[part]()
+        print(f"{part}, {time.perf_counter() - began:.0f} s: {json.dumps(result[part], indent=1)}", flush=True)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

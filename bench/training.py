@@ -1,0 +1,277 @@
+"""``python -m bench.training``: what the training loop costs beyond the network's own step.
+
+    python -m bench.training                       # the paper's network and ResNet-18, minutes
+    python -m bench.training --quick               # a quarter of the paper's width, half a minute
+    python -m bench.training --device cuda --output my.json
+
+Three questions, each a ratio measured in one process:
+
+- loop: ``occfast.train.train`` (uint8 images in memory, jitter, occluders, logs, TensorBoard, a checkpoint every
+  ``--steps`` steps) against a bare loop: the same network, loss and optimizer on one batch of floats that is ready in
+  memory.  On a CPU a bare step follows each step of the run, so both see the same machine; on a GPU, which must not be
+  waited for at each step, blocks of steps do.
+- disk: the same with JPEG files that are decoded as they are needed.
+- triplets: forward and backward of B = 256 with the batch triplet loss of the normalised features, against forward and
+  backward of the same network alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from occfast import BatchTripletLoss
+from occfast.data import Face, FaceDataset
+from occfast.models import build, features
+from occfast.native.build import instruction_set
+from occfast.train import Recipe, load_recipe, train
+from occfast.train.engine import Rule
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class Noise(FaceDataset):
+    """Images of random pixels: people × each, uint8 [channels, *size]."""
+
+    def __init__(self, people: int, each: int, channels: int, size: tuple[int, int]) -> None:
+        random = torch.Generator().manual_seed(0)
+        n = people * each
+        self.images = torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8, generator=random)
+        self.labels = torch.arange(people).repeat_interleave(each)
+        self.people, self.names = [str(k) for k in range(people)], [str(k) for k in range(n)]
+
+    def __getitem__(self, k: int) -> Face:
+        return Face(self.images[k], int(self.labels[k]), self.names[k], None)
+
+
+#: name -> (network, arguments, channels, size, batch on a CPU, batch on a GPU)
+NETWORKS: dict[str, tuple[str, dict[str, Any], int, tuple[int, int], int, int]] = {
+    "paper": ("paper", {}, 1, (100, 100), 64, 256),
+    "resnet18": ("resnet18", {}, 3, (112, 112), 32, 256),
+    "quick": ("paper", {"width": 0.25, "batch_norm": True}, 1, (100, 100), 64, 256),
+    "dry run": ("paper", {"width": 0.0625}, 1, (100, 100), 4, 4),
+}
+_PEOPLE = 100
+
+
+class Bare:
+    """A step of the same network on a batch that is ready: forward, backward, optimizer."""
+
+    def __init__(self, recipe: Recipe, channels: int, size: tuple[int, int], device: str) -> None:
+        torch.manual_seed(0)
+        network = build(recipe.network.name, _PEOPLE, channels=channels, size=size, **recipe.network.arguments)
+        self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = Rule("sgd", 0.01).optimizer(self.network)
+        self.images = torch.randn(recipe.batch.size, channels, *size, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
+        self.labels = torch.arange(recipe.batch.size, device=device) % _PEOPLE
+
+    def __call__(self) -> None:
+        F.cross_entropy(self.network(self.images), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Enough(Exception):
+    """Ends a run whose steps are timed."""
+
+
+class Turns:
+    """Stands in for the progress bar of a run: times its steps, and bare steps in between."""
+
+    def __init__(self, bare: Bare, batch: int, total: int, steps: int, rounds: int, cuda: bool) -> None:
+        self.bare, self.batch, self.total, self.cuda = bare, batch, total, cuda
+        self.steps, self.rounds = steps, rounds
+        self.loop_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+        self._since = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if total != self.total:
+            return  # images are being read
+        step = done // self.batch
+        if not self.cuda:
+            if step > _WARM:
+                self.loop_seconds.append(time.perf_counter() - self._since)
+                self.bare_seconds.append(_timed(self.bare, 1))
+            else:
+                self.bare()
+            if step >= _WARM + self.steps * self.rounds:
+                raise Enough
+            self._since = time.perf_counter()
+        elif step >= _WARM and (step - _WARM) % self.steps == 0:
+            torch.cuda.synchronize()
+            if step > _WARM:
+                self.loop_seconds.append((time.perf_counter() - self._since) / self.steps)
+                _timed(self.bare, 5)
+                self.bare_seconds.append(_timed(self.bare, self.steps, cuda=True))
+                if len(self.bare_seconds) >= self.rounds:
+                    raise Enough
+            self._since = time.perf_counter()
+
+
+_WARM = 3
+
+
+def _timed(function: Callable[[], None], times: int, cuda: bool = False) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    if cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, Any]:
+    """One run against its bare steps."""
+    network, arguments, channels, size, on_cpu, on_gpu = NETWORKS[name]
+    cuda = device == "cuda"
+    batch, rounds = (on_gpu if cuda else on_cpu), (4 if cuda else 1)
+    total = _WARM + steps * rounds + 1
+    each = -(-batch * 4 // _PEOPLE)
+    batches = _PEOPLE * each // batch
+    epochs = max(2, -(-total // batches))
+    recipe = load_recipe("A", [
+        "data.name=bench.training:Noise", f"data.color={'grey' if channels == 1 else 'RGB'}", "data.template=null",
+        f"network.name={network}", f"network.arguments={json.dumps(arguments)}", f"batch.size={batch}",
+        f"epochs={epochs}", f"device={device}", "validation.share=0", f"log.checkpoint={steps}",
+        "optimizer.learning_rate=0.001", "occluder.share=1", f"data.in_memory={str(not disk).lower()}",
+        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
+    ])  # fmt: skip
+    faces: FaceDataset = Noise(_PEOPLE, each, channels, size)
+    turns = Turns(Bare(recipe, channels, size, device), batch, epochs * batches * batch, steps, rounds, cuda)
+    with tempfile.TemporaryDirectory() as folder:
+        if disk:
+            faces = _as_files(faces, Path(folder) / "images", grey=channels == 1)
+        with contextlib.suppress(Enough):
+            train(recipe, Path(folder) / "run", show=turns, faces=faces)
+    loops, bares = turns.loop_seconds, turns.bare_seconds
+    return {
+        "workload": f"{name}, batch {batch}, {'JPEG files' if disk else 'in memory'}",
+        "steps": len(loops) * (steps if cuda else 1),
+        "bare_images_per_s": batch / statistics.mean(bares), "loop_images_per_s": batch / statistics.mean(loops),
+        "overhead": statistics.mean(loops) / statistics.mean(bares) - 1,
+        "overhead_of_medians": statistics.median(loops) / statistics.median(bares) - 1,
+    }  # fmt: skip
+
+
+def _as_files(faces: FaceDataset, root: Path, grey: bool) -> FaceDataset:
+    from PIL import Image
+
+    from occfast.data import Folder
+
+    for face in faces:
+        path = root / str(face.label) / f"{face.name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = face.image[0] if face.image.shape[0] == 1 else face.image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(path, quality=90)
+    return Folder(root, grey=grey)
+
+
+def triplets(name: str, device: str, rounds: int, batch: int = 256) -> dict[str, Any]:
+    """Forward and backward with the batch triplet loss against forward and backward alone."""
+    network_name, arguments, channels, size, _, _ = NETWORKS[name]
+    torch.manual_seed(0)
+    network: nn.Module = build(network_name, None, channels=channels, size=size, **arguments)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch, channels, *size, device=device).contiguous(memory_format=torch.channels_last)
+    labels, loss_fn = torch.arange(batch, device=device) // 8, BatchTripletLoss()
+    weight = torch.randn(batch, network.feature_size, device=device)  # type: ignore[call-overload]
+
+    def alone() -> None:
+        _backward(network, (features(network)(images) * weight).sum())
+
+    def whole() -> None:
+        _backward(network, loss_fn(F.normalize(features(network)(images)), labels))
+
+    cuda = device == "cuda"
+    for function in (alone, whole):
+        _timed(function, 3 if cuda else 1, cuda)
+    times: dict[str, list[float]] = {"alone": [], "whole": []}
+    for _ in range(rounds):
+        times["alone"].append(_timed(alone, 20 if cuda else 1, cuda))
+        times["whole"].append(_timed(whole, 20 if cuda else 1, cuda))
+    ratios = [b / a for a, b in zip(times["alone"], times["whole"], strict=True)]
+    return {
+        "workload": f"{name}, batch {batch}, batch triplet loss", "rounds": rounds,
+        "alone_seconds": statistics.median(times["alone"]), "with_loss_seconds": statistics.median(times["whole"]),
+        "ratio": statistics.median(ratios),
+    }  # fmt: skip
+
+
+def _backward(network: nn.Module, loss: Tensor) -> None:
+    loss.backward()
+    for parameter in network.parameters():
+        parameter.grad = None
+
+
+def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str, Any]:
+    """All rows."""
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} "
+        f"{'AVX-512' if 'avx512f' in instruction_set().split() else 'AVX2'}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__, "date": date.today().isoformat(), "loop": [], "triplets": [],
+    }  # fmt: skip
+    for name in names:
+        result["loop"].append(loop(name, device, steps))
+        if name != "resnet18":
+            result["loop"].append(loop(name, device, steps, disk=True))
+            result["triplets"].append(triplets(name, device, rounds))
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text."""
+    lines = [f"{result['device']}, torch {result['torch']}"]
+    for row in result["loop"]:
+        lines.append(
+            f"{row['workload']:36} bare {row['bare_images_per_s']:9,.1f}  loop {row['loop_images_per_s']:9,.1f} "
+            f"images/s  overhead {row['overhead']:6.1%} (medians {row['overhead_of_medians']:6.1%})"
+        )
+    for row in result["triplets"]:
+        lines.append(
+            f"{row['workload']:36} alone {row['alone_seconds']:8.4f} s  with loss {row['with_loss_seconds']:8.4f} s  "
+            f"ratio {row['ratio']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.training", description=str(__doc__).split("\n\n")[0])
+    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the paper's width")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, default=20, help="timed in a round, and between checkpoints")
+    parser.add_argument("--rounds", type=int, default=5, help="of the triplet step")
+    parser.add_argument("--output", type=Path, help="JSON; default bench/results/training-cpu.json or -cuda.json")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    names = ["quick"] if options.quick else ["paper", "resnet18"]
+    result = measure(options.device, names, options.steps, options.rounds)
+    output = options.output or RESULTS / f"training-{options.device}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

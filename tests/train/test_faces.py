@@ -1,0 +1,71 @@
+"""Where a run's images come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from occfast import DataError
+from occfast.data import Face, FaceDataset
+from occfast.train.batches import FromDisk, InMemory, source_of
+from occfast.train.faces import open_data
+from occfast.train.recipe import DataPart
+from tests.train.tiny import Patterns
+
+
+class Coloured(FaceDataset):
+    """RGB images of one colour each."""
+
+    names, labels, people = ["a", "b", "c"], torch.tensor([0, 0, 1]), ["x", "y"]
+
+    def __getitem__(self, k: int) -> Face:
+        colour = torch.zeros(3, 1, 1, dtype=torch.uint8)
+        colour[k] = 200
+        return Face(colour.expand(3, 4, 5), int(self.labels[k]), self.names[k], None)
+
+
+@pytest.mark.parametrize(("color", "channels"), [("grey", 1), ("RGB", 3)])
+def test_folders_open_in_the_colours_wanted(color: str, channels: int, tmp_path: Path) -> None:
+    for person in ("Ada", "Zoë"):
+        (tmp_path / person).mkdir()
+        for k in range(2):
+            Image.new("RGB", (8, 6), (200, 10 * k, 0)).save(tmp_path / person / f"{k}.png")
+    faces = open_data(DataPart(name="folder", root=str(tmp_path), color=color))
+    assert len(faces) == 4 and list(faces.people) == ["Ada", "Zoë"] and faces[0].image.shape == (channels, 6, 8)
+    with pytest.raises(DataError, match="landmarks"):  # what can't be aligned isn't taken as it is
+        open_data(DataPart(name="folder", root=str(tmp_path), template="paper-100"))
+    with pytest.raises(DataError, match="nowhere"):
+        open_data(DataPart(name="folder", root=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_and_disk_hand_out_the_same(workers: int) -> None:
+    faces, plan = Patterns(), torch.tensor([[3, 1], [0, 2], [2, 2]])
+    indices = torch.tensor([9, 8, 30, 59])
+    memory = source_of(
+        faces, indices, channels=1, in_memory=True, memory="1KiB", workers=0, device=torch.device("cpu"), show=False
+    )
+    disk = FromDisk(faces, indices, 1, workers)
+    assert isinstance(memory, InMemory)
+    for _ in range(2):  # epoch after epoch
+        for a, b, row in zip(memory(plan), disk(plan), plan, strict=True):
+            assert torch.equal(a, b) and torch.equal(a, faces.images[indices[row]])
+
+
+def test_what_does_not_fit_into_the_memory_stays_on_the_disk() -> None:
+    for memory, kind in (("1KiB", FromDisk), ("1MiB", InMemory)):
+        found = source_of(
+            Patterns(), torch.arange(60), channels=1, in_memory=None, memory=memory, workers=0,
+            device=torch.device("cpu"), show=False,
+        )  # fmt: skip
+        assert isinstance(found, kind)
+
+
+def test_colours_are_converted_by_the_known_weights() -> None:
+    [grey] = FromDisk(Coloured(), torch.arange(3), 1, 0)(torch.tensor([[0, 1, 2]]))
+    assert grey[:, 0, 0, 0].tolist() == [60, 117, 23]  # ITU-R 601: 0.299, 0.587, 0.114
+    [rgb] = FromDisk(Patterns(), torch.arange(2), 3, 0)(torch.tensor([[0, 1]]))
+    assert torch.equal(rgb[:, 0], rgb[:, 2]) and rgb.shape == (2, 3, 20, 16)
