@@ -23,8 +23,8 @@ from ..models import build, features
 from ..sweep import occlusion_map
 from ..train import Recipe, Trained, load_network, load_recipe, predict, train
 from ..train.augment import TEMPERATURES
+from ..train.faces import split
 from ..train.recipe import ValidationPart
-from ..train.session import split
 from .sources import Sources
 from .steps import Graph, Place, Step, Work, forward_flops
 
