@@ -35,9 +35,8 @@ def reproduce(
         list[str] | None,
         typer.Option(
             help="A folder that holds the data sets (else $OCCFAST_DATA), or ROLE=WHERE with role train, lfw or ar "
-            "and WHERE "
-            "as in occfast data show (folder, .rec, …), with @TEMPLATE for faces that are aligned already, e.g. "
-            "train=faces.rec@arcface-112. May be repeated.",
+            "and WHERE as in occfast data show (folder, .rec, …), with @TEMPLATE for faces that are aligned already, "
+            "e.g. train=faces.rec@arcface-112. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -261,10 +260,8 @@ def _show(graph: Graph, rates: Rates, processes: int, here: bool, as_json: bool)
     rate = found["rates"]
     typer.echo(
         f"{len(found['steps'])} steps, about {duration(found['seconds'])} on {processes} "
-        f"process{'es' if processes > 1 else ''} and "
-        f"{size(found['disk'])}; {rate['train'] / 1e9:,.0f} and {rate['forward'] / 1e9:,.0f} GFLOP/s in training and "
-        f"forward "
-        f"passes ({rate['how']})."
+        f"process{'es' if processes > 1 else ''} and {size(found['disk'])}; {rate['train'] / 1e9:,.0f} and "
+        f"{rate['forward'] / 1e9:,.0f} GFLOP/s in training and forward passes ({rate['how']})."
     )
     if not here:
         typer.echo("The data is not there: its published sizes are taken.")

@@ -347,8 +347,7 @@ def _tables(settings: PDSNSettings, results: Sequence[dict[str, Any]], command: 
         Table(
             "Base and segmentation",
             "Sections 5.1 and 5.2, in %: clean test images looked for among the training images by cosine; pixels "
-            "that the U-Net labels "
-            "right, over clean and covered test images in equal parts.",
+            "that the U-Net labels right, over clean and covered test images in equal parts.",
             ["", "%"],
             {
                 "rank-1, clean": [Number(clean["rank1"], paper=PAPER_CLEAN[0])],
@@ -616,7 +615,7 @@ def _differences(s: PDSNSettings) -> list[tuple[str, str]]:
         found.append(
             (
                 f"{s.network} with {s.width} channels in its first stage, not ResNet-34 with 64.",
-                "Speed. A narrower network on so few faces is not much worse, and sometimes better.",
+                "Speed; what it costs or gains in accuracy on so few faces was not measured.",
             )
         )
     found += [

@@ -339,8 +339,7 @@ class Report:
             return f"All {len(self.claims)} orderings of the paper hold at this scale ({seeds})."
         return (
             f"{len(self.failing)} of the paper's {len(self.claims)} orderings do not hold, or not wholly, at this "
-            f"scale "
-            f"({seeds}):"
+            f"scale ({seeds}):"
         )
 
     def to_markdown(self) -> str:

@@ -21,7 +21,7 @@ from ..data import open_dataset as open_named
 from ..data.align import template_named
 from ..data.occlusions import Occlusion, occlusion
 from ..data.overlap import Shared, read_exclude, shared_names
-from ..data.roots import VARIABLE, find_root
+from ..data.roots import find_root
 from ..errors import DataError
 from ..evaluate import PairProtocol, ar, lfw, packed
 from .steps import fingerprint
@@ -155,8 +155,8 @@ class Sources:
             return WithLandmarks(faces, places.expand(len(faces), 5, 2))
         if faces.landmarks is None:
             raise DataError(
-                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, as "
-                f"in --data {role}={self.where(role)}@arcface-112, else find them: occfast data landmarks"
+                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, "
+                f"as in --data {role}={self.where(role)}@arcface-112, else find them: occfast data landmarks"
             )
         return faces
 
@@ -199,8 +199,7 @@ class Sources:
         elif self.unknown:
             warnings.warn(
                 f"{self.where('train')}: its people have no names, so who of them is in LFW is not known; find out "
-                f"with "
-                "occfast data overlap and pass --exclude",
+                "with occfast data overlap and pass --exclude",
                 stacklevel=2,
             )
         self.left_out = found
@@ -299,7 +298,6 @@ class Sources:
             "ar": {"name": self.where("ar"), "conditions": {c.name: len(c.protocol.same) for c in self.ar[1]}},
             "left_out": [vars(entry) for entry in self.left_out],
             "unknown_overlap": self.unknown,
-            "variable": VARIABLE,
         }
 
 

@@ -39,8 +39,7 @@ def report(
         paper="trigueros2018",
         title=f"Occlusion maps and batch triplet loss: the paper beside occfast ({settings.scale})",
         lead="Sáez Trigueros, Meng and Hartnett, “Enhancing convolutional neural networks for face recognition with "
-        "occlusion "
-        "maps and batch triplet loss” (2018), done again"
+        "occlusion maps and batch triplet loss” (2018), done again"
         + {
             "smoke": " on 400 photographs of 40 people (ORL): whether all of it runs, and which way effects point.",
             "small": " on a subset of CelebA: whether the effects show with a hundredth of the paper's faces.",
@@ -134,8 +133,7 @@ def _table_1(look: _Look, command: str) -> Table:
     return Table(
         "Table 1",
         "Accuracy in %, mean ± standard deviation over the locations of the occluder (1 − O), on held-out images "
-        "that each "
-        "network recognises uncovered and that had no part in P; before it the share recognised uncovered.",
+        "that each network recognises uncovered and that had no part in P; before it the share recognised uncovered.",
         ["network", "uncovered", *(f"O {_pretty(times(size))}" for size in SIZES)],
         rows,
         f"{images[0]} to {images[-1]} images a map (the paper: 1,000)."
@@ -159,8 +157,8 @@ def _table_2(look: _Look, command: str) -> Table:
     return Table(
         "Table 2",
         f"Accuracy in % on {where}, mean ± standard deviation over {len(result['folds'])} splits, each with the "
-        f"threshold of "
-        "the others; decidability d′ (Eq. 8) and area under the ROC curve in %, which the paper does not give.",
+        "threshold of the others; decidability d′ (Eq. 8) and area under the ROC curve in %, which the paper does "
+        "not give.",
         ["network", "accuracy", "d′", "AUC"],
         rows,
         f"{result['n_same']} pairs of one person and {result['n_different']} of two.",
@@ -328,8 +326,7 @@ def _figure_1(look: _Look, command: str) -> Picture:
     return Picture(
         "Figure 1",
         "Occlusion maps of A for the three occluders: bright where covering makes it fail. The paper's maps are "
-        "bright in the "
-        "middle of the face.",
+        "bright in the middle of the face.",
         "Mean face with an occluder, occlusion maps of network A and the mean face masked by them",
         figure,
         _only(command, "--figure 1"),
@@ -374,8 +371,8 @@ def _figure_4(look: _Look, command: str) -> Picture:
     return Picture(
         "Figure 4",
         f"Scores of pairs of one person and of two, seed {look.settings.seeds[0]}, and the decidability d′ (Eq. 8). "
-        f"The paper shows A "
-        "and B and d instead of cosines: there the triplet loss moves the means apart and widens both.",
+        "The paper shows A and B and d instead of cosines: there the triplet loss moves the means apart and widens "
+        "both.",
         "Histograms of the scores of pairs for A, B and C",
         figure,
         _only(command, "--figure 4"),
@@ -407,8 +404,7 @@ def _figure_6(look: _Look, command: str) -> Picture:
     return Picture(
         "Figure 6",
         f"A clean reference against clean faces, sunglasses and scarves ({real}); mean over seeds of the TAR at each "
-        f"FAR. With n pairs of "
-        "two people no FAR below 1/n can be seen: the axis begins there, the paper's at 10⁻⁴.",
+        "FAR. With n pairs of two people no FAR below 1/n can be seen: the axis begins there, the paper's at 10⁻⁴.",
         "ROC curves of four networks for clean faces, sunglasses and scarves",
         figure,
         _only(command, "--figure 6"),
@@ -426,8 +422,7 @@ def _notes(sources: Sources) -> list[str]:
     if sources.unknown:
         notes.append(
             "The training set's people have numbers, not names, and no list was given of those whom LFW has too: if "
-            "there are "
-            "any, Table 2 flatters every network."
+            "there are any, Table 2 flatters every network."
         )
     missing = sources.pairs[1].missing
     if missing:
@@ -442,30 +437,27 @@ def _differences(settings: Settings, sources: Sources) -> list[tuple[str, str]]:
         found.append(
             (
                 f"Training: {len(faces):,} images of {len(faces.people)} people, not 494,414 of 10,575 (and "
-                f"{settings.share:.0%} of them "
-                "kept out, not 10 %).",
+                f"{settings.share:.0%} of them kept out, not 10 %).",
                 "Lower accuracy on people never seen (Table 2, Figure 6); few people are easier to tell apart, so "
-                "maps are darker and "
-                "Table 1's figures can be higher than the paper's. P of a dark map is nearly uniform: placed and "
-                "random differ less.",
+                "maps are darker and Table 1's figures can be higher than the paper's. P of a dark map is nearly "
+                "uniform: placed and random differ less.",
             )
         )
         found.append(
             (
                 f"Maps over at most {settings.table_images} images, a centre on every {settings.stride} pixels along "
-                f"each axis, not 1,000 "
-                "and every pixel.",
-                f"One image is {100 / max(settings.table_images, 1):.1f} points of a location's accuracy; "
-                f"differences below that are noise.",
+                "each axis, not 1,000 and every pixel.",
+                f"One image is {100 / max(settings.table_images, 1):.1f} points of a location's accuracy; differences "
+                "below that are noise.",
             )
         )
     if width != 1.0:
-        found.append((f"The network has {width:g} times the paper's channels.", "Speed; a little less accuracy."))
+        found.append((f"The network has {width:g} times the paper's channels.", "Speed, and less accuracy."))
     if dict(settings.network).get("batch_norm"):
         found.append(
             (
                 "Batch normalisation after each convolution, AdamW.",
-                "The paper's plain network does not learn from so few faces.",
+                "They let a narrow network learn from few faces in minutes.",
             )
         )
     if settings.scale == "smoke":

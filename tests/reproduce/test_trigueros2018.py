@@ -59,7 +59,9 @@ def tiny(*arguments: str, folder: Path, code: int = 0) -> dict[str, Any]:
     path = folder / "trigueros2018" / part / "report.json"
     report = json.loads(path.read_text()) if code == 0 else {}
     report.pop("cost", None)
-    report.pop("command", None)
+    if report:
+        typed = report.pop("command")  # gives the same figures, wherever they are written
+        assert typed.startswith("occfast reproduce trigueros2018 --scale smoke --set") and str(folder) not in typed
     return report
 
 
@@ -154,6 +156,44 @@ def test_stopped_in_training_it_goes_on_to_the_same_figures(finished, tmp_path, 
     for name in ("verify A", "verify B", "verify C"):
         assert mine[name] == whole[name]
     assert report["seeds"] == [0]
+
+
+@needs_orl
+@pytest.mark.slow
+def test_killed_again_and_again_it_loses_no_finished_step(finished, tmp_path):
+    """SIGKILL after every few steps, wherever it is: what is done stays done, and the figures are the same."""
+    import signal
+    import subprocess
+
+    arguments = [word for change in TINY for word in ("--set", change)]
+    run = [
+        sys.executable,
+        "-m",
+        "occfast",
+        "reproduce",
+        "trigueros2018",
+        *arguments,
+        "-o",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "-q",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    finished_before: dict[Path, int] = {}
+    for wanted in (1, 5, 12, 30, 44):
+        process = subprocess.Popen(run, env=environment)
+        while len(list(tmp_path.glob("*/steps/*/done.json"))) < wanted and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.3)  # into the next one
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/steps/*/done.json")}
+        assert len(now) >= wanted and finished_before.items() <= now.items()
+        finished_before = now
+    report = tiny(folder=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in finished_before} == finished_before
+    assert report == finished[1]
 
 
 def _read(path: Path) -> dict[str, Any]:
