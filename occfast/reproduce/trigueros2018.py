@@ -381,7 +381,7 @@ class _Seed:
             method=s.map_method,
             progress=place.show,
             checkpoint=place.folder / "map.checkpoint",
-            batch_size=None,
+            group=False,  # other processes are at other maps
         )
         found.save(place.folder / "map.npz")
         mean, std = found.accuracy

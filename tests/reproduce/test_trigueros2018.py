@@ -196,6 +196,25 @@ def test_killed_again_and_again_it_loses_no_finished_step(finished, tmp_path):
     assert report == finished[1]
 
 
+@needs_orl
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
+@pytest.mark.parametrize("spread", [[], ["--spread"]])
+def test_two_processes_share_the_steps(tmp_path, spread):
+    """Maps after a training on both: each process is at another map and must not wait for the other."""
+    import subprocess
+
+    arguments = [word for change in TINY for word in ("--set", change)]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "occfast", "reproduce",
+           "trigueros2018", *arguments, "-o", str(tmp_path), "--device", "cpu", "-q", "--figure", "1", "--figure", "4", *spread]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(run, env=environment, check=True, timeout=300)
+    steps = [json.loads(path.read_text()) for path in tmp_path.glob("*/steps/*/done.json")]
+    assert len(steps) == 9
+    for step in steps:
+        assert step["processes"] == (2 if "train" in step["name"] and not spread else 1)
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
