@@ -172,6 +172,66 @@ def triplet() -> None:
     print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
 
 
+def reproduce() -> None:
+    """The steps of trigueros2018 and what needs what."""
+    from occfast.reproduce.sources import Sources
+    from occfast.reproduce.trigueros2018 import Settings, plan
+
+    graph = plan(Settings.of("smoke"), Sources("smoke"), Path("nowhere"))
+    colours = {"train": "#b5367a", "map": "#e08a2e", "table": "#2f7fb5", "verify": "#3a9a5b", "roc": "#3a9a5b"}
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    ax = figure.subplots()
+    places: dict[str, tuple[float, float]] = {}
+    for column, level in enumerate(graph.levels()):
+        # A network's three maps of Table 1 are one box.
+        names = list(dict.fromkeys(_box(step.name) for step in level))
+        for row, name in enumerate(names):
+            places[name] = (column, row - (len(names) - 1) / 2)
+            box = {"boxstyle": "round,pad=0.3", "facecolor": colours[name.split()[0]], "edgecolor": "none"}
+            ax.text(*places[name], name, ha="center", va="center", fontsize=6.5, color="white", zorder=3, bbox=box)
+    for step in graph.steps.values():
+        for other in step.needs:
+            (x0, y0), (x1, y1) = places[_box(other)], places[_box(step.name)]
+            ax.plot((x0, x1), (y0, y1), color="#cfcad9", linewidth=0.7, zorder=1)
+    ax.set_xlim(-0.4, len(graph.levels()) - 0.6)
+    ax.invert_yaxis()
+    ax.set_axis_off()
+    save(figure, "reproduce.png")
+
+
+def _box(name: str) -> str:
+    text = name.partition(": ")[2]
+    return text.rpartition(" ")[0] + ", O" if text.startswith("table") else text
+
+
+def scaling() -> None:
+    """Predicted hours of trigueros2018 at full scale, by part, at a fifth of an H100's TF32 peak; none was measured."""
+    from occfast.reproduce.sources import Sources
+    from occfast.reproduce.steps import Rates, predict
+    from occfast.reproduce.trigueros2018 import Settings, plan
+
+    graph = plan(Settings.of("paper"), Sources("paper"), Path("nowhere"))
+    figure = Figure(figsize=(7.2, 2.4), layout="constrained")
+    ax = figure.subplots()
+    rates = Rates(1e14, 1e14, "given")
+    parts = {"train A": "#575463", "14 fine-tunings": "#b5367a", "maps for P": "#e08a2e", "Table 1": "#2f7fb5"}
+    for row, (speedup, text) in enumerate(((True, "incremental sweep"), (False, "dense sweep"))):
+        left, minutes = 0.0, dict.fromkeys(parts, 0.0)
+        for found in predict(graph, rates, known=False)["steps"]:
+            kind = found["name"].partition(": ")[2]
+            part = {"map": "maps for P", "tab": "Table 1", "tra": "14 fine-tunings"}.get(kind[:3])
+            if part is not None:
+                seconds = found["seconds"] if speedup or found["kind"] == "train" else found["flops"] / 1e14
+                minutes["train A" if kind == "train A" else part] += seconds / 60
+        for part, colour in parts.items():
+            ax.barh(text, minutes[part], left=left, color=colour, label=part if row == 0 else None)
+            left += minutes[part]
+    ax.set_xlabel("minutes on one H100, predicted at 10¹⁴ operations a second")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.45, 1.25))
+    save(figure, "scaling.png")
+
+
 def covers() -> None:
     """The occlusions of docs/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
     from skimage import data
@@ -387,6 +447,8 @@ if __name__ == "__main__":
         "demo": demo,
         "estimates": estimates,
         "triplet": triplet,
+        "reproduce": reproduce,
+        "scaling": scaling,
         "training": training,
         "pdsn": pdsn,
         "alignment": alignment,

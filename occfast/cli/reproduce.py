@@ -34,9 +34,9 @@ def reproduce(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A folder that holds the data sets (else $OCCFAST_DATA), or ROLE=WHERE with role train, lfw or ar and WHERE "
-            "as in occfast data show (folder, .rec, …), with @TEMPLATE for faces that are aligned already, e.g. "
-            "train=faces.rec@arcface-112. May be repeated.",
+            help="A folder that holds the data sets (else $OCCFAST_DATA), or ROLE=WHERE with role train, lfw or ar "
+            "and WHERE as in occfast data show (folder, .rec, …), with @TEMPLATE for faces that are aligned already, "
+            "e.g. train=faces.rec@arcface-112. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -61,11 +61,16 @@ def reproduce(
     rate: Annotated[
         str | None,
         typer.Option(
-            help="For --dry-run: TRAIN,FORWARD operations a second to predict with, e.g. 2e14,3e14, instead of measuring.",
+            help="For --dry-run: TRAIN,FORWARD operations a second to predict with, e.g. 2e14,3e14, instead of "
+            "measuring.",
             show_default=False,
         ),
     ] = None,
     processes: Annotated[int, typer.Option(help="For --dry-run: how many share the work.", min=1)] = 1,
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Under torchrun: a network a process, several at once, not each on all of them."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write report.json (or the prediction) to the standard output.")
@@ -124,6 +129,8 @@ def reproduce(
         def write(found: list[Any]) -> Any:
             return pdsn_landmarks.report(options, faces, scale, found, command, tables, figures)
 
+    if spread:
+        graph = graph.spread()
     if dry_run:
         _show(graph, _rates(paper, scale, rate, device, graph), processes, here, as_json)
         return
@@ -168,7 +175,8 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
     """``name=value`` with values as YAML has them; several overrides of a recipe are a list."""
     from dataclasses import fields
 
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     known = {f.name for f in fields(settings)} - {"scale", "seeds", "data"}
     out: dict[str, Any] = {}
@@ -177,8 +185,8 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
         if not equals or name not in known:
             raise ValueError(f"--set: expected NAME=VALUE with a name among {', '.join(sorted(known))}, got {entry!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+        except (OmegaConfBaseException, ValueError) as error:
             raise ValueError(f"--set: {name}: not a YAML value: {text!r}") from error
         out[name] = (
             tuple(value.items()) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
@@ -187,9 +195,15 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """What the user typed, for the report: regenerates its figures."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--json", "--quiet", "-q", "--fresh")]
-    return shlex.join(["occfast", *arguments])
+    """What the user typed, for the report, less what doesn't change its figures."""
+    arguments: list[str] = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument in ("--output", "-o"):
+            next(given, None)
+        elif argument not in ("--json", "--quiet", "-q", "--fresh", "--resume", "--spread"):
+            arguments.append(argument)
+    return shlex.join(["occfast", *(a for a in arguments if not a.startswith("--output="))])
 
 
 def _forget(graph: Graph) -> None:
@@ -218,8 +232,14 @@ def _rates(paper: str, scale: str, given: str | None, device: str, graph: Graph)
         narrow = scale == "smoke"
         size = (96, 72) if narrow else (128, 96)
         shape = (1 if narrow else 3, *size)
-        network = build("resnet18" if narrow else "resnet34", None, channels=shape[0], size=size,
-                        width=64 if scale == "paper" else 16, stem_pool=False)  # fmt: skip
+        network = build(
+            "resnet18" if narrow else "resnet34",
+            None,
+            channels=shape[0],
+            size=size,
+            width=64 if scale == "paper" else 16,
+            stem_pool=False,
+        )
     flops = forward_flops(network, shape)
     return Rates.measured(network, (20, *shape), flops, Team().device(device))
 
@@ -239,9 +259,9 @@ def _show(graph: Graph, rates: Rates, processes: int, here: bool, as_json: bool)
         typer.echo(f"{row['name']:{width}}  {seconds:>9}  {size(row['disk']):>9}  {work}")
     rate = found["rates"]
     typer.echo(
-        f"{len(found['steps'])} steps, about {duration(found['seconds'])} on {processes} process{'es' if processes > 1 else ''} and "
-        f"{size(found['disk'])}; {rate['train'] / 1e9:,.0f} and {rate['forward'] / 1e9:,.0f} GFLOP/s in training and forward "
-        f"passes ({rate['how']})."
+        f"{len(found['steps'])} steps, about {duration(found['seconds'])} on {processes} "
+        f"process{'es' if processes > 1 else ''} and {size(found['disk'])}; {rate['train'] / 1e9:,.0f} and "
+        f"{rate['forward'] / 1e9:,.0f} GFLOP/s in training and forward passes ({rate['how']})."
     )
     if not here:
         typer.echo("The data is not there: its published sizes are taken.")

@@ -33,23 +33,13 @@ from ..models import PaperNet, Preprocessing
 from ..sweep import OcclusionMap, occlusion_map
 from ..train import Augment, Epoch, Jitter, fit, place, predict
 from ..train.augment import TEMPERATURES
+from .trigueros2018 import CONTROL, TABLE_1
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Table 1 of trigueros2018, %: mean and standard deviation over locations, columns 20×20, 20×40, 40×40.
-PAPER = {
-    "A": ((92.9, 10.99), (86.18, 18.51), (76.19, 27.89)),
-    "A20x20": ((97.69, 2.62), (95.1, 5.64), (88.9, 14.13)),
-    "A20x20R": ((97.12, 3.55), (93.98, 7.39), (86.93, 16.98)),
-    "A20x40": ((97.75, 2.42), (95.85, 4.03), (90.64, 10.88)),
-    "A20x40R": ((97.62, 2.9), (95.45, 5.12), (89.54, 13.29)),
-    "A40x40": ((98.37, 1.7), (96.8, 3.16), (93.47, 6.94)),
-    "A40x40R": ((98.31, 2.29), (96.52, 4.14), (92.61, 9.13)),
-}
-
-#: A trained as long as the fine-tuned networks, without occluders: what more training alone gives.
-CONTROL = "A longer"
+#: Table 1, %: mean and standard deviation over locations, columns 20×20, 20×40, 40×40.
+PAPER = TABLE_1
 
 
 def occluder_name(size: tuple[int, int]) -> str:

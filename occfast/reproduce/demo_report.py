@@ -17,7 +17,8 @@ from .. import __version__
 from ..files import write_atomically
 from ..plots import extent, grey, png_data_uri
 from ..train.augment import TEMPERATURES, every_pixel
-from .demo import CONTROL, PAPER, Result, compare, occluder, occluder_name
+from .demo import PAPER, Result, compare, occluder, occluder_name
+from .trigueros2018 import CONTROL
 
 SIZES = tuple(TEMPERATURES)
 _ACCENT, _GREY = "#b5367a", "#575463"

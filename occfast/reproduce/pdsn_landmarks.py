@@ -33,10 +33,29 @@ TABLES = (1,)
 FIGURES = (2, 3, 4, 5, 6, 7, 8, 9)
 #: Accuracy of the segmentation in %, section 5.2.
 PAPER_SEGMENTATION = 90.49
-_BASE = ("data", "size", "people", "network", "width", "stem_pool", "scale", "margin", "epochs", "batch_size",
-         "learning_rate", "weight_decay", "patience")  # fmt: skip
-_GENERATORS = ("generator_epochs", "generator_patience", "generator_batch", "generator_rate", "weight",
-               "dictionary_images")  # fmt: skip
+_BASE = (
+    "data",
+    "size",
+    "people",
+    "network",
+    "width",
+    "stem_pool",
+    "scale",
+    "margin",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "patience",
+)
+_GENERATORS = (
+    "generator_epochs",
+    "generator_patience",
+    "generator_batch",
+    "generator_rate",
+    "weight",
+    "dictionary_images",
+)
 _SEGMENTATION = ("segmentation_width", "segmentation_epochs", "segmentation_rate")
 _FACES = ("data", "size", "people")
 #: Training images by data set, for predictions.
@@ -45,8 +64,8 @@ _PARTS = ("left eye", "right eye", "nose", "left of the mouth", "right of the mo
 
 
 def settings_of(scale: str, **changes: Any) -> PDSNSettings:
-    """Those of a scale: "smoke" (ORL, minutes), "small" (LFW, a quarter of ResNet-34's channels, hours on a processor) or
-    "paper" (LFW, ResNet-34)."""
+    """Those of a scale: "smoke" (ORL, minutes), "small" (LFW, a quarter of ResNet-34's channels, hours on a processor)
+    or "paper" (LFW, ResNet-34)."""
     found = {
         "smoke": PDSNSettings.small(epochs=28, generator_epochs=8, segmentation_epochs=8),
         "small": PDSNSettings(seeds=(0,), width=16, epochs=36, segmentation_width=0.25, generator_epochs=12),
@@ -114,18 +133,34 @@ class _Seed:
         strategies = list(dict.fromkeys((row.base, row.strategy) for row in rows if row.strategy is not None))
         out = [self._step("base plain", lambda run: run.base("plain"), _BASE, work=self._base_work)]
         if "occluders" in kinds:
-            out.append(self._step("locations", lambda run: run.locations(), ("map_images", "map_stride"), ("base plain",),
-                                  work=self._map_work))  # fmt: skip
+            out.append(
+                self._step(
+                    "locations",
+                    lambda run: run.locations(),
+                    ("map_images", "map_stride"),
+                    ("base plain",),
+                    work=self._map_work,
+                )
+            )
         for kind in kinds:
             if kind != "plain":
                 needs = ("base plain", "locations") if kind == "occluders" else ()
-                out.append(self._step(f"base {kind}", partial(_Run.base, kind=kind), _BASE, needs, work=self._base_work))
+                out.append(
+                    self._step(f"base {kind}", partial(_Run.base, kind=kind), _BASE, needs, work=self._base_work)
+                )
         for kind, strategy in strategies:
             out.append(
-                self._step(f"dictionary {kind} {strategy}", partial(_Run.dictionary, kind=kind, strategy=strategy),
-                           _GENERATORS, (f"base {kind}",), work=self._dictionary_work(strategy))
-            )  # fmt: skip
-        out.append(self._step("segmentation", lambda run: run.segmentation(), _SEGMENTATION, work=self._segmentation_work))
+                self._step(
+                    f"dictionary {kind} {strategy}",
+                    partial(_Run.dictionary, kind=kind, strategy=strategy),
+                    _GENERATORS,
+                    (f"base {kind}",),
+                    work=self._dictionary_work(strategy),
+                )
+            )
+        out.append(
+            self._step("segmentation", lambda run: run.segmentation(), _SEGMENTATION, work=self._segmentation_work)
+        )
         all_of = [step.name.partition(": ")[2] for step in out]
         found = self._step("search", _search, ("percentiles", "compare"), tuple(all_of), work=self._search_work)
         out.append(replace(found, settings={**found.settings, "rows": [asdict(row) for row in rows]}))
@@ -133,14 +168,22 @@ class _Seed:
         return out
 
     def _step(
-        self, text: str, make: Callable[[_Run], Any] | None, fields: Sequence[str], needs: tuple[str, ...] = (),
+        self,
+        text: str,
+        make: Callable[[_Run], Any] | None,
+        fields: Sequence[str],
+        needs: tuple[str, ...] = (),
         work: Work | None = None,
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         stated = asdict(self.settings)
         return Step(
-            self.name(text), partial(self._do, make), {"seed": self.seed, **{f: stated[f] for f in (*_FACES, *fields)}},
-            tuple(map(self.name, needs)), ("faces",), work=work or Work(),
-        )  # fmt: skip
+            self.name(text),
+            partial(self._do, make),
+            {"seed": self.seed, **{f: stated[f] for f in (*_FACES, *fields)}},
+            tuple(map(self.name, needs)),
+            ("faces",),
+            work=work or Work(),
+        )
 
     def _do(self, make: Callable[[_Run], Any] | None, place: Place) -> dict[str, Any]:
         for done in place.needs.values():
@@ -157,8 +200,9 @@ class _Seed:
     def _flops(self) -> float:
         s = self.settings
         with torch.random.fork_rng(devices=[]):
-            network = build(s.network, None, channels=3 if s.data == "lfw" else 1, size=s.size, width=s.width,
-                            stem_pool=s.stem_pool)  # fmt: skip
+            network = build(
+                s.network, None, channels=3 if s.data == "lfw" else 1, size=s.size, width=s.width, stem_pool=s.stem_pool
+            )
         self._weights = 4 * sum(p.numel() for p in network.parameters())
         return forward_flops(network, (3 if s.data == "lfw" else 1, *s.size))
 
@@ -223,7 +267,7 @@ def _examples(run: _Run, folder: Path, count: int = 24) -> dict[str, Any]:
     content: dict[str, Any] = {"mean": mean[0].numpy(), "landmarks": landmarks.numpy()}
     for name in ("clean", *OCCLUSIONS):
         key = name.replace(" ", "-")
-        covered, mask = occlude(name, mean, points, run.regions("lm2"), zero, run.seed)
+        covered, _ = occlude(name, mean, points, run.regions("lm2"), zero, run.seed)
         content[f"face {key}"] = covered[0].numpy()
         content[f"label {key}"] = difference_labels(mean, covered, radius=0)[0].numpy()
         content[f"cleaned {key}"] = difference_labels(mean, covered)[0].numpy()
@@ -243,9 +287,14 @@ def _examples(run: _Run, folder: Path, count: int = 24) -> dict[str, Any]:
 
 
 def report(
-    settings: PDSNSettings, faces: Faces, scale: str, found: Sequence[Done], command: str,
-    tables: Iterable[int] = TABLES, figures: Iterable[int] = FIGURES,
-) -> Report:  # fmt: skip
+    settings: PDSNSettings,
+    faces: Faces,
+    scale: str,
+    found: Sequence[Done],
+    command: str,
+    tables: Iterable[int] = TABLES,
+    figures: Iterable[int] = FIGURES,
+) -> Report:
     """From finished steps; of the tables and figures asked for."""
     by_name = {step.name: step for step in found}
     results = [by_name[f"seed {seed}: search"].result for seed in settings.seeds] if list(tables) else []
@@ -256,21 +305,33 @@ def report(
         pictures = [picture for k, picture in _pictures(content, command, figures) if k in figures]
     images = {k: len(v) for k, v in (("images", faces.dataset), ("people", faces.dataset.people))}
     return Report(
-        paper="pdsn-landmarks", title=f"PDSN on facial landmarks: the paper beside occfast ({scale})",
+        paper="pdsn-landmarks",
+        title=f"PDSN on facial landmarks: the paper beside occfast ({scale})",
         lead="A pairwise differential Siamese network whose masks belong to regions on facial landmarks, done again on "
-        + {"orl": "400 photographs of 40 people (ORL).", "lfw": "the 158 people of LFW with ten images or more."}[settings.data],
-        scale=scale, seeds=settings.seeds, settings=asdict(settings),
+        + {"orl": "400 photographs of 40 people (ORL).", "lfw": "the 158 people of LFW with ten images or more."}[
+            settings.data
+        ],
+        scale=scale,
+        seeds=settings.seeds,
+        settings=asdict(settings),
         data={"name": settings.data, **images, **(results[0]["images"] if results else {})},
-        command=command, claims=_claims(settings, results) if results else [],
-        tables=_tables(settings, results, command) if results else [], pictures=pictures,
-        differences=_differences(settings), steps=found,
-    )  # fmt: skip
+        command=command,
+        claims=_claims(settings, results) if results else [],
+        tables=_tables(settings, results, command) if results else [],
+        pictures=pictures,
+        differences=_differences(settings),
+        steps=found,
+    )
 
 
 def _ranks(
-    settings: PDSNSettings, results: Sequence[dict[str, Any]], row: str, occlusion: str, masks: str = "predicted",
+    settings: PDSNSettings,
+    results: Sequence[dict[str, Any]],
+    row: str,
+    occlusion: str,
+    masks: str = "predicted",
     rank: str = "rank1",
-) -> tuple[float, ...]:  # fmt: skip
+) -> tuple[float, ...]:
     return tuple(100 * float(r["rows"][row][occlusion][masks][settings.compare][rank]) for r in results)
 
 
@@ -285,8 +346,8 @@ def _tables(settings: PDSNSettings, results: Sequence[dict[str, Any]], command: 
     out = [
         Table(
             "Base and segmentation",
-            "Sections 5.1 and 5.2, in %: clean test images looked for among the training images by cosine; pixels that the U-Net labels "
-            "right, over clean and covered test images in equal parts.",
+            "Sections 5.1 and 5.2, in %: clean test images looked for among the training images by cosine; pixels "
+            "that the U-Net labels right, over clean and covered test images in equal parts.",
             ["", "%"],
             {
                 "rank-1, clean": [Number(clean["rank1"], paper=PAPER_CLEAN[0])],
@@ -297,69 +358,105 @@ def _tables(settings: PDSNSettings, results: Sequence[dict[str, Any]], command: 
             f"{n['test']} test images, {n['train']} in the gallery; one image is {100 / n['test']:.2f} points.",
             f"{command} --table 1" if "--table" not in command else command,
         )
-    ]  # fmt: skip
+    ]
     for masks, name in (("predicted", "Table 1"), ("oracle", "Table 1, occlusion known")):
         rows = {
             occlusion: [
-                Number(_ranks(settings, results, row.name, occlusion, masks), paper=told if masks == "predicted" else None)
+                Number(
+                    _ranks(settings, results, row.name, occlusion, masks), paper=told if masks == "predicted" else None
+                )
                 for row, told in zip(TABLE, PAPER[occlusion], strict=True)
             ]
             for occlusion in OCCLUSIONS
         }
         caption = (
-            "Rank-1 in % of covered test images; which regions are covered is found by the segmentation, as in the paper."
-            if masks == "predicted" else "The same where the covered pixels are known: what the masks can do at best."
-        )  # fmt: skip
+            "Rank-1 in % of covered test images; which regions are covered is found by the segmentation, as in the "
+            "paper."
+            if masks == "predicted"
+            else "The same where the covered pixels are known: what the masks can do at best."
+        )
         out.append(
-            Table(name, caption, ["occlusion", *("no masks" if r.name == "none" else r.name for r in TABLE)], rows,
-                  command=out[0].command)
-        )  # fmt: skip
+            Table(
+                name,
+                caption,
+                ["occlusion", *("no masks" if r.name == "none" else r.name for r in TABLE)],
+                rows,
+                command=out[0].command,
+            )
+        )
     if settings.past:
         past = [TABLE[0], TABLE[2], *PAST]
         out.append(
             Table(
-                "Past the paper", "Rank-1 in %, occlusion known: what its conclusion asks for, and each face's own regions.",
+                "Past the paper",
+                "Rank-1 in %, occlusion known: what its conclusion asks for, and each face's own regions.",
                 ["masks", "clean", *OCCLUSIONS],
-                {row.name: [Number(_ranks(settings, results, row.name, o, "oracle"), digits=1) for o in ("clean", *OCCLUSIONS)]
-                 for row in past},
+                {
+                    row.name: [
+                        Number(_ranks(settings, results, row.name, o, "oracle"), digits=1)
+                        for o in ("clean", *OCCLUSIONS)
+                    ]
+                    for row in past
+                },
                 command=out[0].command,
             )
-        )  # fmt: skip
+        )
     return out
 
 
 def _claims(settings: PDSNSettings, results: Sequence[dict[str, Any]]) -> list[Claim]:
     def above(a: tuple[str, str], b: tuple[str, str], masks: str = "predicted") -> Comparison:
         first, second = (_ranks(settings, results, row, occlusion, masks) for row, occlusion in (a, b))
-        text = (
-            f"{a[0]} above {b[0]}, {a[1]}" if a[1] == b[1] else f"{a[1]} above {b[1]}"
-        ).replace("none", "no masks")  # fmt: skip
+        text = (f"{a[0]} above {b[0]}, {a[1]}" if a[1] == b[1] else f"{a[1]} above {b[1]}").replace("none", "no masks")
         return Comparison(text, tuple(x - y for x, y in zip(first, second, strict=True)))
 
-    def rows(a: str, others: Sequence[str], occlusions: Sequence[str], masks: str = "predicted") -> tuple[Comparison, ...]:
+    def rows(
+        a: str, others: Sequence[str], occlusions: Sequence[str], masks: str = "predicted"
+    ) -> tuple[Comparison, ...]:
         return tuple(above((a, o), (b, o), masks) for o, b in itertools.product(occlusions, others))
 
     others = ("none", "LM1", "3x3")
     claims = [
         Claim("Table 1: under bands across the face LM2 is best", rows("LM2", others, BANDS)),
-        Claim("Table 1, occlusion known: under bands across the face LM2 is best", rows("LM2", others, BANDS, "oracle")),
-        Claim("Table 1: under face masks and sunglasses no masks are best (the paper's puzzle)",
-              rows("none", ("LM1", "LM2", "3x3"), ("face mask", "sunglasses"))),
-        Claim("Table 1: under face masks and sunglasses LM2 is above the grid", rows("LM2", ("3x3",), ("face mask", "sunglasses"))),
-        Claim("Table 1: the lower half matters less: without masks a covered mouth or chin costs less than forehead or eyes",
-              tuple(above(("none", a), ("none", b)) for a, b in itertools.product(("mouth", "chin"), ("forehead", "eyes")))),
-        Claim("Section 5.3: without masks a face mask costs less than a band from nose to chin, which covers the background too",
-              (above(("none", "face mask"), ("none", "nose to chin")),)),
-    ]  # fmt: skip
+        Claim(
+            "Table 1, occlusion known: under bands across the face LM2 is best", rows("LM2", others, BANDS, "oracle")
+        ),
+        Claim(
+            "Table 1: under face masks and sunglasses no masks are best (the paper's puzzle)",
+            rows("none", ("LM1", "LM2", "3x3"), ("face mask", "sunglasses")),
+        ),
+        Claim(
+            "Table 1: under face masks and sunglasses LM2 is above the grid",
+            rows("LM2", ("3x3",), ("face mask", "sunglasses")),
+        ),
+        Claim(
+            "Table 1: the lower half matters less: without masks a covered mouth or chin costs less than forehead or "
+            "eyes",
+            tuple(
+                above(("none", a), ("none", b)) for a, b in itertools.product(("mouth", "chin"), ("forehead", "eyes"))
+            ),
+        ),
+        Claim(
+            "Section 5.3: without masks a face mask costs less than a band from nose to chin, which covers the "
+            "background too",
+            (above(("none", "face mask"), ("none", "nose to chin")),),
+        ),
+    ]
     if settings.past:
         claims += [
-            Claim("Not the paper's, its future work: a base trained with occluders is better without masks",
-                  rows("none, base with occluders", ("none",), OCCLUSIONS, "oracle")),
-            Claim("Not the paper's, its future work: … and LM2's masks improve it further",
-                  rows("LM2, base with occluders", ("none, base with occluders",), BANDS, "oracle")),
-            Claim("Not the paper's, its future work: bands in halves are above bands under face masks and sunglasses",
-                  rows("LM2 split", ("LM2",), ("face mask", "sunglasses"), "oracle")),
-        ]  # fmt: skip
+            Claim(
+                "Not the paper's, its future work: a base trained with occluders is better without masks",
+                rows("none, base with occluders", ("none",), OCCLUSIONS, "oracle"),
+            ),
+            Claim(
+                "Not the paper's, its future work: … and LM2's masks improve it further",
+                rows("LM2, base with occluders", ("none, base with occluders",), BANDS, "oracle"),
+            ),
+            Claim(
+                "Not the paper's, its future work: bands in halves are above bands under face masks and sunglasses",
+                rows("LM2 split", ("LM2",), ("face mask", "sunglasses"), "oracle"),
+            ),
+        ]
     return claims
 
 
@@ -375,8 +472,10 @@ def _pictures(content: Mapping[str, Any], command: str, figures: Sequence[int]) 
         for line, (key, text) in enumerate(rows):
             for column, name in enumerate(names):
                 ax, image = axes[line, column], content[f"{key} {name.replace(' ', '-')}"]
-                ax.imshow(grey(image) if key == "face" else image, cmap="gray" if key in ("face", "label", "cleaned", "predicted")
-                          else cmap)  # fmt: skip
+                ax.imshow(
+                    grey(image) if key == "face" else image,
+                    cmap="gray" if key in ("face", "label", "cleaned", "predicted") else cmap,
+                )
                 ax.set_xticks([])
                 ax.set_yticks([])
                 if line == 0:
@@ -386,30 +485,79 @@ def _pictures(content: Mapping[str, Any], command: str, figures: Sequence[int]) 
 
     what = "Means over faces: no single face is shown."
     face = ("face", "mean face")
-    yield 2, Picture("Figure 2", f"Saliency: |d logit / d pixel| of the base on clean test images. {what}",
-                     "Mean face and mean saliency", sheet([face, ("saliency", "saliency")], ["clean"]), only(2))  # fmt: skip
+    yield (
+        2,
+        Picture(
+            "Figure 2",
+            f"Saliency: |d logit / d pixel| of the base on clean test images. {what}",
+            "Mean face and mean saliency",
+            sheet([face, ("saliency", "saliency")], ["clean"]),
+            only(2),
+        ),
+    )
     if 3 in figures:
-        yield 3, Picture("Figure 3", "Where landmarks lie about their mean places, in pixels: the spread that LM1 and LM2 are made from.",
-                         "Histograms of landmark offsets", _offsets(content["landmarks"]), only(3))  # fmt: skip
+        yield (
+            3,
+            Picture(
+                "Figure 3",
+                "Where landmarks lie about their mean places, in pixels: the spread that LM1 and LM2 are made from.",
+                "Histograms of landmark offsets",
+                _offsets(content["landmarks"]),
+                only(3),
+            ),
+        )
     if 4 in figures:
-        yield 4, Picture("Figure 4", "Regions over the mean face: the 3×3 grid, LM1 and LM2.", "Regions of the three strategies",
-                         _regions(content), only(4))  # fmt: skip
-    yield 5, Picture(
-        "Figure 5", "Labels of the segmentation from |clean − covered|, before and after opening and closing; on the mean face.",
-        "Segmentation labels before and after cleaning",
-        sheet([face, ("label", "cut"), ("cleaned", "cleaned")], ["face mask", "sunglasses", "eyes"]), only(5),
-    )  # fmt: skip
-    yield 6, Picture("Figure 6", "Sunglasses and a face mask, drawn on the mean face.", "Mean face with sunglasses and mask",
-                     sheet([face], ["clean", "sunglasses", "face mask"]), only(6))  # fmt: skip
-    yield 7, Picture("Figure 7", f"What the U-Net finds: on the mean face, and how often on test images. {what}",
-                     "Predicted occlusions", sheet([face, ("predicted", "found"), ("share", "how often")],
-                                                   ["face mask", "sunglasses", "eyes", "chin"]), only(7))  # fmt: skip
+        yield (
+            4,
+            Picture(
+                "Figure 4",
+                "Regions over the mean face: the 3×3 grid, LM1 and LM2.",
+                "Regions of the three strategies",
+                _regions(content),
+                only(4),
+            ),
+        )
+    yield (
+        5,
+        Picture(
+            "Figure 5",
+            "Labels of the segmentation from |clean − covered|, before and after opening and closing; the mean face.",
+            "Segmentation labels before and after cleaning",
+            sheet([face, ("label", "cut"), ("cleaned", "cleaned")], ["face mask", "sunglasses", "eyes"]),
+            only(5),
+        ),
+    )
+    yield (
+        6,
+        Picture(
+            "Figure 6",
+            "Sunglasses and a face mask, drawn on the mean face.",
+            "Mean face with sunglasses and mask",
+            sheet([face], ["clean", "sunglasses", "face mask"]),
+            only(6),
+        ),
+    )
+    yield (
+        7,
+        Picture(
+            "Figure 7",
+            f"What the U-Net finds: on the mean face, and how often on test images. {what}",
+            "Predicted occlusions",
+            sheet([face, ("predicted", "found"), ("share", "how often")], ["face mask", "sunglasses", "eyes", "chin"]),
+            only(7),
+        ),
+    )
     for k, names in ((8, list(BANDS)), (9, ["face mask", "sunglasses"])):
-        yield k, Picture(
-            f"Figure {k}", f"Saliency without and with LM2's discard mask, occlusion known. {what}",
-            "Mean saliency with and without the discard mask",
-            sheet([face, ("saliency", "no mask"), ("masked", "with mask")], names), only(k),
-        )  # fmt: skip
+        yield (
+            k,
+            Picture(
+                f"Figure {k}",
+                f"Saliency without and with LM2's discard mask, occlusion known. {what}",
+                "Mean saliency with and without the discard mask",
+                sheet([face, ("saliency", "no mask"), ("masked", "with mask")], names),
+                only(k),
+            ),
+        )
 
 
 def _offsets(landmarks: Any) -> Any:
@@ -422,8 +570,12 @@ def _offsets(landmarks: Any) -> Any:
         for axis, text in enumerate(("rows", "columns")):
             ax = axes[axis, part]
             ax.hist(offsets[:, part, axis], bins=np.arange(-15.5, 16), color="#b5367a", alpha=0.7)
-            ax.set_title(f"{name}\nσ = {offsets[:, part, axis].std():.2f}" if axis == 0 else f"σ = {offsets[:, part, axis].std():.2f}",
-                         fontsize=9)  # fmt: skip
+            ax.set_title(
+                f"{name}\nσ = {offsets[:, part, axis].std():.2f}"
+                if axis == 0
+                else f"σ = {offsets[:, part, axis].std():.2f}",
+                fontsize=9,
+            )
             if part == 0:
                 ax.set_ylabel(text)
     return figure
@@ -438,7 +590,9 @@ def _regions(content: Mapping[str, Any]) -> Any:
         ax.imshow(grey(content["mean"]), cmap="gray")
         for top, left, bottom, right in content[f"boxes {strategy}"]:
             ax.add_patch(
-                Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="#ff7d00", linewidth=1.5)
+                Rectangle(
+                    (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="#ff7d00", linewidth=1.5
+                )
             )
         points = content["landmarks"].mean(0)
         ax.plot(points[:, 1], points[:, 0], "+", color="#2f7fb5")
@@ -451,26 +605,39 @@ def _differences(s: PDSNSettings) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if s.data == "orl":
         found.append(
-            ("40 people of ORL, grey, photographed in one laboratory; one test image a person, not 566 of LFW.",
-             "Everybody is found easily: figures are far above the paper's, and one image is 2.5 points. What holds here "
-             "shows that the code runs, not that the paper is right.")
-        )  # fmt: skip
+            (
+                "40 people of ORL, grey, photographed in one laboratory; one test image a person, not 566 of LFW.",
+                "Everybody is found easily: figures are far above the paper's, and one image is 2.5 points. What "
+                "holds here shows that the code runs, not that the paper is right.",
+            )
+        )
     if (s.network, s.width) != ("resnet34", 64):
         found.append(
-            (f"{s.network} with {s.width} channels in its first stage, not ResNet-34 with 64.",
-             "Speed. A narrower network on so few faces is not much worse, and sometimes better.")
-        )  # fmt: skip
+            (
+                f"{s.network} with {s.width} channels in its first stage, not ResNet-34 with 64.",
+                "Speed; what it costs or gains in accuracy on so few faces was not measured.",
+            )
+        )
     found += [
-        ("Landmarks are published or stored ones and boxes are fitted to them; the paper ran MTCNN itself.",
-         "Where a face lies in its box differs by some pixels: LM1's and LM2's spreads, and with them the size of their regions."),
-        ("Masks are drawn on from landmarks (three kinds), not by MaskTheFace; the U-Net has no ImageNet weights.",
-         "Face mask and sunglasses rows."),
-        ("Optimizer, λ, scale and margin are ours; the generators' convolution is 3×3.",
-         "The paper does not tell them."),
-        (f"Faces are compared by {'masked maps' if s.compare == 'maps' else 'the features of masked maps'} "
-         "(settings.compare).",
-         "The paper says “the output of each of the masked feature maps”; search results hold both."),
-    ]  # fmt: skip
+        (
+            "Landmarks are published or stored ones and boxes are fitted to them; the paper ran MTCNN itself.",
+            "Where a face lies in its box differs by some pixels: LM1's and LM2's spreads, and with them the size of "
+            "their regions.",
+        ),
+        (
+            "Masks are drawn on from landmarks (three kinds), not by MaskTheFace; the U-Net has no ImageNet weights.",
+            "Face mask and sunglasses rows.",
+        ),
+        (
+            "Optimizer, λ, scale and margin are ours; the generators' convolution is 3×3.",
+            "The paper does not tell them.",
+        ),
+        (
+            f"Faces are compared by {'masked maps' if s.compare == 'maps' else 'the features of masked maps'} "
+            "(settings.compare).",
+            "The paper says “the output of each of the masked feature maps”; search results hold both.",
+        ),
+    ]
     return found
 
 

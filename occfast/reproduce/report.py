@@ -113,9 +113,14 @@ class Comparison:
     def text(self) -> str:
         """With the difference and the seeds it holds on."""
         found = interval(self.differences)
-        several = "" if found is None else (
-            f" [{found[0]:+.2f}, {found[1]:+.2f}], on {sum(d > 0 for d in self.differences)} of {len(self.differences)} seeds"
-        )  # fmt: skip
+        several = (
+            ""
+            if found is None
+            else (
+                f" [{found[0]:+.2f}, {found[1]:+.2f}], on {sum(d > 0 for d in self.differences)} of "
+                f"{len(self.differences)} seeds"
+            )
+        )
         return f"{self.name}: {float(np.mean(self.differences)):+.2f}{several}"
 
 
@@ -144,12 +149,14 @@ class Claim:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "claim": self.text, "holds": self.holds, "count": self.count,
+            "claim": self.text,
+            "holds": self.holds,
+            "count": self.count,
             "comparisons": [
                 {"name": c.name, "differences": list(c.differences), "holds": c.holds, "clear": c.clear}
                 for c in self.comparisons
             ],
-        }  # fmt: skip
+        }
 
 
 # -- what a report has ------------------------------------------------------------------------------------
@@ -183,9 +190,13 @@ class Table:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "name": self.name, "caption": self.caption, "header": list(self.header), "command": self.command,
-            "rows": {name: [cell.as_dict() for cell in cells] for name, cells in self.rows.items()}, "note": self.note,
-        }  # fmt: skip
+            "name": self.name,
+            "caption": self.caption,
+            "header": list(self.header),
+            "command": self.command,
+            "rows": {name: [cell.as_dict() for cell in cells] for name, cells in self.rows.items()},
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,8 +273,15 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the pictures, for JSON; what depends on the clock is in "cost" alone."""
         return {
-            "kind": "occfast.reproduce", "version": 1, "paper": self.paper, "scale": self.scale, "seeds": list(self.seeds),
-            "command": self.command, "settings": self.settings, "data": self.data, "notes": list(self.notes),
+            "kind": "occfast.reproduce",
+            "version": 1,
+            "paper": self.paper,
+            "scale": self.scale,
+            "seeds": list(self.seeds),
+            "command": self.command,
+            "settings": self.settings,
+            "data": self.data,
+            "notes": list(self.notes),
             "claims": [claim.as_dict() for claim in self.claims],
             "tables": [table.as_dict() for table in self.tables],
             "differences": [list(pair) for pair in self.differences],
@@ -271,11 +289,17 @@ class Report:
             "cost": {
                 "seconds": self.seconds,
                 "steps": [
-                    {"step": s.name, "seconds": s.seconds, "device": s.device, "processes": s.processes,
-                     "finished": s.finished} for s in self.steps
+                    {
+                        "step": s.name,
+                        "seconds": s.seconds,
+                        "device": s.device,
+                        "processes": s.processes,
+                        "finished": s.finished,
+                    }
+                    for s in self.steps
                 ],
             },
-        }  # fmt: skip
+        }
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -285,7 +309,9 @@ class Report:
         for picture in self.pictures:
             content = base64.b64decode(uris[picture.name].partition(",")[2])
             write_atomically(folder / picture.file, content)
-        write_atomically(folder / "report.json", (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(
+            folder / "report.json", (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode()
+        )
         write_atomically(folder / "report.md", self.to_markdown().encode())
         return write_atomically(folder / "report.html", self.to_html(uris).encode())
 
@@ -298,7 +324,9 @@ class Report:
         if uris is None:
             uris = {picture.name: png_data_uri(picture.figure) for picture in self.pictures}
         template = files("occfast.reproduce").joinpath("report.html").read_text(encoding="utf-8")
-        page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        page = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
         page.filters["duration"] = duration
         return page.from_string(template).render(report=self, uris=uris, verdict=self.verdict())
 
@@ -310,8 +338,8 @@ class Report:
         if not self.failing:
             return f"All {len(self.claims)} orderings of the paper hold at this scale ({seeds})."
         return (
-            f"{len(self.failing)} of the paper's {len(self.claims)} orderings do not hold, or not wholly, at this scale "
-            f"({seeds}):"
+            f"{len(self.failing)} of the paper's {len(self.claims)} orderings do not hold, or not wholly, at this "
+            f"scale ({seeds}):"
         )
 
     def to_markdown(self) -> str:
@@ -341,7 +369,9 @@ class Report:
             lines += [f"| {what} | {why} |" for what, why in self.differences]
         lines += ["", "## Cost", "", "| step | seconds | on |", "| --- | ---: | --- |"]
         for s in self.steps:
-            lines.append(f"| {s.name} | {s.seconds:.1f} | {s.device}{f', {s.processes} processes' if s.processes > 1 else ''} |")
+            lines.append(
+                f"| {s.name} | {s.seconds:.1f} | {s.device}{f', {s.processes} processes' if s.processes > 1 else ''} |"
+            )
         lines += [f"| together | {self.seconds:.1f} | |", "", "## Versions", ""]
         lines += [", ".join(f"{name} {value}" for name, value in self.environment.items())]
         return "\n".join(lines) + "\n"
@@ -350,10 +380,14 @@ class Report:
 def environment() -> dict[str, Any]:
     """Versions and machine."""
     return {
-        "occfast": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
-        "machine": platform.machine(), "threads": torch.get_num_threads(),
+        "occfast": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }  # fmt: skip
+    }
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from ..data import open_dataset as open_named
 from ..data.align import template_named
 from ..data.occlusions import Occlusion, occlusion
 from ..data.overlap import Shared, read_exclude, shared_names
-from ..data.roots import VARIABLE, find_root
+from ..data.roots import find_root
 from ..errors import DataError
 from ..evaluate import PairProtocol, ar, lfw, packed
 from .steps import fingerprint
@@ -147,12 +147,16 @@ class Sources:
         if template:
             if template not in TEMPLATES:
                 raise ValueError(f"data: {role}: expected one of {', '.join(TEMPLATES)} after @, got {template!r}")
-            places = template_named(template).places(tuple(faces[0].image.shape[1:]))
+            height, width = faces[0].image.shape[1:]
+            places = template_named(template).places((height, width))
+            return WithLandmarks(faces, places.expand(len(faces), 5, 2))
+        if faces.landmarks is None and faces.alignment is not None:
+            places = torch.tensor(faces.alignment.points, dtype=torch.float64)
             return WithLandmarks(faces, places.expand(len(faces), 5, 2))
         if faces.landmarks is None:
             raise DataError(
-                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, as "
-                f"in --data {role}={self.where(role)}@arcface-112, else find them: occfast data landmarks"
+                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, "
+                f"as in --data {role}={self.where(role)}@arcface-112, else find them: occfast data landmarks"
             )
         return faces
 
@@ -174,9 +178,18 @@ class Sources:
         found = [] if self._on_orl else shared_names(names, self._lfw.people)
         listed = self.exclude
         root = getattr(faces, "root", None)
-        beside = None if root is None else next(
-            (p for p in (Path(root) / "exclude_for_lfw.csv", Path(root).parent / "exclude_for_lfw.csv") if p.is_file()), None
-        )  # fmt: skip
+        beside = (
+            None
+            if root is None
+            else next(
+                (
+                    p
+                    for p in (Path(root) / "exclude_for_lfw.csv", Path(root).parent / "exclude_for_lfw.csv")
+                    if p.is_file()
+                ),
+                None,
+            )
+        )
         listed = listed or beside
         if listed is not None:
             present = set(names)
@@ -185,8 +198,8 @@ class Sources:
             self.unknown = False
         elif self.unknown:
             warnings.warn(
-                f"{self.where('train')}: its people have no names, so who of them is in LFW is not known; find out with "
-                "occfast data overlap and pass --exclude",
+                f"{self.where('train')}: its people have no names, so who of them is in LFW is not known; find out "
+                "with occfast data overlap and pass --exclude",
                 stacklevel=2,
             )
         self.left_out = found
@@ -251,9 +264,12 @@ class Sources:
             return SIZES[self.scale]
         pairs, conditions = self.pairs[1], self.ar[1]
         return Sizes(
-            len(self.train), len(self.train.people), len(pairs.index.unique()),
-            sum(len(c.protocol.index[:, 1].unique()) for c in conditions) + len(conditions[0].protocol.index[:, 0].unique()),
-        )  # fmt: skip
+            len(self.train),
+            len(self.train.people),
+            len(pairs.index.unique()),
+            sum(len(c.protocol.index[:, 1].unique()) for c in conditions)
+            + len(conditions[0].protocol.index[:, 0].unique()),
+        )
 
     @cached_property
     def here(self) -> bool:
@@ -280,9 +296,9 @@ class Sources:
             "train": {"name": self.where("train"), "images": len(self.train), "people": len(self.train.people)},
             "pairs": {"name": self.where("lfw"), "pairs": len(protocol.same), "missing": protocol.missing},
             "ar": {"name": self.where("ar"), "conditions": {c.name: len(c.protocol.same) for c in self.ar[1]}},
-            "left_out": [vars(entry) for entry in self.left_out], "unknown_overlap": self.unknown,
-            "variable": VARIABLE,
-        }  # fmt: skip
+            "left_out": [vars(entry) for entry in self.left_out],
+            "unknown_overlap": self.unknown,
+        }
 
 
 def held_out_pairs(labels: Tensor, seed: int = 0) -> PairProtocol:
@@ -298,7 +314,9 @@ def held_out_pairs(labels: Tensor, seed: int = 0) -> PairProtocol:
     turned = torch.rand(len(order), generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     chosen = torch.where(turned[:, None], negative[order].flip(1), negative[order])
     folds = labels[chosen[:, 0]]
-    kept = torch.cat([(folds == f).nonzero()[:, 0][: int((labels[positive[:, 0]] == f).sum())] for f in labels.unique()])
+    kept = torch.cat(
+        [(folds == f).nonzero()[:, 0][: int((labels[positive[:, 0]] == f).sum())] for f in labels.unique()]
+    )
     index = torch.cat([positive, chosen[kept]])
     flags = torch.cat([torch.ones(len(positive), dtype=torch.bool), torch.zeros(len(kept), dtype=torch.bool)])
     return PairProtocol("held-out people of ORL", index, flags, torch.cat([labels[positive[:, 0]], folds[kept]]))

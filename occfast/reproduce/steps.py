@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,11 @@ class Graph:
                 wanted.update(self.steps[name].needs)
         return Graph((step for name, step in self.steps.items() if name in wanted), self.root, self._fingerprints)
 
+    def spread(self) -> Graph:
+        """The same steps, each of them done by one process: several at once instead of one on all."""
+        steps = (replace(step, together=False) for step in self.steps.values())
+        return Graph(steps, self.root, self._fingerprints)
+
     def data(self, name: str) -> str:
         """The fingerprint of a data set, taken once."""
         if name not in self._known:
@@ -183,8 +188,15 @@ class Graph:
         try:
             if content["kind"] != _KIND or content["key"] != self.key(name):
                 raise DataError(f"{path}: not the result of the step {name!r}; delete its folder to do it again")
-            return Done(name, path.parent, content["result"], float(content["seconds"]), content["device"],
-                        int(content["processes"]), content["finished"])  # fmt: skip
+            return Done(
+                name,
+                path.parent,
+                content["result"],
+                float(content["seconds"]),
+                content["device"],
+                int(content["processes"]),
+                content["finished"],
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a whole result ({error}); delete its folder to do it again") from error
 
@@ -257,13 +269,19 @@ class Graph:
         if not main:
             return
         content = {
-            "kind": _KIND, "name": step.name, "key": self.key(step.name), "settings": step.settings,
+            "kind": _KIND,
+            "name": step.name,
+            "key": self.key(step.name),
+            "settings": step.settings,
             "needs": {name: self.key(name) for name in step.needs},
             "data": {name: self.data(name) for name in step.data},
             "versions": {"occfast": __version__, "torch": torch.__version__},
-            "seconds": seconds, "device": describe(device), "processes": team.size if step.together else 1,
-            "finished": datetime.now().astimezone().isoformat(timespec="seconds"), "result": result,
-        }  # fmt: skip
+            "seconds": seconds,
+            "device": describe(device),
+            "processes": team.size if step.together else 1,
+            "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "result": result,
+        }
         write_atomically(folder / DONE, (json.dumps(content, indent=1) + "\n").encode())
         (folder / BEGUN).unlink(missing_ok=True)
         tell(f"{step.name}: {_brief(result)}{seconds:.1f} s")
@@ -287,8 +305,9 @@ class Team:
     @classmethod
     def of_torchrun(cls) -> Team:
         """From the environment that it sets."""
-        return cls(*(int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1),
-                                                                         ("LOCAL_RANK", 0))))  # fmt: skip
+        return cls(
+            *(int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        )
 
     def device(self, asked: str) -> str:
         """What this process computes on."""
@@ -319,7 +338,9 @@ def _alone(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"output: another run is at work in {root}; wait for it or choose another folder") from error
+            raise ValueError(
+                f"output: another run is at work in {root}; wait for it or choose another folder"
+            ) from error
         yield
 
 
@@ -432,21 +453,32 @@ def predict(graph: Graph, rates: Rates, processes: int = 1, known: bool = True) 
     finished = {name: known and graph.done(name) is not None for name in graph.steps}
     for name, step in graph.steps.items():
         rows.append(
-            {"name": name, "done": finished[name], "kind": step.work.kind, "images": step.work.images,
-             "flops": step.work.flops, "seconds": rates.seconds(step.work, processes if step.together else 1),
-             "disk": step.work.disk}
-        )  # fmt: skip
+            {
+                "name": name,
+                "done": finished[name],
+                "kind": step.work.kind,
+                "images": step.work.images,
+                "flops": step.work.flops,
+                "seconds": rates.seconds(step.work, processes if step.together else 1),
+                "disk": step.work.disk,
+            }
+        )
     for level in graph.levels():
         open_steps = [step for step in level if not finished[step.name]]
         load = [
-            sum(rates.seconds(step.work) or 0.0 for step in Team(rank, processes).share([s for s in open_steps if not s.together]))
+            sum(
+                rates.seconds(step.work) or 0.0
+                for step in Team(rank, processes).share([s for s in open_steps if not s.together])
+            )
             for rank in range(processes)
-        ]  # fmt: skip
+        ]
         total += max(load) + sum(rates.seconds(s.work, processes) or 0.0 for s in open_steps if s.together)
     return {
-        "steps": rows, "seconds": total, "disk": sum(step.work.disk for n, step in graph.steps.items() if not finished[n]),
+        "steps": rows,
+        "seconds": total,
+        "disk": sum(step.work.disk for n, step in graph.steps.items() if not finished[n]),
         "rates": {"train": rates.train, "forward": rates.forward, "how": rates.how, "processes": processes},
-    }  # fmt: skip
+    }
 
 
 def forward_flops(network: torch.nn.Module, shape: tuple[int, ...]) -> float:

@@ -7,26 +7,24 @@ batch triplet loss (Figure 4), and twelve are judged by LFW's pairs (Table 2); f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..evaluate import Roc, TarAtFar, embed, pair_scores, verification
+from ..evaluate import TarAtFar, embed, pair_scores, verification
 from ..files import write_npz
 from ..models import build, features
-from ..models.preprocessing import Preprocessing
-from ..sweep import OcclusionMap, occlusion_map
+from ..sweep import occlusion_map
 from ..train import Recipe, Trained, load_network, load_recipe, predict, train
 from ..train.augment import TEMPERATURES
+from ..train.faces import split
 from ..train.recipe import ValidationPart
-from ..train.session import split
 from .sources import Sources
 from .steps import Graph, Place, Step, Work, forward_flops
 
@@ -43,11 +41,19 @@ TABLE_1 = {
 }
 #: Table 2, %: accuracy on LFW and its standard deviation over the ten splits.
 TABLE_2 = {
-    "A": (97.33, 0.71), "B": (97.73, 0.76), "C": (98.12, 0.65),
-    "A20x20": (97.4, 0.71), "B20x20": (97.85, 0.69), "C20x20": (98.35, 0.73),
-    "A20x40": (97.68, 0.83), "B20x40": (97.79, 0.82), "C20x40": (98.42, 0.68),
-    "A40x40": (97.18, 0.63), "B40x40": (97.5, 0.57), "C40x40": (98.16, 0.64),
-}  # fmt: skip
+    "A": (97.33, 0.71),
+    "B": (97.73, 0.76),
+    "C": (98.12, 0.65),
+    "A20x20": (97.4, 0.71),
+    "B20x20": (97.85, 0.69),
+    "C20x20": (98.35, 0.73),
+    "A20x40": (97.68, 0.83),
+    "B20x40": (97.79, 0.82),
+    "C20x40": (98.42, 0.68),
+    "A40x40": (97.18, 0.63),
+    "B40x40": (97.5, 0.57),
+    "C40x40": (98.16, 0.64),
+}
 #: Networks of Figure 6.
 FIGURE_6 = ("A", "A20x20", "A20x40", "A40x40")
 FIGURES = (1, 2, 4, 6)
@@ -79,7 +85,7 @@ class Settings:
         scale: "smoke", "small" or "paper"; names the data.
         seeds: one whole run each: split, weights, batches, occluders.
         network: arguments of :class:`~occfast.models.PaperNet`.
-        common, base, fine, triplet: overrides of the packaged recipes: of all, of A, of A… with occluders, of B… and C….
+        common, base, fine, triplet: overrides of the packaged recipes: of all, of A, of A… with occluders, of B and C.
         share: of the training set's images that are kept out of training: half for P, half for the table.
         placement_images, table_images: that A (or the network at hand) gets right uncovered, at most.
         stride: of the occluder's centre in pixels; the paper's is 1.
@@ -119,21 +125,32 @@ class Settings:
         adam = ("optimizer.name=adamw", "optimizer.weight_decay=1e-4", "optimizer.warmup=0.1")
         found = {
             "smoke": cls(
-                "smoke", network=(("batch_norm", True), ("width", 0.25)),
+                "smoke",
+                network=(("batch_norm", True), ("width", 0.25)),
                 common=(*adam, "data.std=0.25", _JITTER, "batch.size=20", "validation.every=1000"),
-                base=("epochs=50", "optimizer.learning_rate=0.004"), fine=("epochs=16", "optimizer.learning_rate=0.002"),
+                base=("epochs=50", "optimizer.learning_rate=0.004"),
+                fine=("epochs=24", "optimizer.learning_rate=0.002"),
                 triplet=("epochs=10", "batch.size=60", "batch.images_each=4", "optimizer.learning_rate=0.0005"),
-                share=0.4, placement_images=60, table_images=60, stride=8,
+                share=0.4,
+                placement_images=60,
+                table_images=60,
+                stride=8,
             ),
             "small": cls(
-                "small", network=(("batch_norm", True), ("width", 0.5)),
+                "small",
+                network=(("batch_norm", True), ("width", 0.5)),
                 common=(*adam, "data.std=0.25", _JITTER, "batch.size=64", "validation.every=4"),
-                base=("epochs=40", "optimizer.learning_rate=0.003"), fine=("epochs=12", "optimizer.learning_rate=0.001"),
+                base=("epochs=40", "optimizer.learning_rate=0.003"),
+                fine=("epochs=12", "optimizer.learning_rate=0.001"),
                 triplet=("epochs=8", "batch.size=128", "batch.images_each=4", "optimizer.learning_rate=0.0003"),
-                share=0.2, placement_images=500, table_images=500, stride=4, control=True,
+                share=0.2,
+                placement_images=500,
+                table_images=500,
+                stride=4,
+                control=True,
             ),
-            "paper": cls("paper", common=("validation.every=4", "data.workers=8")),
-        }  # fmt: skip
+            "paper": cls("paper", common=("validation.every=4", "data.workers=8", "data.memory=8GiB")),
+        }
         if scale not in found:
             raise ValueError(f"scale: expected one of {', '.join(found)}, got {scale!r}")
         return replace(found[scale], **changes)
@@ -143,9 +160,14 @@ class Settings:
         kind = self.base if name == "A" else self.triplet if name[0] in "BC" else self.fine
         arguments = ", ".join(f"{key}: {str(value).lower()}" for key, value in self.network)
         overrides = [
-            "data.name=orl", f"network.arguments={{{arguments}}}", f"validation.share={self.share}", "log.tensorboard=false",
-            f"seed={seed}", *self.common, *kind,
-        ]  # fmt: skip
+            "data.name=orl",
+            f"network.arguments={{{arguments}}}",
+            f"validation.share={self.share}",
+            "log.tensorboard=false",
+            f"seed={seed}",
+            *self.common,
+            *kind,
+        ]
         if name not in ("A", CONTROL):
             overrides.append("start=another step")
         if size_of(name) and not name.endswith("R"):
@@ -174,9 +196,13 @@ def targets(graph: Graph, tables: Iterable[int] = TABLES, figures: Iterable[int]
                 f"figure: expected one of {', '.join(map(str, FIGURES))} (3, 5 and 7 show photographs), got {figure}"
             )
         wanted.append(
-            {1: _named("map "), 2: _named("map "), 4: _named("verify A", "verify B", "verify C", whole=True),
-             6: _named("roc ")}[figure]
-        )  # fmt: skip
+            {
+                1: _named("map "),
+                2: _named("map "),
+                4: _named("verify A", "verify B", "verify C", whole=True),
+                6: _named("roc "),
+            }[figure]
+        )
     return [name for name in graph.steps if any(test(name.partition(": ")[2]) for test in wanted)]
 
 
@@ -223,10 +249,14 @@ class _Seed:
         for free in ("root", "in_memory", "memory", "workers"):
             del stated["data"][free]
         return Step(
-            self.name(f"train {name}"), partial(self._make_network, name, parent, occluder if placed else None),
-            settings=stated, needs=tuple(map(self.name, needs)), data=("train",), together=True,
+            self.name(f"train {name}"),
+            partial(self._make_network, name, parent, occluder if placed else None),
+            settings=stated,
+            needs=tuple(map(self.name, needs)),
+            data=("train",),
+            together=True,
             work=Work(3 * work.flops * images, images, "train", disk=5 * work.weights),
-        )  # fmt: skip
+        )
 
     def _map(self, use: str, name: str, size: tuple[int, int]) -> Step:
         s = self.settings
@@ -234,23 +264,40 @@ class _Seed:
         held = int(s.share * self.sources.sizes.train) // 2
         positions = min(count, held) * (-(-100 // s.stride)) ** 2
         about = {
-            "seed": self.seed, "images": count, "share": s.share, "use": use, "occluder": size, "stride": s.stride,
-            "method": s.map_method, "fill": 0.0,
-        }  # fmt: skip
+            "seed": self.seed,
+            "images": count,
+            "share": s.share,
+            "use": use,
+            "occluder": size,
+            "stride": s.stride,
+            "method": s.map_method,
+            "fill": 0.0,
+        }
         return Step(
-            self.name(f"{use} {name} {times(size)}"), partial(self._make_map, use, name, size), settings=about,
-            needs=(self.name(f"train {name}"),), data=("train",),
-            work=Work(self._work.flops * positions, positions, "sweep", disk=positions // 10 + 50_000,
-                      speedup=_SWEEP_SPEEDUP[size]),
-        )  # fmt: skip
+            self.name(f"{use} {name} {times(size)}"),
+            partial(self._make_map, use, name, size),
+            settings=about,
+            needs=(self.name(f"train {name}"),),
+            data=("train",),
+            work=Work(
+                self._work.flops * positions,
+                positions,
+                "sweep",
+                disk=positions // 10 + 50_000,
+                speedup=_SWEEP_SPEEDUP[size],
+            ),
+        )
 
     def _judge(self, use: str, name: str, make: Callable[[str, Place], dict[str, Any]]) -> Step:
         images = self.sources.sizes.pairs if use == "verify" else self.sources.sizes.ar
         return Step(
-            self.name(f"{use} {name}"), partial(make, name), settings={"flip": "none"},
-            needs=(self.name(f"train {name}"),), data=("lfw" if use == "verify" else "ar",),
+            self.name(f"{use} {name}"),
+            partial(make, name),
+            settings={"flip": "none"},
+            needs=(self.name(f"train {name}"),),
+            data=("lfw" if use == "verify" else "ar",),
             work=Work(self._work.flops * images, images, "embed", disk=100_000),
-        )  # fmt: skip
+        )
 
     @cached_property
     def _work(self) -> _Sizes:
@@ -258,8 +305,9 @@ class _Seed:
         with torch.random.fork_rng(devices=[]):
             network = build("paper", people, channels=1, size=(100, 100), **dict(self.settings.network))
         weights = 4 * sum(p.numel() for p in network.parameters())
-        return _Sizes(forward_flops(network, (1, 100, 100)), weights,
-                      round((1 - self.settings.share) * self.sources.sizes.train))  # fmt: skip
+        return _Sizes(
+            forward_flops(network, (1, 100, 100)), weights, round((1 - self.settings.share) * self.sources.sizes.train)
+        )
 
     # -- how -------------------------------------------------------------------------------------------
 
@@ -274,13 +322,23 @@ class _Seed:
             recipe.occluder.locations = str(place.needs[self.name(f"map A {times(placed)}")].folder / "map.npz")
         if self.sources.train.fits:  # this process keeps them in memory; workers would each read them again
             recipe.data.workers = 0
-        found = train(recipe, place.folder / "run", resume=True, show=place.show, faces=self.sources.train)
+        output = place.folder / name.replace(" ", "-")
+        found = train(recipe, output, resume=True, show=place.show, faces=self.sources.train)
         if found.stopped == "interrupted":
             raise KeyboardInterrupt
         # The last weights, not the best by validation: the validation images make P and the table.
-        metric = {} if found.best is None else {"validation": found.metric, "best": found.best, "best_epoch": found.best_epoch}
-        return {"weights": "run/last.safetensors", "steps": found.steps, "epochs": found.epochs, "images": found.images,
-                **metric}  # fmt: skip
+        metric = (
+            {}
+            if found.best is None
+            else {"validation": found.metric, "best": found.best, "best_epoch": found.best_epoch}
+        )
+        return {
+            "weights": f"{output.name}/last.safetensors",
+            "steps": found.steps,
+            "epochs": found.epochs,
+            "images": found.images,
+            **metric,
+        }
 
     def _weights(self, place: Place, name: str) -> Path:
         done = place.needs[self.name(f"train {name}")]
@@ -311,26 +369,48 @@ class _Seed:
         flags = torch.cat(right)
         chosen = flags.nonzero()[:, 0][:wanted]
         if not len(chosen):
-            raise ValueError(f"{name}: recognises none of {len(held)} held-out faces, so there is nothing to map; train longer")
+            raise ValueError(
+                f"{name}: recognises none of {len(held)} held-out faces, so there is nothing to map; train longer"
+            )
         found = occlusion_map(
-            model, trained.preprocessing(faces.images(held[chosen])).to(place.device), labels[chosen].to(place.device),
-            occluder=size, stride=s.stride, method=s.map_method, progress=place.show,
-            checkpoint=place.folder / "map.checkpoint", batch_size=None,
-        )  # fmt: skip
+            model,
+            trained.preprocessing(faces.images(held[chosen])).to(place.device),
+            labels[chosen].to(place.device),
+            occluder=size,
+            stride=s.stride,
+            method=s.map_method,
+            progress=place.show,
+            checkpoint=place.folder / "map.checkpoint",
+            group=False,  # other processes are at other maps
+        )
         found.save(place.folder / "map.npz")
         mean, std = found.accuracy
         return {
-            "mean": mean, "std": std, "images": found.n_images, "clean": float(flags.double().mean()), "held": len(held),
-            "evaluations": found.n_evaluations, "method": found.method,
+            "mean": mean,
+            "std": std,
+            "images": found.n_images,
+            "clean": float(flags.double().mean()),
+            "held": len(held),
+            "evaluations": found.n_evaluations,
+            "method": found.method,
             "brief": f"{100 * mean:.2f} ± {100 * std:.2f} % over locations",
-        }  # fmt: skip
+        }
 
-    def _embed(self, trained: Trained, faces: Any, indices: Tensor, place: Place, title: str, cover: Any = None) -> Tensor:
+    def _embed(
+        self, trained: Trained, faces: Any, indices: Tensor, place: Place, title: str, cover: Any = None
+    ) -> Tensor:
         """Features by image number, [len(faces), D], NaN where not asked for."""
         found = embed(
-            features(trained.network), faces, trained.preprocessing, indices=indices.unique(), occlusion=cover, flip="none",
-            device=place.device, progress=place.show, title=title,
-        )  # fmt: skip
+            features(trained.network),
+            faces,
+            trained.preprocessing,
+            indices=indices.unique(),
+            occlusion=cover,
+            flip="none",
+            device=place.device,
+            progress=place.show,
+            title=title,
+        )
         table = torch.full((len(faces), found.features.shape[1]), torch.nan)
         table[indices.unique()] = found.features
         return table
@@ -342,9 +422,10 @@ class _Seed:
         judged = verification(scores, protocol.same, protocol.folds)
         write_npz(place.folder / "scores.npz", scores=scores.numpy(), same=protocol.same.numpy())
         return {
-            **judged.as_dict(), **distributions(scores, protocol.same),
+            **judged.as_dict(),
+            **distributions(scores, protocol.same),
             "brief": f"accuracy {100 * (judged.accuracy or 0):.2f} %",
-        }  # fmt: skip
+        }
 
     def _roc(self, name: str, place: Place) -> dict[str, Any]:
         trained, (faces, conditions) = self._network(place, name), self.sources.ar
@@ -358,10 +439,14 @@ class _Seed:
             judged = verification(_scores(references, queries, protocol.index), protocol.same, None)
             far, tar, _ = judged.roc.points(400)
             out[condition.name] = {
-                "auc": judged.auc, "eer": judged.eer, "n_same": judged.n_same, "n_different": judged.n_different,
+                "auc": judged.auc,
+                "eer": judged.eer,
+                "n_same": judged.n_same,
+                "n_different": judged.n_different,
                 "tar_at_far": [_plain(entry) for entry in judged.tar_at_far.values()],
-                "far": [float(v) for v in far], "tar": [float(v) for v in tar],
-            }  # fmt: skip
+                "far": [float(v) for v in far],
+                "tar": [float(v) for v in tar],
+            }
         return {"conditions": out}
 
 
@@ -385,8 +470,8 @@ def _scores(references: Tensor, queries: Tensor, index: Tensor) -> Tensor:
 def distributions(scores: Tensor, same: Tensor, bins: int = 50) -> dict[str, Any]:
     """Figure 4: histograms of the scores of pairs of one person and of two, and how far apart they are.
 
-    The scores are cosine similarities; the squared Euclidean distance of unit features, the paper's d, is 2 − 2·score, and the
-    decidability of Eq. 8 is the same for both.
+    The scores are cosine similarities; the squared Euclidean distance of unit features, the paper's d, is 2 − 2·score,
+    and the decidability of Eq. 8 is the same for both.
     """
     positive, negative = scores[same].double(), scores[~same].double()
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)
@@ -398,9 +483,11 @@ def distributions(scores: Tensor, same: Tensor, bins: int = 50) -> dict[str, Any
             "same": torch.histogram(positive, edges).hist.int().tolist(),
             "different": torch.histogram(negative, edges).hist.int().tolist(),
         },
-        "gap": float(gap), "decidability": float(gap.abs() / spread),
-        "std_same": float(positive.std(correction=0)), "std_different": float(negative.std(correction=0)),
-    }  # fmt: skip
+        "gap": float(gap),
+        "decidability": float(gap.abs() / spread),
+        "std_same": float(positive.std(correction=0)),
+        "std_different": float(negative.std(correction=0)),
+    }
 
 
 __all__ = ["CONTROL", "FIGURES", "FIGURE_6", "TABLES", "TABLE_1", "TABLE_2", "Settings", "plan", "targets"]

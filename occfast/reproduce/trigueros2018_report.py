@@ -1,4 +1,4 @@
-"""What :mod:`occfast.reproduce.trigueros2018` found, as a report: tables, figures, and the paper's orderings checked."""
+"""What :mod:`occfast.reproduce.trigueros2018` found, as a report: tables, figures, the paper's orderings."""
 
 from __future__ import annotations
 
@@ -25,29 +25,42 @@ _COLOURS = {"A": "#575463", "A20x20": "#2f7fb5", "A20x40": "#b5367a", "A40x40": 
 
 
 def report(
-    settings: Settings, sources: Sources, found: Sequence[Done], command: str, tables: Iterable[int] = TABLES,
+    settings: Settings,
+    sources: Sources,
+    found: Sequence[Done],
+    command: str,
+    tables: Iterable[int] = TABLES,
     figures: Iterable[int] = FIGURES,
-) -> Report:  # fmt: skip
+) -> Report:
     """From finished steps; of the tables and figures asked for."""
     look = _Look(settings, {step.name: step for step in found})
     tables, figures = set(tables), set(figures)
     return Report(
         paper="trigueros2018",
         title=f"Occlusion maps and batch triplet loss: the paper beside occfast ({settings.scale})",
-        lead="Sáez Trigueros, Meng and Hartnett, “Enhancing convolutional neural networks for face recognition with occlusion "
-        "maps and batch triplet loss” (2018), done again" + {
-            "smoke": " on 400 photographs of 40 people (ORL): whether everything runs, and which way the effects point.",
+        lead="Sáez Trigueros, Meng and Hartnett, “Enhancing convolutional neural networks for face recognition with "
+        "occlusion maps and batch triplet loss” (2018), done again"
+        + {
+            "smoke": " on 400 photographs of 40 people (ORL): whether all of it runs, and which way effects point.",
             "small": " on a subset of CelebA: whether the effects show with a hundredth of the paper's faces.",
             "paper": ".",
         }[settings.scale],
-        scale=settings.scale, seeds=settings.seeds, settings=asdict(settings), data=sources.about(), command=command,
+        scale=settings.scale,
+        seeds=settings.seeds,
+        settings=asdict(settings),
+        data=sources.about(),
+        command=command,
         claims=_claims(look, tables, figures),
         tables=[make(look, command) for k, make in ((1, _table_1), (2, _table_2)) if k in tables],
         pictures=[
-            make(look, command) for k, make in ((1, _figure_1), (2, _figure_2), (4, _figure_4), (6, _figure_6)) if k in figures
+            make(look, command)
+            for k, make in ((1, _figure_1), (2, _figure_2), (4, _figure_4), (6, _figure_6))
+            if k in figures
         ],
-        differences=_differences(settings, sources), notes=_notes(sources), steps=found,
-    )  # fmt: skip
+        differences=_differences(settings, sources),
+        notes=_notes(sources),
+        steps=found,
+    )
 
 
 class _Look:
@@ -63,7 +76,7 @@ class _Look:
         return tuple(float(read(self.step(name, seed).result)) for seed in self.settings.seeds)
 
     def cell(self, network: str, size: tuple[int, int], what: str) -> tuple[float, ...]:
-        """"mean", "std" or "clean" of Table 1, in %."""
+        """ "mean", "std" or "clean" of Table 1, in %."""
         return self.values(f"table {network} {times(size)}", lambda result: 100 * result[what])
 
     def accuracy(self, network: str) -> tuple[float, ...]:
@@ -110,16 +123,24 @@ def _table_1(look: _Look, command: str) -> Table:
             Number(look.cell(name, size, "mean"), look.cell(name, size, "std"), *told)
             for size, told in zip(SIZES, paper, strict=True)
         ]
-    images = sorted({look.step(f"table {name} {times(SIZES[0])}", s).result["images"]
-                     for name in look.first_rows for s in look.settings.seeds})  # fmt: skip
+    images = sorted(
+        {
+            look.step(f"table {name} {times(SIZES[0])}", s).result["images"]
+            for name in look.first_rows
+            for s in look.settings.seeds
+        }
+    )
     return Table(
         "Table 1",
-        "Accuracy in %, mean ± standard deviation over the locations of the occluder (1 − O), on held-out images that each "
-        "network recognises uncovered and that had no part in P; before it the share recognised uncovered.",
-        ["network", "uncovered", *(f"O {_pretty(times(size))}" for size in SIZES)], rows,
-        f"{images[0]} to {images[-1]} images a map (the paper: 1,000)." if len(images) > 1 else f"{images[0]} images a map.",
+        "Accuracy in %, mean ± standard deviation over the locations of the occluder (1 − O), on held-out images "
+        "that each network recognises uncovered and that had no part in P; before it the share recognised uncovered.",
+        ["network", "uncovered", *(f"O {_pretty(times(size))}" for size in SIZES)],
+        rows,
+        f"{images[0]} to {images[-1]} images a map (the paper: 1,000)."
+        if len(images) > 1
+        else f"{images[0]} images a map.",
         _only(command, "--table 1"),
-    )  # fmt: skip
+    )
 
 
 def _table_2(look: _Look, command: str) -> Table:
@@ -135,11 +156,14 @@ def _table_2(look: _Look, command: str) -> Table:
     where = "pairs of people who were not trained on" if look.settings.scale == "smoke" else "LFW's pairs"
     return Table(
         "Table 2",
-        f"Accuracy in % on {where}, mean ± standard deviation over {len(result['folds'])} splits, each with the threshold of "
-        "the others; decidability d′ (Eq. 8) and area under the ROC curve in %, which the paper does not give.",
-        ["network", "accuracy", "d′", "AUC"], rows,
-        f"{result['n_same']} pairs of one person and {result['n_different']} of two.", _only(command, "--table 2"),
-    )  # fmt: skip
+        f"Accuracy in % on {where}, mean ± standard deviation over {len(result['folds'])} splits, each with the "
+        "threshold of the others; decidability d′ (Eq. 8) and area under the ROC curve in %, which the paper does "
+        "not give.",
+        ["network", "accuracy", "d′", "AUC"],
+        rows,
+        f"{result['n_same']} pairs of one person and {result['n_different']} of two.",
+        _only(command, "--table 2"),
+    )
 
 
 # -- orderings -------------------------------------------------------------------------------------------
@@ -155,32 +179,50 @@ def _claims(look: _Look, tables: set[int], figures: set[int]) -> list[Claim]:
     placed = [name for name in trained if not name.endswith("R")]
 
     def mean(a: str, b: str, size: tuple[int, int]) -> Comparison:
-        return _above(f"{_pretty(a)} above {_pretty(b)} under {_pretty(times(size))}", look.cell(a, size, "mean"),
-                      look.cell(b, size, "mean"))  # fmt: skip
+        return _above(
+            f"{_pretty(a)} above {_pretty(b)} under {_pretty(times(size))}",
+            look.cell(a, size, "mean"),
+            look.cell(b, size, "mean"),
+        )
 
     def spread(a: str, b: str, size: tuple[int, int]) -> Comparison:
-        return _above(f"{_pretty(a)} varies less than {_pretty(b)} under {_pretty(times(size))}",
-                      look.cell(b, size, "std"), look.cell(a, size, "std"))  # fmt: skip
+        return _above(
+            f"{_pretty(a)} varies less than {_pretty(b)} under {_pretty(times(size))}",
+            look.cell(b, size, "std"),
+            look.cell(a, size, "std"),
+        )
 
     if 1 in tables:
         grid = list(itertools.product(trained, SIZES))
         claims += [
-            Claim("Table 1: every network trained with occluders is more accurate under them than A",
-                  tuple(mean(n, "A", s) for n, s in grid)),
-            Claim("Table 1: … and depends less on where the occluder is (standard deviation over locations)",
-                  tuple(spread(n, "A", s) for n, s in grid)),
-            Claim("Table 1: occluders placed by P give more accurate networks than those placed at random (R)",
-                  tuple(mean(n, f"{n}R", s) for n, s in itertools.product(placed, SIZES))),
-            Claim("Table 1: … and less dependent on the location",
-                  tuple(spread(n, f"{n}R", s) for n, s in itertools.product(placed, SIZES))),
-            Claim("Table 1: the largest occluder in training, 40×40, is best under every occluder",
-                  tuple(mean("A40x40", n, s) for n, s in itertools.product(("A20x20", "A20x40"), SIZES))),
-        ]  # fmt: skip
+            Claim(
+                "Table 1: every network trained with occluders is more accurate under them than A",
+                tuple(mean(n, "A", s) for n, s in grid),
+            ),
+            Claim(
+                "Table 1: … and depends less on where the occluder is (standard deviation over locations)",
+                tuple(spread(n, "A", s) for n, s in grid),
+            ),
+            Claim(
+                "Table 1: occluders placed by P give more accurate networks than those placed at random (R)",
+                tuple(mean(n, f"{n}R", s) for n, s in itertools.product(placed, SIZES)),
+            ),
+            Claim(
+                "Table 1: … and less dependent on the location",
+                tuple(spread(n, f"{n}R", s) for n, s in itertools.product(placed, SIZES)),
+            ),
+            Claim(
+                "Table 1: the largest occluder in training, 40×40, is best under every occluder",
+                tuple(mean("A40x40", n, s) for n, s in itertools.product(("A20x20", "A20x40"), SIZES)),
+            ),
+        ]
         if look.settings.control:
             claims.append(
-                Claim("Not the paper's: … which is not what training longer gives (against A, trained as long)",
-                      tuple(mean(n, CONTROL, s) for n, s in itertools.product(placed, SIZES)))
-            )  # fmt: skip
+                Claim(
+                    "Not the paper's: … which is not what training longer gives (against A, trained as long)",
+                    tuple(mean(n, CONTROL, s) for n, s in itertools.product(placed, SIZES)),
+                )
+            )
     if 2 in tables:
         ends = ("", "20x20", "20x40", "40x40")
 
@@ -188,37 +230,58 @@ def _claims(look: _Look, tables: set[int], figures: set[int]) -> list[Claim]:
             return _above(f"{_pretty(a)} above {_pretty(b)}", look.accuracy(a), look.accuracy(b))
 
         claims += [
-            Claim("Table 2: the triplet loss improves on classification (B above A)",
-                  tuple(pair(f"B{e}", f"A{e}") for e in ends)),
-            Claim("Table 2: the batch triplet loss improves on the triplet loss (C above B)",
-                  tuple(pair(f"C{e}", f"B{e}") for e in ends)),
-            Claim("Table 2: both together are best: C20×40 above C, C20×20 and C40×40",
-                  tuple(pair("C20x40", f"C{e}") for e in ("", "20x20", "40x40"))),
-        ]  # fmt: skip
+            Claim(
+                "Table 2: the triplet loss improves on classification (B above A)",
+                tuple(pair(f"B{e}", f"A{e}") for e in ends),
+            ),
+            Claim(
+                "Table 2: the batch triplet loss improves on the triplet loss (C above B)",
+                tuple(pair(f"C{e}", f"B{e}") for e in ends),
+            ),
+            Claim(
+                "Table 2: both together are best: C20×40 above C, C20×20 and C40×40",
+                tuple(pair("C20x40", f"C{e}") for e in ("", "20x20", "40x40")),
+            ),
+        ]
     if 4 in figures:
         gap = {n: look.values(f"verify {n}", lambda r: r["gap"]) for n in "ABC"}
         d = {n: look.values(f"verify {n}", lambda r: r["decidability"]) for n in "ABC"}
         claims.append(
-            Claim("Figure 4: the triplet loss moves the means apart but leaves more overlap; the batch triplet loss leaves less",
-                  (_above("B's means further apart than A's", gap["B"], gap["A"]),
-                   _above("B less decidable than A", d["A"], d["B"]),
-                   _above("C more decidable than B", d["C"], d["B"])))
-        )  # fmt: skip
+            Claim(
+                "Figure 4: the triplet loss moves the means apart but leaves more overlap; the batch triplet loss "
+                "leaves less",
+                (
+                    _above("B's means further apart than A's", gap["B"], gap["A"]),
+                    _above("B less decidable than A", d["A"], d["B"]),
+                    _above("C more decidable than B", d["C"], d["B"]),
+                ),
+            )
+        )
     if 6 in figures:
         far = look.far
 
         def at(a: str, b: str, condition: str) -> Comparison:
-            return _above(f"{_pretty(a)} above {_pretty(b)}, {condition}, TAR in % at FAR {far:g}",
-                          look.tar(a, condition, far), look.tar(b, condition, far))  # fmt: skip
+            return _above(
+                f"{_pretty(a)} above {_pretty(b)}, {condition}, TAR in % at FAR {far:g}",
+                look.tar(a, condition, far),
+                look.tar(b, condition, far),
+            )
 
         claims += [
-            Claim("Figure 6: networks trained with occluders accept more faces with sunglasses, with a scarf and without than A",
-                  tuple(at(n, "A", c) for n, c in itertools.product(FIGURE_6[1:], ("sunglasses", "scarf", "clean")))),
-            Claim("Figure 6: on clean faces A40×40 is a little below the two others",
-                  tuple(at(n, "A40x40", "clean") for n in ("A20x20", "A20x40"))),
-            Claim("Figure 6: A20×20's occluder is too small for sunglasses and scarves",
-                  tuple(at(n, "A20x20", c) for n, c in itertools.product(("A20x40", "A40x40"), ("sunglasses", "scarf")))),
-        ]  # fmt: skip
+            Claim(
+                "Figure 6: networks trained with occluders accept more faces with sunglasses, with a scarf and "
+                "without than A",
+                tuple(at(n, "A", c) for n, c in itertools.product(FIGURE_6[1:], ("sunglasses", "scarf", "clean"))),
+            ),
+            Claim(
+                "Figure 6: on clean faces A40×40 is a little below the two others",
+                tuple(at(n, "A40x40", "clean") for n in ("A20x20", "A20x40")),
+            ),
+            Claim(
+                "Figure 6: A20×20's occluder is too small for sunglasses and scarves",
+                tuple(at(n, "A20x20", c) for n, c in itertools.product(("A20x40", "A40x40"), ("sunglasses", "scarf"))),
+            ),
+        ]
     return claims
 
 
@@ -246,12 +309,15 @@ def _figure_1(look: _Look, command: str) -> Picture:
     for column, size in enumerate(SIZES):
         m = look.placement(size)
         mean = grey(m.mean_image)
-        where = NoisyOccluder(size, place(m, TEMPERATURES[size]), noise=("gaussian",), level=(0.0, 0.0), intensity=(0.5, 0.5), seed=3)
+        where = NoisyOccluder(
+            size, place(m, TEMPERATURES[size]), noise=("gaussian",), level=(0.0, 0.0), intensity=(0.5, 0.5), seed=3
+        )
         covered = where(torch.from_numpy(mean)[None, None].float(), torch.tensor([column]))
         axes[0, column].imshow(covered[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
         top = max(100 * float(m.values.max()), 1.0)
-        shown = axes[1, column].imshow(100 * m.values, extent=extent(*m.centers), cmap="inferno", vmin=0, vmax=top,
-                                       interpolation="nearest")  # fmt: skip
+        shown = axes[1, column].imshow(
+            100 * m.values, extent=extent(*m.centers), cmap="inferno", vmin=0, vmax=top, interpolation="nearest"
+        )
         figure.colorbar(shown, ax=axes[1, column], shrink=0.8, format="%.0f %%")
         axes[2, column].imshow(grey(m.masked_mean()), cmap="gray")
         axes[0, column].set_title(f"{_pretty(times(size))}, {m.n_images} images")
@@ -259,11 +325,12 @@ def _figure_1(look: _Look, command: str) -> Picture:
         axes[row, 0].set_ylabel(text)
     return Picture(
         "Figure 1",
-        "Occlusion maps of A for the three occluders: bright where covering makes it fail. The paper's maps are bright in the "
-        "middle of the face.",
-        "Mean face with an occluder, occlusion maps of network A and the mean face masked by them", figure,
+        "Occlusion maps of A for the three occluders: bright where covering makes it fail. The paper's maps are "
+        "bright in the middle of the face.",
+        "Mean face with an occluder, occlusion maps of network A and the mean face masked by them",
+        figure,
         _only(command, "--figure 1"),
-    )  # fmt: skip
+    )
 
 
 def _figure_2(look: _Look, command: str) -> Picture:
@@ -279,14 +346,19 @@ def _figure_2(look: _Look, command: str) -> Picture:
             ax.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(kind.replace("_", " "))
     return Picture(
-        "Figure 2", "The occluders of training, 20×40, on the mean face: random intensity, noise and level, placed by P.",
-        "The mean face with noisy occluders", figure, _only(command, "--figure 2"),
-    )  # fmt: skip
+        "Figure 2",
+        "The occluders of training, 20×40, on the mean face: random intensity, noise and level, placed by P.",
+        "The mean face with noisy occluders",
+        figure,
+        _only(command, "--figure 2"),
+    )
 
 
 def _figure_4(look: _Look, command: str) -> Picture:
     figure, axes = _axes(1, 3, 9.6, 3.0)
-    for ax, name, text in zip(axes[0], "ABC", ("A: classification", "B: triplet loss", "C: batch triplet loss"), strict=True):
+    for ax, name, text in zip(
+        axes[0], "ABC", ("A: classification", "B: triplet loss", "C: batch triplet loss"), strict=True
+    ):
         result = look.step(f"verify {name}").result
         edges = np.array(result["distribution"]["edges"])
         for kind, colour, label in (("same", "#3a9a5b", "one person"), ("different", "#b5367a", "two people")):
@@ -298,10 +370,13 @@ def _figure_4(look: _Look, command: str) -> Picture:
     axes[0, 0].legend(frameon=False, fontsize=8)
     return Picture(
         "Figure 4",
-        f"Scores of pairs of one person and of two, seed {look.settings.seeds[0]}, and the decidability d′ (Eq. 8). The paper shows A "
-        "and B and d instead of cosines: there the triplet loss moves the means apart and widens both.",
-        "Histograms of the scores of pairs for A, B and C", figure, _only(command, "--figure 4"),
-    )  # fmt: skip
+        f"Scores of pairs of one person and of two, seed {look.settings.seeds[0]}, and the decidability d′ (Eq. 8). "
+        "The paper shows A and B and d instead of cosines: there the triplet loss moves the means apart and widens "
+        "both.",
+        "Histograms of the scores of pairs for A, B and C",
+        figure,
+        _only(command, "--figure 4"),
+    )
 
 
 def _figure_6(look: _Look, command: str) -> Picture:
@@ -328,10 +403,12 @@ def _figure_6(look: _Look, command: str) -> Picture:
     real = "drawn on held-out people of ORL" if look.settings.scale == "smoke" else "photographs of AR"
     return Picture(
         "Figure 6",
-        f"A clean reference against clean faces, sunglasses and scarves ({real}); mean over seeds of the TAR at each FAR. With n pairs of "
-        "two people no FAR below 1/n can be seen: the axis begins there, the paper's at 10⁻⁴.",
-        "ROC curves of four networks for clean faces, sunglasses and scarves", figure, _only(command, "--figure 6"),
-    )  # fmt: skip
+        f"A clean reference against clean faces, sunglasses and scarves ({real}); mean over seeds of the TAR at each "
+        "FAR. With n pairs of two people no FAR below 1/n can be seen: the axis begins there, the paper's at 10⁻⁴.",
+        "ROC curves of four networks for clean faces, sunglasses and scarves",
+        figure,
+        _only(command, "--figure 6"),
+    )
 
 
 # -- words -----------------------------------------------------------------------------------------------
@@ -344,8 +421,8 @@ def _notes(sources: Sources) -> list[str]:
         notes.append(f"Left out of training, since LFW has them too: {names}.")
     if sources.unknown:
         notes.append(
-            "The training set's people have numbers, not names, and no list was given of those whom LFW has too: if there are "
-            "any, Table 2 flatters every network."
+            "The training set's people have numbers, not names, and no list was given of those whom LFW has too: if "
+            "there are any, Table 2 flatters every network."
         )
     missing = sources.pairs[1].missing
     if missing:
@@ -358,36 +435,54 @@ def _differences(settings: Settings, sources: Sources) -> list[tuple[str, str]]:
     faces, width = sources.train, dict(settings.network).get("width", 1.0)
     if settings.scale != "paper":
         found.append(
-            (f"Training: {len(faces):,} images of {len(faces.people)} people, not 494,414 of 10,575 (and {settings.share:.0%} of them "
-             "kept out, not 10 %).",
-             "Lower accuracy on people never seen (Table 2, Figure 6); few people are easier to tell apart, so maps are darker and "
-             "Table 1's figures can be higher than the paper's. P of a dark map is nearly uniform: placed and random differ less.")
-        )  # fmt: skip
+            (
+                f"Training: {len(faces):,} images of {len(faces.people)} people, not 494,414 of 10,575 (and "
+                f"{settings.share:.0%} of them kept out, not 10 %).",
+                "Lower accuracy on people never seen (Table 2, Figure 6); few people are easier to tell apart, so "
+                "maps are darker and Table 1's figures can be higher than the paper's. P of a dark map is nearly "
+                "uniform: placed and random differ less.",
+            )
+        )
         found.append(
-            (f"Maps over at most {settings.table_images} images, a centre on every {settings.stride} pixels along each axis, not 1,000 "
-             "and every pixel.",
-             f"One image is {100 / max(settings.table_images, 1):.1f} points of a location's accuracy; differences below that are noise.")
-        )  # fmt: skip
+            (
+                f"Maps over at most {settings.table_images} images, a centre on every {settings.stride} pixels along "
+                "each axis, not 1,000 and every pixel.",
+                f"One image is {100 / max(settings.table_images, 1):.1f} points of a location's accuracy; differences "
+                "below that are noise.",
+            )
+        )
     if width != 1.0:
-        found.append((f"The network has {width:g} times the paper's channels.", "Speed; a little less accuracy."))
+        found.append((f"The network has {width:g} times the paper's channels.", "Speed, and less accuracy."))
     if dict(settings.network).get("batch_norm"):
         found.append(
-            ("Batch normalisation after each convolution, AdamW.", "The paper's plain network does not learn from so few faces.")
+            (
+                "Batch normalisation after each convolution, AdamW.",
+                "They let a narrow network learn from few faces in minutes.",
+            )
         )
     if settings.scale == "smoke":
         found.append(
-            ("Pairs of ten held-out people of ORL for LFW; drawn sunglasses and a drawn mask for AR's scarf.",
-             "Table 2 and Figure 6 show that the code runs; with ten people their orderings say little.")
-        )  # fmt: skip
+            (
+                "Pairs of ten held-out people of ORL for LFW; drawn sunglasses and a drawn mask for AR's scarf.",
+                "Table 2 and Figure 6 show that the code runs; with ten people their orderings say little.",
+            )
+        )
     if settings.scale == "small":
         found.append(
-            ("Ten people of AR at 60×40 pixels, enlarged, for AR's 126 people.", "Figure 6: a person is a tenth of everything.")
+            (
+                "Ten people of AR at 60×40 pixels, enlarged, for AR's 126 people.",
+                "Figure 6: a person is a tenth of everything.",
+            )
         )
     found += [
-        ("Optimizer, epochs, batch and jitter are ours; the last weights are judged.",
-         "The paper does not tell them. No network was chosen by images that judge it."),
-        ("Random places are normal about the centre with a standard deviation of a quarter of the image.",
-         "“A standard normal distribution” has no scale in the paper; another one moves the R rows."),
+        (
+            "Optimizer, epochs, batch and jitter are ours; the last weights are judged.",
+            "The paper does not tell them. No network was chosen by images that judge it.",
+        ),
+        (
+            "Random places are normal about the centre with a standard deviation of a quarter of the image.",
+            "“A standard normal distribution” has no scale in the paper; another one moves the R rows.",
+        ),
         ("The swept occluder is middle grey without noise.", "The paper does not say what it is filled with."),
-    ]  # fmt: skip
+    ]
     return found

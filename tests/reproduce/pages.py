@@ -1,0 +1,49 @@
+"""What a browser makes of a report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+)  # fmt: skip
+# A script added to a copy of the page writes what the browser made of it into the page.
+_PROBE = """<script>addEventListener('load', () => {
+  const found = {
+    images: [...document.images].map(i => ({name: i.alt, loaded: i.complete && i.naturalWidth > 100 && i.clientWidth > 100})),
+    tables: Object.fromEntries([...document.querySelectorAll('table')].map(
+      t => [t.id, [...t.rows].map(r => [...r.cells].map(c => c.innerText.replace(/\\s+/g, ' ').trim()))])),
+    claims: [...document.querySelectorAll('#claims > li')].map(l => l.className),
+    outside: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')),
+    wide: document.documentElement.scrollWidth > window.innerWidth,
+    text: document.body.innerText,
+  };
+  const p = document.createElement('pre'); p.id = 'probe'; p.textContent = JSON.stringify(found); document.body.append(p);
+})</script>"""
+
+
+def look(page: Path, folder: Path) -> dict[str, Any]:
+    """Opens a page in headless chromium: its pictures, tables (cells as text), claims, and what it loads from elsewhere."""
+    assert CHROMIUM is not None
+    copy = folder / "probe.html"
+    copy.write_text(page.read_text().replace("</body>", _PROBE + "</body>"))
+    command = [
+        CHROMIUM,
+        *_FLAGS,
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1200,1600",
+        "--dump-dom",
+        copy.as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    match = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
+    assert match, shown[-500:]
+    return json.loads(unescape(match[1]))

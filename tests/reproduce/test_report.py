@@ -1,0 +1,113 @@
+"""The report: intervals over seeds, orderings that fail first, and a page that a browser shows whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from occfast.reproduce.report import Claim, Comparison, Number, Picture, Report, Table, duration, interval, size
+from occfast.reproduce.steps import Done
+from tests.reproduce.pages import CHROMIUM, look
+
+
+def test_interval_is_students():
+    assert interval((1.0,)) is None
+    low, high = interval((1.0, 2.0, 3.0))  # t = 4.3027 with two degrees of freedom, s = 1
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    random = np.random.default_rng(0)
+    inside = [low < 5 < high for low, high in (interval(random.normal(5, 2, 3)) for _ in range(2000))]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_numbers_as_text():
+    assert Number((97.5,), (2.5,), 92.9, 10.99).text == "97.50 ± 2.50"
+    assert Number((97.5,), (2.5,), 92.9, 10.99).paper_text == "92.9 ± 10.99"
+    assert Number((1.0, 2.0, 3.0), (1.0, 1.0, 4.0), digits=1).text == "2.0 ± 2.0 [-0.5, 4.5]"
+    assert (
+        Number((1.0,)).paper_text == "" and Number(()).text == "–" and Number((1.0,), paper=82.51).paper_text == "82.51"
+    )
+
+
+def test_a_claim_holds_if_all_of_it_does():
+    up, down = Comparison("a above b", (1.0, 2.0, 1.5)), Comparison("c above d", (1.0, -2.0, 0.5))
+    assert up.holds and up.clear and not down.holds and not down.clear
+    assert (
+        Claim("both", (up,)).holds
+        and not Claim("both", (up, down)).holds
+        and Claim("both", (up, down)).count == "1 of 2"
+    )
+    assert up.text.startswith("a above b: +1.50 [+0.26, +2.74], on 3 of 3 seeds")
+    assert not Comparison("equal", (0.0,)).holds and not Comparison("equal", (0.0,)).clear
+
+
+@pytest.fixture
+def report() -> Report:
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().plot([1, 2, 3])
+    return Report(
+        paper="trigueros2018", title="A <title>", lead="What it is.", scale="smoke", seeds=(0, 1, 2), settings={"stride": 4},
+        data={"people": 3}, command="occfast reproduce trigueros2018 --seeds 0,1,2",
+        claims=[
+            Claim("this holds", (Comparison("x above y", (1.0, 2.0, 3.0)),)),
+            Claim("this fails", (Comparison("p above q", (-1.0, -2.0, 0.1)), Comparison("r above s", (1.0, 1.0, 1.1)))),
+        ],
+        tables=[Table("Table 1", "Accuracy in %.", ["network", "20×20"], {"A": [Number((90.0, 91.0, 92.0), (1.0,) * 3, 92.9, 10.99)]},
+                      command="occfast reproduce trigueros2018 --table 1")],
+        pictures=[Picture("Figure 1", "A line.", "a line", figure)],
+        differences=[("other data", "other figures")], notes=["Somebody is missing."],
+        steps=[Done("train A", Path("train-A"), {}, 61.2, "CPU, 1 thread", 1, "2018-06-10T12:00:00"),
+               Done("train B", Path("train-B"), {}, 6000.0, "CPU, 1 thread", 2, "2018-06-10T13:00:00")],
+    )  # fmt: skip
+
+
+def test_files(report, tmp_path):
+    page = report.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.md", "report.json", "figure-1.png"}
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["command"] == report.command and found["cost"]["seconds"] == 6061.2
+    cell = found["tables"][0]["rows"]["A"][0]
+    assert cell["values"] == [90.0, 91.0, 92.0] and cell["paper"] == 92.9 and cell["mean"] == 91.0
+    assert [claim["holds"] for claim in found["claims"]] == [True, False]
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("this fails") < text.index("this holds")
+    assert text.index("p above q: -0.97") < text.index("## Table 1") and "r above s" not in text
+    assert "| A | 91.00 ± 1.00 [88.52, 93.48] (92.9 ± 10.99) |" in text and "![a line](figure-1.png)" in text
+    assert "1 of the paper's 2 orderings do not hold" in text
+    assert "A &lt;title&gt;" in page.read_text()
+
+
+def test_one_seed_says_that_it_tells_nothing_of_chance(report):
+    one = replace(report, seeds=(0,))
+    assert "With one seed there is no interval" in one.to_html() and "With one seed" not in report.to_html()
+    assert "All 1 orderings" in replace(report, claims=report.claims[:1]).verdict()
+    assert "not asked for" in replace(report, claims=()).verdict()
+
+
+def test_units():
+    assert [duration(s) for s in (3.0, 600.0, 7200.0, 1e6)] == ["3.0 s", "10.0 min", "2.0 h", "11.6 days"]
+    assert [size(b) for b in (12, 2_000, 3_500_000, 2e9)] == ["12 B", "2.0 kB", "3.5 MB", "2.0 GB"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_it_whole(report, tmp_path):
+    found = look(report.write(tmp_path), tmp_path)
+    assert found["images"] == [{"name": "a line", "loaded": True}] and found["outside"] == [] and not found["wide"]
+    assert found["tables"]["table-1"] == [["network", "20×20"], ["A", "91.00 ± 1.00 [88.52, 93.48] paper 92.9 ± 10.99"]]
+    assert [row[0] for row in found["tables"]["cost"][1:]] == ["train A", "train B", "together"]
+    assert found["claims"] == ["fails", "holds"]
+    text = found["text"]
+    assert text.index("Somebody is missing") < text.index("Does it hold?") < text.index("Table 1")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_browser_would_see_a_broken_picture(report, tmp_path):
+    page = report.write(tmp_path)
+    page.write_text(page.read_text().replace("data:image/png;base64,", "data:image/png;base64,AAAA"))
+    assert look(page, tmp_path)["images"][0]["loaded"] is False
