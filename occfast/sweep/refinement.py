@@ -10,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,16 +236,21 @@ class _Stage:
                 weight = weight * np.reshape(1.0 / np.maximum(gap, 1.0), shape)
         return weight
 
+    def at(self, n: int) -> tuple[NDArray[np.int64], ...]:
+        """Index of the lattice in n maps."""
+        return np.ix_(np.arange(n), self.rows, self.columns)
+
     def interpolate(self, maps: Maps) -> Maps:
         """[n, lines, lines] on the lattice, NaN where nothing is known yet."""
-        at = np.nan_to_num(maps[np.ix_(range(len(maps)), self.rows, self.columns)])
+        at = np.nan_to_num(maps[self.at(len(maps))])
         steps = self._steps(self.diagonal)
-        return np.sum([w * _moved(at, *step) for w, step in zip(self.weights, steps, strict=True)], axis=0)
+        found: Maps = np.sum([w * _moved(at, *step) for w, step in zip(self.weights, steps, strict=True)], axis=0)
+        return found
 
-    def whole(self, part: Maps, shape: tuple[int, int]) -> Maps:
+    def whole(self, part: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
         """A lattice's values on the whole grid, 0 elsewhere."""
-        full = np.zeros((len(part), *shape), part.dtype)
-        full[np.ix_(range(len(part)), self.rows, self.columns)] = part
+        full: NDArray[Any] = np.zeros((len(part), *shape), part.dtype)
+        full[self.at(len(part))] = part
         return full
 
 
@@ -317,21 +323,21 @@ class SignRefinement:
         """Want the points that are too close to 0; False if there are none (any more)."""
         assert self._error is not None
         margin = stage.interpolate(self._maps)
-        at = np.ix_(range(len(margin)), stage.rows, stage.columns)
+        at = stage.at(len(margin))
         unsure = stage.new & ~self.known[at] & ~(np.abs(margin) >= self.quantile * self._error[at])
         self._wanted, self._looks = stage.whole(unsure, self.shape), self._looks + 1
         return bool(unsure.any())
 
     def _learn(self, stage: _Stage) -> None:
         """What interpolation misses in this stage, from all of its points that are known."""
-        at = np.ix_(range(len(self.known)), stage.rows, stage.columns)
+        at = stage.at(len(self.known))
         seen = stage.new & self.known[at]
         missed = np.where(seen, stage.interpolate(self._maps) - self._maps[at], 0.0)
         self._error = self._smoothed(stage.whole(missed**2, self.shape), stage.whole(seen * 1.0, self.shape))
 
     def _finish(self, stage: _Stage) -> None:
         """Take what was not evaluated for what interpolation says."""
-        at = np.ix_(range(len(self.known)), stage.rows, stage.columns)
+        at = stage.at(len(self.known))
         guess = stage.whole(np.where(stage.new & ~self.known[at], stage.interpolate(self._maps), 0.0), self.shape)
         guessed = stage.whole(stage.new & ~self.known[at], self.shape).astype(bool)
         self._maps = np.where(guessed, guess, self._maps)
@@ -344,9 +350,9 @@ class SignRefinement:
     def _first_error(self) -> Maps:
         every_other = [np.union1d(axis.lines[::2], axis.lines[-1:]) for axis in self._lines]
         r, c = (_Axis(lines) for lines in every_other)
-        guess = r.weights @ self._maps[np.ix_(range(len(self._maps)), r.lines, c.lines)] @ c.weights.T
+        guess = r.weights @ self._maps[np.ix_(np.arange(len(self._maps)), r.lines, c.lines)] @ c.weights.T
         between = self.known.copy()
-        between[np.ix_(range(len(between)), r.lines, c.lines)] = False
+        between[np.ix_(np.arange(len(between)), r.lines, c.lines)] = False
         count = between.sum((1, 2), keepdims=True)
         missed = np.where(between, guess - self._maps, 0.0) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
