@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import occfast
 from occfast.data import ORL
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.incremental import IncrementalEvaluator
 
 STRIDE = 2  # of the full sweeps; faces are 50×50
 SIZE = (12, 12)  # of the occluder
@@ -27,12 +29,14 @@ class SmallNet(nn.Sequential):
 
 @dataclass
 class Known:
-    """Attributes: network; images, labels: held out and right uncovered; maps: uint8 [N, rows, columns]."""
+    """Attributes: network; images, labels: held out and right uncovered; maps: uint8 [N, rows, columns]; margins: float64 of that
+    shape, the largest other output less the label's; full: the sweep that they are of."""
 
     network: nn.Module
     images: Tensor
     labels: Tensor
     maps: Tensor
+    margins: Tensor
     full: occfast.OcclusionMap
 
 
@@ -64,4 +68,16 @@ def known(epochs: int = 30) -> Known:
     full = occfast.occlusion_map(network, images, labels, SIZE, STRIDE, progress=False)
     torch.set_num_threads(before)
     assert full.per_image is not None
-    return Known(network, images, labels, torch.from_numpy(full.per_image), full)
+    return Known(network, images, labels, torch.from_numpy(full.per_image), margins(network, images, labels), full)
+
+
+@torch.no_grad()
+def margins(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of every position of every image."""
+    grid = SweepGrid.over(images.shape[-2:], SIZE, STRIDE)
+    evaluator = IncrementalEvaluator(network, grid, images)
+    evaluator.start(images, torch.zeros(1, 1, 1, 1))
+    outputs = evaluator.outputs(torch.arange(len(images) * grid.positions)).double()
+    own = labels.repeat_interleave(grid.positions)[:, None]
+    found = outputs.scatter(1, own, -torch.inf).amax(1) - outputs.gather(1, own)[:, 0]
+    return found.view(len(images), grid.rows, grid.columns)

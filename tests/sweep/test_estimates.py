@@ -8,7 +8,7 @@ import torch
 
 import occfast
 from occfast.sweep.estimate import Disagreement, Sampling, count_interval
-from occfast.sweep.refinement import Refinement
+from occfast.sweep.refinement import Refinement, SignRefinement
 from occfast.sweep.scorer import Scorer
 from occfast.sweep.smoothing import Design, Kernel, MeanMap, interpolation
 
@@ -21,12 +21,13 @@ pytestmark = pytest.mark.timeout(300)
 def looked_up(monkeypatch):
     """A call like occlusion_map's on the ORL faces whose scores come from their full sweeps: all of the way but the
     network, so that many seeds cost little."""
-    maps = known().maps
+    maps, margins = known().maps.flatten(1).double(), known().margins.flatten(1)
 
     def score(self, positions):
         flat = positions // self.grid.positions
         numbers = self.images[flat, 0, 0, 0].long()
-        self.scores.view(-1)[positions] = maps.flatten(1)[numbers, positions % self.grid.positions].double()
+        table = margins if self.margins else maps
+        self.scores.view(-1)[positions] = table[numbers, positions % self.grid.positions]
 
     monkeypatch.setattr(Scorer, "score", score)
     faces = torch.zeros(len(maps), 1, 50, 50)
@@ -172,14 +173,89 @@ def test_adaptive_real_valued(score):
     assert np.abs(finer.per_image - full.per_image).mean() < off.mean()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13)])
-@pytest.mark.parametrize("binary", [True, False])
-def test_refinement_ends_with_every_edge_followed(shape, binary):
-    """Half-planes and discs that the coarse lattice meets are found to the pixel."""
+def test_margins_tell_right_from_wrong():
+    k = known()
+    assert torch.equal(k.margins > 0, k.maps.bool())
+
+
+def test_adaptive_tolerance_is_the_chance_of_a_wrong_label(looked_up):
+    """Fewer evaluations for more errors, and a good deal fewer wrong labels among those skipped than the chance allows
+    at each (which is the largest, at the border)."""
+    full = known().full.per_image
+    found = [looked_up(method="adaptive", tolerance=t, spacing=8, check=0.0) for t in (0.02, 0.08, 0.3)]
+    counts = [m.n_evaluations for m in found]
+    wrong = [float((m.per_image != full).sum()) / (full.size - m.n_evaluations) for m in found]
+    assert counts == sorted(counts, reverse=True) and counts[2] < 0.8 * counts[0]
+    assert wrong == sorted(wrong) and all(w < t for w, t in zip(wrong, (0.02, 0.08, 0.3), strict=True))
+    assert all(m.estimate.tolerance is None for m in found)
+
+
+def test_equal_outputs_are_ordered_by_class():
+    """The lowest of equal classes counts, in margins as in the exact sweep."""
+    images, labels = torch.rand(2, 1, 8, 8) + 1, torch.tensor([0, 1])
+
+    def model(x):  # equal outputs wherever the middle is covered, else the label's is larger
+        open_ = (x[:, 0, 4, 4] > 0).float()[:, None]
+        first = (x[:, 0, 0, 0] == images[0, 0, 0, 0])[:, None] | (x[:, 0, 7, 7] == images[0, 0, 7, 7])[:, None]
+        return torch.where(first, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])) * open_
+
+    call = dict(occluder=3, progress=False, batch_size=8)
+    exact = occfast.occlusion_map(model, images, labels, **call)
+    near = occfast.occlusion_map(model, images, labels, method="adaptive", spacing=1, **call)
+    assert np.array_equal(exact.per_image, near.per_image)
+    assert exact.per_image[0].sum() == 0 and exact.per_image[1].sum() == 9
+
+
+def signed_distances(shape):
     rows, columns = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    maps = np.stack([rows * 1.0 + 2 * columns > shape[0] / 2 + shape[1], (rows - 4) ** 2 + (columns - 4) ** 2 < 30,
-                     np.zeros(shape), np.ones(shape)]).astype(float)  # fmt: skip
-    refinement = Refinement(*shape, (4, 4), binary)
+    return np.stack([rows * 1.0 + 2 * columns - shape[0] / 2 - shape[1] + 0.25,
+                     6 - np.hypot(rows - 4.3, columns - 4.1), np.full(shape, -1.0), np.ones(shape)])  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13), (40, 64)])
+def test_sign_refinement_finds_the_border(shape):
+    """Half-planes and discs are found to the pixel, and where nothing happens nothing is visited."""
+    maps = signed_distances(shape)
+    refinement = SignRefinement(*shape, (4, 4), 2.0, len(maps))
+    first = int(refinement.wanted()[0].sum())
+    for _ in range(60):
+        wanted = refinement.wanted()
+        if not wanted.any():
+            break
+        assert not (wanted & refinement.known).any()
+        refinement.take(np.where(wanted, maps, np.nan))  # no other value may be read
+    else:
+        raise AssertionError("it never ends")
+    labels = refinement.labels()
+    assert np.array_equal(labels[refinement.known], (maps > 0)[refinement.known])
+    assert (labels != (maps > 0)).mean((1, 2)).max() <= 0.01
+    if min(shape) > 12:  # a coarse lattice that tells how far interpolation is off
+        assert refinement.known[2:].sum() == 2 * first
+        assert refinement.known[0].mean() < 0.4
+
+
+def test_sign_refinement_follows_rough_maps():
+    """Random maps with detail at all scales: wrong labels are few, and fewer with more care."""
+    noise = np.random.default_rng(0).standard_normal((6, 100, 100))
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(100), np.fft.fftfreq(100), indexing="ij"))
+    spectrum = np.fft.fft2(noise) / np.maximum(frequency, 0.01) ** 2.2
+    maps = np.fft.ifft2(spectrum).real
+    maps /= maps.std((1, 2), keepdims=True)
+    wrong, share = [], []
+    for quantile in (0.7, 1.4, 2.8):
+        refinement = SignRefinement(100, 100, (6, 6), quantile, len(maps))
+        while (wanted := refinement.wanted()).any():
+            refinement.take(np.where(wanted, maps, np.nan))
+        wrong.append(float((refinement.labels() != (maps > 0)).mean()))
+        share.append(float(refinement.known.mean()))
+    assert wrong == sorted(wrong, reverse=True) and share == sorted(share)
+    assert wrong[1] < 0.005 and wrong[2] < 0.0005 and share[1] < 0.2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13)])
+def test_refinement_ends_within_its_tolerance(shape):
+    maps = np.tanh(signed_distances(shape))
+    refinement = Refinement(*shape, (4, 4))
     known_ = np.repeat(refinement.first()[None], len(maps), 0)
     for _ in range(60):
         wanted = refinement.wanted(known_, np.where(known_, maps, np.nan), 0.25)
@@ -243,7 +319,7 @@ def test_files_and_page(method, looked_up, tmp_path):
     [
         (dict(method="dense", tolerance=0.1), "tolerance: expected None, since method='dense' is exact"),
         (dict(method="auto", spacing=4), "spacing: expected None, since method='auto' is exact"),
-        (dict(method="adaptive", tolerance=0.1), "tolerance: expected None, since method='adaptive' follows the borders"),
+        (dict(method="adaptive", tolerance=0.6), "tolerance: expected the chance of a wrong label, at most 0.5"),
         (dict(method="adaptive", bandwidth=3.0), "bandwidth: expected None, since method='adaptive' has none"),
         (dict(method="sampled", check=0.1), "check: expected None, since method='sampled' has none"),
         (dict(method="sampled", tolerance=0.0), "tolerance: expected a number above 0"),
