@@ -127,7 +127,7 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
                    int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
                    int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
                    float* level, float* intensity, Where where) {
-  parallel_for(n, 256, where, [&](int64_t first, int64_t last) {
+  parallel_for(n, 64, where, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k)
       draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
                     image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);
