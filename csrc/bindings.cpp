@@ -56,8 +56,8 @@ TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uin
                     step};
 }
 
-OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes, const std::array<float, 4>& ranges,
-                            const std::vector<int>& kinds, bool grey) {
+OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes,
+                            const std::array<float, 4>& ranges, const std::vector<int>& kinds, bool grey) {
   if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
   OccluderLaw law{seed,
                   probability,
@@ -194,27 +194,26 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "draw_occluders");
   });
 
-  m.def("draw_and_paint", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
-                             Address cdf, Address row_centers, int64_t rows, Address column_centers,
-                             int64_t columns, uint64_t seed, float probability, Four sizes,
-                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey,
-                             std::array<Address, 4> drawn, float low, float high, Address outside, int threads,
-                             Address stream) {
-    const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
-    const Where where = where_of(threads, stream);
-    auto *const boxes = at<int32_t>(drawn[0]);
-    auto *const kind = at<uint8_t>(drawn[1]);
-    auto *const level = at<float>(drawn[2]), *const intensity = at<float>(drawn[3]);
-    py::gil_scoped_release release;
-    check(draw_occluders(at<int64_t>(sample_ids), shape[0], at<double>(cdf), at<int64_t>(row_centers), rows,
-                         at<int64_t>(column_centers), columns, shape[1], shape[2], shape[3], law, boxes, kind,
-                         level, intensity, where),
-          "draw_occluders");
-    check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                          strides_of(strides), at<int64_t>(sample_ids), boxes, kind, level, intensity, seed, low,
-                          high, at<int32_t>(outside), where),
-          "paint_occluders");
-  });
+  m.def("draw_and_paint",
+        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address cdf,
+           Address row_centers, int64_t rows, Address column_centers, int64_t columns, uint64_t seed,
+           float probability, Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey,
+           std::array<Address, 4> drawn, float low, float high, Address outside, int threads, Address stream) {
+          const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
+          const Where where = where_of(threads, stream);
+          auto* const boxes = at<int32_t>(drawn[0]);
+          auto* const kind = at<uint8_t>(drawn[1]);
+          auto *const level = at<float>(drawn[2]), *const intensity = at<float>(drawn[3]);
+          py::gil_scoped_release release;
+          check(draw_occluders(at<int64_t>(sample_ids), shape[0], at<double>(cdf), at<int64_t>(row_centers), rows,
+                               at<int64_t>(column_centers), columns, shape[1], shape[2], shape[3], law, boxes,
+                               kind, level, intensity, where),
+                "draw_occluders");
+          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
+                                strides_of(strides), at<int64_t>(sample_ids), boxes, kind, level, intensity, seed,
+                                low, high, at<int32_t>(outside), where),
+                "paint_occluders");
+        });
 
   m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
                               Address boxes, Address kind, Address level, Address intensity, uint64_t seed,

@@ -22,8 +22,8 @@ constexpr int64_t kRegister = 32;
 #else
 constexpr int64_t kRegister = 16;
 #endif
-constexpr int64_t kLanes = kRegister / 4;            // floats, or words
-constexpr int kRegisters = 8;                        // in a pack
+constexpr int64_t kLanes = kRegister / 4;           // floats, or words
+constexpr int kRegisters = 8;                       // in a pack
 constexpr int64_t kQuads = kRegisters * kLanes / 4; // counters of a pack: four words each
 
 typedef float FloatLanes __attribute__((vector_size(kRegister)));
@@ -57,12 +57,12 @@ OCCFAST_HD Pack<V, N> each(Operation operation, const Pack<P, N>&... x) {
   return out;
 }
 
-#define OCCFAST_LANES(V, R, name)                                                                                \
-  template <int N> OCCFAST_HD Pack<R, N> operator name(const Pack<V, N>& x, const Pack<V, N>& y) {               \
-    return each<R>([](V u, V v) { return (R)(u name v); }, x, y);                                                \
-  }                                                                                                              \
-  template <int N> OCCFAST_HD Pack<R, N> operator name(const Pack<V, N>& x, decltype(V{}[0] + 0) y) {            \
-    return each<R>([y](V u) { return (R)(u name y); }, x);                                                       \
+#define OCCFAST_LANES(V, R, name)                                                                                 \
+  template <int N> OCCFAST_HD Pack<R, N> operator name(const Pack<V, N>& x, const Pack<V, N>& y) {                \
+    return each<R>([](V u, V v) { return (R)(u name v); }, x, y);                                                 \
+  }                                                                                                               \
+  template <int N> OCCFAST_HD Pack<R, N> operator name(const Pack<V, N>& x, decltype(V{}[0] + 0) y) {             \
+    return each<R>([y](V u) { return (R)(u name y); }, x);                                                        \
   }
 OCCFAST_LANES(FloatLanes, FloatLanes, +)
 OCCFAST_LANES(FloatLanes, FloatLanes, -)
@@ -157,7 +157,8 @@ OCCFAST_HD Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
 OCCFAST_HD Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
 OCCFAST_HD Wide load_blocks(const uint32_t* offset, uint32_t first) {
   const Wide order = _mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
-  return _mm512_permutexvar_epi32(order, _mm512_add_epi32(_mm512_loadu_si512(offset), _mm512_set1_epi32(static_cast<int>(first))));
+  return _mm512_permutexvar_epi32(
+      order, _mm512_add_epi32(_mm512_loadu_si512(offset), _mm512_set1_epi32(static_cast<int>(first))));
 }
 OCCFAST_HD Wide pairs(Wide a, Wide b) { return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, _MM_PERM_CCAA); }
 OCCFAST_HD WordLanes quads_low(Wide a, Wide b) { return (WordLanes)_mm512_unpacklo_epi64(a, b); }
@@ -218,7 +219,8 @@ OCCFAST_HD PackedWords<kRegisters> philox_pack(const uint32_t* offset, Words fir
   }
 #else
   Words word[kQuads];
-  for (int64_t q = 0; q < kQuads; ++q) word[q] = philox(Words{first.x + offset[q], first.y, first.z, first.w}, key);
+  for (int64_t q = 0; q < kQuads; ++q)
+    word[q] = philox(Words{first.x + offset[q], first.y, first.z, first.w}, key);
   static_assert(sizeof out == sizeof word);
   std::memcpy(&out, word, sizeof out);
 #endif

@@ -1,6 +1,10 @@
 // Noisy occluders on the CPU: the pixels of a box, packs of four vector registers at a time.
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../core/occluder.h"
 #include "../core/scalar.h"
 #include "lanes.h"
@@ -39,6 +43,19 @@ OCCFAST_HD void copy_row(const void* source, void* target, int64_t bytes) {
   }
 }
 
+// Memory of this size is fresh from the kernel at each call (glibc maps blocks over 32 MiB and gives them
+// back), and taking it page by page costs more than the copy: ask for huge pages.  Only advice.
+inline void expect_fresh_memory(void* out, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(out) + kPage - 1) / kPage * kPage;
+  if (bytes > (int64_t{32} << 20))
+    madvise(reinterpret_cast<void*>(first), (bytes - kPage) / kPage * kPage, MADV_HUGEPAGE);
+#else
+  (void)out, (void)bytes;
+#endif
+}
+
 // value[4 q + k] = pixel k of the quad at offset[q] from the channel's first counter, for packs of kQuads.
 // One function a kind, and none of them inlined, so that the constants of one kind have all registers.
 template <int kKind> [[gnu::noinline]] void noisy_pixels(float intensity, float level, const uint32_t* offset,
@@ -47,14 +64,15 @@ template <int kKind> [[gnu::noinline]] void noisy_pixels(float intensity, float 
     store(noisy_pixel(kKind, intensity, level, philox_pack(offset + q, first, key)), value + 4 * q);
 }
 
-template <> void noisy_pixels<kNoNoise>(float intensity, float, const uint32_t*, int64_t count, Words, Key,
-                                        float* value) {
+template <>
+void noisy_pixels<kNoNoise>(float intensity, float, const uint32_t*, int64_t count, Words, Key, float* value) {
   for (int64_t k = 0; k < 4 * count; ++k) value[k] = intensity;
 }
 
 // A box in all channels: its quads, row after row, in steps of kStep.
 template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_t sample, const int32_t* box,
-                                  int kind, float level, const float* intensities, Key key, float low, float high) {
+                                  int kind, float level, const float* intensities, Key key, float low,
+                                  float high) {
   const int64_t top = box[0], left = box[1], bottom = box[2], right = box[3], quads = (shape.w + 3) / 4;
   const int64_t first_quad = left / 4, across = (right + 3) / 4 - first_quad, count = (bottom - top) * across;
   const auto draw = kind == kSaltAndPepper ? &noisy_pixels<kSaltAndPepper>
@@ -103,6 +121,7 @@ template <class T> void paint(const void* images, void* out, Shape shape, Stride
                               int32_t* outside, Where where) {
   const int64_t size = shape.c * shape.h * shape.w;
   const Key key = key_of(seed);
+  if (out != images) expect_fresh_memory(out, shape.n * size * static_cast<int64_t>(sizeof(T)));
   parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       T* image = static_cast<T*>(out) + n * strides.n;

@@ -39,8 +39,9 @@ def _check_law(height: int, width: int, seed: int, probability: float, sizes: tu
            f"one to four of {sorted(KINDS.values())}", list(kinds))  # fmt: skip
 
 
-def _check_draw(sample_ids: Tensor, cdf: Tensor, row_centers: Tensor, column_centers: Tensor, height: int, width: int,
-                seed: int, probability: float, sizes: list[int], ranges: list[float], kinds: list[int]) -> None:  # fmt: skip
+def _check_draw(sample_ids: Tensor, cdf: Tensor, row_centers: Tensor, column_centers: Tensor, height: int,
+                width: int, seed: int, probability: float, sizes: list[int], ranges: list[float],
+                kinds: list[int]) -> None:  # fmt: skip
     device = sample_ids.device
     expect_dtype(sample_ids, "sample_ids", torch.int64)
     expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", sample_ids.shape)
@@ -243,7 +244,8 @@ _OCCLUDE = (
     "int[] sizes, float[] ranges, int[] kinds, bool grey, float low, float high, Tensor(b!)? outside=None)"
 )
 
-#: :data:`draw_occluders` and :data:`paint_occluders` in one call: (images with occluders, boxes, kind, level, intensity).
+#: :data:`draw_occluders` and :data:`paint_occluders` in one call: (images with occluders, boxes, kind, level,
+#: intensity).
 occlude = register(
     f"occlude(Tensor images, {_OCCLUDE} -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _occlude, _fake_occlude
 )
