@@ -123,8 +123,8 @@ def main() -> None:
                       f"occlude {occluding * 1e6:.1f} us: {occluding / loading:.1%} of the loading time",
                       flush=True)  # fmt: skip
     environment = {
-        "date": str(date.today()), "workers": 2, "rounds": options.rounds, "cpu_count": os.cpu_count(), "torch": torch.__version__,
-        "pillow": version("pillow"),
+        "date": str(date.today()), "workers": 2, "rounds": options.rounds, "cpu_count": os.cpu_count(),
+        "torch": torch.__version__, "pillow": version("pillow"),
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({**environment, "rows": rows}, indent=1) + "\n")
