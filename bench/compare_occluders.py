@@ -69,7 +69,16 @@ def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], 
     return lambda: [drop(image=picture)["image"] for picture in pictures]
 
 
-WHO = ["occfast", "occfast in place", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "albumentations", "scikit-image", "clone()"]
+WHO = [
+    "occfast",
+    "occfast in place",
+    "PyTorch twin",
+    "plain PyTorch",
+    "kornia RandomErasing",
+    "albumentations",
+    "scikit-image",
+    "clone()",
+]
 
 
 @pytest.mark.parametrize("who", WHO)
