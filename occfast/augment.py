@@ -346,10 +346,11 @@ class NoisyOccluder(nn.Module):
         batch = checks.as_tensor(images, "images")
         ids, law = self._law(batch, sample_ids)
         outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if self._validates(batch) else None
-        out, *drawn = ops.occlude(batch, ids, *law, *self.value_range, outside)
+        out: Tensor
+        out, boxes, kind, level, intensity = ops.occlude(batch, ids, *law, *self.value_range, outside)
         if outside is not None and int(outside):
             raise self._outside(batch)
-        return (out, OccluderInfo(*drawn, ids)) if return_info else out
+        return (out, OccluderInfo(boxes, kind, level, intensity, ids)) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: Any = None) -> OccluderInfo:
         """The same, painted on the images themselves (contiguous or channels_last); returns what was drawn."""
@@ -359,7 +360,8 @@ class NoisyOccluder(nn.Module):
             least, most = images.aminmax()
             if not bool((least >= low) & (most <= high)):  # nor NaN, which aminmax hands on
                 raise self._outside(images)
-        return OccluderInfo(*ops.occlude_(images, ids, *law, low, high), ids)
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.occlude_(images, ids, *law, low, high)
+        return OccluderInfo(*drawn, ids)
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU looking at the answer would wait for the device.
@@ -377,7 +379,10 @@ class NoisyOccluder(nn.Module):
         """What would be painted on a batch of this shape, without painting."""
         ids, (*tables, seed, p, sizes, ranges, kinds, grey) = self._law(images, sample_ids)
         size = images.shape[1:]
-        return OccluderInfo(*ops.draw_occluders(ids, *tables, *size, seed, p, sizes, ranges, kinds, grey), ids)
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.draw_occluders(
+            ids, *tables, *size, seed, p, sizes, ranges, kinds, grey
+        )
+        return OccluderInfo(*drawn, ids)
 
     def _law(self, images: Tensor, sample_ids: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """The sample ids, and what the native ops draw from: tables, seed, p, sizes, ranges, kinds, grey."""
