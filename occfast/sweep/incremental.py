@@ -6,6 +6,7 @@ from a window of the layer before: its rectangle with a halo, laid over the kept
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..native import ops
+from .behaviour import TOLERANCE, compared_outputs, example
 from .geometry import SweepGrid
 from .memory import available_bytes
 from .plan import (
@@ -31,10 +33,9 @@ from .plan import (
     through,
     trace,
 )
+from .precision import float32_as
 
-_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
-
-
+_HALF = (torch.float16, torch.bfloat16)
 _CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
 _FAR = 1 << 40  # beyond every map
 #: What a call on a group of positions costs beside its work, in multiply-adds that would take as long: about 50
@@ -187,10 +188,12 @@ class IncrementalEvaluator:
         self.memory_limit = memory_limit
         self.expected = grid.positions if expected is None else expected
         with torch.no_grad():
-            self.traced = trace(model)
-            self.analysis = Analysis(self.traced, _example(images), fold_tail)
+            wide, pair = _wide(model, example(images))
+            traced = trace(wide)
+            self.traced = traced if pair.dtype == images.dtype else copy.deepcopy(traced).to(images.dtype)
+            self.analysis = Analysis(self.traced, pair.to(images.dtype), fold_tail)
             self.example = images[:1]
-            self.outputs_per_image = _check(model, self.traced, images)
+            self.outputs_per_image = _compared(wide, traced, pair)
         self.memory = 1 << 62
         self.steps = self.analysis.steps
         self._program()
@@ -845,21 +848,25 @@ class _Keeper(fx.Interpreter):
         return value
 
 
-def _example(images: Tensor) -> Tensor:
-    """Two images to learn shapes from."""
-    return torch.cat((images[:1], images[-1:].flip(-1)))
+def _wide(model: nn.Module, pair: Tensor) -> tuple[nn.Module, Tensor]:
+    """A model and two images to compare its trace with: in half precision rounding would hide what there is to find, so
+    a float32 copy, whose trace is lowered afterwards."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if pair.dtype not in _HALF or any(t.dtype != pair.dtype for t in tensors if t.is_floating_point()):
+        return model, pair
+    try:
+        wide, pair = copy.deepcopy(model).float(), pair.float()
+        wide(pair)
+    except Exception as error:  # it is the model's own code
+        raise NotIncremental(f"a float32 copy of it, to compare its trace with, does not run: {error}") from error
+    return wide, pair
 
 
-def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> int:
-    """Compare the trace with the model, a batch with its parts and a second run with the first."""
-    pair = _example(images)
-    first, again, alone = model(pair), model(pair), model(pair[1:])
-    if not torch.equal(first, again):
-        raise NotIncremental("two runs on the same images differ: it is not deterministic")
-    scale = float(first.abs().max()) or 1.0
-    tolerance = _TOLERANCE.get(images.dtype, 2e-2) * scale
-    if float((first[1:] - alone).abs().max()) > tolerance:
-        raise NotIncremental("the output for an image depends on the other images of its batch")
-    if float((first - traced(pair)).abs().max()) > tolerance:
+def _compared(model: nn.Module, traced: fx.GraphModule, pair: Tensor) -> int:
+    """Raises NotIncremental unless a trace computes what its model does; returns the number of outputs."""
+    tolerance = TOLERANCE[pair.dtype]
+    with float32_as("ieee"):
+        outputs, found = compared_outputs(model, pair, tolerance), traced(pair)
+    if float((outputs - found).abs().max()) > tolerance * (float(outputs.abs().max()) or 1.0):
         raise NotIncremental("its trace computes something else than the model")
-    return int(first.shape[1])
+    return int(outputs.shape[1])

@@ -34,6 +34,14 @@ class NotIncremental(Exception):
     """This network can't be swept incrementally; the message says why."""
 
 
+class NotDeterministic(NotIncremental):
+    """Two runs on the same images differ."""
+
+
+class BatchDependent(NotIncremental):
+    """The output for an image depends on the others of its batch, or on its place there: no sweep gives its map."""
+
+
 # -- tracing -------------------------------------------------------------------------------------------
 
 _ALIAS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,

@@ -11,20 +11,24 @@ from torch import Tensor, nn
 
 from ..native import ops
 from ..native.reference import cosine, first_largest
+from .behaviour import TOLERANCE, compared_outputs, example
 from .dense import DenseEvaluator
 from .evaluator import Evaluator
 from .geometry import SweepGrid
 from .incremental import IncrementalEvaluator
 from .memory import is_out_of_memory
 from .options import EXACT, Options, fill_for
-from .plan import NotIncremental
+from .plan import BatchDependent, NotDeterministic, NotIncremental
+from .precision import float32_as
 from .source import Block
 
 _log = logging.getLogger("occfast")
 
 _WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
 _CHECKED = 8  # positions compared with the dense sweep on every call
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}  # of outputs, relative to the largest
+#: Of outputs of the two sweeps, relative to the largest.  TF32 has the mantissa of float16, bfloat16 an eighth of it.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+_ALONE = 10  # times what rounding explains, until an image's outputs are said to depend on its batch
 _CLEAN_BATCH = 16  # images in an unoccluded forward pass
 _FIXED_BATCH = {"cpu": 8, "cuda": 64}  # of a dense sweep that must not measure
 #: Positions in a call of an estimating method, for the plan: a few hundred of each of some images, so that groups of
@@ -180,6 +184,7 @@ class Scorer:
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
         """The one that ``method`` names; for "auto" and the estimating methods the incremental one where it can be
         had and pays."""
+        self._check_model(images)
         dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
         if "dense" in (method, self.method):
             return dense
@@ -203,6 +208,19 @@ class Scorer:
             return dense
         return incremental
 
+    def _check_model(self, images: Tensor) -> None:
+        """A sweep evaluates an image beside others: that must not matter."""
+        pair = example(images)
+        try:
+            with float32_as("ieee"):
+                compared_outputs(self.model, pair, _ALONE * TOLERANCE[pair.dtype])
+        except BatchDependent as error:
+            raise ValueError(
+                f"model: {error}, so there is no map of it; is there batch norm without running statistics?"
+            ) from error
+        except NotDeterministic as error:
+            _log.warning("model: %s; another sweep will give another map", error)
+
     def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
         """Compare a few seeded positions with the dense sweep: a wrong map must never come out."""
         assert self._evaluator is not None
@@ -214,7 +232,8 @@ class Scorer:
         dense.start(images, fill)
         expected, got = dense.outputs(positions).double(), self._evaluator.outputs(positions).double()
         difference = float((got - expected).abs().max())
-        allowed = _AGREEMENT.get(images.dtype, 0.1) * float(expected.abs().max())
+        dtype = torch.float16 if self.options.precision == "tf32" else images.dtype
+        allowed = _AGREEMENT[dtype] * float(expected.abs().max())
         if not difference <= allowed:
             raise RuntimeError(
                 f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, where rounding "
