@@ -728,7 +728,7 @@ class Analysis:
         )  # fmt: skip
         step.axes = _axes(kernels, steps, pads, (1, 1))
         if not even:
-            step.counts = (counts[0].to(shown.dtype), counts[1].to(shown.dtype))
+            step.counts = (counts[0].to(shown), counts[1].to(shown))
         return True
 
     def _adaptive(self, node: fx.Node, ref: MapRef) -> bool:
