@@ -89,6 +89,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"torch.fx can't trace it: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     _functional(traced)
+    _without_views(traced)
     _fold_batch_norm(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -172,6 +173,15 @@ def _functional(traced: fx.GraphModule) -> None:
         for root in roots:  # later readers of the overwritten tensor see the result
             root.replace_all_uses_with(node, lambda user, now=order[node]: order[user] > now)  # type: ignore[misc]
         _make_functional(traced, node)
+
+
+def _without_views(traced: fx.GraphModule) -> None:
+    """``view`` asks for a memory layout that channels_last maps don't have; now that nothing writes in place any more,
+    ``reshape`` means the same."""
+    for node in traced.graph.nodes:
+        shapes = not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
+        if node.op == "call_method" and node.target in ("view", "view_as") and shapes:
+            node.target = node.target.replace("view", "reshape")
 
 
 def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:

@@ -254,6 +254,7 @@ class Scorer:
                 self.batch_size, self.layout = _FIXED_BATCH[self.images.device.type], "channels_last"
         self.method = self._evaluator.method
         self._evaluator.set_layout(self.layout)
+        self.layout = self._evaluator.layout
 
 
 def _checked_outputs(outputs: Any, rows: int) -> Tensor:
