@@ -25,7 +25,8 @@ from .source import Block
 _log = logging.getLogger("occfast")
 
 _WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
-_CHECKED = 8  # positions compared with the dense sweep on every call
+_CHECKED = 8  # positions compared with the dense sweep on every call,
+_CHECK_ANY = 4  # on any of so many images or more
 #: Of outputs of the two sweeps, relative to the largest.  TF32 has the mantissa of float16, bfloat16 an eighth of it.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 _ALONE = 10  # times what rounding explains, until an image's outputs are said to depend on its batch
@@ -184,9 +185,9 @@ class Scorer:
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
         """The one that ``method`` names; for "auto" and the estimating methods the incremental one where it can be
         had and pays."""
-        self._check_model(images)
         dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
         if "dense" in (method, self.method):
+            self._check_model(images)
             return dense
         few: dict[str, Any] = {} if method in EXACT else {"share_early": False, "expected": _FEW}
         try:
@@ -197,6 +198,7 @@ class Scorer:
             )
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
+            self._check_model(images)  # what is no reason for a dense sweep either
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
@@ -222,12 +224,16 @@ class Scorer:
             _log.warning("model: %s; another sweep will give another map", error)
 
     def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
-        """Compare a few seeded positions with the dense sweep: a wrong map must never come out."""
+        """Compare a few seeded positions with the dense sweep: a wrong map must never come out.
+
+        They are all on one image, since what the positions of an image share is computed for them too, and of few
+        images on the first, which comes next anyway.
+        """
         assert self._evaluator is not None
-        total = images.shape[0] * self.grid.positions
-        count = max(1, min(_CHECKED, total // 500))
-        positions = torch.randint(total, (count,), generator=torch.Generator().manual_seed(self.options.seed))
-        positions = positions.to(images.device)
+        n, each, generator = images.shape[0], self.grid.positions, torch.Generator().manual_seed(self.options.seed)
+        image = int(torch.randint(n, (), generator=generator)) if n >= _CHECK_ANY else 0
+        count = max(1, min(_CHECKED, n * each // 500))
+        positions = (image * each + torch.randint(each, (count,), generator=generator)).to(images.device)
         dense = DenseEvaluator(self.model, self.grid)
         dense.start(images, fill)
         expected, got = dense.outputs(positions).double(), self._evaluator.outputs(positions).double()
