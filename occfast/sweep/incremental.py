@@ -96,6 +96,7 @@ class Explanation:
 
     layers: list[Layer]
     reason: str = ""  # why it can't be swept incrementally
+    whole_from: str = ""  # the first node that needs a whole map
 
     @property
     def speedup(self) -> float:
@@ -114,7 +115,8 @@ class Explanation:
             share = layer.cost / layer.dense if layer.dense else 0.0
             lines.append(f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
                          + (" shared" if layer.shared else ""))  # fmt: skip
-        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x"])
+        whole = f"; whole maps from {self.whole_from} on" if self.whole_from else ""
+        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x{whole}"])
 
 
 def explain(
@@ -139,7 +141,8 @@ def explain(
         evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    return Explanation([*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)])
+    layers = [*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)]
+    return Explanation(layers, whole_from=evaluator.whole_from)
 
 
 def _ends_of(cut: Intervals) -> list[Any]:
@@ -440,6 +443,17 @@ class IncrementalEvaluator:
         """How many times less work than the dense sweep, from multiply-adds, numbers moved and calls."""
         mine = self._work()
         return sum(layer.dense for layer in self.layers()) / mine if mine else 1.0
+
+    @property
+    def whole_from(self) -> str:
+        """The first node that is computed densely because it needs a whole map, "" if none does."""
+        step = next((s for s in self.steps if not s.is_map and s.inputs), None)
+        if step is None:
+            return ""
+        module = self.traced.get_submodule(str(step.node.target)) if step.node.op == "call_module" else None
+        mode = getattr(module, "mode", step.node.kwargs.get("mode"))
+        name = step.node.name if module is None else f"{type(module).__name__} {step.node.target!r}"
+        return f"{name} ({mode})" if isinstance(mode, str) else name
 
     @property
     def bytes_per_image(self) -> int:

@@ -204,9 +204,9 @@ class Scorer:
             _log.info("the sweep is dense: %s", reason)
             return dense
         if method != "incremental" and not self.method and incremental.predicted_speedup < _WORTH_IT:
-            _log.info(
-                "the sweep is dense: an incremental one would be %.2f times as fast", incremental.predicted_speedup
-            )
+            whole = incremental.whole_from
+            _log.info("the sweep is dense: an incremental one would be %.2f times as fast%s",
+                      incremental.predicted_speedup, f"; {whole} needs whole maps" if whole else "")  # fmt: skip
             return dense
         return incremental
 

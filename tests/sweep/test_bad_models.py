@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import occfast
+from occfast.sweep import explain
 from tests import networks
 
 GRID: Any = dict(occluder=(4, 5), stride=2, score="similarity_drop", progress=False)
@@ -128,6 +130,29 @@ def test_a_view_of_a_map_is_no_obstacle(method: str, batch_size: int | None) -> 
     assert method == "auto" or m.method == method
     if m.method == "dense":
         assert m.settings["layout"] == "contiguous"
+
+
+WHOLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "group norm": (lambda: nn.GroupNorm(2, 8), "GroupNorm '1'"),
+    "instance norm": (lambda: nn.InstanceNorm2d(8), "InstanceNorm2d '1'"),
+    "bilinear": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), r"Upsample '1' \(bilinear\)"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_needs_whole_maps_is_named(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    layer, reason = WHOLE[name]
+    rest = [nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    net = networks.lively(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer(), *rest))
+    with caplog.at_level(logging.INFO, "occfast"):
+        m = occfast.occlusion_map(net, images(), **GRID)
+    assert m.method == "dense" and re.search(
+        f"the sweep is dense: .* times as fast; {reason} needs whole maps", caplog.text
+    )
+    np.testing.assert_allclose(m.values, by_hand(net), **ROUNDING)
+    assert re.search(f"whole maps from {reason} on$", str(explain(net, (16, 18), (4, 5))))
+    swept = occfast.occlusion_map(net, images(), **{**GRID, "method": "incremental"})  # densely from there on
+    np.testing.assert_allclose(swept.values, m.values, **ROUNDING)
 
 
 class OfBatch(nn.Module):
