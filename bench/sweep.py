@@ -269,6 +269,13 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['threads']} threads, {versions}.",
         "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
     ]
+    if any(row["who"] == "batch" for row in result["rows"]):
+        lines[1:] = ["Positions a second by the bytes of one layer's rectangles in a batch.", "",
+                     "| workload | occluder | MiB | |", "| --- | --- | ---: | ---: |"]  # fmt: skip
+        return "\n".join(lines + [
+            f"| {r['workload']} | {r['occluder']} | {r['mib']}{' (used)' if r['used'] else ''} | "
+            f"{r['positions_per_second']} |" for r in result["rows"]
+        ]) + "\n"  # fmt: skip
     for workload in dict.fromkeys(row["workload"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["workload"] == workload]
         boxes = list(dict.fromkeys(row["occluder"] for row in rows))
@@ -329,8 +336,7 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
 def write(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    if any("ratio" in row for row in result["rows"]):
-        path.with_suffix(".md").write_text(markdown(result))
+    path.with_suffix(".md").write_text(markdown(result))
 
 
 def main() -> int:
