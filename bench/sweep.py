@@ -218,9 +218,11 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     chosen, memory, failed = {}, {}, {}
     for name, settings in contenders.items():
         try:
-            for setting in settings:
-                setting()
-            tried = [timed(setting)[0] for setting in settings] if len(settings) > 1 else [0.0]
+            tried = [0.0]
+            if len(settings) > 1:
+                for setting in settings:
+                    setting()
+                tried = [timed(setting)[0] for setting in settings]
             chosen[name] = settings[tried.index(max(tried))]
             memory[name] = timed(chosen[name])[1]
         except Exception as error:
