@@ -115,6 +115,29 @@ template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_
   }
 }
 
+constexpr int64_t kLook = 2048; // numbers
+
+template <class T> bool any_outside(const T* values, int64_t count, float low, float high) {
+  bool found = false;
+  for (int64_t k = 0; k < count; ++k) found |= Scalar<T>::is_outside(values[k], low, high);
+  return found;
+}
+
+// Compilers leave the loop above scalar.
+bool any_outside(const float* values, int64_t count, float low, float high) {
+  MaskLanes inside = ~MaskLanes{};
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    FloatLanes some;
+    std::memcpy(&some, values + k, sizeof some);
+    inside &= (some >= low) & (some <= high); // false for NaN
+  }
+  bool found = false;
+  for (int64_t lane = 0; lane < kLanes; ++lane) found |= inside[lane] == 0;
+  for (; k < count; ++k) found |= Scalar<float>::is_outside(values[k], low, high);
+  return found;
+}
+
 template <class T> void paint(const void* images, void* out, Shape shape, Strides strides,
                               const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
                               const float* levels, const float* intensities, uint64_t seed, float low, float high,
@@ -125,14 +148,17 @@ template <class T> void paint(const void* images, void* out, Shape shape, Stride
   parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       T* image = static_cast<T*>(out) + n * strides.n;
-      if (out != images) std::memcpy(image, static_cast<const T*>(images) + n * strides.n, size * sizeof(T));
-      if (outside) { // while the image is in the cache
-        int found = 0;
-        for (int64_t k = 0; k < size; ++k) found |= Scalar<T>::is_outside(image[k], low, high);
-        if (found) {
+      const T* source = static_cast<const T*>(images) + n * strides.n;
+      bool found = false;
+      for (int64_t begin = 0; begin < size;
+           begin += kLook) { // copied and looked at while it is in the first cache
+        const int64_t count = smaller<int64_t>(kLook, size - begin);
+        if (out != images) std::memcpy(image + begin, source + begin, count * sizeof(T));
+        if (outside) found |= any_outside(source + begin, count, low, high);
+      }
+      if (found) {
 #pragma omp atomic write
-          *outside = 1;
-        }
+        *outside = 1;
       }
       paint_box(image, shape, strides, sample_ids[n], boxes + 4 * n, kinds[n], levels[n],
                 intensities + n * shape.c, key, low, high);
