@@ -142,6 +142,7 @@ class SampledSweep(Sweep):
             reached=reached,
             population_error=float(m.population_error.max()),
             bias=float(m.bias.square().mean().sqrt()),
+            bias_below=m.bias_below,
             largest_bias=float(m.bias.max()),
         )
         interval = torch.stack(m.interval(quantile)).numpy()

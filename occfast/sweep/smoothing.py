@@ -18,6 +18,7 @@ _PRIOR = 8  # images that what variances have in common counts as
 _NARROW = 0.015  # of the map's sides: the kernel that shows detail which was smoothed away
 _LEAST = 0.55  # grid steps, of that kernel
 _BESIDE = 1.25  # the variance of a value less the mean of four others like it
+_ONE_SIDED = 1.645  # standard errors below the upper end of a one-sided 95 % interval
 _CHECKS = 9  # lattice positions to one check
 
 
@@ -117,16 +118,6 @@ def beside(maps: Tensor, steps: tuple[int, int]) -> Tensor:
     return total / count.clamp_min(1)
 
 
-def not_negative(value: Tensor, error: Tensor) -> Tensor:
-    """The expectation of a number that cannot be negative, given an unbiased estimate of it with a standard error: the
-    mean of that normal distribution cut off at 0."""
-    if not bool(error > 0):
-        return value.clamp_min(0)
-    z = value / error
-    density = -z.square() / 2 - 0.5 * np.log(2 * np.pi)
-    return (value + error * (density - torch.special.log_ndtr(z)).exp()).clamp_min(0)
-
-
 class MeanMap:
     """What a few scores of each image say about the mean map of a set of images.
 
@@ -150,8 +141,8 @@ class MeanMap:
       diagonal, since occluders' edges make ridges along rows and columns), are added up over images with a narrow
       kernel.  The square of that sum, less its own variance over images (jackknife again, m's part in the residuals
       included), is unbiased for the square of the detail; the neighbours' own detail adds a quarter.  At one location
-      it is nearly all noise, so its mean over the map counts (:func:`not_negative`), shared out in proportion to
-      the regression of e_ij^2.
+      it is nearly all noise, so its mean over the map counts, 0 where that is negative (as DerSimonian and Laird cut
+      off their variance between studies), shared out in proportion to the regression of e_ij^2.
 
     Args:
         design: of the positions.
@@ -165,6 +156,7 @@ class MeanMap:
         population_error: sqrt(A).
         standard_error: sqrt(V).
         bias: the root mean square of b at places like this one.
+        bias_below: what the root mean square of b over the map is below, with 95 % confidence.
     """
 
     def __init__(
@@ -228,9 +220,10 @@ class MeanMap:
         weight = _BESIDE * near.square().mean()
         # The mean over the map is one over as many independent places as kernels fit into it.
         places = shape[0] * shape[1] / (4 * np.pi * narrow.width[0] * narrow.width[1])
-        squared = not_negative((detail.square() - apart).mean() / weight,
-                               apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places)) / weight)  # fmt: skip
+        squared = ((detail.square() - apart).mean() / weight).clamp_min(0)
+        error = apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places)) / weight
         self.bias = (spread * squared / spread.mean()).sqrt()
+        self.bias_below = float((squared + _ONE_SIDED * error).sqrt())
         self._of_images, self._of_positions = (1 - part) * a, part * b
         self.population_error, self.standard_error = a.sqrt(), (self._of_images + self._of_positions).sqrt()
         if n < 2:  # one image says nothing about others
