@@ -15,8 +15,7 @@ from torch import Tensor
 
 _CHUNK = 64  # images whose maps are held at a time
 _PRIOR = 8  # images that what variances have in common counts as
-_NARROW = 0.015  # of the map's sides: the kernel that shows detail which was smoothed away
-_LEAST = 0.55  # grid steps, of that kernel
+_NARROW = 0.14  # of the lattice's spacing: the kernel that shows detail which was smoothed away
 _BESIDE = 1.25  # the variance of a value less the mean of four others like it
 _ONE_SIDED = 1.645  # standard errors below the upper end of a one-sided 95 % interval
 _CHECKS = 9  # lattice positions to one check
@@ -167,7 +166,7 @@ class MeanMap:
         self._at = [design.positions(k) for k in range(n)]
         self._scores = [each.double() for each in scores]
         kernel = Kernel(shape, width)
-        narrow = Kernel(shape, (max(_LEAST, _NARROW * shape[0]), max(_LEAST, _NARROW * shape[1])))
+        narrow = Kernel(shape, (_NARROW * design.spacing[0], _NARROW * design.spacing[1]))
         checked = torch.stack([at[-checks:] for at in self._at])
 
         # What interpolation gives, and misses.
@@ -219,7 +218,7 @@ class MeanMap:
         apart *= jackknife
         weight = _BESIDE * near.square().mean()
         # The mean over the map is one over as many independent places as kernels fit into it.
-        places = shape[0] * shape[1] / (4 * np.pi * narrow.width[0] * narrow.width[1])
+        places = shape[0] * shape[1] / max(1.0, 4 * np.pi * narrow.width[0] * narrow.width[1])
         squared = ((detail.square() - apart).mean() / weight).clamp_min(0)
         error = apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places)) / weight
         self.bias = (spread * squared / spread.mean()).sqrt()
