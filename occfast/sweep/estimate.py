@@ -110,8 +110,8 @@ class Sampling:
         spacing: of an image's lattice, in pixels; checks: positions of each image that lie anywhere.
         largest_error: the largest standard error; tolerance: what was asked for, or None; reached: whether it was.
         population_error: the largest standard error of the mean over the population that the images come from.
-        bias: root mean square of the smoothing bias over the map, 0 where few images don't show any; bias_below: what it
-            is below with 95 % confidence; largest_bias: where it is largest.
+        bias: root mean square of the smoothing bias over the map, 0 where few images show none; bias_below: what it is
+            below with 95 % confidence; largest_bias: where it is largest.
     """
 
     images: int
