@@ -91,6 +91,9 @@ class Refinement:
       or that is to be expected: from the second differences of the coarse lattice, below it from what the interpolation
       of the parent cell missed.  (That of a smooth score would be a quarter, but a jump is as high in every cell.)
 
+    At the last step, to single pixels, a binary map's cell whose corners differ needs its centre and the middle of those
+    edges whose ends differ; the others are taken to be like their ends, unless the centre is a surprise.
+
     What a neighbour finds on a shared edge counts, so that a region that one lattice point has hit is followed around
     its whole boundary.
 
@@ -130,7 +133,8 @@ class Refinement:
             if not whole.any():
                 break
             corners = np.where(known[lattice], values[lattice], 0.0)
-            off = np.where(known, np.abs(values - r.weights @ corners @ c.weights.T), 0.0)
+            guess = r.weights @ corners @ c.weights.T
+            off = np.where(known, np.abs(values - guess), 0.0)
             off = np.where(whole, c.pooled(r.pooled(off, 1), 2), 0.0)
             if self.binary:
                 expected = _corner_reduce(corners, np.maximum) - _corner_reduce(corners, np.minimum)
@@ -139,9 +143,16 @@ class Refinement:
             else:
                 above = self.levels[level - 1]
                 expected = missed[np.ix_(np.arange(len(values)), above[0].children(r), above[1].children(c))]
-            restless = whole & ((off > allowed) | (expected > allowed))
+            surprising, restless = whole & (off > allowed), whole & (expected > allowed)
             missed = off
-            wanted |= self._corners_of_children(restless, level)
+            points = self._corners_of_children(restless, level)
+            if self.binary and level == len(self.levels) - 2:
+                on_rows, on_columns = (
+                    np.isin(np.arange(n), axis.lines) for n, axis in zip(self.shape, (r, c), strict=True)
+                )
+                on_edge = on_rows[:, None] != on_columns
+                points &= ~(on_edge & (guess == np.rint(guess)))
+            wanted |= points | self._corners_of_children(surprising, level)
         return wanted & ~known
 
     def _corners_of_children(self, cells: Mask, level: int) -> Mask:

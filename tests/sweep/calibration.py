@@ -16,7 +16,7 @@ from occfast.sweep.estimate import Disagreement
 from .face_maps import FLAT, WIDE, full, looked_up
 
 PART = 64  # images that a sampled map uses, where it uses a part
-_CHECKED = 24  # images whose adaptive maps are judged
+_CHECKED = 16  # images whose adaptive maps are judged
 
 
 def covered(m: OcclusionMap, truth: OcclusionMap) -> float:
