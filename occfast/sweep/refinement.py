@@ -91,8 +91,8 @@ class Refinement:
       or that is to be expected: from the second differences of the coarse lattice, below it from what the interpolation
       of the parent cell missed.  (That of a smooth score would be a quarter, but a jump is as high in every cell.)
 
-    At the last step, to single pixels, a binary map's cell whose corners differ needs its centre and the middle of those
-    edges whose ends differ; the others are taken to be like their ends, unless the centre is a surprise.
+    At the last step a binary map's cell whose corners differ needs its centre and the middle of those edges whose ends
+    differ; the others are taken to be like their ends, unless the centre is a surprise.
 
     What a neighbour finds on a shared edge counts, so that a region that one lattice point has hit is followed around
     its whole boundary.
