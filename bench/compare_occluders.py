@@ -69,7 +69,16 @@ def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], 
     return lambda: [drop(image=picture)["image"] for picture in pictures]
 
 
-WHO = ["occfast", "PyTorch twin", "plain PyTorch", "kornia RandomErasing", "albumentations", "scikit-image", "clone()"]
+WHO = [
+    "occfast",
+    "occfast in place",
+    "PyTorch twin",
+    "plain PyTorch",
+    "kornia RandomErasing",
+    "albumentations",
+    "scikit-image",
+    "clone()",
+]
 
 
 @pytest.mark.parametrize("who", WHO)
@@ -83,6 +92,9 @@ def test_noisy_occluder(compare, who, name):
     if who == "occfast":
         occluder = NoisyOccluder((20, 40), locations)
         run = lambda: occluder(images)  # noqa: E731
+    elif who == "occfast in place":
+        occluder = NoisyOccluder((20, 40), locations)
+        run = lambda: occluder.apply_(images)  # noqa: E731
     elif who == "PyTorch twin":
         ids, out = torch.arange(shape[0]), torch.empty_like(images)
         kinds = [ops.KINDS[k] for k in ("salt_and_pepper", "speckle", "gaussian")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -18,6 +19,10 @@ def compare(benchmark: Any) -> Callable[..., None]:
         benchmark.extra_info.update(workload=workload, who=who, items=items, unit=unit, setting=setting, moved=moved)
         with torch.no_grad():
             run()  # builds, caches, allocates
-            benchmark.pedantic(run, rounds=5, iterations=1, warmup_rounds=1)
+            start = perf_counter()
+            run()
+            # About a second of what takes microseconds, five rounds of what takes long.
+            rounds = min(1000, max(5, int(1 / (perf_counter() - start))))
+            benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
 
     return time

@@ -1,10 +1,12 @@
 """What the occluder costs a worker that loads JPEG faces.
 
-``python -m bench.loading`` reads, decodes and occludes images in the 2 workers of a DataLoader; every worker times
-its own two parts.  Called for an image at a time ("array", "tensor") the occluder pays Python's price for each; called
-once for the worker's batch, in place, in ``collate_fn`` ("batch"), it does not.  The images are crops of scikit-image's
-astronaut, written into a temporary folder; ``--folder`` takes any folder of JPEG files instead.  JSON goes to
-``bench/results/loading.json``.
+``python -m bench.loading`` reads, decodes and occludes images in the 2 workers of a DataLoader; every worker counts the
+CPU time of its own two parts, which other processes on the machine do not stretch.  Called for an image at a time
+("array", "tensor") the occluder pays Python's price for each; called once for the worker's batch, in place, in
+``collate_fn`` ("batch"), it does not.  "none" loads without it: what is left of images a second is the whole loader's
+answer.  The four take turns, and each row is the median of the rounds.  The files come from the page cache, so loading
+is as fast, and the share as large, as it gets.  They are crops of scikit-image's astronaut in a temporary folder;
+``--folder`` takes any folder of JPEG files instead.  JSON goes to ``bench/results/loading.json``.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from occfast import NoisyOccluder, PerImage
 
+HOWS = ("none", "batch", "tensor", "array")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Faces(Dataset):
-    """[k] -> seconds of reading and decoding, seconds of occluding."""
+    """[k] -> image, CPU seconds of reading and decoding, CPU seconds of occluding."""
 
     def __init__(self, files: list[Path], how: str) -> None:
         self.files, self.how = files, how
@@ -40,28 +43,29 @@ class Faces(Dataset):
         return len(self.files)
 
     def collate(self, items: list[tuple[torch.Tensor, float, float]]) -> tuple[torch.Tensor, float, float]:
-        """A batch, and the sums of both times."""
+        """A batch, and both times of an image in it."""
         images, loading, last = zip(*items, strict=True)
         batch = torch.stack(images)
-        if self.how != "batch":
-            return batch, sum(loading), sum(last)
-        start = time.perf_counter()
-        self.occluder.apply_(batch.permute(0, 3, 1, 2), torch.tensor(last))
-        return batch, sum(loading), time.perf_counter() - start
+        occluding = sum(last)
+        if self.how == "batch":
+            start = time.thread_time()
+            self.occluder.apply_(batch.permute(0, 3, 1, 2), torch.tensor(last))
+            occluding = time.thread_time() - start
+        return batch, sum(loading) / len(items), occluding / len(items)
 
     def __getitem__(self, k: int) -> tuple[torch.Tensor, float, float]:
-        start = time.perf_counter()
+        start = time.thread_time()
         image = np.array(Image.open(self.files[k]).convert("RGB"))
-        loaded = time.perf_counter()
+        loaded = time.thread_time()
+        if self.how == "none":
+            return torch.from_numpy(image), loaded - start, 0
+        if self.how == "batch":
+            return torch.from_numpy(image), loaded - start, k
         if self.how == "array":
             out = torch.from_numpy(self.each(image, k))
-        elif self.how == "batch":
-            return torch.from_numpy(image), loaded - start, k
         else:  # the tensor that the network gets
-            planes = torch.from_numpy(image).permute(2, 0, 1)
-            loaded = time.perf_counter()
-            out = self.each(planes, k)
-        return out, loaded - start, time.perf_counter() - loaded
+            out = self.each(torch.from_numpy(image).permute(2, 0, 1), k)
+        return out, loaded - start, time.thread_time() - loaded
 
 
 def write_faces(folder: Path, count: int, side: int) -> list[Path]:
@@ -80,10 +84,22 @@ def write_faces(folder: Path, count: int, side: int) -> list[Path]:
     return files
 
 
+def load(files: list[Path], how: str) -> tuple[float, float, float]:
+    """Images a second of the whole loader, then for an image CPU seconds of loading and of occluding in a worker."""
+    faces = Faces(files, how)
+    loader = DataLoader(faces, batch_size=50, num_workers=2, collate_fn=faces.collate)
+    start = time.perf_counter()
+    parts = torch.tensor([(loading, occluding) for _, loading, occluding in loader], dtype=torch.float64)
+    seconds = time.perf_counter() - start
+    loading, occluding = parts[2:].mean(0).tolist()  # a worker's first batch warms it up
+    return len(files) / seconds, loading, occluding
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.loading", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="of JPEG files; default: made from a photograph of scikit-image")
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "loading.json")
     options = parser.parse_args()
     rows = []
@@ -93,29 +109,22 @@ def main() -> None:
                 files = write_faces(Path(temporary), options.count, side)
             else:
                 files = sorted(options.folder.rglob("*.jpg"))[: options.count]
-            for how in ("array", "tensor", "batch"):
-                best = None
-                for _ in range(3):
-                    faces = Faces(files, how)
-                    loader = DataLoader(faces, batch_size=50, num_workers=2, collate_fn=faces.collate)
-                    start = time.perf_counter()
-                    parts = torch.tensor([(a, b) for _, a, b in loader])
-                    seconds = time.perf_counter() - start
-                    loading, occluding = parts[2:].sum(0).tolist()  # a worker's first batch warms it up
-                    row = {
-                        "files": len(files), "pixels": side or "as they are", "in and out": how,
-                        "images_per_second": len(files) / seconds, "loading_us": loading / len(files) * 1e6,
-                        "occluding_us": occluding / len(files) * 1e6, "share": occluding / loading,
-                    }  # fmt: skip
-                    best = row if best is None or row["share"] < best["share"] else best
-                assert best is not None
-                rows.append(best)
-                print(f"{best['pixels']} pixels, {how}: {best['images_per_second']:,.0f} images/s, "
-                      f"load {best['loading_us']:.0f} us, occlude {best['occluding_us']:.1f} us: "
-                      f"{best['share']:.1%} of the loading time", flush=True)  # fmt: skip
+            rounds: dict[str, list[tuple[float, float, float]]] = {how: [] for how in HOWS}
+            for how in HOWS * options.rounds:
+                rounds[how].append(load(files, how))
+            for how, runs in rounds.items():
+                rate, loading, occluding = np.median(runs, 0).tolist()
+                rows.append({
+                    "files": len(files), "pixels": side or "as they are", "in and out": how,
+                    "images_per_second": rate, "loading_us": loading * 1e6, "occluding_us": occluding * 1e6,
+                    "share": occluding / loading,
+                })  # fmt: skip
+                print(f"{side or 'as they are'} pixels, {how}: {rate:,.0f} images/s, load {loading * 1e6:.0f} us, "
+                      f"occlude {occluding * 1e6:.1f} us: {occluding / loading:.1%} of the loading time",
+                      flush=True)  # fmt: skip
     environment = {
-        "date": str(date.today()), "workers": 2, "cpu_count": os.cpu_count(), "torch": torch.__version__,
-        "pillow": version("pillow"),
+        "date": str(date.today()), "workers": 2, "rounds": options.rounds, "cpu_count": os.cpu_count(),
+        "torch": torch.__version__, "pillow": version("pillow"),
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({**environment, "rows": rows}, indent=1) + "\n")

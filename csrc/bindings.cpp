@@ -56,6 +56,26 @@ TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uin
                     step};
 }
 
+OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes,
+                            const std::array<float, 4>& ranges, const std::vector<int>& kinds, bool grey) {
+  if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
+  OccluderLaw law{seed,
+                  probability,
+                  sizes[0],
+                  sizes[1],
+                  sizes[2],
+                  sizes[3],
+                  ranges[0],
+                  ranges[1],
+                  ranges[2],
+                  ranges[3],
+                  static_cast<int>(kinds.size()),
+                  {},
+                  grey};
+  for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
+  return law;
+}
+
 void check(int status, const char* what) {
   if (status != 0) throw std::runtime_error(std::string("occfast: ") + what + " failed: " + error_text(status));
 }
@@ -166,27 +186,34 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                              int64_t width, uint64_t seed, float probability, Four sizes,
                              std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
                              Address kind, Address level, Address intensity, int threads, Address stream) {
-    OccluderLaw law{seed,
-                    probability,
-                    sizes[0],
-                    sizes[1],
-                    sizes[2],
-                    sizes[3],
-                    ranges[0],
-                    ranges[1],
-                    ranges[2],
-                    ranges[3],
-                    static_cast<int>(kinds.size()),
-                    {},
-                    grey};
-    if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
-    for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
+    const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
     py::gil_scoped_release release;
     check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
                          at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
                          at<uint8_t>(kind), at<float>(level), at<float>(intensity), where_of(threads, stream)),
           "draw_occluders");
   });
+
+  m.def("draw_and_paint",
+        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address cdf,
+           Address row_centers, int64_t rows, Address column_centers, int64_t columns, uint64_t seed,
+           float probability, Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey,
+           std::array<Address, 4> drawn, float low, float high, Address outside, int threads, Address stream) {
+          const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
+          const Where where = where_of(threads, stream);
+          auto* const boxes = at<int32_t>(drawn[0]);
+          auto* const kind = at<uint8_t>(drawn[1]);
+          auto *const level = at<float>(drawn[2]), *const intensity = at<float>(drawn[3]);
+          py::gil_scoped_release release;
+          check(draw_occluders(at<int64_t>(sample_ids), shape[0], at<double>(cdf), at<int64_t>(row_centers), rows,
+                               at<int64_t>(column_centers), columns, shape[1], shape[2], shape[3], law, boxes,
+                               kind, level, intensity, where),
+                "draw_occluders");
+          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
+                                strides_of(strides), at<int64_t>(sample_ids), boxes, kind, level, intensity, seed,
+                                low, high, at<int32_t>(outside), where),
+                "paint_occluders");
+        });
 
   m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
                               Address boxes, Address kind, Address level, Address intensity, uint64_t seed,

@@ -344,24 +344,24 @@ class NoisyOccluder(nn.Module):
         return_info : also return an :class:`OccluderInfo`
         """
         batch = checks.as_tensor(images, "images")
-        info = self.draw(batch, sample_ids)
-        low, high = self.value_range
+        ids, law = self._law(batch, sample_ids)
         outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if self._validates(batch) else None
-        out: Tensor = ops.paint_occluders(batch, info.sample_ids, *info[:4], self.seed, low, high, outside)
+        out: Tensor
+        out, boxes, kind, level, intensity = ops.occlude(batch, ids, *law, *self.value_range, outside)
         if outside is not None and int(outside):
             raise self._outside(batch)
-        return (out, info) if return_info else out
+        return (out, OccluderInfo(boxes, kind, level, intensity, ids)) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: Any = None) -> OccluderInfo:
         """The same, painted on the images themselves (contiguous or channels_last); returns what was drawn."""
-        info = self.draw(images, sample_ids)
+        ids, law = self._law(images, sample_ids)
         low, high = self.value_range
-        if self._validates(images) and not bool(
-            ((images >= low) & (images <= high)).all()
-        ):  # before anything is changed
-            raise self._outside(images)
-        ops.paint_occluders_(images, info.sample_ids, *info[:4], self.seed, low, high)
-        return info
+        if images.numel() and self._validates(images):  # before anything is changed
+            least, most = images.aminmax()
+            if not bool((least >= low) & (most <= high)):  # nor NaN, which aminmax hands on
+                raise self._outside(images)
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.occlude_(images, ids, *law, low, high)
+        return OccluderInfo(*drawn, ids)
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU looking at the answer would wait for the device.
@@ -377,19 +377,26 @@ class NoisyOccluder(nn.Module):
 
     def draw(self, images: Tensor, sample_ids: Any = None) -> OccluderInfo:
         """What would be painted on a batch of this shape, without painting."""
+        ids, (*tables, seed, p, sizes, ranges, kinds, grey) = self._law(images, sample_ids)
+        size = images.shape[1:]
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.draw_occluders(
+            ids, *tables, *size, seed, p, sizes, ranges, kinds, grey
+        )
+        return OccluderInfo(*drawn, ids)
+
+    def _law(self, images: Tensor, sample_ids: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        """The sample ids, and what the native ops draw from: tables, seed, p, sizes, ranges, kinds, grey."""
         if images.dim() != 4:
             raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
-        n, channels, height, width = images.shape
+        n, _, height, width = images.shape
         (h0, h1), (w0, w1) = self.sizes
         if h1 > height or w1 > width:
             raise ValueError(f"size: expected at most the images' {height}x{width} pixels, got {h1}x{w1}")
         ids = self._sample_ids(sample_ids, n, images.device)
-        tables = self.distribution(height, width).tables(images.device)
-        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.draw_occluders(
-            ids, *tables, channels, height, width, self.seed, self.p, [h0, h1, w0, w1],
+        return ids, (
+            *self.distribution(height, width).tables(images.device), self.seed, self.p, [h0, h1, w0, w1],
             [*self.level, *self.intensity], [ops.KINDS[name] for name in self.noise], self.colour == "grey",
         )  # fmt: skip
-        return OccluderInfo(*drawn, ids)
 
     def _sample_ids(self, given: Any, n: int, device: torch.device) -> Tensor:
         if given is not None:
@@ -400,7 +407,7 @@ class NoisyOccluder(nn.Module):
                 raise ValueError(f"sample_ids: expected shape [{n}], got {list(ids.shape)}")
             return ids.to(device)
         ids = torch.arange(n, device=device) + self.counter.to(device)
-        self.counter += n
+        self.counter.add_(n)
         worker = get_worker_info()
         if worker is not None:
             # Each worker holds a copy of the counter: its seed, another each epoch, keeps them apart.

@@ -2,7 +2,8 @@
 //
 // Only IEEE add, subtract, multiply and sqrt are used, in a fixed order, and both compilers are
 // told not to contract a multiply and an add, so that the CPU, a GPU and the PyTorch twin in
-// occfast/native/reference.py give the same bits.
+// occfast/native/reference.py give the same bits.  F is float or a pack of floats, W uint32_t or a pack of
+// words (cpu/lanes.h): one definition for a GPU's threads and a CPU's vector registers.
 #pragma once
 
 #include "philox.h"
@@ -55,15 +56,22 @@ OCCFAST_HD double square_root(double value) {
 #endif
 }
 
+// The value of a word below 2^31.
+OCCFAST_HD float number(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
+
+OCCFAST_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+
+// The 24 high bits of a word as a float32 in [0, 1): every value is exact.
+template <class W> OCCFAST_HD auto uniform24(W word) { return number(word >> 8) * 5.9604644775390625e-08f; }
+
 // Natural logarithm of a normal positive float32; absolute error below 1e-6 for x in (0, 1].
-OCCFAST_HD float natural_log(float x) {
+template <class F> OCCFAST_HD F natural_log(F x) {
   // Split x = m 2^e with m in [sqrt(1/2), sqrt(2)): adding the offset makes the exponent field
   // count the octaves that begin at sqrt(1/2).
-  const uint32_t bits = to_bits(x) + (0x3F800000u - 0x3F3504F3u);
-  const float e = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
-  const float d = from_bits((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  float q = -7.607288310e-02f; // tools/fit_normal.py
-  q = q * d + 1.305818967e-01f;
+  const auto bits = to_bits(x) + (0x3F800000u - 0x3F3504F3u);
+  const F e = number(bits >> 23) - 127.0f;
+  const F d = from_bits((bits & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  F q = d * -7.607288310e-02f + 1.305818967e-01f; // tools/fit_normal.py
   q = q * d + -1.333290805e-01f;
   q = q * d + 1.416027158e-01f;
   q = q * d + -1.659345053e-01f;
@@ -80,19 +88,9 @@ OCCFAST_HD float natural_log(float x) {
 // the quantile is x times a polynomial in w below kTail, in sqrt(w) above.
 constexpr float kTail = 5.0f;
 
-struct NormalPoint {
-  float x, w;
-};
-
-OCCFAST_HD NormalPoint normal_point(uint32_t word) {
-  const float p = (static_cast<float>(word >> 9) + 0.5f) * 5.9604644775390625e-08f;
-  return NormalPoint{1.0f - 2.0f * p, -natural_log(4.0f * p * (1.0f - p))};
-}
-
-OCCFAST_HD float normal_centre(float w) {
-  const float t = w - 2.5f;
-  float value = 2.456995785e-08f; // tools/fit_normal.py
-  value = value * t + 4.965131134e-07f;
+template <class F> OCCFAST_HD F normal_centre(F w) {
+  const F t = w - 2.5f;
+  F value = t * 2.456995785e-08f + 4.965131134e-07f; // tools/fit_normal.py
   value = value * t + -4.808387681e-06f;
   value = value * t + -6.313119523e-06f;
   value = value * t + 3.084979156e-04f;
@@ -102,11 +100,10 @@ OCCFAST_HD float normal_centre(float w) {
   return value * t + 2.123313437e+00f;
 }
 
-OCCFAST_HD float normal_tail(float w) {
+template <class F> OCCFAST_HD F normal_tail(F w) {
   // w is a rounded number and may be a few units below zero next to the median.
-  const float r = square_root(larger(w, 0.0f)) - 3.0f;
-  float value = -2.704886203e-04f;
-  value = value * r + 1.285836146e-04f;
+  const F r = square_root(larger(w, 0.0f)) - 3.0f;
+  F value = r * -2.704886203e-04f + 1.285836146e-04f;
   value = value * r + 1.894430586e-03f;
   value = value * r + -5.179641827e-03f;
   value = value * r + 8.121799341e-03f;
@@ -116,18 +113,19 @@ OCCFAST_HD float normal_tail(float w) {
   return value * r + 4.006434395e+00f;
 }
 
-OCCFAST_HD float signed_by(float value, uint32_t word) { return (word & 1u) ? -value : value; }
+OCCFAST_HD float normal_ratio(float w) { return w < kTail ? normal_centre(w) : normal_tail(w); }
 
-OCCFAST_HD float normal_from_word(uint32_t word) {
-  const NormalPoint point = normal_point(word);
-  return signed_by((point.w < kTail ? normal_centre(point.w) : normal_tail(point.w)) * point.x, word);
+template <class W> OCCFAST_HD auto normal_from_word(W word) {
+  const auto p = (number(word >> 9) + 0.5f) * 5.9604644775390625e-08f;
+  const auto value = normal_ratio(-natural_log(p * 4.0f * (1.0f - p))) * (1.0f - p * 2.0f);
+  return from_bits(to_bits(value) ^ (word << 31));
 }
 
-OCCFAST_HD float in_unit(float value) { return smaller(larger(value, 0.0f), 1.0f); }
+template <class F> OCCFAST_HD F in_unit(F value) { return smaller(larger(value, 0.0f), 1.0f); }
 
-OCCFAST_HD float salt_and_pepper_pixel(float intensity, float level, uint32_t word) {
+template <class W> OCCFAST_HD auto salt_and_pepper_pixel(float intensity, float level, W word) {
   // The low bit takes no part in uniform24, so which of the two it is, is independent of it.
-  return uniform24(word) < level ? static_cast<float>(word & 1u) : intensity;
+  return select(uniform24(word) < level, number(word & 1u), intensity);
 }
 
 // The standard deviation of Gaussian and speckle noise.
@@ -136,11 +134,12 @@ OCCFAST_HD float deviation(int kind, float intensity, float level) {
 }
 
 // One occluder pixel in [0, 1]: intensity and level in the same unit interval.
-OCCFAST_HD float noisy_pixel(int kind, float intensity, float level, uint32_t word) {
+template <class W> OCCFAST_HD auto noisy_pixel(int kind, float intensity, float level, W word) {
+  using F = decltype(number(word));
   if (kind == kSaltAndPepper) return salt_and_pepper_pixel(intensity, level, word);
   if (kind == kGaussian || kind == kSpeckle)
-    return in_unit(intensity + deviation(kind, intensity, level) * normal_from_word(word));
-  return intensity;
+    return in_unit(normal_from_word(word) * deviation(kind, intensity, level) + intensity);
+  return F(intensity);
 }
 
 // The counter that holds the noise of pixels (channel, row, 4 * quad ... 4 * quad + 3).

@@ -30,9 +30,6 @@ OCCFAST_HD Words philox(Words counter, Key key) {
   return counter;
 }
 
-// The 24 high bits of a word as a float32 in [0, 1): every value is exact.
-OCCFAST_HD float uniform24(uint32_t word) { return static_cast<float>(word >> 8) * 5.9604644775390625e-08f; }
-
 // The 53 high bits of two words as a float64 in [0, 1).
 OCCFAST_HD double uniform53(uint32_t high, uint32_t low) {
   const uint64_t bits = (uint64_t{high} << 32 | low) >> 11;

@@ -6,7 +6,7 @@
 #if defined(__CUDACC__)
 #define OCCFAST_HD __host__ __device__ __forceinline__
 #else
-#define OCCFAST_HD inline
+#define OCCFAST_HD inline __attribute__((always_inline))
 #endif
 
 namespace occfast {

@@ -1,87 +1,117 @@
-// Noisy occluders on the CPU: 64 Philox counters of a box at a time, in vector registers.
+// Noisy occluders on the CPU: the pixels of a box, packs of four vector registers at a time.
 #include <cstring>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "../core/occluder.h"
 #include "../core/scalar.h"
+#include "lanes.h"
 #include "parallel.h"
-#include "philox_lanes.h"
 
 namespace occfast {
 namespace {
 
-constexpr int64_t kQuads = 64; // counters a step: 256 pixels
+constexpr int64_t kStep = 256; // counters whose pixels are drawn before they are stored
 
-// value[4 q + k] = pixel k of quad q, where block[q] is its counter.  Plain loops over arrays, so that
-// the compiler turns each into vector code.
-void noisy_pixels(int kind, float intensity, float level, const uint32_t* block, Words rest, Key key,
-                  float* value) {
-  if (kind != kSaltAndPepper && kind != kSpeckle && kind != kGaussian) {
-    for (int64_t k = 0; k < 4 * kQuads; ++k) value[k] = intensity;
-    return;
-  }
-  alignas(64) uint32_t word[4 * kQuads];
-  alignas(64) float pixel[4 * kQuads]; // in the order of the words: all first pixels, all second ones, ...
-  philox_lanes(block, kQuads, rest, key, word);
-  if (kind == kSaltAndPepper) {
-    for (int64_t k = 0; k < 4 * kQuads; ++k) pixel[k] = salt_and_pepper_pixel(intensity, level, word[k]);
-  } else {
-    const float sigma = deviation(kind, intensity, level);
-    // One normal in 300 lies in the tail: its root and polynomial are worked out only where they occur.
-    for (int64_t first = 0; first < 4 * kQuads; first += 64) {
-      alignas(64) float x[64], w[64], z[64];
-      int tails = 0;
-      for (int64_t k = 0; k < 64; ++k) {
-        const NormalPoint point = normal_point(word[first + k]);
-        x[k] = point.x;
-        w[k] = point.w;
-        z[k] = normal_centre(point.w);
-        tails += point.w >= kTail;
-      }
-      if (tails)
-        for (int64_t k = 0; k < 64; ++k)
-          if (w[k] >= kTail) z[k] = normal_tail(w[k]);
-      for (int64_t k = 0; k < 64; ++k)
-        pixel[first + k] = in_unit(intensity + sigma * signed_by(z[k] * x[k], word[first + k]));
-    }
-  }
-  for (int64_t q = 0; q < kQuads; ++q)
-    for (int64_t k = 0; k < 4; ++k) value[4 * q + k] = pixel[k * kQuads + q];
+// Two moves of a fixed length, which may overlap: a call of memcpy for each row of a box costs as much as
+// its pixels.
+template <int64_t kBytes> OCCFAST_HD void copy_ends(const char* from, char* to, int64_t bytes) {
+  char first[kBytes], last[kBytes];
+  std::memcpy(first, from, kBytes);
+  std::memcpy(last, from + bytes - kBytes, kBytes);
+  std::memcpy(to, first, kBytes);
+  std::memcpy(to + bytes - kBytes, last, kBytes);
 }
 
-// A channel of a box: its quads, row after row, in steps of kQuads.
-template <class T> void paint_box(T* plane, Strides strides, const int32_t* box, int kind, float intensity,
-                                  float level, Words counter, int64_t quads, Key key, float low, float high) {
-  const int64_t top = box[0], left = box[1], bottom = box[2], right = box[3];
+OCCFAST_HD void copy_row(const void* source, void* target, int64_t bytes) {
+  const auto* from = static_cast<const char*>(source);
+  auto* to = static_cast<char*>(target);
+  if (bytes > 128 || bytes < 4) {
+    std::memcpy(to, from, bytes);
+  } else if (bytes >= 64) {
+    copy_ends<64>(from, to, bytes);
+  } else if (bytes >= 32) {
+    copy_ends<32>(from, to, bytes);
+  } else if (bytes >= 16) {
+    copy_ends<16>(from, to, bytes);
+  } else if (bytes >= 8) {
+    copy_ends<8>(from, to, bytes);
+  } else {
+    copy_ends<4>(from, to, bytes);
+  }
+}
+
+// Memory of this size is fresh from the kernel at each call (glibc maps blocks over 32 MiB and gives them
+// back), and taking it page by page costs more than the copy: ask for huge pages.  Only advice.
+inline void expect_fresh_memory(void* out, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(out) + kPage - 1) / kPage * kPage;
+  if (bytes > (int64_t{32} << 20))
+    madvise(reinterpret_cast<void*>(first), (bytes - kPage) / kPage * kPage, MADV_HUGEPAGE);
+#else
+  (void)out, (void)bytes;
+#endif
+}
+
+// value[4 q + k] = pixel k of the quad at offset[q] from the channel's first counter, for packs of kQuads.
+// One function a kind, and none of them inlined, so that the constants of one kind have all registers.
+template <int kKind> [[gnu::noinline]] void noisy_pixels(float intensity, float level, const uint32_t* offset,
+                                                         int64_t count, Words first, Key key, float* value) {
+  for (int64_t q = 0; q < count; q += kQuads)
+    store(noisy_pixel(kKind, intensity, level, philox_pack(offset + q, first, key)), value + 4 * q);
+}
+
+template <>
+void noisy_pixels<kNoNoise>(float intensity, float, const uint32_t*, int64_t count, Words, Key, float* value) {
+  for (int64_t k = 0; k < 4 * count; ++k) value[k] = intensity;
+}
+
+// A box in all channels: its quads, row after row, in steps of kStep.
+template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_t sample, const int32_t* box,
+                                  int kind, float level, const float* intensities, Key key, float low,
+                                  float high) {
+  const int64_t top = box[0], left = box[1], bottom = box[2], right = box[3], quads = (shape.w + 3) / 4;
   const int64_t first_quad = left / 4, across = (right + 3) / 4 - first_quad, count = (bottom - top) * across;
-  alignas(64) uint32_t block[kQuads] = {};
-  alignas(64) float value[4 * kQuads];
-  alignas(64) T stored[4 * kQuads];
-  for (int64_t done = 0; done < count; done += kQuads) {
-    const int64_t stop = smaller(done + kQuads, count);
-    const auto each_run = [&](const auto& body) { // body(row of the box, quad in it, length, place in the step)
-      for (int64_t q = done; q < stop;) {
-        const int64_t at = q % across, run = smaller(across - at, stop - q);
-        body(q / across, at, run, q - done);
+  const auto draw = kind == kSaltAndPepper ? &noisy_pixels<kSaltAndPepper>
+                    : kind == kSpeckle     ? &noisy_pixels<kSpeckle>
+                    : kind == kGaussian    ? &noisy_pixels<kGaussian>
+                                           : &noisy_pixels<kNoNoise>;
+  alignas(kRegister) uint32_t offset[kStep + kQuads]; // of each quad's counter from the channel's first one
+  alignas(kRegister) float value[4 * (kStep + kQuads)];
+  alignas(kRegister) T stored[4 * (kStep + kQuads)];
+  for (int64_t done = 0; done < count; done += kStep) {
+    const int64_t stop = smaller(done + kStep, count);
+    const auto each_run = [&](const auto& body) { // body(row, first quad, length, place in the step)
+      for (int64_t q = done, row = done / across, at = done % across; q < stop; ++row, at = 0) {
+        const int64_t run = smaller(across - at, stop - q);
+        body(top + row, first_quad + at, run, q - done);
         q += run;
       }
     };
-    each_run([&](int64_t row, int64_t at, int64_t run, int64_t place) {
-      const auto base = static_cast<uint32_t>((top + row) * quads + first_quad + at) + counter.x;
-      for (int64_t q = 0; q < run; ++q) block[place + q] = base + static_cast<uint32_t>(q);
-    });
-    noisy_pixels(kind, intensity, level, block, counter, key, value);
-    for (int64_t k = 0; k < 4 * kQuads; ++k) stored[k] = Scalar<T>::from_unit(value[k], low, high);
-    each_run([&](int64_t row, int64_t at, int64_t run, int64_t place) {
-      const int64_t start = 4 * (first_quad + at);
-      const int64_t first = larger(start, left), last = smaller(start + 4 * run, right);
-      T* target = plane + (top + row) * strides.h;
-      const T* source = stored + 4 * place - start;
-      if (strides.w == 1) {
-        std::memcpy(target + first, source + first, (last - first) * sizeof(T));
-      } else {
-        for (int64_t j = first; j < last; ++j) target[j * strides.w] = source[j];
+    each_run([&](int64_t row, int64_t quad, int64_t run, int64_t place) {
+      const auto first = static_cast<uint32_t>(row * quads + quad);
+      for (int64_t k = 0; k < run; k += kLanes) { // beyond the run: for the next one to overwrite
+        const WordLanes next = counting() + (first + static_cast<uint32_t>(k));
+        std::memcpy(offset + place + k, &next, sizeof next);
       }
     });
+    for (int64_t c = 0; c < shape.c; ++c) {
+      draw(intensities[c], level, offset, stop - done, pixel_counter(sample, shape.h, quads, c, 0, 0), key, value);
+      for (int64_t k = 0; k < 4 * (stop - done); ++k) stored[k] = Scalar<T>::from_unit(value[k], low, high);
+      each_run([&](int64_t row, int64_t quad, int64_t run, int64_t place) {
+        const int64_t first = larger(4 * quad, left), last = smaller(4 * (quad + run), right);
+        T* target = image + c * strides.c + row * strides.h + first * strides.w;
+        const T* source = stored + 4 * (place - quad) + first;
+        if (strides.w == 1) {
+          copy_row(source, target, (last - first) * static_cast<int64_t>(sizeof(T)));
+        } else {
+          for (int64_t k = 0; k < last - first; ++k) target[k * strides.w] = source[k];
+        }
+      });
+    }
   }
 }
 
@@ -89,8 +119,9 @@ template <class T> void paint(const void* images, void* out, Shape shape, Stride
                               const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
                               const float* levels, const float* intensities, uint64_t seed, float low, float high,
                               int32_t* outside, Where where) {
-  const int64_t size = shape.c * shape.h * shape.w, quads = (shape.w + 3) / 4;
+  const int64_t size = shape.c * shape.h * shape.w;
   const Key key = key_of(seed);
+  if (out != images) expect_fresh_memory(out, shape.n * size * static_cast<int64_t>(sizeof(T)));
   parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       T* image = static_cast<T*>(out) + n * strides.n;
@@ -103,10 +134,8 @@ template <class T> void paint(const void* images, void* out, Shape shape, Stride
           *outside = 1;
         }
       }
-      if (boxes[4 * n] == boxes[4 * n + 2]) continue;
-      for (int64_t c = 0; c < shape.c; ++c)
-        paint_box(image + c * strides.c, strides, boxes + 4 * n, kinds[n], intensities[n * shape.c + c], levels[n],
-                  pixel_counter(sample_ids[n], shape.h, quads, c, 0, 0), quads, key, low, high);
+      paint_box(image, shape, strides, sample_ids[n], boxes + 4 * n, kinds[n], levels[n],
+                intensities + n * shape.c, key, low, high);
     }
   });
 }
@@ -117,7 +146,7 @@ int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, cons
                    int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
                    int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
                    float* level, float* intensity, Where where) {
-  parallel_for(n, 256, where, [&](int64_t first, int64_t last) {
+  parallel_for(n, 64, where, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k)
       draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
                     image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);

@@ -56,7 +56,11 @@ def map_(
         str, typer.Option(help="auto, dense, incremental: every position; adaptive, sampled: an estimate.")
     ] = "auto",
     tolerance: Annotated[
-        float | None, typer.Option(help="sampled: largest standard error; adaptive: of real-valued scores.")
+        float | None,
+        typer.Option(
+            help="sampled: largest standard error; adaptive: chance of a wrong label at a skipped position, or what "
+            "interpolation of a real-valued score may miss."
+        ),
     ] = None,
     score: Annotated[str, typer.Option(help="error, score_drop or similarity_drop.")] = "error",
     stride: Annotated[int, typer.Option(help="Pixels between positions.", min=1)] = 1,

@@ -68,7 +68,15 @@ def settings_of(scale: str, **changes: Any) -> PDSNSettings:
     or "paper" (LFW, ResNet-34)."""
     found = {
         "smoke": PDSNSettings.small(epochs=28, generator_epochs=8, segmentation_epochs=8),
-        "small": PDSNSettings(seeds=(0,), width=16, epochs=36, segmentation_width=0.25, generator_epochs=12),
+        "small": PDSNSettings(
+            seeds=(0,),
+            width=16,
+            epochs=24,
+            segmentation_width=0.25,
+            segmentation_epochs=6,
+            generator_epochs=12,
+            map_images=100,
+        ),
         "paper": PDSNSettings(seeds=(0,)),
     }
     if scale not in found:
@@ -223,8 +231,9 @@ class _Seed:
 
     def _dictionary_work(self, strategy: str) -> Work:
         regions = {"lm1": 4, "lm2": 5, "lm2-split": 10}.get(strategy, 9)
-        # Each image clean and covered through the base; the masks are little beside it. At most: regions stop early.
-        images = 2 * regions * self._images * self.settings.generator_epochs
+        # Through the base: the clean images, each covered once an epoch, and once on every region for the dictionary;
+        # the masks are little beside it.  At most: generators stop early.
+        images = (1 + self.settings.generator_epochs + regions) * self._images
         return Work(self._flops * images, images, "embed", disk=regions * 600_000)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 from .base import Sweep
 from .estimate import Disagreement
 from .maps import OcclusionMap
-from .refinement import Refinement
+from .refinement import Refinement, SignRefinement
 
-_SPACING = 8  # pixels between coarse positions, by default
+_SPACING = {"error": 6}  # pixels between coarse positions, by default;
+_OTHER_SPACING = 8  # that of real-valued scores
 _IMAGES = 16  # refined together, so that a round is a large batch
 _PIECES = 12  # of a round of refinement at least, so that processes can share it,
 _PIECE = 48  # unless they get smaller than this
-_CHECK = (0.01, 0.05)  # share of the skipped positions that is checked: least and most,
+_CHECK = (0.0025, 0.05)  # share of the skipped positions that is checked: least and most,
 _ENOUGH = 300  # in between as many as make this number over all images
 _BEND = 0.05  # of the range of a coarse lattice: the tolerance of real-valued scores
+_CHANCE = 0.08  # that a skipped label is wrong: the tolerance of binary scores
 
 
 class AdaptiveSweep(Sweep):
@@ -32,10 +35,10 @@ class AdaptiveSweep(Sweep):
 
     def visit(self, n: int) -> None:
         options, grid = self.options, self.grid
-        binary = options.score == "error"
-        height, width = options.spacing or (min(_SPACING, side) for side in grid.occluder)
-        spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
-        refinement = Refinement(grid.rows, grid.columns, spacing, binary)
+        self._binary = self.scorer.margins = options.score == "error"
+        usual = _SPACING.get(options.score, _OTHER_SPACING)
+        height, width = options.spacing or (min(usual, side) for side in grid.occluder)
+        self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
         with self.processes.together():
             at_once = self.scorer.images_at_once()
         at_once = min(_IMAGES, self.processes.told(at_once))
@@ -43,7 +46,7 @@ class AdaptiveSweep(Sweep):
             last = min(first + at_once, n)
             with self.processes.together():
                 self.scorer.start(first, last)
-            tally = self._refine(refinement, first, last, n)
+            tally = self._refine(first, last, n)
             before = self.state.tally
             total = {name: before.get(name, 0.0) + value for name, value in tally.items()}
             total["worst"] = max(before.get("worst", 0.0), tally["worst"])
@@ -51,37 +54,57 @@ class AdaptiveSweep(Sweep):
             self.save_if_due()
             self._show(n)
 
-    def _refine(self, refinement: Refinement, first: int, last: int, n: int) -> dict[str, float]:
+    def _refine(self, first: int, last: int, n: int) -> dict[str, float]:
         """Evaluate and fill in the maps of images ``first`` to ``last - 1``; returns what is counted."""
-        scores = self.scorer.scores[first:last].view(last - first, *refinement.shape)
-        known = np.repeat(refinement.first()[None], last - first, 0)
+        shape = last - first, self.grid.rows, self.grid.columns
+        scores = self.scorer.scores[first:last].view(shape)
         self._done = self.evaluations()
-        values = self._evaluate(known, first, scores)
-        if self.options.tolerance is None:
-            coarse = values[:, refinement.first()]
-            tolerance: Any = _BEND * np.ptp(coarse, axis=1)
-        else:
-            tolerance = np.full(last - first, self.options.tolerance)
-        while (wanted := refinement.wanted(known, values, tolerance)).any():
-            known |= wanted
-            values = self._evaluate(wanted, first, scores)
-            self._show(n)
-        filled = refinement.filled(known, values)
-        chosen = ~known & self._drawn(known.shape, first)
+        known, filled, limit = (self._follow_border if self._binary else self._follow_bends)(scores, first, n)
+        chosen = ~known & self._drawn(shape, first)
         values = self._evaluate(chosen, first, scores)
+        if self._binary:
+            values = (values > 0).astype(np.float64)
         off = np.abs(values - filled)[chosen]
-        limit = np.broadcast_to(np.reshape(tolerance, (-1, 1, 1)), known.shape)[chosen]
         filled[chosen] = values[chosen]
         scores.copy_(torch.from_numpy(filled))
         return {
             "evaluated": float(known.sum() + chosen.sum()),
             "skipped": float((~known).sum()),
             "checked": float(chosen.sum()),
-            "different": float((off > (0.5 if self.options.score == "error" else limit)).sum()),
+            "different": float((off > np.broadcast_to(limit.reshape(-1, 1, 1), shape)[chosen]).sum()),
             "off": float(off.sum()),
             "worst": float(off.max(initial=0.0)),
-            "tolerances": float(np.sum(tolerance)),
+            "tolerances": float(limit.sum()),
         }
+
+    def _follow_border(
+        self, scores: torch.Tensor, first: int, n: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+        """Of a binary score: what was evaluated, the maps filled in, and what counts as different."""
+        chance = _CHANCE if self.options.tolerance is None else self.options.tolerance
+        quantile = NormalDist().inv_cdf(1 - chance)
+        refinement = SignRefinement(self.grid.rows, self.grid.columns, self._spacing, quantile, len(scores))
+        while (wanted := refinement.wanted()).any():
+            refinement.take(self._evaluate(wanted, first, scores))
+            self._show(n)
+        return refinement.known, refinement.labels(), np.full(len(scores), 0.5)
+
+    def _follow_bends(
+        self, scores: torch.Tensor, first: int, n: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+        """The same of a real-valued score."""
+        refinement = Refinement(self.grid.rows, self.grid.columns, self._spacing)
+        known = np.repeat(refinement.first()[None], len(scores), 0)
+        values = self._evaluate(known, first, scores)
+        if self.options.tolerance is None:
+            tolerance: NDArray[np.float64] = _BEND * np.ptp(values[:, refinement.first()], axis=1)
+        else:
+            tolerance = np.full(len(scores), self.options.tolerance)
+        while (wanted := refinement.wanted(known, values, tolerance)).any():
+            known |= wanted
+            values = self._evaluate(wanted, first, scores)
+            self._show(n)
+        return known, refinement.filled(known, values), tolerance
 
     def _evaluate(self, wanted: NDArray[np.bool_], first: int, scores: torch.Tensor) -> NDArray[np.float64]:
         """Score the wanted positions; returns all scores of the images, [n, rows, columns]."""

@@ -72,11 +72,12 @@ def occlusion_map(
     method : "dense": a forward pass a position; "incremental": only what the occluder changes is computed again,
         equal to the dense sweep but for rounding; "auto": incremental where the model can be swept so and it
         pays.  ``OcclusionMap.method`` says which ran.  Two estimate (docs/estimated-maps.md), and
-        ``OcclusionMap.estimate`` says how well: "adaptive": each image's map from a coarse lattice, refined to the
-        pixel where it changes; "sampled": the mean map from a few positions of each image
+        ``OcclusionMap.estimate`` says how well: "adaptive": each image's map from a coarse lattice, refined where it
+        changes; "sampled": the mean map from a few positions of each image
     tolerance : "sampled": stop when every location's standard error is at most this; None: all images are visited.
-        "adaptive", real-valued scores: what interpolation may miss; None: 5 % of the range of each image's
-        coarse lattice
+        "adaptive", score="error": a position is skipped if the chance that interpolation puts it on the wrong side is
+        at most this, in (0, 0.5]; None: 0.08.  "adaptive", real-valued scores: what interpolation may miss; None: 5 %
+        of the range of each image's coarse lattice
     seed : of fill="noise", of the positions of "sampled" and of those that "adaptive" checks
     batch_size : positions in a forward pass.  None: a dense sweep measures what is fastest within
         ``memory_limit`` (a batch size of your own makes it equal to the bit between runs), an incremental one
@@ -88,10 +89,11 @@ def occlusion_map(
         same result to the bit.  It is removed at the end
     skip_misclassified : leave out images that the model gets wrong uncovered (with integer labels only)
     spacing : pixels between neighbouring positions of the lattice, int or (rows, columns).  "adaptive": of the
-        coarse one, by default 8, or the occluder's side where that is less; "sampled": of an image's lattice, by
-        default 10.6 % of the image's sides: with a ninth as many positions anywhere, a hundred an image
+        coarse one, by default 6 for score="error", else 8, or the occluder's side where that is less; "sampled": of an
+        image's lattice, by default 10.6 % of the image's sides: with a ninth as many positions anywhere, a hundred an
+        image
     check : "adaptive": share in [0, 1] of the positions skipped that are evaluated to estimate how many are wrong;
-        None: 1 %, more for few images
+        None: 0.25 %, more for few images
     bandwidth : "sampled": standard deviation of the kernel in pixels, a number or (rows, columns); None: the
         occluder's sides
     group : processes that share the work: None: those of ``torch.distributed`` where it is initialised (all of

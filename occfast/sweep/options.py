@@ -54,7 +54,7 @@ class Options:
     def _check_estimation(self) -> None:
         """Arguments that only some methods have."""
         of_methods = {
-            "tolerance": ("sampled",) if self.score == "error" else ("adaptive", "sampled"),
+            "tolerance": ("adaptive", "sampled"),
             "spacing": ("adaptive", "sampled"),
             "check": ("adaptive",),
             "bandwidth": ("sampled",),
@@ -63,11 +63,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and self.method not in methods:
                 why = f"method={self.method!r} is exact" if self.method in EXACT else f"method={self.method!r} has none"
-                if (name, self.method) == ("tolerance", "adaptive"):
-                    why = "method='adaptive' follows the borders of a binary score to the pixel"
                 raise ValueError(f"{name}: expected None, since {why}, got {value!r}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance: expected a number above 0, got {self.tolerance!r}")
+        if self.tolerance is not None and (self.method, self.score) == ("adaptive", "error") and self.tolerance > 0.5:
+            raise ValueError(f"tolerance: expected the chance of a wrong label, at most 0.5, got {self.tolerance!r}")
         if self.method == "adaptive" and self.check is not None:
             checks.in_range(self.check, "check", 0.0, 1.0)
         if self.bandwidth is not None and not min(self.bandwidth) > 0:

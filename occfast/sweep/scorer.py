@@ -67,6 +67,8 @@ class Scorer:
         self._measured = measured
         self._evaluator: Evaluator | None = None
         self._checked = False
+        #: For score="error": the largest other output less the label's (above 0 where the class is wrong) instead.
+        self.margins = False
 
     # -- the images of a block -------------------------------------------------------------------------
 
@@ -157,10 +159,24 @@ class Scorer:
                 if self.scores.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
-            ops.sweep_score(outputs, part, self.grid.positions, kind, self.scores, self._bad, *targets)
+            if self.margins:
+                self._score_margins(outputs, part)
+            else:
+                ops.sweep_score(outputs, part, self.grid.positions, kind, self.scores, self._bad, *targets)
             done += len(part)
         if self.scores.device.type == "cpu":  # reading a GPU's flag waits for it
             self.check_finite()
+
+    def _score_margins(self, outputs: Tensor, positions: Tensor) -> None:
+        labels = self._targets["labels"]
+        assert labels is not None
+        own = labels[positions // self.grid.positions][:, None]
+        others = outputs.scatter(1, own, -torch.inf).amax(1).double()
+        margin = others - outputs.gather(1, own)[:, 0].double()
+        # Of equals the lowest class counts; a right one keeps its 0, a wrong one gets the smallest that is above it.
+        wrong = (margin == 0) & (first_largest(outputs) != own[:, 0])
+        self.scores.view(-1)[positions] = torch.where(wrong, torch.finfo(torch.float64).tiny, margin)
+        self._bad |= ~outputs.isfinite().all()
 
     def check_finite(self) -> None:
         """Raises ValueError if any output of this block so far was NaN or infinite."""

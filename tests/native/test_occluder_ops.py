@@ -130,6 +130,25 @@ def test_native_equals_the_twin_to_the_bit(case):
     in_place = images.clone(memory_format=torch.contiguous_format)
     ops.paint_occluders_(in_place, ids, *drawn, seed, -1.0, 1.0)
     assert torch.equal(in_place, expected)
+    both = ops.occlude(images, ids, cdf, rows, columns, *law[3:], -1.0, 1.0)
+    in_place = images.clone(memory_format=torch.contiguous_format)
+    both_in_place = (in_place, *ops.occlude_(in_place, ids, cdf, rows, columns, *law[3:], -1.0, 1.0))
+    for one in (both, both_in_place):
+        assert all(torch.equal(a, b) for a, b in zip(one, (expected, *twin), strict=True))
+
+
+def test_boxes_of_every_width_and_place():
+    """Rows of 1 to 150 pixels at every remainder of 4: each length of copy, and boxes over several steps."""
+    for dtype in (torch.uint8, torch.float32):
+        widths = torch.arange(1, 151)
+        left = torch.arange(150) % 7
+        boxes = torch.stack((widths * 0, left, widths * 0 + 9, left + widths), 1).int()
+        images = torch.zeros(150, 2, 9, 160, dtype=dtype)
+        ids, kind = torch.arange(150), (torch.arange(150) % 4).to(torch.uint8)
+        drawn = (ids, boxes, kind, torch.full((150,), 0.2), torch.full((150, 2), 0.5))
+        expected = torch.empty_like(images)
+        reference.paint_occluders(images, expected, *drawn, 3, 0.0, 1.0)
+        assert torch.equal(ops.paint_occluders(images, *drawn, 3, 0.0, 1.0), expected)
 
 
 def draw(n=4000, size=(20, 40), **changes):
@@ -251,6 +270,9 @@ def test_opcheck():
         arguments = (images.contiguous(memory_format=memory), ids, boxes, kind, level, intensity, 5, 0.0, 1.0)
         torch.library.opcheck(ops.paint_occluders, arguments)
         torch.library.opcheck(ops.paint_occluders_, arguments)
+        arguments = (arguments[0], ids, cdf, torch.arange(8), torch.arange(9), *list(law.values())[3:], 0.0, 1.0)
+        torch.library.opcheck(ops.occlude, arguments)
+        torch.library.opcheck(ops.occlude_, arguments)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,10 @@ class Sampled:
     variation: float
 
 
-def sampled(truth: OcclusionMap, part: bool, seeds: int) -> Sampled:
+def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sampled:
     """Maps of all images, or of the first 64 of a random order, against the full sweep of all."""
-    with looked_up(truth) as call:
+    truth = full(data, occluder)
+    with looked_up(data, occluder) as call:
         maps = [call(method="sampled", seed=seed, tolerance=1.0 if part else None) for seed in range(seeds)]
     (used,) = {m.n_images for m in maps}
     assert used == (PART if part else truth.n_images)
@@ -72,11 +73,12 @@ class Adaptive:
     fewer: float
 
 
-def adaptive(truth: OcclusionMap, seeds: int) -> Adaptive:
+def adaptive(data: str, occluder: tuple[int, int], seeds: int) -> Adaptive:
+    truth = full(data, occluder)
     assert truth.per_image is not None
     full_maps = truth.per_image[:_CHECKED]
     held, different, evaluated = [], [], []
-    with looked_up(truth) as call:
+    with looked_up(data, occluder) as call:
         for seed in range(seeds):
             m = call(_CHECKED, method="adaptive", seed=seed, check=0.05)
             assert isinstance(m.estimate, Disagreement)
@@ -97,9 +99,9 @@ def main() -> None:
     for data in options.data:
         for height, width in zip(options.pixels[::2], options.pixels[1::2], strict=True):
             truth = full(data, (height, width))
-            a = adaptive(truth, options.seeds)
+            a = adaptive(data, (height, width), options.seeds)
             for part in (False, True):
-                s = sampled(truth, part, options.seeds)
+                s = sampled(data, (height, width), part, options.seeds)
                 print(f"| {data.upper()}, {2 * height}×{2 * width} | {truth.values.mean():.1%} | {s.used} of {s.of} "
                       f"| {s.covered:.1%} | {min(s.runs):.0%}, {max(s.runs):.0%} | {s.error:.3f} "
                       f"| {s.standard_error:.3f}, {s.bias:.3f} | {s.variation:.3f} | {a.held:.0%}, {a.truth:.2%} |",

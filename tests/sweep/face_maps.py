@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import occfast
 from occfast.data import LFW, ORL, Aligned
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.incremental import IncrementalEvaluator
 from occfast.sweep.scorer import Scorer
 
 STRIDE = 2  # of the full sweeps; faces are 50×50
@@ -109,16 +113,33 @@ def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.Occlusi
         return occfast.occlusion_map(k.network, k.images, k.labels, occluder, STRIDE, progress=False)
 
 
+@functools.cache
+@torch.no_grad()
+def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
+    """The largest other output less the label's, of every position of every image."""
+    k = known(data)
+    grid = SweepGrid.over(k.images.shape[-2:], occluder, STRIDE)
+    evaluator = IncrementalEvaluator(k.network, grid, k.images)
+    evaluator.start(k.images, torch.zeros(1, 1, 1, 1))
+    with _one_thread():
+        outputs = evaluator.outputs(torch.arange(len(k.images) * grid.positions)).double()
+    own = k.labels.repeat_interleave(grid.positions)[:, None]
+    found = outputs.scatter(1, own, -torch.inf).amax(1) - outputs.gather(1, own)[:, 0]
+    return found.view(len(k.images), grid.rows, grid.columns).numpy()
+
+
 @contextmanager
-def looked_up(sweep: occfast.OcclusionMap) -> Iterator[Callable[..., occfast.OcclusionMap]]:
-    """A call like occlusion_map's on the images of a full sweep whose scores come from it: all of the way but the
-    network, so that many seeds cost little."""
+def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., occfast.OcclusionMap]]:
+    """A call like occlusion_map's on the images that are known whose scores come from their full sweep: all of the way
+    but the network, so that many seeds cost little."""
+    sweep = full(data, occluder)
     assert sweep.per_image is not None
     maps = torch.from_numpy(sweep.per_image).double().flatten(1)
 
     def score(self: Scorer, positions: Tensor) -> None:
         numbers = self.images[positions // self.grid.positions, 0, 0, 0].long()
-        self.scores.view(-1)[positions] = maps[numbers, positions % self.grid.positions]
+        table = torch.from_numpy(margins(data, occluder)).flatten(1) if self.margins else maps
+        self.scores.view(-1)[positions] = table[numbers, positions % self.grid.positions]
 
     faces = torch.zeros(len(maps), 1, *sweep.grid.image)
     faces[:, 0, 0, 0] = torch.arange(len(maps))

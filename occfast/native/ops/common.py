@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +38,12 @@ def call(function: Callable[..., None], device: torch.device, *arguments: Any) -
         with torch.cuda.device(device):
             function(*arguments, 1, torch.cuda.current_stream(device).cuda_stream)
     else:
-        with contextlib.nullcontext():
-            function(*arguments, torch.get_num_threads(), 0)
+        function(*arguments, torch.get_num_threads(), 0)
 
 
 def expect(condition: bool, name: str, expected: str, got: Any) -> None:
     if not condition:
+        got = list(got) if isinstance(got, torch.Size) else got
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
@@ -55,7 +54,8 @@ def expect_dtype(tensor: Tensor, name: str, *dtypes: torch.dtype) -> None:
 
 
 def expect_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    expect(tuple(tensor.shape) == shape, name, f"shape {list(shape)}", list(tensor.shape))
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def expect_device(device: torch.device, **tensors: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +27,36 @@ from .common import (
 KINDS = {"salt_and_pepper": 0, "speckle": 1, "gaussian": 2, "none": 3}
 
 
+@lru_cache(maxsize=64)
+def _check_law(height: int, width: int, seed: int, probability: float, sizes: tuple[int, ...],
+               ranges: tuple[float, ...], kinds: tuple[int, ...]) -> None:  # fmt: skip
+    expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
+    expect(0 <= probability <= 1, "probability", "a number in [0, 1]", probability)
+    expect(len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
+           "sizes", f"[min height, max height, min width, max width] within {height}x{width}", list(sizes))  # fmt: skip
+    expect(len(ranges) == 4, "ranges", "[min level, max level, min intensity, max intensity]", list(ranges))
+    expect(1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()), "kinds",
+           f"one to four of {sorted(KINDS.values())}", list(kinds))  # fmt: skip
+
+
+def _check_draw(sample_ids: Tensor, cdf: Tensor, row_centers: Tensor, column_centers: Tensor, height: int,
+                width: int, seed: int, probability: float, sizes: list[int], ranges: list[float],
+                kinds: list[int]) -> None:  # fmt: skip
+    device = sample_ids.device
+    expect_dtype(sample_ids, "sample_ids", torch.int64)
+    expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", sample_ids.shape)
+    if device.type == "cpu" and sample_ids.numel():
+        lowest = int(sample_ids.min())
+        expect(lowest >= 0, "sample_ids", "no negative number", lowest)
+    expect_dtype(cdf, "cdf", torch.float64)
+    for name, centers in (("row_centers", row_centers), ("column_centers", column_centers)):
+        expect_dtype(centers, name, torch.int64)
+        expect(centers.dim() == 1 and centers.numel() > 0, name, "one dimension, not empty", centers.shape)
+    expect_shape(cdf, "cdf", (row_centers.numel() * column_centers.numel(),))
+    _check_law(height, width, seed, probability, tuple(sizes), tuple(ranges), tuple(kinds))
+    expect_device(device, cdf=cdf, row_centers=row_centers, column_centers=column_centers)
+
+
 def _draw_occluders(
     sample_ids: Tensor,
     cdf: Tensor,
@@ -42,31 +73,14 @@ def _draw_occluders(
     grey: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = sample_ids.device
-    expect_dtype(sample_ids, "sample_ids", torch.int64)
-    expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", list(sample_ids.shape))
-    if device.type == "cpu" and sample_ids.numel():
-        expect(int(sample_ids.min()) >= 0, "sample_ids", "no negative number", int(sample_ids.min()))
-    expect_dtype(cdf, "cdf", torch.float64)
-    for name, centers in (("row_centers", row_centers), ("column_centers", column_centers)):
-        expect_dtype(centers, name, torch.int64)
-        expect(centers.dim() == 1 and centers.numel() > 0, name, "one dimension, not empty", list(centers.shape))
-    expect_shape(cdf, "cdf", (row_centers.numel() * column_centers.numel(),))
-    expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
-    expect(0 <= probability <= 1, "probability", "a number in [0, 1]", probability)
-    expect(len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
-           "sizes", f"[min height, max height, min width, max width] within {height}x{width}", sizes)  # fmt: skip
-    expect(len(ranges) == 4, "ranges", "[min level, max level, min intensity, max intensity]", ranges)
-    expect(1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()), "kinds",
-           f"one to four of {sorted(KINDS.values())}", kinds)  # fmt: skip
-    expect_device(device, cdf=cdf, row_centers=row_centers, column_centers=column_centers)
+    _check_draw(sample_ids, cdf, row_centers, column_centers, height, width, seed, probability, sizes, ranges, kinds)
     native = module_for(device)
     if native is None:
         return reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
                                         probability, sizes, ranges, kinds, grey)  # fmt: skip
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
-    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
-                               probability, sizes, ranges, kinds, grey)  # fmt: skip
+    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
     call(native.draw_occluders, device, sample_ids.data_ptr(), sample_ids.numel(), cdf.data_ptr(),
          row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
          channels, height, width, seed, probability, sizes, ranges, kinds, grey,
@@ -129,6 +143,12 @@ def _check_images(images: Tensor) -> None:
     expect_dtype(images, "images", *IMAGE_DTYPES)
 
 
+def _layout_in_place(images: Tensor) -> torch.memory_format:
+    expect(is_channels_last(images) or images.is_contiguous(), "images",
+           "a contiguous or channels_last tensor to paint in place", f"strides {images.stride()}")  # fmt: skip
+    return dense(images)[1]
+
+
 def _paint_occluders(images: Tensor, *arguments: Any) -> Tensor:
     _check_images(images)
     images, layout = dense(images)
@@ -139,15 +159,60 @@ def _paint_occluders(images: Tensor, *arguments: Any) -> Tensor:
 
 def _paint_occluders_in_place(images: Tensor, *arguments: Any) -> None:
     _check_images(images)
-    expect(is_channels_last(images) or images.is_contiguous(), "images",
-           "a contiguous or channels_last tensor to paint in place", f"strides {images.stride()}")  # fmt: skip
-    _, layout = dense(images)
-    _paint(images, images, layout, *arguments)
+    _paint(images, images, _layout_in_place(images), *arguments)
 
 
 def _fake_paint_occluders(images: Tensor, *_: Any) -> Tensor:
     layout = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     return torch.empty_like(images, memory_format=layout)
+
+
+def _draw_and_paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, cdf: Tensor,
+                    row_centers: Tensor, column_centers: Tensor, seed: int, probability: float, sizes: list[int],
+                    ranges: list[float], kinds: list[int], grey: bool, low: float, high: float,
+                    outside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    n, channels, height, width = images.shape
+    _check_draw(sample_ids, cdf, row_centers, column_centers, height, width, seed, probability, sizes, ranges, kinds)
+    expect_shape(sample_ids, "sample_ids", (n,))
+    expect_device(images.device, sample_ids=sample_ids, outside=outside)
+    if outside is not None:
+        expect_dtype(outside, "outside", torch.int32)
+        expect_shape(outside, "outside", (1,))
+    native = module_for(images.device)
+    if native is None:
+        drawn = reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
+                                         probability, sizes, ranges, kinds, grey)  # fmt: skip
+        reference.paint_occluders(images, out, sample_ids, *drawn, seed, low, high, outside)
+        return drawn
+    sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
+    row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
+    drawn = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
+    call(native.draw_and_paint, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
+         tuple(images.shape), strides_of(images.shape, layout), sample_ids.data_ptr(), cdf.data_ptr(),
+         row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
+         seed, probability, sizes, ranges, kinds, grey, tuple(tensor.data_ptr() for tensor in drawn),
+         low, high, 0 if outside is None else outside.data_ptr())  # fmt: skip
+    return drawn
+
+
+def _occlude(images: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_images(images)
+    images, layout = dense(images)
+    out = torch.empty_like(images, memory_format=layout)
+    return (out, *_draw_and_paint(images, out, layout, *arguments))
+
+
+def _occlude_in_place(images: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_images(images)
+    return _draw_and_paint(images, images, _layout_in_place(images), *arguments)
+
+
+def _fake_occlude(images: Tensor, sample_ids: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (_fake_paint_occluders(images), *_fake_occlude_in_place(images, sample_ids))
+
+
+def _fake_occlude_in_place(images: Tensor, sample_ids: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _fake_draw_occluders(sample_ids, sample_ids, sample_ids, sample_ids, images.shape[1])
 
 
 #: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``
@@ -173,3 +238,21 @@ paint_occluders = register(
 
 #: The same on the images themselves, which must be contiguous or channels_last.
 paint_occluders_ = register(f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, nothing)
+
+_OCCLUDE = (
+    "Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int seed, float probability, "
+    "int[] sizes, float[] ranges, int[] kinds, bool grey, float low, float high, Tensor(b!)? outside=None)"
+)
+
+#: :data:`draw_occluders` and :data:`paint_occluders` in one call: (images with occluders, boxes, kind, level,
+#: intensity).
+occlude = register(
+    f"occlude(Tensor images, {_OCCLUDE} -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _occlude, _fake_occlude
+)
+
+#: The same on the images themselves: (boxes, kind, level, intensity).
+occlude_ = register(
+    f"occlude_(Tensor(a!) images, {_OCCLUDE} -> (Tensor, Tensor, Tensor, Tensor)",
+    _occlude_in_place,
+    _fake_occlude_in_place,
+)
