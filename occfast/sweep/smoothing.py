@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK = 64  # images whose maps are held at a time
@@ -38,6 +40,10 @@ class Design:
     spacing: tuple[float, float]
     seed: int
 
+    @cached_property
+    def _start(self) -> NDArray[np.float64]:
+        return np.random.default_rng([self.seed, 0x5A3F]).random(2)
+
     @property
     def checks(self) -> int:
         """Positions of an image that lie anywhere, at least 2."""
@@ -47,8 +53,7 @@ class Design:
     def lattice(self, image: int) -> tuple[Tensor, Tensor]:
         """Grid rows and columns, rising, at least one of each: int64."""
         g = 1.324717957244746
-        start = np.random.default_rng([self.seed, 0x5A3F]).random(2)
-        shift = (start + image * np.array([1 / g, 1 / g**2])) % 1.0
+        shift = (self._start + image * np.array([1 / g, 1 / g**2])) % 1.0
         lines = []
         for count, step, u in zip(self.shape, self.spacing, shift, strict=True):
             at = np.floor((np.arange(int(count / step) + 2) + u) * step).astype(np.int64)
@@ -69,8 +74,9 @@ class Design:
 
 def interpolation(count: int, lines: Tensor) -> Tensor:
     """[count, lines]: linear interpolation from some grid rows to all of them; constant beyond the outermost."""
-    eye, at = np.eye(len(lines)), np.arange(count)
-    return torch.from_numpy(np.stack([np.interp(at, lines.numpy(), column) for column in eye], 1))
+    at, to = lines.numpy(), np.arange(count)
+    place = np.interp(to, at, np.arange(len(at)))[:, None]  # 2.25: a quarter of the way from line 2 to line 3
+    return torch.from_numpy((1 - np.abs(place - np.arange(len(at)))).clip(0))
 
 
 class Kernel:
@@ -164,6 +170,7 @@ class MeanMap:
         self.design, self._share, n = design, share, len(scores)
         shape, checks = design.shape, design.checks
         self._at = [design.positions(k) for k in range(n)]
+        self._lines = [design.lattice(k) for k in range(n)]
         self._scores = [each.double() for each in scores]
         kernel = Kernel(shape, width)
         narrow = Kernel(shape, (_NARROW * design.spacing[0], _NARROW * design.spacing[1]))
@@ -199,7 +206,7 @@ class MeanMap:
             together[images] = rest[images] * others * checks / (checks - 1)
             residuals = torch.zeros_like(maps)
             for k, residual in enumerate(residuals, images.start):
-                rows, columns = design.lattice(k)
+                rows, columns = self._lines[k]
                 off = self._on_lattice(k) - self.values[rows][:, columns]
                 residual[rows[:, None], columns] = off - beside(off[None], (1, 1))[0]
             sharp = narrow.spread(residuals)
@@ -235,13 +242,13 @@ class MeanMap:
             images = slice(first, min(first + _CHUNK, len(self._scores)))
             maps = torch.empty(images.stop - first, rows, columns, dtype=torch.float64)
             for k in range(first, images.stop):
-                r, c = self.design.lattice(k)
+                r, c = self._lines[k]
                 maps[k - first] = interpolation(rows, r) @ self._on_lattice(k) @ interpolation(columns, c).T
             yield images, maps
 
     def _on_lattice(self, image: int) -> Tensor:
         """The scores at the lattice of an image, [its rows, its columns]."""
-        rows, columns = self.design.lattice(image)
+        rows, columns = self._lines[image]
         return self._scores[image][: len(rows) * len(columns)].view(len(rows), len(columns))
 
     def interval(self, quantile: float) -> tuple[Tensor, Tensor]:

@@ -79,9 +79,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@functools.cache
 def known(data: str = "orl") -> Known:
-    """Trains for some seconds."""
+    """Trains for some seconds, once."""
+    return _known(data)
+
+
+@functools.cache
+def _known(data: str) -> Known:
     epochs, batch, at_most = {"orl": (30, 20, 200), "lfw": (12, 32, 160)}[data]
     with _one_thread(), torch.random.fork_rng():
         torch.manual_seed(0)
@@ -105,18 +109,26 @@ def known(data: str = "orl") -> Known:
     return Known(network, images[held], labels[held])
 
 
-@functools.cache
 def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.OcclusionMap:
-    """The full sweep of the images that are known."""
+    """The full sweep of the images that are known, made once."""
+    return _full(data, occluder)
+
+
+@functools.cache
+def _full(data: str, occluder: tuple[int, int]) -> occfast.OcclusionMap:
     k = known(data)
     with _one_thread():
         return occfast.occlusion_map(k.network, k.images, k.labels, occluder, STRIDE, progress=False)
 
 
+def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
+    """The largest other output less the label's, of every position of every image; made once."""
+    return _margins(data, occluder)
+
+
 @functools.cache
 @torch.no_grad()
-def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
-    """The largest other output less the label's, of every position of every image."""
+def _margins(data: str, occluder: tuple[int, int]) -> NDArray[np.float64]:
     k = known(data)
     grid = SweepGrid.over(k.images.shape[-2:], occluder, STRIDE)
     evaluator = IncrementalEvaluator(k.network, grid, k.images)
