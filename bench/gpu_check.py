@@ -12,6 +12,7 @@ write; its share is floor / time.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ from occfast.models import PaperNet
 from occfast.native import build, ops
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
+from occfast.sweep.precision import float32_as
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "sanitizer", "ceilings", "kernels", "sweep", "exact", "triplet", "identify", "training")
@@ -388,8 +390,9 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
         for batch in (8,) if small else (256, 1024):
             positions = torch.randint(0, 40_000, (batch,), device=device)
             row: dict[str, Any] = {"network": "W1", "dtype": _name(dtype), "batch": batch}
-            for name, function in _sweepers(network, images, positions).items():
-                row[f"{name}_positions_per_s"] = batch / clock(_graphed(function, device))
+            with float32_as("ieee"):
+                for name, function in _sweepers(network, images, positions).items():
+                    row[f"{name}_positions_per_s"] = batch / clock(_graphed(function, device))
             rows.append(row)
     return rows
 
@@ -397,32 +400,68 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
 # -- exact sweep ---------------------------------------------------------------------------------------
 
 
+# What the exact sweep is run as: dtype, whether in TF32, whether as CUDA graphs.
+EXACT: dict[str, tuple[torch.dtype, bool, bool]] = {
+    "float32": (torch.float32, False, False),
+    "float32, graphs": (torch.float32, False, True),
+    "tf32": (torch.float32, True, False),
+    "tf32, graphs": (torch.float32, True, True),
+    "bf16": (torch.bfloat16, False, False),
+    "bf16, graphs": (torch.bfloat16, False, True),
+}
+
+
 @torch.no_grad()
 def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
-    """Positions a second of the exact incremental sweep of W1, and of the dense one in PyTorch at its better batch."""
+    """Positions a second of the exact incremental sweep of W1, beside the dense one in PyTorch of the same precision at
+    its better batch, and how far its outputs are from the dense ones in float32."""
     small = device == "cpu"
     network = w1_network(0.125 if small else 1.0).to(device)
     image = _pixels((1, 1, 100, 100), torch.float32, device)
-    copies = network.to(memory_format=torch.channels_last)
-    dense = 0.0
-    for batch in (8,) if small else (256, 1024):
-        positions = torch.randint(0, 10_000, (batch,), device=device)
-        dense = max(dense, batch / clock(_graphed(_sweepers(copies, image, positions)["pytorch"], device)))
+    dense: dict[tuple[torch.dtype, bool], float] = {}
     rows = []
     for occluder in ((20, 20),) if small else ((20, 20), (20, 40), (40, 40)):
         grid = SweepGrid.over((100, 100), occluder, 25 if small else 1)
-        evaluator = IncrementalEvaluator(network, grid, image)
-        positions, fill = torch.arange(grid.positions, device=device), torch.zeros(1, 1, 1, 1, device=device)
+        everything, some = (torch.arange(grid.positions, device=device)[::step] for step in (1, 1 if small else 97))
+        with float32_as("ieee"):
+            fill = torch.zeros(1, 1, 1, 1, device=device)
+            expected = network(ops.occlude_positions(image, fill, some, grid.native()))
+        for name, (dtype, tf32, graphs) in EXACT.items():
+            if occluder != (20, 20) and not name.startswith("float32"):
+                continue
+            low, given, nothing = copy.deepcopy(network).to(dtype), image.to(dtype), fill.to(dtype)
+            with float32_as("tf32" if tf32 else "ieee"):
+                if (dtype, tf32) not in dense:
+                    dense[dtype, tf32] = _dense_rate(low, given, (8,) if small else (256, 1024), clock)
+                evaluator = IncrementalEvaluator(low, grid, given, cuda_graphs=graphs)
+                evaluator.start(given, nothing)
+                evaluator.outputs(everything)  # warms up what a graph records the second time
+                outputs = evaluator.outputs(everything)[some].float()
 
-        def whole(e: IncrementalEvaluator = evaluator, p: Tensor = positions, f: Tensor = fill) -> None:
-            e.start(image, f)
-            e.outputs(p)
+                def whole(e: IncrementalEvaluator = evaluator, x: Tensor = given, f: Tensor = nothing,
+                          p: Tensor = everything) -> None:  # fmt: skip
+                    e.start(x, f)
+                    e.outputs(p)
 
-        rows.append({
-            "network": "W1", "occluder": f"{occluder[0]}x{occluder[1]}", "predicted": evaluator.predicted_speedup,
-            "dense_positions_per_s": dense, "positions_per_s": grid.positions / clock(whole),
-        })  # fmt: skip
+                rate = grid.positions / clock(whole)
+            rows.append({
+                "network": "W1", "occluder": f"{occluder[0]}x{occluder[1]}", "as": name,
+                "predicted": evaluator.predicted_speedup, "dense_positions_per_s": dense[dtype, tf32],
+                "positions_per_s": rate, "replayed": evaluator.graphs.replayed if evaluator.graphs else 0,
+                "difference": float((outputs - expected).abs().max() / expected.abs().max()),
+                "same_class": float((outputs.argmax(1) == expected.argmax(1)).double().mean()),
+            })  # fmt: skip
     return rows
+
+
+def _dense_rate(network: nn.Module, image: Tensor, batches: tuple[int, ...], clock: Clock) -> float:
+    """Positions a second of the dense sweep in PyTorch, channels_last and as a CUDA graph, at its better batch."""
+    network, best = network.to(memory_format=torch.channels_last), 0.0
+    for batch in batches:
+        positions = torch.randint(0, 10_000, (batch,), device=image.device)
+        sweep = _graphed(_sweepers(network, image, positions)["pytorch"], image.device.type)
+        best = max(best, batch / clock(sweep))
+    return best
 
 
 # -- triplet loss and identification -------------------------------------------------------------------
@@ -512,8 +551,10 @@ def table(result: dict[str, Any]) -> str:
                      f"occfast {ours:,.0f} positions/s ({ours / plain:.2f}x)")  # fmt: skip
     for row in result.get("exact", []):
         ratio = row["positions_per_s"] / row["dense_positions_per_s"]
-        lines.append(f"exact sweep {row['network']} {row['occluder']}: {row['positions_per_s']:,.0f} positions/s, "
-                     f"{ratio:.2f}x the dense PyTorch sweep ({row['predicted']:.1f}x less work)")  # fmt: skip
+        lines.append(f"exact sweep {row['network']} {row['occluder']} {row['as']}: {row['positions_per_s']:,.0f} "
+                     f"positions/s, {ratio:.2f}x the dense PyTorch sweep in it ({row['predicted']:.1f}x less work); "
+                     f"{row['replayed']} batches replayed; outputs {row['difference']:.1e} from dense float32, "
+                     f"{row['same_class']:.1%} of the classes the same")  # fmt: skip
     for row in result.get("triplet", []):
         of_products = row["seconds"] / row["products_seconds"]
         lines.append(f"batch triplet loss {row['mining']}, B {row['batch']}, D {row['dim']}: "

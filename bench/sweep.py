@@ -1,12 +1,17 @@
 """``python -m bench.sweep``: the exact sweep against Captum, MONAI and plain PyTorch.
 
     python -m bench.sweep                 # W1 with three occluders and W2, tens of minutes
+    python -m bench.sweep --positions 500 # of each image, at random, instead of all (W1) and 1,536 (W2)
     python -m bench.sweep --quick         # W1, 20x20, a sample of the positions
     python -m bench.sweep --workloads resnet34 --occluders 20x40 --output my.json
     python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (8 are used)
 
 All contenders run in turn, round after round, in one process with the same threads; a rate is the
-median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.
+median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.  A JSON and a Markdown table
+beside it are written after every occluder.
+
+Where only a sample of an image's positions is evaluated, the incremental sweep plans for that many and pays for them
+alone what all positions of an image share: a full sweep is faster than that.
 """
 
 from __future__ import annotations
@@ -31,8 +36,10 @@ from torch import Tensor, nn
 from occfast.native import ops
 from occfast.native.build import instruction_set
 from occfast.sweep import incremental as incremental_module
+from occfast.sweep import occlusion_map
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
+from occfast.sweep.scorer import Scorer
 from tests import networks
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
@@ -40,6 +47,7 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "resnet34": (lambda: networks.ResNet((3, 4, 6, 3)), (3, 128, 96)),
     "iresnet18": (lambda: networks.IResNet((2, 2, 2, 2)), (3, 112, 112)),
 }
+SAMPLE = {"paper": None, "resnet34": 1536, "iresnet18": 1536}  # positions of an image; None: all
 # What is added in turn.
 STEPS: dict[str, dict[str, bool]] = {
     "rectangles": {"fuse": False, "fold_tail": False, "share_early": False},
@@ -134,11 +142,30 @@ def incremental(evaluator: IncrementalEvaluator, image: Tensor, positions: Tenso
     return len(positions)
 
 
-def floors(model: nn.Module, grid: SweepGrid, image: Tensor) -> dict[str, float]:
+def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> dict[str, Any]:
+    """The share of a public call for all positions of one image that comparing a few with the dense sweep takes."""
+    spent, real = [0.0], Scorer._check_evaluator
+
+    def timed_check(self: Scorer, *given: Tensor) -> None:
+        assert self._evaluator is not None
+        self._evaluator.outputs(torch.zeros(1, dtype=torch.int64))  # what its positions share: used by all of them
+        started = time.perf_counter()
+        real(self, *given)
+        spent[0] += time.perf_counter() - started
+
+    Scorer._check_evaluator = timed_check  # type: ignore[method-assign]
+    try:
+        m = occlusion_map(model, image, None, occluder, score="similarity_drop", method="incremental", progress=False)
+    finally:
+        Scorer._check_evaluator = real  # type: ignore[method-assign]
+    return {"who": "self-check", "seconds": round(spent[0], 3), "of_seconds": round(m.seconds, 2),
+            "positions": m.n_evaluations, "share": round(spent[0] / m.seconds, 4)}  # fmt: skip
+
+
+def floors(evaluators: dict[str, IncrementalEvaluator]) -> dict[str, float]:
     """Multiply-adds of the dense sweep over those that each variant needs, with no rectangle rounded up."""
     found = {}
-    for name, options in STEPS.items():
-        evaluator = IncrementalEvaluator(model, grid, image, **options)
+    for name, evaluator in evaluators.items():
         whole = part = 0.0
         for step in evaluator.steps:
             if not step.is_map:
@@ -157,22 +184,22 @@ def floors(model: nn.Module, grid: SweepGrid, image: Tensor) -> dict[str, float]
 def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -> list[dict[str, Any]]:
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
+    torch._dynamo.reset()
     model = networks.lively(build())
     last = networks.lively(build()).to(memory_format=torch.channels_last)
     image = torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     sample = 64 if options.quick else 256
-    positions = torch.arange(grid.positions)
-    if options.quick:
-        positions = torch.randperm(grid.positions)[: grid.positions // 8].sort().values
+    wanted = options.positions or (grid.positions // 8 if options.quick else SAMPLE[workload] or grid.positions)
+    positions = torch.randperm(grid.positions)[:wanted].sort().values
     contenders: dict[str, list[Callable[[], int]]] = {}
     batches = (8,) if options.quick else (4, 8, 16, 32, 64)
     contenders["plain PyTorch"] = [lambda b=b: dense(last, image, grid, b, False, sample) for b in batches]
     contenders["occfast dense"] = [lambda b=b: dense(last, image, grid, b, True, sample) for b in batches]
-    if not options.quick and not options.no_compile:
-        compiled = torch.compile(last)
+    if not options.no_compile:
+        compiled = torch.compile(last, dynamic=False)  # for each batch size anew
         contenders["torch.compile"] = [
-            lambda b=b: dense(compiled, image, grid, b, False, sample // b * b) for b in (8, 32)
+            lambda b=b: dense(compiled, image, grid, b, False, sample) for b in ((8,) if options.quick else (8, 32))
         ]
     if importlib.util.find_spec("captum"):
         step = 16 if options.quick else 8
@@ -181,44 +208,100 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
         contenders["MONAI"] = [
             lambda b=b: monai(model, image, occluder, b) for b in batches[:: 2 if options.quick else 3]
         ]
-    evaluators = {name: IncrementalEvaluator(model, grid, image, **given) for name, given in STEPS.items()}
+    evaluators = {
+        name: IncrementalEvaluator(model, grid, image, expected=len(positions), **given)
+        for name, given in STEPS.items()
+    }
     for name, evaluator in evaluators.items():
         contenders[name] = [lambda e=evaluator: incremental(e, image, positions)]
     # The best setting of each, then rounds of all.
-    chosen, memory = {}, {}
+    chosen, memory, failed = {}, {}, {}
     for name, settings in contenders.items():
-        if len(settings) > 1 or name in ("torch.compile",):
-            for setting in settings:
-                setting()
-            rates = [timed(setting)[0] for setting in settings]
-            chosen[name] = settings[rates.index(max(rates))]
-        else:
-            chosen[name] = settings[0]
-        memory[name] = timed(chosen[name])[1]
+        try:
+            tried = [0.0]
+            if len(settings) > 1:
+                for setting in settings:
+                    setting()
+                tried = [timed(setting)[0] for setting in settings]
+            chosen[name] = settings[tried.index(max(tried))]
+            memory[name] = timed(chosen[name])[1]
+        except Exception as error:
+            if name in evaluators or name in ("plain PyTorch", "occfast dense"):
+                raise
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # a peer's
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(options.rounds):
         for name, contender in chosen.items():
             rates[name].append(timed(contender)[0])
-    floor = floors(model, grid, image)
+    floor = floors(evaluators)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     best = max(middle[name] for name in ("plain PyTorch", "Captum") if name in middle)
-    rows = []
+    about: dict[str, Any] = {"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}"}
+    rows = [{**about, "who": name, "failed": reason} for name, reason in failed.items()]
     for name, rate in middle.items():
         row: dict[str, Any] = {
-            "workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": name,
+            **about, "who": name,
             "positions_per_second": round(rate, 1), "ratio": round(rate / best, 2),
             "spread": [round(min(rates[name]), 1), round(max(rates[name]), 1)], "peak_mib": round(memory[name]),
         }  # fmt: skip
         beside = ""
         if name in floor:
-            row |= {"floor": round(floor[name], 2), "of_floor": round(rate / best / floor[name], 2),
+            row |= {"positions": len(positions), "of_positions": grid.positions,
+                    "floor": round(floor[name], 2), "of_floor": round(rate / best / floor[name], 2),
                     "predicted": round(evaluators[name].predicted_speedup, 2)}  # fmt: skip
             beside = (f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, "
                       f"predicted {row['predicted']:.2f}x")  # fmt: skip
         rows.append(row)
         print(f"{row['workload']:<10} {row['occluder']:<7} {name:<20} {rate:9.1f}/s {row['ratio']:6.2f}x "
               f"{row['peak_mib']:6} MiB{beside}", flush=True)  # fmt: skip
+    for name, reason in failed.items():
+        print(f"{workload:<10} {about['occluder']:<7} {name:<20} failed: {reason}", flush=True)
+    if (workload, occluder) == ("paper", (20, 20)):
+        rows.append({**about, **self_check(model, image, occluder)})
+        print(f"{workload:<10} {about['occluder']:<7} self-check: {rows[-1]['share']:.2%} of a call for "
+              f"{grid.positions} positions", flush=True)  # fmt: skip
     return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of a result: for each workload a row for each contender and two columns for each occluder."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"`{result['command']}`, {result['date']}, {result['processor']} ({', '.join(result['features'])}), "
+        f"{result['threads']} threads, {versions}.",
+        "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
+    ]
+    if any(row["who"] == "batch" for row in result["rows"]):
+        lines[1:] = ["Positions a second by the bytes of one layer's rectangles in a batch.", "",
+                     "| workload | occluder | MiB | |", "| --- | --- | ---: | ---: |"]  # fmt: skip
+        return "\n".join(lines + [
+            f"| {r['workload']} | {r['occluder']} | {r['mib']}{' (used)' if r['used'] else ''} | "
+            f"{r['positions_per_second']} |" for r in result["rows"]
+        ]) + "\n"  # fmt: skip
+    for workload in dict.fromkeys(row["workload"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["workload"] == workload]
+        boxes = list(dict.fromkeys(row["occluder"] for row in rows))
+        ours = next((row for row in rows if "of_positions" in row), None)
+        evaluated = f", {ours['positions']:,} of {ours['of_positions']:,} positions" if ours else ""
+        lines += ["", f"**{workload}**{evaluated}", "", f"| | {' | | '.join(boxes)} | |",
+                  f"| --- |{' ---: | --- |' * len(boxes)}"]  # fmt: skip
+        for who in dict.fromkeys(row["who"] for row in rows if row["who"] != "self-check"):
+            cells = []
+            for box in boxes:
+                row = next((r for r in rows if (r["who"], r["occluder"]) == (who, box)), {})
+                if "failed" in row:
+                    cells += ["failed", row["failed"].replace("|", "/")]
+                elif "ratio" in row:
+                    predicted = f", {row['predicted']:.2f}× predicted" if who == list(STEPS)[-1] else ""
+                    floor = f" ({row['of_floor']:.0%} of {row['floor']:.2f}×{predicted})" if "floor" in row else ""
+                    cells += [f"{row['positions_per_second']}", f"{row['ratio']:.2f}×{floor}"]
+                else:
+                    cells += ["", ""]
+            lines.append(f"| {who} | {' | '.join(cells)} |")
+        for row in rows:
+            if row["who"] == "self-check":
+                lines += ["", f"The self-check takes {row['share']:.2%} of a call for {row['positions']:,} positions."]
+    return "\n".join(lines) + "\n"
 
 
 def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
@@ -252,6 +335,12 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
     return rows
 
 
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(result))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="W1, 20x20, a sample")
@@ -259,6 +348,7 @@ def main() -> int:
         "--workloads", nargs="+", choices=WORKLOADS, help="default: all; with --quick the paper's network"
     )
     parser.add_argument("--occluders", nargs="+", default=None, metavar="HxW")
+    parser.add_argument("--positions", type=int, help="of an image, at random; default: all of W1, 1,536 of W2")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
@@ -268,7 +358,14 @@ def main() -> int:
     options.rounds = options.rounds or (1 if options.quick else 3)
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    rows = []
+    versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
+    rows: list[dict[str, Any]] = []
+    result = {
+        "command": " ".join(["python -m bench.sweep", *sys.argv[1:]]), "date": str(date.today()),
+        "threads": options.threads, "processor": platform.processor() or platform.machine(),
+        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")], "versions": versions,
+        "quick": options.quick, "rows": rows,
+    }  # fmt: skip
     for workload in options.workloads or (["paper"] if options.quick else list(WORKLOADS)):
         given = options.occluders or (
             ["20x20"] if options.quick else ["20x20", "20x40", "40x40"] if workload == "paper" else ["20x40"]
@@ -279,14 +376,7 @@ def main() -> int:
                 rows += budgets(workload, (height, width), options.rounds)
             else:
                 rows += run(workload, (height, width), options)
-    versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
-    result = {
-        "date": str(date.today()), "threads": options.threads, "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")], "versions": versions,
-        "quick": options.quick, "rows": rows,
-    }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+            write(options.output, result)
     print(f"ratio: to the faster of plain PyTorch and Captum; written to {options.output}")
     return 0
 

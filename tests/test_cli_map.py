@@ -98,9 +98,19 @@ def test_maps_pictures_pages_and_tables(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["error", "similarity_drop"])
 def test_methods_and_scores(folder: Path, tmp_path: Path, method: str, score: str) -> None:
     (m,) = run(FACTORY, folder, "--output", tmp_path, "-o", "6x5", "--method", method, "--score", score)["maps"]
-    assert m["method"] == method and (m["estimate"] is None) == (method == "dense")
+    assert m["method"] == method and m["precision"] is None and (m["estimate"] is None) == (method == "dense")
     header = Path(m["files"]["table"]).read_text().splitlines()[0]
     assert ("low,high" in header) == (method == "sampled")
+
+
+def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    common = (FACTORY, folder, "-o", "6x5", "--output", tmp_path, "--score", "similarity_drop")
+    plain, low = (run(*common, *more)["maps"][0] for more in ((), ("--precision", "bf16")))
+    assert low["precision"] == "bf16" and low["mean"] != plain["mean"]
+    assert abs(low["mean"] - plain["mean"]) < 0.02
+    assert "precision: 'tf32' is of GPUs" in refusal(
+        capsys, monkeypatch, *common, "--precision", "tf32", "--device", "cpu"
+    )
 
 
 def test_every_kind_of_model_gives_the_same_map(folder: Path, tmp_path: Path) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+import occfast
 from occfast.native import loader, ops
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.incremental import IncrementalEvaluator
+from occfast.sweep.precision import float32_as
+from tests import networks
 
 pytestmark = [
     pytest.mark.cuda,
@@ -193,6 +200,64 @@ def test_a_gpu_that_is_not_the_current_one():
         copies = ops.occlude_positions(images.to("cuda:1"), fill.to("cuda:1"), positions.to("cuda:1"), GRID)
     assert copies.device.index == 1
     same(copies, ops.occlude_positions(images, fill, positions, GRID))
+
+
+def swept(dtype, tf32=False, cuda_graphs=False):
+    """Outputs of the incremental sweep of a small network on the GPU, twice over, for two blocks of images, and the dense
+    ones in float32."""
+    model = networks.lively(networks.Yi(classes=20, width=8)).cuda()
+    images = torch.rand((3, 1, 100, 100), generator=torch.Generator().manual_seed(1)).cuda()
+    grid, fill = SweepGrid.over((100, 100), (20, 30), 5), torch.zeros(1, 1, 1, 1, device="cuda")
+    found, expected = [], []
+    with torch.no_grad(), float32_as("tf32" if tf32 else "ieee"):
+        evaluator = IncrementalEvaluator(
+            copy.deepcopy(model).to(dtype), grid, images.to(dtype), cuda_graphs=cuda_graphs
+        )
+        for block in (images, images[1:].sqrt()):
+            positions = torch.arange(len(block) * grid.positions, device="cuda")
+            evaluator.start(block.to(dtype), fill.to(dtype))
+            for _ in range(3):
+                found.append(evaluator.outputs(positions).float())
+            with float32_as("ieee"):
+                copies = ops.occlude_positions(block, fill, positions, grid.native())
+                expected += [torch.cat([model(part) for part in copies.split(256)])] * 3
+    return torch.cat(found), torch.cat(expected), evaluator.graphs
+
+
+@pytest.mark.parametrize(("dtype", "tf32", "tolerance"), [
+    (torch.float32, False, 1e-5), (torch.float64, False, 1e-5), (torch.float32, True, 1e-2), (torch.bfloat16, False, 0.04)
+], ids=["float32", "float64", "tf32", "bf16"])  # fmt: skip
+def test_incremental_sweep_with_and_without_graphs(dtype, tf32, tolerance):
+    plain, expected, _ = swept(dtype, tf32)
+    scale = float(expected.abs().max())
+    assert float((plain - expected).abs().max()) <= tolerance * scale
+    replayed, _, graphs = swept(dtype, tf32, cuda_graphs=True)
+    assert graphs.replayed > 0 and not graphs._failed
+    assert float((replayed - expected).abs().max()) <= tolerance * scale
+    if not tf32 and dtype != torch.bfloat16:
+        assert torch.equal(plain.argmax(1), expected.argmax(1))
+
+
+def test_precision_none_is_float32_whatever_the_switches_say():
+    model = networks.lively(networks.Yi(classes=20, width=8)).cuda()
+    images = torch.rand((2, 1, 100, 100), generator=torch.Generator().manual_seed(1)).cuda()
+    arguments = dict(occluder=(20, 30), stride=10, score="similarity_drop", method="incremental", progress=False)
+    maps = {}
+    for allowed in (False, True):
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        try:
+            for precision in (None, "tf32", "bf16"):
+                maps[allowed, precision] = occfast.occlusion_map(model, images, precision=precision, **arguments).values
+            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    reference = occfast.occlusion_map(model.cpu(), images.cpu(), **arguments).values
+    largest = abs(reference).max()
+    for allowed in (False, True):
+        assert abs(maps[allowed, None] - reference).max() <= 1e-4 * largest
+        assert (maps[allowed, "tf32"] == maps[True, "tf32"]).all() and (maps[allowed, None] == maps[True, None]).all()
+        assert abs(maps[allowed, "bf16"] - reference).max() <= 0.2 * largest
 
 
 def test_opcheck():

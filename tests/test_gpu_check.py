@@ -50,16 +50,25 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
         assert row["share_of_floor"] == pytest.approx(row["bytes"] / 2e-3 / bandwidth)
     assert any("twin_seconds" in row for row in result["kernels"])
     assert result["sweep"][0]["occfast_positions_per_s"] == pytest.approx(8 / 2e-3)
-    assert result["exact"][0]["positions_per_s"] == pytest.approx(16 / 2e-3) and result["exact"][0]["predicted"] > 1
+    assert [row["as"] for row in result["exact"]] == list(gpu_check.EXACT)
+    for row in result["exact"]:
+        assert row["positions_per_s"] == pytest.approx(16 / 2e-3) and row["predicted"] > 1
+        assert row["difference"] < (0.05 if "bf16" in row["as"] else 1e-5) and row["replayed"] == 0
     assert [row["mining"] for row in result["triplet"]] == ["violating", "all", "semihard"]
     flop = 2 * 32 * 16 * (8 + 2)
     assert result["identify"]["flop_per_s"] == pytest.approx(flop / 2e-3)
     timed = sum(1 + ("twin_seconds" in row) for row in result["kernels"])
-    assert len(calls) == 4 + timed + 2 + 2 + 4 + 1  # ceilings, kernels, sweep, exact, triplet, identify
+    # The exact sweep: dense in three precisions, incremental in each with and without graphs.
+    assert len(calls) == 4 + timed + 2 + 9 + 4 + 1  # ceilings, kernels, sweep, exact, triplet, identify
     assert [row["steps"] for row in result["training"]["loop"]] == [2, 2]
     assert result["training"]["triplets"][0]["ratio"] > 0
     printed = capsys.readouterr().out
-    assert "paint_occluders" in printed and "dense sweep W1" in printed and str(output) in printed
+    assert (
+        "paint_occluders" in printed
+        and "dense sweep W1" in printed
+        and "20x20 bf16, graphs" in printed
+        and str(output) in printed
+    )
 
 
 def test_an_error_in_one_part_leaves_the_others(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..allocator import keep_freed_memory
 from ..errors import DataError, NativeUnavailable, ProcessLost
 from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
@@ -55,6 +56,7 @@ app.command()(environment.doctor)
 
 def main() -> None:
     """Run the command line; every expected error becomes one line."""
+    keep_freed_memory()
     try:
         app()
     except (ValueError, TypeError, DataError, NativeUnavailable, OSError) as error:

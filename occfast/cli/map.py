@@ -89,6 +89,9 @@ def map_(
         bool, typer.Option("--keep-wrong", help="Count images too that are wrong uncovered.")
     ] = False,
     temperature: Annotated[float, typer.Option(help="Of the distribution P in the CSV (Eq. 4).", min=1e-6)] = 0.4,
+    precision: Annotated[
+        str | None, typer.Option(help="tf32 (GPU) or bf16: less than float32, and faster. [default: float32]")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Positions in a forward pass.", min=1)] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Such as 2GiB.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -131,6 +134,7 @@ def map_(
                 fill=_fill(fill, preparation), score=score,  # type: ignore[arg-type]
                 method=method, tolerance=tolerance, seed=seed, batch_size=batch_size, memory_limit=memory_limit,
                 progress=not quiet, checkpoint=checkpoint, skip_misclassified=not keep_wrong,
+                precision=precision,  # type: ignore[arg-type]
             )  # fmt: skip
             if rank == 0:
                 _write(made[stem], stem, temperature)
@@ -280,8 +284,8 @@ def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
 
     mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]} if m.score == "error" else {}
     return {
-        "occluder": list(m.occluder), "method": m.method, "score": m.score, "images": m.n_images,
-        "left_out": m.n_skipped, "evaluations": m.n_evaluations, "seconds": m.seconds,
+        "occluder": list(m.occluder), "method": m.method, "precision": m.precision, "score": m.score,
+        "images": m.n_images, "left_out": m.n_skipped, "evaluations": m.n_evaluations, "seconds": m.seconds,
         "mean": float(m.values.mean()), "lowest": float(m.values.min()), "highest": float(m.values.max()), **mean,
         "estimate": as_json(m.estimate), "estimate_says": None if m.estimate is None else str(m.estimate),
         "summary": repr(m), "files": {name: str(stem.with_suffix(ending)) for name, ending in _FILES.items()},

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint, SweepState, fingerprint
 from .geometry import SweepGrid
 from .maps import OcclusionMap
 from .options import Options, check_model
+from .precision import check_precision
 from .processes import Processes
 from .scorer import Scorer
 from .source import Block, Source
@@ -91,6 +92,7 @@ class Sweep(ABC):
         return result
 
     def _begin(self, block: Block) -> None:
+        check_precision(self.options.precision, block.images)
         size = (int(block.images.shape[-2]), int(block.images.shape[-1]))
         self.grid = SweepGrid.over(size, self.options.occluder, self.options.stride, self.options.border)
         shape = list(block.images.shape[1:])
@@ -237,6 +239,7 @@ class Sweep(ABC):
             "seed": self.options.seed,
             "batch size": self.scorer.batch_size,
             "layout": self.scorer.layout,
+            "dtype": str(self.scorer.images.dtype).removeprefix("torch."),
             "skip misclassified": self.options.skip_misclassified,
         }
         per_image = np.concatenate(state.per_image).reshape(n, *shape) if state.per_image else None
@@ -254,6 +257,7 @@ class Sweep(ABC):
                 seconds=state.seconds + time.perf_counter() - self.started,
                 mean_image=(state.image_sum / n).astype(np.float32),
                 settings=settings,
+                precision=self.options.precision,
             ),
             **more,
         )

@@ -49,27 +49,30 @@ class DenseEvaluator:
 
     def outputs(self, positions: Tensor) -> Tensor:
         copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
-        return self._model(self._arranged(copies))
+        return self._model(_arranged(copies, self.layout))
 
     def order(self, positions: Tensor) -> Tensor:
         return torch.arange(len(positions), device=positions.device)
 
     def set_layout(self, layout: str) -> None:
-        """ "contiguous" (NCHW) or "channels_last" (NHWC); the given model is never changed."""
+        """ "contiguous" (NCHW) or, if the model runs so, "channels_last" (NHWC); the given model is never changed."""
+        self.layout, self._model = "contiguous", self._plain
         if layout == "channels_last":
-            self._last = self._last or _channels_last(self._plain)
-            self._model = self._last
-        else:
-            self._model = self._plain
-        self.layout = layout
+            self._last = self._last or self._in_channels_last()
+            if self._last is not self._plain:
+                self.layout, self._model = layout, self._last
 
-    def _arranged(self, images: Tensor) -> Tensor:
-        if self.layout == "contiguous":
-            return images.contiguous()
-        n, c, h, w = images.shape
-        if c == 1:  # the memory is the same; only the strides tell the convolution which layout is meant
-            return images.contiguous().as_strided((n, c, h, w), (h * w, 1, w, 1))
-        return images.contiguous(memory_format=torch.channels_last)
+    def _in_channels_last(self) -> Callable[[Tensor], Tensor]:
+        """A copy of the model in that layout; the model itself where it must not be given such images: a ``view`` of a
+        feature map raises there."""
+        model = _channels_last(self._plain)
+        try:
+            model(_arranged(self._images[:1], "channels_last"))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise
+            return self._plain
+        return model
 
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Choose layout and batch size for ``total`` positions; call after :meth:`start`.
@@ -84,6 +87,8 @@ class DenseEvaluator:
         best, budget = (0.0, first, "channels_last"), math.inf
         for layout in ("channels_last", "contiguous"):
             self.set_layout(layout)
+            if self.layout != layout:
+                continue
             batch = first
             while budget > 0:
                 rate, spent = self._rate(batch, total, device)
@@ -115,11 +120,20 @@ class DenseEvaluator:
         return batch / min(times[1:]), time.perf_counter() - started
 
 
+def _arranged(images: Tensor, layout: str) -> Tensor:
+    if layout == "contiguous":
+        return images.contiguous()
+    n, c, h, w = images.shape
+    if c == 1:  # the memory is the same; only the strides tell the convolution which layout is meant
+        return images.contiguous().as_strided((n, c, h, w), (h * w, 1, w, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def _channels_last(model: Any) -> Callable[[Tensor], Tensor]:
     try:
         copied: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    except Exception:  # a module that can't be copied runs as it is
-        return model  # type: ignore[no-any-return]
+    except Exception:  # a module that can't be copied runs as it is, on images in that layout
+        return lambda images: model(images)
     return copied
 
 

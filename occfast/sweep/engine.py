@@ -20,6 +20,7 @@ from .exact import ExactSweep
 from .geometry import Border
 from .maps import OcclusionMap
 from .options import Fill, Options, Score, checked_fill, device_of
+from .precision import Precision, float32_as, lowered
 from .processes import Processes
 from .sampled import SampledSweep
 from .source import Source
@@ -48,6 +49,7 @@ def occlusion_map(
     check: float | None = None,
     bandwidth: float | Sequence[float] | None = None,
     group: Any = None,
+    precision: Precision | None = None,
 ) -> OcclusionMap:
     """Slide an occluder over every pixel and see where the network fails (trigueros2018, section 3.1).
 
@@ -98,6 +100,11 @@ def occlusion_map(
         occluder's sides
     group : processes that share the work: None: those of ``torch.distributed`` where it is initialised (all of
         them must make this call, and all get the result); False: this process alone; or a process group
+    precision : None: the images' own dtype, never less: on a GPU float32 is float32 whatever ``torch.backends`` says
+        of TF32, and autocast does not reach in.  "tf32" (GPU, float32 images): matrix products and convolutions round
+        their factors to TF32.  "bf16" (an ``nn.Module``): a bfloat16 copy of the model sweeps bfloat16 images.
+        Scores are accumulated in float64 in any case.  PyTorch's switches are set for the time of the sweep, for
+        the whole process
 
     Raises
     ------
@@ -125,16 +132,24 @@ def occlusion_map(
         spacing=None if spacing is None else checks.pair(spacing, "spacing"),
         check=check,
         bandwidth=None if bandwidth is None else _widths(bandwidth),
+        precision=precision,
     )
     kinds: dict[str, type[Sweep]] = {"adaptive": AdaptiveSweep, "sampled": SampledSweep}
     kind = kinds.get(method, ExactSweep)
     # A sample of the images must be a random one; an iterable's order is its own.
-    source = Source(images, labels, device_of(model, device), shuffle=options.seed if method == "sampled" else None)
+    source = Source(
+        images, labels, device_of(model, device), shuffle=options.seed if method == "sampled" else None,
+        dtype=torch.bfloat16 if precision == "bf16" else None,
+    )  # fmt: skip
     processes = Processes(group)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint))
     shown = progress if processes.rank == 0 or callable(progress) else False
-    sweep = kind(model, source, options, processes, file)
-    with torch.no_grad(), show_progress("occlusion map", "positions", shown, lambda: sweep.note) as sweep.report:
+    sweep = kind(lowered(model, precision), source, options, processes, file)
+    with (
+        torch.no_grad(),
+        float32_as("tf32" if precision == "tf32" else "ieee"),
+        show_progress("occlusion map", "positions", shown, lambda: sweep.note) as sweep.report,
+    ):
         return sweep.run()
 
 

@@ -6,6 +6,8 @@ from a window of the layer before: its rectangle with a halo, laid over the kept
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..native import ops
+from .behaviour import TOLERANCE, compared_outputs, example
 from .geometry import SweepGrid
+from .graphs import Graphs, OnCuda
 from .memory import available_bytes
 from .plan import (
     Analysis,
@@ -31,16 +35,16 @@ from .plan import (
     through,
     trace,
 )
+from .precision import float32_as
 
-_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
-
-
+_HALF = (torch.float16, torch.bfloat16)
 _CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
 _FAR = 1 << 40  # beyond every map
 #: What a call on a group of positions costs beside its work, in multiply-adds that would take as long: about 50
 #: microseconds on two cores.  The figure for a GPU is a guess; none has been measured.
 _CALL = {"cpu": 4e6, "cuda": 1e8}
 _CLASSES = (16, 8, 6, 4, 3, 2, 1)
+_SIZES = 8  # of the batches of a group, where each is a graph
 
 
 @dataclass
@@ -92,6 +96,7 @@ class Explanation:
 
     layers: list[Layer]
     reason: str = ""  # why it can't be swept incrementally
+    whole_from: str = ""  # the first node that needs a whole map
 
     @property
     def speedup(self) -> float:
@@ -110,7 +115,8 @@ class Explanation:
             share = layer.cost / layer.dense if layer.dense else 0.0
             lines.append(f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
                          + (" shared" if layer.shared else ""))  # fmt: skip
-        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x"])
+        whole = f"; whole maps from {self.whole_from} on" if self.whole_from else ""
+        return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x{whole}"])
 
 
 def explain(
@@ -135,7 +141,8 @@ def explain(
         evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    return Explanation([*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)])
+    layers = [*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)]
+    return Explanation(layers, whole_from=evaluator.whole_from)
 
 
 def _ends_of(cut: Intervals) -> list[Any]:
@@ -162,6 +169,9 @@ class IncrementalEvaluator:
         for each image, which few positions do not repay.
 
     memory_limit : bytes; layers are shared while what is shared takes at most a quarter of it.
+    cuda_graphs : on a GPU, replay batches whose shapes repeat as CUDA graphs; their intermediate results take as much
+        memory again as a batch.  Off until it has been run on hardware: no GPU has seen this path yet.  On a CPU it
+        does nothing.
 
     Raises NotIncremental, with the reason, for a model that can't be swept this way.
     """
@@ -181,16 +191,19 @@ class IncrementalEvaluator:
         fuse: bool = True,
         expected: int | None = None,
         memory_limit: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.grid = grid
         self.batch = batch
         self.memory_limit = memory_limit
         self.expected = grid.positions if expected is None else expected
         with torch.no_grad():
-            self.traced = trace(model)
-            self.analysis = Analysis(self.traced, _example(images), fold_tail)
+            wide, pair = _wide(model, example(images))
+            traced = trace(wide)
+            self.traced = traced if pair.dtype == images.dtype else copy.deepcopy(traced).to(images.dtype)
+            self.analysis = Analysis(self.traced, pair.to(images.dtype), fold_tail)
             self.example = images[:1]
-            self.outputs_per_image = _check(model, self.traced, images)
+            self.outputs_per_image = _compared(wide, traced, pair)
         self.memory = 1 << 62
         self.steps = self.analysis.steps
         self._program()
@@ -212,7 +225,10 @@ class IncrementalEvaluator:
                 self.rest[step.index] = step.after[1:] if relu else step.after
         self._kept: dict[int, Tensor] = {}
         self._full: dict[int, Tensor] = {}
-        self._strips: dict[int, _Strips] = {}
+        self._strips, self._strips_of = _Strips({}, {}), -1  # and the image that they are of
+        self._held: dict[Any, Tensor] = {}
+        device = images.device
+        self.graphs = Graphs(self._run, lambda: OnCuda(device)) if cuda_graphs and device.type == "cuda" else None
 
     # Preparation ------------------------------------------------------------------------------------
 
@@ -429,6 +445,17 @@ class IncrementalEvaluator:
         return sum(layer.dense for layer in self.layers()) / mine if mine else 1.0
 
     @property
+    def whole_from(self) -> str:
+        """The first node that is computed densely because it needs a whole map, "" if none does."""
+        step = next((s for s in self.steps if not s.is_map and s.inputs), None)
+        if step is None:
+            return ""
+        module = self.traced.get_submodule(str(step.node.target)) if step.node.op == "call_module" else None
+        mode = getattr(module, "mode", step.node.kwargs.get("mode"))
+        name = step.node.name if module is None else f"{type(module).__name__} {step.node.target!r}"
+        return f"{name} ({mode})" if isinstance(mode, str) else name
+
+    @property
     def bytes_per_image(self) -> int:
         """Memory that :meth:`start` keeps for each image of a block."""
         steps = [(k, self.steps[k].channels * self.steps[k].size[0] * self.steps[k].size[1]) for k in self.keep | {0}]
@@ -473,7 +500,7 @@ class IncrementalEvaluator:
         left = limit - self.bytes_per_image * len(self.images) - self.bytes_of_strips
         if left <= 0:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {len(self.images)} images")
-        self.memory = left * 3 // 4
+        self.memory = left * 3 // (8 if self.graphs else 4)  # graphs have memory of their own
         return int(
             max(
                 1,
@@ -490,8 +517,10 @@ class IncrementalEvaluator:
     @torch.no_grad()
     def start(self, images: Tensor, fill: Tensor) -> Tensor:
         """Keep the clean activations of a block of images [n, C, H, W]; return its outputs [n, K]."""
-        self.images = images.contiguous(memory_format=torch.channels_last)
-        self.fill = fill.expand_as(images).contiguous(memory_format=torch.channels_last)
+        self.device = images.device
+        self._kept, self._full = {}, {}
+        self.images = self._hold("images", images.shape, images).copy_(images)
+        self.fill = self._hold("fill", images.shape, images).copy_(fill.expand_as(images))
         keep = {self.steps[k].node: self.steps[k] for k in self.keep if k != 0}
         self._kept = {0: self.images}
         outputs = []
@@ -501,11 +530,9 @@ class IncrementalEvaluator:
             outputs.append(_Keeper(self.traced, keep, seen).run(part))
             for k, value in seen.items():
                 if first == 0:
-                    self._kept[k] = torch.empty((len(images), *value.shape[1:]), dtype=value.dtype, device=value.device,
-                                                memory_format=torch.channels_last)  # fmt: skip
+                    self._kept[k] = self._hold(("kept", k), (len(images), *value.shape[1:]), value)
                 self._kept[k][first : first + len(part)] = value
-        self.device = images.device
-        self._strips = {}
+        self._strips_of = -1
         if self.shared:
             self._keep_full(keep)
         for axis, sides in enumerate(self.sides):
@@ -532,8 +559,19 @@ class IncrementalEvaluator:
             _Keeper(self.traced, keep, seen).run(self.fill[first : first + 8])
             for k, value in seen.items():
                 if first == 0:
-                    self._full[k] = torch.empty_like(self._kept[k], memory_format=torch.channels_last)
+                    self._full[k] = self._hold(("full", k), self._kept[k].shape, value)
                 self._full[k][first : first + len(value)] = value
+
+    def _hold(self, name: Any, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Memory [n, C, H, W] that stays where it is from one block of images to the next, as graphs need it."""
+        held = self._held.get(name)
+        if held is None or len(held) < shape[0] or held.dtype != like.dtype or held.device != like.device:
+            if self.graphs:
+                self.graphs.forget()
+            self._held.pop(name, None)
+            held = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+            self._held[name] = held
+        return held[: shape[0]]
 
     @torch.no_grad()
     def outputs(self, positions: Tensor) -> Tensor:
@@ -544,23 +582,25 @@ class IncrementalEvaluator:
         groups = len(self.sides[0]) * len(self.sides[1])
         group = self._groups(chosen)
         order = torch.argsort(group, stable=True)
+        indices, order = torch.stack((n, i, j))[:, order].to(self.device), order.to(self.device)
         result: Tensor | None = None
         start = 0
         for g, count in zip(*(t.tolist() for t in torch.unique(group, return_counts=True)), strict=True):
-            if self.shared and g // groups not in self._strips:
-                self._strips = {g // groups: self._compute_strips(g // groups)}
+            if self.shared and g // groups != self._strips_of:
+                self._compute_strips(g // groups)
             g %= groups
-            sides = self.sides[0][g // len(self.sides[1])], self.sides[1][g % len(self.sides[1])]
-            pieces = -(-count // (self.batch or self._batch(sides)))
-            size = -(-count // pieces)
+            size = self._size(count, self.batch or self._batch(self._sides(g)))
             for first in range(start, start + count, size):
                 # The last batch is filled up with what was done already: one shape, so one compiled kernel.
                 end = min(first + size, start + count)
-                index = order[end - size : end] if end - size >= start else order[start:end]
-                out = self._run(sides, n[index], i[index], j[index])
+                done = slice(max(start, end - size), end)
+                batch = indices[:, done]
+                if batch.shape[1] < size:  # of a graph
+                    batch = torch.cat((batch, batch[:, :1].expand(-1, size - batch.shape[1])), 1)
+                out = self.graphs(g, batch) if self.graphs else self._run(g, batch)
                 if result is None:
                     result = out.new_empty((len(positions), out.shape[1]))
-                result[index.to(result.device)] = out
+                result[order[done]] = out[: done.stop - done.start]
             start += count
         if result is None:
             raise ValueError("positions: expected at least one, got none")
@@ -596,10 +636,21 @@ class IncrementalEvaluator:
         size = largest * self.example.element_size()
         return int(max(1, min(256, _CACHE // size, self.memory // (4 * size))))
 
-    def _run(self, sides: tuple[_Side, _Side], n: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        rows, columns = sides
-        n, i, j = n.to(self.device), i.to(self.device), j.to(self.device)
-        state = _State(self, rows, columns, n, i, j)
+    def _size(self, count: int, most: int) -> int:
+        """Positions in each of the batches that ``count`` are cut into: evenly; for graphs, in few sizes."""
+        even = -(-count // -(-count // most))
+        step = max(1, most // _SIZES) if self.graphs else 1
+        return min(most, -(-even // step) * step)
+
+    def _sides(self, group: int) -> tuple[_Side, _Side]:
+        return self.sides[0][group // len(self.sides[1])], self.sides[1][group % len(self.sides[1])]
+
+    def _run(self, group: int, indices: Tensor) -> Tensor:
+        """The outputs [M, K] at indices (image, grid row, grid column) [3, M] of positions of a group.
+
+        It may be captured as a graph: nothing in it waits for the device or looks at a value on the host.
+        """
+        state = _State(self, *self._sides(group), *indices.unbind(0))
         values: dict[int, Tensor] = {}
         if self.shared:
             state.compute_corners()
@@ -628,9 +679,9 @@ class IncrementalEvaluator:
             out = out / count.unsqueeze(1)
         return out
 
-    def _compute_strips(self, image: int) -> _Strips:
+    def _compute_strips(self, image: int) -> None:
         """What all positions of a grid row, or column, of an image share, for every row and column."""
-        strips = _Strips({}, {})
+        self._strips_of, strips = -1, self._strips  # of none, should this be interrupted
         for axis, mine in ((0, strips.rows), (1, strips.columns)):
             ends = self.strips[axis]
             count = ends.table.shape[2]
@@ -640,15 +691,14 @@ class IncrementalEvaluator:
                 if length == 0:
                     continue
                 if step.kind == "point":
-                    mine[step.index] = self._after(
-                        step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None])
-                    )
+                    out = self._after(step, self.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None]))
+                    mine[step.index] = self._hold(("strips", axis, step.index), out.shape, out).copy_(out)
                     continue
                 a, across = step.axes[1 - axis], step.size[1 - axis]
                 size = [0, 0]
                 size[axis], size[1 - axis] = length, across
-                strip = torch.empty((2 * count, step.channels, *size), dtype=self.images.dtype, device=self.device,
-                                    memory_format=torch.channels_last)  # fmt: skip
+                shape = (2 * count, step.channels, *size)
+                strip = self._hold(("strips", axis, step.index), shape, self.images)
                 chunk = max(1, min(count, self._fitting(step.channels * length * across * 2)))
                 for first in range(0, count, chunk):
                     index = torch.arange(first, min(first + chunk, count), device=self.device)
@@ -671,7 +721,7 @@ class IncrementalEvaluator:
                     strip[first : first + len(index)] = out[: len(index)]
                     strip[count + first : count + first + len(index)] = out[len(index) :]
                 mine[step.index] = strip
-        return strips
+        self._strips_of = image
 
     def _after(self, step: Step, out: Tensor) -> Tensor:
         for change in self.rest[step.index]:
@@ -703,7 +753,7 @@ class _State:
         self.starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
         self.sizes: dict[fx.Node, Any] = {}
         self.corners: dict[int, Tensor] = {}
-        self.strips = evaluator._strips[int(n[0])] if evaluator.shared else None
+        self.strips = evaluator._strips if evaluator.shared else None
 
     def at(self, name: Any) -> Tensor:
         """Where the rectangles or windows of that name begin: [M, 2]."""
@@ -845,21 +895,25 @@ class _Keeper(fx.Interpreter):
         return value
 
 
-def _example(images: Tensor) -> Tensor:
-    """Two images to learn shapes from."""
-    return torch.cat((images[:1], images[-1:].flip(-1)))
+def _wide(model: nn.Module, pair: Tensor) -> tuple[nn.Module, Tensor]:
+    """A model and two images to compare its trace with: in half precision rounding would hide what there is to find, so
+    a float32 copy, whose trace is lowered afterwards."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if pair.dtype not in _HALF or any(t.dtype != pair.dtype for t in tensors if t.is_floating_point()):
+        return model, pair
+    try:
+        wide, pair = copy.deepcopy(model).float(), pair.float()
+        wide(pair)
+    except Exception as error:  # it is the model's own code
+        raise NotIncremental(f"a float32 copy of it, to compare its trace with, does not run: {error}") from error
+    return wide, pair
 
 
-def _check(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> int:
-    """Compare the trace with the model, a batch with its parts and a second run with the first."""
-    pair = _example(images)
-    first, again, alone = model(pair), model(pair), model(pair[1:])
-    if not torch.equal(first, again):
-        raise NotIncremental("two runs on the same images differ: it is not deterministic")
-    scale = float(first.abs().max()) or 1.0
-    tolerance = _TOLERANCE.get(images.dtype, 2e-2) * scale
-    if float((first[1:] - alone).abs().max()) > tolerance:
-        raise NotIncremental("the output for an image depends on the other images of its batch")
-    if float((first - traced(pair)).abs().max()) > tolerance:
+def _compared(model: nn.Module, traced: fx.GraphModule, pair: Tensor) -> int:
+    """Raises NotIncremental unless a trace computes what its model does; returns the number of outputs."""
+    tolerance = TOLERANCE[pair.dtype]
+    with float32_as("ieee"):
+        outputs, found = compared_outputs(model, pair, tolerance), traced(pair)
+    if float((outputs - found).abs().max()) > tolerance * (float(outputs.abs().max()) or 1.0):
         raise NotIncremental("its trace computes something else than the model")
-    return int(first.shape[1])
+    return int(outputs.shape[1])

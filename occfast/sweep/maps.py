@@ -54,6 +54,7 @@ class OcclusionMap:
         sweep at that location; else None
     bias : float64 [rows, columns] of "sampled": what smoothing changes at locations like this one, root mean square;
         else None
+    precision : "tf32" or "bf16" where the forward passes ran in less than the images' own dtype, else None
     """
 
     values: NDArray[np.float64]
@@ -71,6 +72,7 @@ class OcclusionMap:
     estimate: Disagreement | Sampling | None = None
     interval: NDArray[np.float64] | None = None
     bias: NDArray[np.float64] | None = None
+    precision: str | None = None
 
     @property
     def occluder(self) -> tuple[int, int]:
@@ -175,6 +177,7 @@ class OcclusionMap:
             "border": self.grid.border,
             "score": self.score,
             "method": self.method,
+            "precision": self.precision,
             "n_images": self.n_images,
             "n_skipped": self.n_skipped,
             "n_evaluations": self.n_evaluations,
@@ -201,6 +204,7 @@ class OcclusionMap:
                 values=content["values"],
                 standard_error=content["standard_error"],
                 estimate=from_json(about.get("estimate")),
+                precision=about.get("precision"),  # None in files of earlier versions, which had no other
                 **more,
                 grid=grid,
                 mean_image=content["mean_image"],
@@ -219,5 +223,5 @@ class OcclusionMap:
         mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.score == "error" else self.score
         return (
             f"OcclusionMap({self.grid.rows}x{self.grid.columns} centres, occluder {self.occluder}, "
-            f"{self.n_images} images, {mean}, {self.method})"
+            f"{self.n_images} images, {mean}, {self.method}{f' in {self.precision}' if self.precision else ''})"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..native import ops
 from .geometry import Border
+from .precision import PRECISIONS, Precision
 
 Score = Literal["error", "score_drop", "similarity_drop"]
 Fill = float | Sequence[float] | Literal["mean", "noise"] | Tensor
@@ -38,11 +39,14 @@ class Options:
     spacing: tuple[int, int] | None = None
     check: float | None = None
     bandwidth: tuple[float, float] | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         self._check_estimation()
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected None, {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}")
         if self.score not in ops.SCORES:
             raise ValueError(f"score: expected one of {', '.join(ops.SCORES)}, got {self.score!r}")
         if self.batch_size is not None:
@@ -89,6 +93,7 @@ class Options:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "skip_misclassified": self.skip_misclassified,
+            "precision": self.precision,
             **{name: value for name, value in estimation.items() if value is not None},
         }
 

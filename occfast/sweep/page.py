@@ -59,6 +59,7 @@ def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
         ("centres", f"{m.grid.rows} × {m.grid.columns}, stride {m.grid.stride}, border {m.grid.border!r}"),
         ("score", m.score),
         ("method", m.method),
+        ("precision", m.precision or "the images' own"),
         ("images", f"{m.n_images} used, {m.n_skipped} left out because they are wrong uncovered"),
         ("evaluations", f"{m.n_evaluations:,} in {m.seconds:.1f} s, {rate:,.0f} a second"),
         *([] if m.estimate is None else [("how far from the full sweep", m.estimate)]),

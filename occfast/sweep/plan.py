@@ -34,6 +34,14 @@ class NotIncremental(Exception):
     """This network can't be swept incrementally; the message says why."""
 
 
+class NotDeterministic(NotIncremental):
+    """Two runs on the same images differ."""
+
+
+class BatchDependent(NotIncremental):
+    """The output for an image depends on the others of its batch, or on its place there: no sweep gives its map."""
+
+
 # -- tracing -------------------------------------------------------------------------------------------
 
 _ALIAS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
@@ -81,6 +89,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"torch.fx can't trace it: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     _functional(traced)
+    _without_views(traced)
     _fold_batch_norm(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -164,6 +173,15 @@ def _functional(traced: fx.GraphModule) -> None:
         for root in roots:  # later readers of the overwritten tensor see the result
             root.replace_all_uses_with(node, lambda user, now=order[node]: order[user] > now)  # type: ignore[misc]
         _make_functional(traced, node)
+
+
+def _without_views(traced: fx.GraphModule) -> None:
+    """``view`` asks for a memory layout that channels_last maps don't have; now that nothing writes in place any more,
+    ``reshape`` means the same."""
+    for node in traced.graph.nodes:
+        shapes = not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
+        if node.op == "call_method" and node.target in ("view", "view_as") and shapes:
+            node.target = node.target.replace("view", "reshape")
 
 
 def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -720,7 +738,7 @@ class Analysis:
         )  # fmt: skip
         step.axes = _axes(kernels, steps, pads, (1, 1))
         if not even:
-            step.counts = (counts[0].to(shown.dtype), counts[1].to(shown.dtype))
+            step.counts = (counts[0].to(shown), counts[1].to(shown))
         return True
 
     def _adaptive(self, node: fx.Node, ref: MapRef) -> bool:

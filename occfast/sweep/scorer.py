@@ -11,20 +11,25 @@ from torch import Tensor, nn
 
 from ..native import ops
 from ..native.reference import cosine, first_largest
+from .behaviour import TOLERANCE, compared_outputs, example
 from .dense import DenseEvaluator
 from .evaluator import Evaluator
 from .geometry import SweepGrid
 from .incremental import IncrementalEvaluator
 from .memory import is_out_of_memory
 from .options import EXACT, Options, fill_for
-from .plan import NotIncremental
+from .plan import BatchDependent, NotDeterministic, NotIncremental
+from .precision import float32_as
 from .source import Block
 
 _log = logging.getLogger("occfast")
 
 _WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
-_CHECKED = 8  # positions compared with the dense sweep on every call
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}  # of outputs, relative to the largest
+_CHECKED = 8  # positions compared with the dense sweep on every call,
+_CHECK_ANY = 4  # on any of so many images or more
+#: Of outputs of the two sweeps, relative to the largest.  TF32 has the mantissa of float16, bfloat16 an eighth of it.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+_ALONE = 10  # times what rounding explains, until an image's outputs are said to depend on its batch
 _CLEAN_BATCH = 16  # images in an unoccluded forward pass
 _FIXED_BATCH = {"cpu": 8, "cuda": 64}  # of a dense sweep that must not measure
 #: Positions in a call of an estimating method, for the plan: a few hundred of each of some images, so that groups of
@@ -198,6 +203,7 @@ class Scorer:
         had and pays."""
         dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
         if "dense" in (method, self.method):
+            self._check_model(images)
             return dense
         few: dict[str, Any] = {} if method in EXACT else {"share_early": False, "expected": _FEW}
         try:
@@ -208,29 +214,48 @@ class Scorer:
             )
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
+            self._check_model(images)  # what is no reason for a dense sweep either
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
         if method != "incremental" and not self.method and incremental.predicted_speedup < _WORTH_IT:
-            _log.info(
-                "the sweep is dense: an incremental one would be %.2f times as fast", incremental.predicted_speedup
-            )
+            whole = incremental.whole_from
+            _log.info("the sweep is dense: an incremental one would be %.2f times as fast%s",
+                      incremental.predicted_speedup, f"; {whole} needs whole maps" if whole else "")  # fmt: skip
             return dense
         return incremental
 
+    def _check_model(self, images: Tensor) -> None:
+        """A sweep evaluates an image beside others: that must not matter."""
+        pair = example(images)
+        try:
+            with float32_as("ieee"):
+                compared_outputs(self.model, pair, _ALONE * TOLERANCE[pair.dtype])
+        except BatchDependent as error:
+            raise ValueError(
+                f"model: {error}, so there is no map of it; is there batch norm without running statistics?"
+            ) from error
+        except NotDeterministic as error:
+            _log.warning("model: %s; another sweep will give another map", error)
+
     def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
-        """Compare a few seeded positions with the dense sweep: a wrong map must never come out."""
+        """Compare a few seeded positions with the dense sweep: a wrong map must never come out.
+
+        They are all on one image, since what the positions of an image share is computed for them too, and of few
+        images on the first, which comes next anyway.
+        """
         assert self._evaluator is not None
-        total = images.shape[0] * self.grid.positions
-        count = max(1, min(_CHECKED, total // 500))
-        positions = torch.randint(total, (count,), generator=torch.Generator().manual_seed(self.options.seed))
-        positions = positions.to(images.device)
+        n, each, generator = images.shape[0], self.grid.positions, torch.Generator().manual_seed(self.options.seed)
+        image = int(torch.randint(n, (), generator=generator)) if n >= _CHECK_ANY else 0
+        count = max(1, min(_CHECKED, n * each // 500))
+        positions = (image * each + torch.randint(each, (count,), generator=generator)).to(images.device)
         dense = DenseEvaluator(self.model, self.grid)
         dense.start(images, fill)
         expected, got = dense.outputs(positions).double(), self._evaluator.outputs(positions).double()
         difference = float((got - expected).abs().max())
-        allowed = _AGREEMENT.get(images.dtype, 0.1) * float(expected.abs().max())
+        dtype = torch.float16 if self.options.precision == "tf32" else images.dtype
+        allowed = _AGREEMENT[dtype] * float(expected.abs().max())
         if not difference <= allowed:
             raise RuntimeError(
                 f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, where rounding "
@@ -251,6 +276,7 @@ class Scorer:
                 self.batch_size, self.layout = _FIXED_BATCH[self.images.device.type], "channels_last"
         self.method = self._evaluator.method
         self._evaluator.set_layout(self.layout)
+        self.layout = self._evaluator.layout
 
 
 def _checked_outputs(outputs: Any, rows: int) -> Tensor:

@@ -29,12 +29,19 @@ class Source:
 
     ``total`` is the number of images where it is known.  ``digest`` runs over all that was yielded,
     so that a resumed sweep can tell whether it gets the same data.  ``shuffle`` is the seed of a random
-    order; only a tensor is shuffled.
+    order; only a tensor is shuffled.  ``dtype`` is what images are swept in, if not their own.
     """
 
-    def __init__(self, images: Any, labels: Any, device: torch.device | None, shuffle: int | None = None) -> None:
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        device: torch.device | None,
+        shuffle: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.digest = hashlib.sha256()
-        self._device = device
+        self._device, self._dtype = device, dtype
         self._order: Tensor | None = None
         self._batches: Iterable[Any]
         self.total: int | None
@@ -81,6 +88,8 @@ class Source:
                 if self._device is not None:
                     part = part.to(self._device)
                     marks = None if marks is None else marks.to(self._device)
+                if self._dtype is not None:
+                    part = part.to(self._dtype)
                 yield Block(first, part, marks)
                 first += part.shape[0]
         if first == 0:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import occfast
+from occfast.files import read_npz, write_npz
 
 
 @pytest.fixture
@@ -29,6 +32,20 @@ def test_round_trip(map_, tmp_path):
         assert np.array_equal(a, b) and a.dtype == b.dtype
     assert loaded.grid == map_.grid and loaded.settings == map_.settings and loaded.accuracy == map_.accuracy
     assert (loaded.score, loaded.method, loaded.n_images) == (map_.score, map_.method, map_.n_images)
+
+
+def test_the_precision_is_on_record(map_, tmp_path):
+    low = replace(map_, precision="bf16")
+    assert occfast.OcclusionMap.load(low.save(tmp_path / "low.npz")).precision == "bf16"
+    assert "dense in bf16)" in repr(low) and repr(map_).endswith("dense)")
+    for m, said in ((low, "bf16"), (map_, "the images&#39; own")):
+        assert f"<td>{said}</td>" in m.to_html(tmp_path / "map.html").read_text()
+    # A file of before there was a choice.
+    content = read_npz(map_.save(tmp_path / "map.npz"))
+    about = json.loads(str(content["about"]))
+    assert about.pop("precision") is None
+    write_npz(tmp_path / "old.npz", **{**content, "about": json.dumps(about)})
+    assert occfast.OcclusionMap.load(tmp_path / "old.npz").precision is None
 
 
 @pytest.mark.parametrize("cut", [0, 7, 300])

@@ -1,0 +1,83 @@
+"""Batches of the same shape as one CUDA graph: what the calls cost is paid once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger("occfast")
+
+_MOST = 256  # graphs; batches of further shapes run call by call
+
+#: Records what a function does and returns its result with what does the same again, into the same result.
+Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
+
+
+class OnCuda:
+    """Captures CUDA graphs whose intermediate results share one pool of memory, since one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        graph = torch.cuda.CUDAGraph()
+        # The outer context is for a capture that fails: PyTorch leaves its stream the current one then.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
+            capturing = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
+            with capturing:
+                out = function()
+        return out, graph.replay
+
+
+class Graphs:
+    """Runs batches of indices [3, M], and replays those whose shape was there before.
+
+    A batch's first run warms the libraries up, its second is recorded.  A recording holds addresses: whoever moves
+    what ``run`` reads calls :meth:`forget`.
+
+    Args:
+        run: outputs [M, K] from a group and indices; does not look at their values on the host.
+        new_capture: makes what records, anew after :meth:`forget`.
+    """
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor], new_capture: Callable[[], Capture]) -> None:
+        self._run, self._new_capture = run, new_capture
+        self.replayed = 0  # batches
+        self._failed = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all recordings."""
+        self._seen: set[Hashable] = set()
+        self._graphs: dict[Hashable, tuple[Tensor, Tensor, Callable[[], object]]] = {}
+        self._capture: Capture | None = None
+
+    def __call__(self, group: Hashable, indices: Tensor) -> Tensor:
+        """The outputs of a batch; the next call may overwrite them."""
+        shape = (group, indices.shape[1])
+        if shape in self._seen and shape not in self._graphs and len(self._graphs) < _MOST and not self._failed:
+            self._record(shape, group, indices)
+        if shape not in self._graphs:
+            self._seen.add(shape)
+            return self._run(group, indices)
+        given, out, replay = self._graphs[shape]
+        given.copy_(indices)
+        replay()
+        self.replayed += 1
+        return out
+
+    def _record(self, shape: Hashable, group: Hashable, indices: Tensor) -> None:
+        given = indices.clone()
+        try:
+            self._capture = self._capture or self._new_capture()
+            self._graphs[shape] = (given, *self._capture(lambda: self._run(group, given)))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            _log.warning("the sweep runs without CUDA graphs, capturing one failed: %s", reason)
+            self._failed = True
+            self.forget()

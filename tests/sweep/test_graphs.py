@@ -1,0 +1,136 @@
+"""The path of CUDA graphs, on the CPU: a recording that, as a graph, knows operations and addresses and no values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from occfast.native import ops
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.graphs import Graphs
+from occfast.sweep.incremental import IncrementalEvaluator
+from tests.test_incremental import NETWORKS, TOLERANCE, make, some
+
+_WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique", "masked_select", "is_nonzero", "equal")
+
+
+class Recording(TorchDispatchMode):
+    """What a capturing stream would see.  Reading a value on the host, or taking one from it, is an error as there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        if name in _WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """The same operations on the same memory."""
+        for func, args, kwargs, result in self.calls:
+            if func.is_view:
+                continue  # it shows what is replayed
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def record(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+    with Recording() as recording:
+        out = function()
+    assert recording.calls
+    return out, recording.replay
+
+
+def graphed(evaluator: IncrementalEvaluator, capture: Any = record) -> Graphs:
+    evaluator.graphs = Graphs(evaluator._run, lambda: capture)
+    return evaluator.graphs
+
+
+@pytest.mark.parametrize(("name", "fuse"), [*((name, False) for name in NETWORKS), ("yi", True), ("resnet18", True)])
+def test_replayed_batches_equal_the_dense_sweep(name: str, fuse: bool) -> None:
+    """Two blocks of images, the second smaller and with other pixels: nothing of the first may be left.
+
+    On a GPU convolutions are not fused with gathering."""
+    model, images = make(name, torch.float64, 3)
+    h, w = images.shape[-2:]
+    grid, fill = SweepGrid.over((h, w), (h // 3, w // 3), 2), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
+    evaluator = IncrementalEvaluator(model, grid, images, fuse=fuse, most_classes=2, batch=8)
+    graphs = graphed(evaluator)
+    for block in (images, images.flip(0)[:2].sqrt(), images[:1].square()):
+        positions = some(grid, len(block), 40)
+        evaluator.start(block, fill)
+        before = graphs.replayed
+        found = evaluator.outputs(positions)
+        with torch.no_grad():
+            copies = ops.occlude_positions(block, fill, positions, grid.native())
+            expected = torch.cat([model(part) for part in copies.split(32)])
+        assert float((found - expected).abs().max()) <= TOLERANCE[torch.float64] * float(expected.abs().max())
+        assert graphs.replayed > before
+    assert len({size for _, size in graphs._graphs}) <= 8
+    evaluator.graphs = None
+    assert torch.allclose(found, evaluator.outputs(positions), rtol=1e-12, atol=1e-14)
+
+
+def test_growing_blocks_are_recorded_anew() -> None:
+    model, images = make("yi", torch.float64, 4)
+    grid, fill = SweepGrid.over((100, 100), (20, 20), 10), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    evaluator = IncrementalEvaluator(model, grid, images, most_classes=1)
+    graphs = graphed(evaluator)
+    for count in (1, 2, 4, 3):
+        block = images[:count].clone()
+        evaluator.start(block, fill)
+        positions = torch.arange(count * grid.positions)
+        evaluator.outputs(positions[: grid.positions])  # warms up, so that the rest is replayed
+        found = evaluator.outputs(positions)
+        chosen = positions[:: 7 * count]
+        with torch.no_grad():
+            expected = model(ops.occlude_positions(block, fill, chosen, grid.native()))
+        assert float((found[chosen] - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+    assert graphs.replayed > 0
+
+
+def test_a_capture_that_fails_is_said_once_and_the_sweep_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = make("resnet18", torch.float64)
+    grid, fill = SweepGrid.over((64, 48), (20, 20), 4), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    positions = torch.arange(2 * grid.positions)
+    evaluator = IncrementalEvaluator(model, grid, images, batch=16)
+    evaluator.start(images, fill)
+    expected = evaluator.outputs(positions)
+
+    def fail(function: Callable[[], Tensor]) -> Any:
+        function()
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    graphs = graphed(evaluator, fail)
+    with caplog.at_level(logging.WARNING, "occfast"):
+        found = [evaluator.outputs(positions) for _ in range(3)][-1]
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14) and graphs.replayed == 0
+    assert caplog.text.count("without CUDA graphs, capturing one failed: CUDA error: operation not permitted") == 1
+    assert "more" not in caplog.text
+
+
+def test_a_model_that_reads_a_value_is_not_captured(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match="stream is capturing: _local_scalar_dense"):
+        record(lambda: torch.ones(2) * float(torch.ones(2).sum()))
+    with pytest.raises(RuntimeError, match="stream is capturing: lift_fresh"):
+        record(lambda: torch.ones(2) * torch.tensor([1.0, 2.0]))
+
+
+def test_off_by_default_and_on_a_cpu() -> None:
+    model, images = make("split", torch.float32)
+    grid = SweepGrid.over((21, 26), 5)
+    assert IncrementalEvaluator(model, grid, images).graphs is None
+    assert IncrementalEvaluator(model, grid, images, cuda_graphs=True).graphs is None
