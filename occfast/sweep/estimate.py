@@ -110,7 +110,8 @@ class Sampling:
         spacing: of an image's lattice, in pixels; checks: positions of each image that lie anywhere.
         largest_error: the largest standard error; tolerance: what was asked for, or None; reached: whether it was.
         population_error: the largest standard error of the mean over the population that the images come from.
-        bias: root mean square of the smoothing bias over the map; largest_bias: where it is largest.
+        bias: root mean square of the smoothing bias over the map, 0 where few images show none; bias_below: what it is
+            below with 95 % confidence; largest_bias: where it is largest.
     """
 
     images: int
@@ -123,6 +124,7 @@ class Sampling:
     reached: bool
     population_error: float
     bias: float
+    bias_below: float
     largest_bias: float
 
     def __str__(self) -> str:
@@ -134,7 +136,8 @@ class Sampling:
         )
         return (
             f"largest standard error {self.largest_error:.3g}{aim} with {self.images:,} images{of}; "
-            f"smoothing bias {self.bias:.3g} (root mean square over the map)"
+            f"smoothing bias {self.bias:.3g} (root mean square over the map; below {self.bias_below:.3g} with 95 % "
+            "confidence)"
         )
 
 

@@ -27,6 +27,7 @@ class SampledSweep(Sweep):
 
     _looked = 0  # images at the last look
     _reached = False
+    _latest: tuple[int, float, MeanMap] | None = None  # images, their share of the set, the map
     _error = float("nan")
 
     @property
@@ -82,12 +83,16 @@ class SampledSweep(Sweep):
         return 0.0 if self.source.total is None else min(1.0, self.state.seen / self.source.total)
 
     def _look(self, part: float) -> MeanMap:
+        if self._latest is not None and self._latest[:2] == (self.state.used, part):
+            return self._latest[2]
         design, grid = self.design, self.grid
         scores = torch.from_numpy(np.concatenate(self.state.samples))
         ends = np.cumsum([len(design.positions(k)) for k in range(self.state.used)])[:-1]
         width = tuple(pixels / step for pixels, step in zip(self.bandwidth, grid.stride, strict=True))
         each = list(torch.tensor_split(scores, torch.from_numpy(ends)))
-        return MeanMap(design, each, (width[0], width[1]), part, self.options.score == "error")
+        found = MeanMap(design, each, (width[0], width[1]), part, self.options.score == "error")
+        self._latest = self.state.used, part, found
+        return found
 
     def finished(self) -> bool:
         used, tolerance = self.state.used, self.options.tolerance
@@ -142,6 +147,7 @@ class SampledSweep(Sweep):
             reached=reached,
             population_error=float(m.population_error.max()),
             bias=float(m.bias.square().mean().sqrt()),
+            bias_below=m.bias_below,
             largest_bias=float(m.bias.max()),
         )
         interval = torch.stack(m.interval(quantile)).numpy()

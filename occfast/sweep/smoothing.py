@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK = 64  # images whose maps are held at a time
 _PRIOR = 8  # images that what variances have in common counts as
-_NARROW = 0.015  # of the map's sides: the kernel that shows detail which was smoothed away
-_LEAST = 0.55  # grid steps, of that kernel
-_SURE = 1.0  # standard errors added to the mean square bias
+_NARROW = 0.14  # of the lattice's spacing: the kernel that shows detail which was smoothed away
+_BESIDE = 1.25  # the variance of a value less the mean of four others like it
+_ONE_SIDED = 1.645  # standard errors below the upper end of a one-sided 95 % interval
 _CHECKS = 9  # lattice positions to one check
 
 
@@ -37,6 +40,10 @@ class Design:
     spacing: tuple[float, float]
     seed: int
 
+    @cached_property
+    def _start(self) -> NDArray[np.float64]:
+        return np.random.default_rng([self.seed, 0x5A3F]).random(2)
+
     @property
     def checks(self) -> int:
         """Positions of an image that lie anywhere, at least 2."""
@@ -46,8 +53,7 @@ class Design:
     def lattice(self, image: int) -> tuple[Tensor, Tensor]:
         """Grid rows and columns, rising, at least one of each: int64."""
         g = 1.324717957244746
-        start = np.random.default_rng([self.seed, 0x5A3F]).random(2)
-        shift = (start + image * np.array([1 / g, 1 / g**2])) % 1.0
+        shift = (self._start + image * np.array([1 / g, 1 / g**2])) % 1.0
         lines = []
         for count, step, u in zip(self.shape, self.spacing, shift, strict=True):
             at = np.floor((np.arange(int(count / step) + 2) + u) * step).astype(np.int64)
@@ -68,8 +74,9 @@ class Design:
 
 def interpolation(count: int, lines: Tensor) -> Tensor:
     """[count, lines]: linear interpolation from some grid rows to all of them; constant beyond the outermost."""
-    eye, at = np.eye(len(lines)), np.arange(count)
-    return torch.from_numpy(np.stack([np.interp(at, lines.numpy(), column) for column in eye], 1))
+    at, to = lines.numpy(), np.arange(count)
+    place = np.interp(to, at, np.arange(len(at)))[:, None]  # 2.25: a quarter of the way from line 2 to line 3
+    return torch.from_numpy((1 - np.abs(place - np.arange(len(at)))).clip(0))
 
 
 class Kernel:
@@ -102,6 +109,20 @@ class Kernel:
         return self.spread(at.index_add_(0, positions.flatten(), values.flatten()).view(self.shape))
 
 
+def beside(maps: Tensor, steps: tuple[int, int]) -> Tensor:
+    """The mean of each place's four diagonal neighbours ``steps`` away, of those that exist; 0 without: as ``maps``
+    [n, rows, columns]."""
+    total, count = torch.zeros_like(maps), torch.zeros_like(maps[0])
+    for to_row, to_column in product((-steps[0], steps[0]), (-steps[1], steps[1])):
+        here, there = [], []
+        for size, shift in zip(maps.shape[1:], (to_row, to_column), strict=True):
+            here.append(slice(max(0, -shift), max(0, min(size, size - shift))))
+            there.append(slice(max(0, shift), max(0, min(size, size + shift))))
+        total[:, here[0], here[1]] += maps[:, there[0], there[1]]
+        count[here[0], here[1]] += 1
+    return total / count.clamp_min(1)
+
+
 class MeanMap:
     """What a few scores of each image say about the mean map of a set of images.
 
@@ -120,10 +141,13 @@ class MeanMap:
     - For n images of a set of N, f = n / N, the variance is V = (1 - f) A + f B.
     - Few images decide A where errors are rare.  So A of a share is drawn towards what it is elsewhere: a common
       factor times m (1 - m), counted as ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
-    - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel.  A regression of all residuals
-      s_i - m with a narrow kernel shows it, with noise; its square less its own variance over images (jackknife again)
-      is unbiased for b^2.  At one location that is nearly all noise, so its mean over the map, plus one standard error
-      of that mean, is shared out in proportion to the regression of e_ij^2.
+    - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel.  The residuals s_i - m on the lattice,
+      each less the mean of its four diagonal neighbours in the same lattice (which takes the level of the image away;
+      diagonal, since occluders' edges make ridges along rows and columns), are added up over images with a narrow
+      kernel.  The square of that sum, less its own variance over images (jackknife again, m's part in the residuals
+      included), is unbiased for the square of the detail; the neighbours' own detail adds a quarter.  At one location
+      it is nearly all noise, so its mean over the map counts, 0 where that is negative (as DerSimonian and Laird cut
+      off their variance between studies), shared out in proportion to the regression of e_ij^2.
 
     Args:
         design: of the positions.
@@ -137,6 +161,7 @@ class MeanMap:
         population_error: sqrt(A).
         standard_error: sqrt(V).
         bias: the root mean square of b at places like this one.
+        bias_below: what the root mean square of b over the map is below, with 95 % confidence.
     """
 
     def __init__(
@@ -145,9 +170,10 @@ class MeanMap:
         self.design, self._share, n = design, share, len(scores)
         shape, checks = design.shape, design.checks
         self._at = [design.positions(k) for k in range(n)]
+        self._lines = [design.lattice(k) for k in range(n)]
         self._scores = [each.double() for each in scores]
         kernel = Kernel(shape, width)
-        narrow = Kernel(shape, (max(_LEAST, _NARROW * shape[0]), max(_LEAST, _NARROW * shape[1])))
+        narrow = Kernel(shape, (_NARROW * design.spacing[0], _NARROW * design.spacing[1]))
         checked = torch.stack([at[-checks:] for at in self._at])
 
         # What interpolation gives, and misses.
@@ -164,9 +190,11 @@ class MeanMap:
         rest = error - correction.flatten()[checked]
 
         # Over images.
-        near = narrow.sums(torch.ones(sum(map(len, self._at)), dtype=torch.float64), torch.cat(self._at))
+        lattices = torch.cat([at[:-checks] for at in self._at])
+        near = narrow.sums(torch.ones(len(lattices), dtype=torch.float64), lattices)
+        step = round(design.spacing[0]), round(design.spacing[1])
         a, fourth, own, detail, apart = torch.zeros(5, *shape, dtype=torch.float64)
-        product = torch.zeros_like(rest)
+        together = torch.zeros_like(rest)
         for images, maps in self._interpolated():
             parts = n * kernel.each(rest[images], checked[images]) / counts  # in the correction
             z = (maps - mean + parts) / n
@@ -175,17 +203,19 @@ class MeanMap:
             own += parts.square().sum(0) / n
             # What the other checks of an image correct at each of them.
             others = parts.flatten(1).gather(1, checked[images]) - n * rest[images] / counts.flatten()[checked[images]]
-            product[images] = rest[images] * others * checks / (checks - 1)
-            residuals = torch.zeros_like(maps).flatten(1)
-            for row, at, each in zip(residuals, self._at[images], self._scores[images], strict=True):
-                row.index_add_(0, at, each - self.values.flatten()[at])
-            sharp = narrow.spread(residuals.view_as(maps)) / near
+            together[images] = rest[images] * others * checks / (checks - 1)
+            residuals = torch.zeros_like(maps)
+            for k, residual in enumerate(residuals, images.start):
+                rows, columns = self._lines[k]
+                off = self._on_lattice(k) - self.values[rows][:, columns]
+                residual[rows[:, None], columns] = off - beside(off[None], (1, 1))[0]
+            sharp = narrow.spread(residuals)
             detail += sharp.sum(0)
-            apart += (sharp - z).square().sum(0)
+            apart += (sharp - near * (z - beside(z, step))).square().sum(0)
         jackknife = n / max(1, n - 1)
         a *= jackknife
         spread = kernel.sums(rest.square(), checked) / counts + 1e-12
-        b = (spread + own - 2 * kernel.sums(product, checked) / counts).clamp_min(0) / n
+        b = (spread + own - 2 * kernel.sums(together, checked) / counts).clamp_min(0) / n
         self._level = torch.ones_like(a)
         if share:
             self._level = (self.values * (1 - self.values)).clamp_min(1e-6)
@@ -193,11 +223,13 @@ class MeanMap:
             common = self._level * (a.sum() / self._level.sum())
             a = (carrying * a + _PRIOR * common) / (carrying + _PRIOR)
         apart *= jackknife
-        squared = (detail.square() - apart).mean()
-        # That mean is over as many independent places as kernels fit into the map: a standard error on top.
-        places = shape[0] * shape[1] / (4 * np.pi * narrow.width[0] * narrow.width[1])
-        squared = squared.clamp_min(0) + _SURE * apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places))
+        weight = _BESIDE * near.square().mean()
+        # The mean over the map is one over as many independent places as kernels fit into it.
+        places = shape[0] * shape[1] / max(1.0, 4 * np.pi * narrow.width[0] * narrow.width[1])
+        squared = ((detail.square() - apart).mean() / weight).clamp_min(0)
+        error = apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places)) / weight
         self.bias = (spread * squared / spread.mean()).sqrt()
+        self.bias_below = float((squared + _ONE_SIDED * error).sqrt())
         self._of_images, self._of_positions = (1 - part) * a, part * b
         self.population_error, self.standard_error = a.sqrt(), (self._of_images + self._of_positions).sqrt()
         if n < 2:  # one image says nothing about others
@@ -210,10 +242,14 @@ class MeanMap:
             images = slice(first, min(first + _CHUNK, len(self._scores)))
             maps = torch.empty(images.stop - first, rows, columns, dtype=torch.float64)
             for k in range(first, images.stop):
-                r, c = self.design.lattice(k)
-                lattice = self._scores[k][: len(r) * len(c)].view(len(r), len(c))
-                maps[k - first] = interpolation(rows, r) @ lattice @ interpolation(columns, c).T
+                r, c = self._lines[k]
+                maps[k - first] = interpolation(rows, r) @ self._on_lattice(k) @ interpolation(columns, c).T
             yield images, maps
+
+    def _on_lattice(self, image: int) -> Tensor:
+        """The scores at the lattice of an image, [its rows, its columns]."""
+        rows, columns = self._lines[image]
+        return self._scores[image][: len(rows) * len(columns)].view(len(rows), len(columns))
 
     def interval(self, quantile: float) -> tuple[Tensor, Tensor]:
         """Where O lies, location by location, each [rows, columns].

@@ -1,0 +1,168 @@
+"""Small networks that know real faces, and their full sweeps: made once for all tests that need a real map."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import occfast
+from occfast.data import LFW, ORL, Aligned
+from occfast.sweep.geometry import SweepGrid
+from occfast.sweep.incremental import IncrementalEvaluator
+from occfast.sweep.scorer import Scorer
+
+STRIDE = 2  # of the full sweeps; faces are 50×50
+SIZE = (12, 12)  # of the occluder, where it does not matter
+WIDE, FLAT = (20, 20), (10, 20)  # occluders as large for these faces as 40×40 and 20×40 for 100×100
+
+no_lfw = pytest.mark.skipif(
+    not (Path(os.environ.get("OCCFAST_DATA", "")) / "lfw").is_dir() or "OCCFAST_DATA" not in os.environ,
+    reason="needs LFW: a folder lfw in $OCCFAST_DATA",
+)
+DATA = ["orl", pytest.param("lfw", marks=no_lfw)]
+
+
+class SmallNet(nn.Sequential):
+    def __init__(self, people: int) -> None:
+        layers: list[nn.Module] = []
+        for before, after in ((1, 12), (12, 24), (24, 48)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+                       nn.MaxPool2d(2, ceil_mode=True)]  # fmt: skip
+        super().__init__(*layers, nn.AvgPool2d(7), nn.Flatten(), nn.Linear(48, people))
+
+
+@dataclass
+class Known:
+    """Attributes: network; images, labels: held out and right uncovered."""
+
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+
+
+def _orl() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Five images of each person to train on, five held out."""
+    faces = ORL()
+    train, held = faces.split((5, 5))
+    return faces.images, faces.labels, train, held
+
+
+def _lfw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Half of the images of people with 30 or more to train on; a quarter held out, another than settings were chosen
+    by (that one lies between the two)."""
+    faces = Aligned(LFW(min_images=30))
+    order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
+    train, held = order[: len(faces) // 2], order[3 * len(faces) // 4 :]
+    return torch.stack([face.image for face in faces]), faces.labels, train, held
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def known(data: str = "orl") -> Known:
+    """Trains for some seconds, once."""
+    return _known(data)
+
+
+@functools.cache
+def _known(data: str) -> Known:
+    epochs, batch, at_most = {"orl": (30, 20, 200), "lfw": (12, 32, 160)}[data]
+    with _one_thread(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        images, labels, train, held = {"orl": _orl, "lfw": _lfw}[data]()
+        images = F.avg_pool2d(images.float() / 63.75 - 2, 2)
+        network = SmallNet(int(labels.max()) + 1)
+        optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+        steps = len(train) // batch
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+        for _ in range(epochs):
+            for part in train[torch.randperm(len(train))][: steps * batch].split(batch):
+                x = torch.roll(images[part], torch.randint(-2, 3, (2,)).tolist(), (2, 3))
+                loss = F.cross_entropy(network(x), labels[part])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+        network.eval()
+        with torch.no_grad():
+            held = held[network(images[held]).argmax(1) == labels[held]][:at_most]
+    return Known(network, images[held], labels[held])
+
+
+def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.OcclusionMap:
+    """The full sweep of the images that are known, made once."""
+    return _full(data, occluder)
+
+
+@functools.cache
+def _full(data: str, occluder: tuple[int, int]) -> occfast.OcclusionMap:
+    k = known(data)
+    with _one_thread():
+        return occfast.occlusion_map(k.network, k.images, k.labels, occluder, STRIDE, progress=False)
+
+
+def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
+    """The largest other output less the label's, of every position of every image; made once."""
+    return _margins(data, occluder)
+
+
+@functools.cache
+@torch.no_grad()
+def _margins(data: str, occluder: tuple[int, int]) -> NDArray[np.float64]:
+    k = known(data)
+    grid = SweepGrid.over(k.images.shape[-2:], occluder, STRIDE)
+    evaluator = IncrementalEvaluator(k.network, grid, k.images)
+    evaluator.start(k.images, torch.zeros(1, 1, 1, 1))
+    with _one_thread():
+        outputs = evaluator.outputs(torch.arange(len(k.images) * grid.positions)).double()
+    own = k.labels.repeat_interleave(grid.positions)[:, None]
+    found = outputs.scatter(1, own, -torch.inf).amax(1) - outputs.gather(1, own)[:, 0]
+    return found.view(len(k.images), grid.rows, grid.columns).numpy()
+
+
+@contextmanager
+def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., occfast.OcclusionMap]]:
+    """A call like occlusion_map's on the images that are known whose scores come from their full sweep: all of the way
+    but the network, so that many seeds cost little."""
+    sweep = full(data, occluder)
+    assert sweep.per_image is not None
+    maps = torch.from_numpy(sweep.per_image).double().flatten(1)
+
+    def score(self: Scorer, positions: Tensor) -> None:
+        numbers = self.images[positions // self.grid.positions, 0, 0, 0].long()
+        table = torch.from_numpy(margins(data, occluder)).flatten(1) if self.margins else maps
+        self.scores.view(-1)[positions] = table[numbers, positions % self.grid.positions]
+
+    faces = torch.zeros(len(maps), 1, *sweep.grid.image)
+    faces[:, 0, 0, 0] = torch.arange(len(maps))
+
+    def call(count: int | None = None, report: Any = False, **arguments: Any) -> occfast.OcclusionMap:
+        count = len(maps) if count is None else count
+        return occfast.occlusion_map(
+            lambda x: torch.eye(2)[torch.zeros(len(x), dtype=torch.long)], faces[:count],
+            torch.zeros(count, dtype=torch.long), sweep.grid.occluder, sweep.grid.stride, progress=report,
+            batch_size=64, **arguments,
+        )  # fmt: skip
+
+    with patch.object(Scorer, "score", score):
+        yield call
