@@ -4,7 +4,7 @@
     python -m bench.training --quick               # a quarter of the paper's width, half a minute
     python -m bench.training --device cuda --output my.json
 
-Three questions, each a ratio measured in one process:
+Four questions, each a ratio; the first three are measured in one process:
 
 - loop: ``occfast.train.train`` (uint8 images in memory, jitter, occluders, logs, TensorBoard, a checkpoint every
   ``--steps`` steps) against a bare loop: the same network, loss and optimizer on one batch of floats that is ready in
@@ -13,6 +13,8 @@ Three questions, each a ratio measured in one process:
 - disk: the same with JPEG files that are decoded as they are needed.
 - triplets: forward and backward of B = 256 with the batch triplet loss of the normalised features, against forward and
   backward of the same network alone.
+- memory (CPU): bare steps in processes that keep freed memory (:func:`occfast.allocator.keep_freed_memory`, as the
+  commands of occfast do) against bare steps in processes that don't, in turns.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import contextlib
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -216,6 +219,41 @@ def triplets(name: str, device: str, rounds: int, batch: int = 256) -> dict[str,
     }  # fmt: skip
 
 
+_STEPS = """
+import statistics, sys, time
+import torch
+from bench.training import bare_seconds
+if sys.argv[2] == "kept":
+    from occfast.allocator import keep_freed_memory
+    assert keep_freed_memory()
+torch.set_num_threads(int(sys.argv[3]))
+print(bare_seconds(sys.argv[1]))
+"""
+
+
+def bare_seconds(name: str) -> float:
+    """The median of ten bare steps."""
+    network, arguments, channels, size, batch, _ = NETWORKS[name]
+    overrides = [f"network.name={network}", f"network.arguments={json.dumps(arguments)}", f"batch.size={batch}"]
+    bare = Bare(load_recipe("A", ["data.name=bench.training:Noise", *overrides]), channels, size, "cpu")
+    for _ in range(_WARM):
+        bare()
+    return statistics.median(_timed(bare, 1) for _ in range(10))
+
+
+def memory(name: str, rounds: int) -> dict[str, Any]:
+    """Bare steps where freed memory is kept, and where it is left to the C library."""
+    seconds: dict[str, list[float]] = {"left": [], "kept": []}
+    for _ in range(rounds):
+        for way, found in seconds.items():
+            command = [sys.executable, "-c", _STEPS, name, way, str(torch.get_num_threads())]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parents[1])
+            found.append(float(done.stdout))
+    left, kept = (NETWORKS[name][4] / statistics.median(found) for found in seconds.values())
+    return {"workload": f"{name}, batch {NETWORKS[name][4]}, bare step", "rounds": rounds,
+            "left_images_per_s": left, "kept_images_per_s": kept, "ratio": kept / left}  # fmt: skip
+
+
 def _backward(network: nn.Module, loss: Tensor) -> None:
     loss.backward()
     for parameter in network.parameters():
@@ -227,13 +265,15 @@ def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str,
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} "
         f"{'AVX-512' if 'avx512f' in instruction_set().split() else 'AVX2'}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__, "date": date.today().isoformat(), "loop": [], "triplets": [],
+        "torch": torch.__version__, "date": date.today().isoformat(), "loop": [], "triplets": [], "memory": [],
     }  # fmt: skip
     for name in names:
         result["loop"].append(loop(name, device, steps))
         if name != "resnet18":
             result["loop"].append(loop(name, device, steps, disk=True))
             result["triplets"].append(triplets(name, device, rounds))
+        if device == "cpu":
+            result["memory"].append(memory(name, min(rounds, 3)))
     return result
 
 
@@ -249,6 +289,11 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{row['workload']:36} alone {row['alone_seconds']:8.4f} s  with loss {row['with_loss_seconds']:8.4f} s  "
             f"ratio {row['ratio']:.3f}"
+        )
+    for row in result["memory"]:
+        lines.append(
+            f"{row['workload']:36} freed memory left {row['left_images_per_s']:9,.1f}  kept "
+            f"{row['kept_images_per_s']:9,.1f} images/s  ratio {row['ratio']:.2f}"
         )
     return "\n".join(lines)
 
