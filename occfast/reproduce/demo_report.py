@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..files import write_atomically
 from ..plots import extent, grey, png_data_uri
 from ..train.augment import TEMPERATURES, every_pixel
 from .demo import PAPER, Result, compare, occluder, occluder_name
+from .report import environment
 from .trigueros2018 import CONTROL
 
 SIZES = tuple(TEMPERATURES)
@@ -88,15 +85,7 @@ def gather(result: Result) -> dict[str, Any]:
             "steps": [asdict(cost) for cost in result.costs],
             "positions_per_second": _rate(result),
         },
-        "environment": {
-            "occfast": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        },
+        "environment": environment(),
     }
 
 

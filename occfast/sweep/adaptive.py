@@ -15,8 +15,7 @@ from .estimate import Disagreement
 from .maps import OcclusionMap
 from .refinement import Refinement, SignRefinement
 
-_SPACING = {"error": 6}  # pixels between coarse positions, by default;
-_OTHER_SPACING = 8  # that of real-valued scores
+_SPACING = {"error": 6, "score_drop": 8, "similarity_drop": 8}  # pixels between coarse positions, by default
 _IMAGES = 16  # refined together, so that a round is a large batch
 _PIECES = 12  # of a round of refinement at least, so that processes can share it,
 _PIECE = 48  # unless they get smaller than this
@@ -36,7 +35,7 @@ class AdaptiveSweep(Sweep):
     def visit(self, n: int) -> None:
         options, grid = self.options, self.grid
         self._binary = self.scorer.margins = options.score == "error"
-        usual = _SPACING.get(options.score, _OTHER_SPACING)
+        usual = _SPACING[options.score]
         height, width = options.spacing or (min(usual, side) for side in grid.occluder)
         self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
         with self.processes.together():

@@ -338,9 +338,8 @@ class SignRefinement:
     def _finish(self, stage: _Stage) -> None:
         """Take what was not evaluated for what interpolation says."""
         at = stage.at(len(self.known))
-        guess = stage.whole(np.where(stage.new & ~self.known[at], stage.interpolate(self._maps), 0.0), self.shape)
-        guessed = stage.whole(stage.new & ~self.known[at], self.shape).astype(bool)
-        self._maps = np.where(guessed, guess, self._maps)
+        guessed = stage.whole(stage.new & ~self.known[at], self.shape)
+        self._maps = np.where(guessed, stage.whole(stage.interpolate(self._maps), self.shape), self._maps)
         assert self._error is not None
         self._error = self._carried = _DECAY * self._error
         self._looks = 0
