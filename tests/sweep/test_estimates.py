@@ -38,7 +38,10 @@ def test_sampled_intervals_cover_the_full_sweep(data, occluder, part):
     s = calibration.sampled(data, occluder, part, seeds=100 if part else 24)
     assert 0.93 <= s.covered <= 0.97, s
     assert 0.8 < s.stated / s.error < 1.3, s
-    assert s.variation < 0.06, s
+    assert (
+        s.variation
+        < {(WIDE, False): 0.04, (FLAT, False): 0.03, (WIDE, True): 0.055, (FLAT, True): 0.04}[occluder, part]
+    )
 
 
 def test_sampled_stops_when_it_knows_enough(looked_up):
