@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 Mask = NDArray[np.bool_]
 Maps = NDArray[np.float64]
@@ -364,6 +363,8 @@ class SignRefinement:
         """Root of the local mean of squared misses, with what was carried over from before."""
         widths = (0.0, *map(float, self._widths))
         area = 2 * math.pi * widths[1] * widths[2]
+        from scipy.ndimage import gaussian_filter  # twice occfast's own import time
+
         total, number = (area * gaussian_filter(a, widths, mode="constant") for a in (squares, count))
         with np.errstate(invalid="ignore"):
             error: Maps = np.sqrt((total + _PRIOR * self._carried**2) / (number + _PRIOR))
