@@ -52,11 +52,16 @@ def _bar(title: str, unit: str, note: Callable[[], str] | None) -> Iterator[Repo
             if first[0] < 0:
                 first[0] = done  # a resumed sweep did that much before
             elapsed = time.perf_counter() - started
-            rate = f"{(done - first[0]) / elapsed:,.0f} {unit}/s" if elapsed > 0.5 else ""
+            rate = _rate((done - first[0]) / elapsed, f" {unit}") if elapsed > 0.5 else ""
             text = ", ".join(filter(None, (note() if note else "", rate)))
             bars.update(task, completed=done, total=total, rate=text)
 
         yield report
+
+
+def _rate(rate: float, unit: str = "") -> str:
+    """A rate in words: epochs take many seconds each, positions come by the hundred a second."""
+    return f"{1 / rate:,.1f} s each" if 0 < rate < 1 else f"{rate:,.0f}{unit}/s"
 
 
 def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
@@ -76,6 +81,6 @@ def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
         share = f" of {total:,}" if total else ""
         beside = note() if note else ""
         text = f", {beside}" if beside else ""
-        print(f"{title}: {done:,}{share} {unit}{text}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+        print(f"{title}: {done:,}{share} {unit}{text}, {_rate(rate)}{left}", file=sys.stderr, flush=True)
 
     return report
