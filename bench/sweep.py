@@ -4,7 +4,7 @@
     python -m bench.sweep --positions 500 # of each image, at random, instead of all (W1) and 1,536 (W2)
     python -m bench.sweep --quick         # W1, 20x20, a sample of the positions
     python -m bench.sweep --workloads resnet34 --occluders 20x40 --output my.json
-    python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (8 are used)
+    python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (16 are used)
 
 All contenders run in turn, round after round, in one process with the same threads; a rate is the
 median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.  A JSON and a Markdown table

@@ -38,7 +38,7 @@ from .plan import (
 from .precision import float32_as
 
 _HALF = (torch.float16, torch.bfloat16)
-_CACHE = 8 << 20  # bytes of one layer's rectangles in a batch
+_CACHE = 16 << 20  # bytes of one layer's rectangles in a batch: the fastest in bench/results/sweep-batch-cpu.md
 _FAR = 1 << 40  # beyond every map
 #: What a call on a group of positions costs beside its work, in multiply-adds that would take as long: about 50
 #: microseconds on two cores.  The figure for a GPU is a guess; none has been measured.
