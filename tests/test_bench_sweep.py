@@ -63,4 +63,4 @@ def test_rows_and_table(tiny: Any) -> None:
 def test_budgets(tiny: Any) -> None:
     result, table = tiny("--budgets", "--rounds", "1", "--workloads", "paper", "--occluders", "8x8")
     assert [row["mib"] for row in result["rows"]] == [1, 2, 4, 8, 16, 32]
-    assert [row["mib"] for row in result["rows"] if row["used"]] == [16] and "| 8 (used) |" in table
+    assert [row["mib"] for row in result["rows"] if row["used"]] == [16] and "| 16 (used) |" in table
