@@ -29,11 +29,10 @@ NORMAL_SPREAD = 0.25
 class LocationDistribution:
     """Where the centre of an occluder is drawn from: one probability for each centre of a grid.
 
-    Attributes
-    ----------
-    probabilities : float64 [rows, columns], not negative, sums to 1
-    row_centers, column_centers : int64 [rows], [columns], pixels, increasing, inside the image
-    image_size : (height, width) of the images it is meant for
+    Attributes:
+        probabilities: float64 [rows, columns], not negative, sums to 1
+        row_centers, column_centers: int64 [rows], [columns], pixels, increasing, inside the image
+        image_size: (height, width) of the images it is meant for
     """
 
     probabilities: Tensor
@@ -250,23 +249,20 @@ class NoisyOccluder(nn.Module):
     ``sample_ids`` a result depends on (seed, sample id) alone: not on the batch, its order, the
     threads, the worker, the process or the device.
 
-    Parameters
-    ----------
-    size : (height, width) in pixels, or ((min, max), (min, max)) drawn uniformly, both ends included
-    locations : a LocationDistribution for the images' size, "uniform", or "normal" (:data:`NORMAL_SPREAD`)
-    noise : one name or several of :data:`NOISES`, each as likely
-    level, intensity : (low, high) within [0, 1], drawn uniformly
-    p : probability of covering an image at all
-    seed : int in [0, 2**63)
-    value_range : the values that 0 and 1 stand for in floating-point images
-    colour : "channels" draws an intensity for each channel, "grey" one for all
-    validate : also check on a GPU that floating-point images lie within ``value_range``, which waits for the
-        device; on the CPU it is always checked
+    Args:
+        size: (height, width) in pixels, or ((min, max), (min, max)) drawn uniformly, both ends included
+        locations: a LocationDistribution for the images' size, "uniform", or "normal" (:data:`NORMAL_SPREAD`)
+        noise: one name or several of :data:`NOISES`, each as likely
+        level, intensity: (low, high) within [0, 1], drawn uniformly
+        p: probability of covering an image at all
+        seed: int in [0, 2**63)
+        value_range: the values that 0 and 1 stand for in floating-point images
+        colour: "channels" draws an intensity for each channel, "grey" one for all
+        validate: also check on a GPU that floating-point images lie within ``value_range``, which waits for the
+            device; on the CPU it is always checked
 
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the argument.
+    Raises:
+        ValueError, TypeError: Naming the argument.
     """
 
     counter: Tensor
@@ -336,12 +332,11 @@ class NoisyOccluder(nn.Module):
     ) -> Tensor | tuple[Tensor, OccluderInfo]:
         """Images with occluders; the given ones are left as they are.
 
-        Parameters
-        ----------
-        images : uint8, float16, bfloat16 or float32 [N, C, H, W] (tensor or ``__dlpack__``)
-        sample_ids : int64 [N], not negative: what the draws are keyed by.  Without them an internal counter
-            advances, which ``state_dict`` holds.
-        return_info : also return an :class:`OccluderInfo`
+        Args:
+            images: uint8, float16, bfloat16 or float32 [N, C, H, W] (tensor or ``__dlpack__``)
+            sample_ids: int64 [N], not negative: what the draws are keyed by.  Without them an internal counter
+                advances, which ``state_dict`` holds.
+            return_info: also return an :class:`OccluderInfo`
         """
         batch = checks.as_tensor(images, "images")
         ids, law = self._law(batch, sample_ids)

@@ -388,19 +388,17 @@ class _Triplets(nn.Module):
     ) -> Tensor:
         """The loss, a scalar: float64 for float64 embeddings, else float32.
 
-        Parameters
-        ----------
-        embeddings : float16, bfloat16, float32 or float64 [B, D]; used as given (normalise before).
-        labels : integer [B]
-        indices_tuple : (anchors, positives, negatives), or (anchors, positives, anchors, negatives) of pairs, int64:
-            the triplets to use in place of mining, as pytorch-metric-learning's miners give them.
-        ref_emb, ref_labels : [M, D] and [M]: where positives and negatives come from; by default the batch itself,
-            no item being its own positive.  They get a gradient too.
+        Args:
+            embeddings: float16, bfloat16, float32 or float64 [B, D]; used as given (normalise before).
+            labels: integer [B]
+            indices_tuple: (anchors, positives, negatives), or (anchors, positives, anchors, negatives) of pairs,
+                int64: the triplets to use in place of mining, as pytorch-metric-learning's miners give them.
+            ref_emb, ref_labels: [M, D] and [M]: where positives and negatives come from; by default the batch itself,
+                no item being its own positive.  They get a gradient too.
 
-        Raises
-        ------
-        ValueError, TypeError
-            For a wrong shape, device, dtype; with ``check_finite`` for NaN or infinite embeddings.
+        Raises:
+            ValueError, TypeError: For a wrong shape, device, dtype; with ``check_finite`` for NaN or infinite
+                embeddings.
         """
         if labels is None and indices_tuple is not None:  # listed triplets need no labels
             labels = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
@@ -500,25 +498,25 @@ class BatchTripletLoss(_Triplets):
     with the means and population variances of d(a, p) and d(a, n) over the mined triplets, which count as constant:
     the gradient is that of the formula for this very set.  No triplet is ever listed; memory is O(B²).
 
-    Parameters
-    ----------
-    margin : α, >= 0.  The paper's 0.5 is for squared distances of unit vectors.
-    beta : β in [0, 1].  0 is Eq. 7, 1 the variances alone.
-    mining : which triplets, d_ap and d_an being the distances of a's positive and negative:
-        "violating" (d_ap + α > d_an), "semihard" (d_ap < d_an < d_ap + α), "semihard_random" (one such negative for
-        each pair a, p, chosen by ``seed`` and the number of the call), "hardest" (each anchor's furthest positive
-        with its nearest negative; of equals the first), "all".
-    distributed : mine over the batches of all ranks.  Contract: every rank returns the same loss, that of the global
-        batch (in the order of the ranks; sizes may differ), and gives its own embeddings *world size* times that loss's
-        gradient.  DistributedDataParallel averages over the ranks, so parameters get exactly the gradient of the one
-        global loss: nothing is to be multiplied by hand.  (Where gradients are added up and not averaged, divide by
-        the number of ranks.)  The loss must be scaled alike on every rank.  One small wait for the sizes a call.
-    distance : "squared_euclidean" (as the paper), "euclidean" (derivative 0 at distance 0) or "cosine" (1 - cosine; an
-        embedding of length 0 is at distance 1 from everything and gets no gradient).
-    statistics : also what the loss itself doesn't need, for :attr:`stats`.
-    bins, histogram_range : of the histograms; by default over [0, a bound from the lengths] (4 for unit vectors).
-    check_finite : raise on NaN or infinite embeddings.  It waits for the device; without it the loss is NaN.
-    process_group : for ``distributed``; by default the whole world.
+    Args:
+        margin: α, >= 0.  The paper's 0.5 is for squared distances of unit vectors.
+        beta: β in [0, 1].  0 is Eq. 7, 1 the variances alone.
+        mining: which triplets, d_ap and d_an being the distances of a's positive and negative:
+            "violating" (d_ap + α > d_an), "semihard" (d_ap < d_an < d_ap + α), "semihard_random" (one such negative
+            for each pair a, p, chosen by ``seed`` and the number of the call), "hardest" (each anchor's furthest
+            positive with its nearest negative; of equals the first), "all".
+        distributed: mine over the batches of all ranks.  Contract: every rank returns the same loss, that of the
+            global batch (in the order of the ranks; sizes may differ), and gives its own embeddings *world size*
+            times that loss's gradient.  DistributedDataParallel averages over the ranks, so parameters get exactly
+            the gradient of the one global loss: nothing is to be multiplied by hand.  (Where gradients are added up
+            and not averaged, divide by the number of ranks.)  The loss must be scaled alike on every rank.  One small
+            wait for the sizes a call.
+        distance: "squared_euclidean" (as the paper), "euclidean" (derivative 0 at distance 0) or "cosine" (1 -
+            cosine; an embedding of length 0 is at distance 1 from everything and gets no gradient).
+        statistics: also what the loss itself doesn't need, for :attr:`stats`.
+        bins, histogram_range: of the histograms; by default over [0, a bound from the lengths] (4 for unit vectors).
+        check_finite: raise on NaN or infinite embeddings.  It waits for the device; without it the loss is NaN.
+        process_group: for ``distributed``; by default the whole world.
 
     Where nothing is mined the loss is 0 and so is its gradient.  A second derivative is refused.
     """
@@ -578,10 +576,8 @@ class TripletMiner:
     negatives), by anchor, positive, negative.  Parameters as of :class:`BatchTripletLoss`.  Distances are computed in
     float64, so a triplet at the very margin may differ from a float32 loss's.
 
-    Raises
-    ------
-    ValueError
-        If the labels allow more than ``max_candidates`` triplets; as of the losses for bad input.
+    Raises:
+        ValueError: If the labels allow more than ``max_candidates`` triplets; as of the losses for bad input.
     """
 
     def __init__(
@@ -654,12 +650,11 @@ class LargeMarginCosine(nn.Module):
 
     .. math:: z_j = s\,(\cos\theta_j - m\,[j = y])
 
-    Parameters
-    ----------
-    in_features : D, > 0
-    n_classes : K, > 0
-    scale : s > 0
-    margin : m >= 0
+    Args:
+        in_features: D, > 0
+        n_classes: K, > 0
+        scale: s > 0
+        margin: m >= 0
 
     ``head(features [N,D], labels int [N])`` -> logits [N,K]; without labels no margin is taken off, as in evaluation.
     Cosines are computed in float32 (float64 for float64 features), whatever autocast says: in half precision the scale

@@ -59,13 +59,12 @@ class PKSampler(Sampler[list[int]]):
     dropped where no P different identities are left for a batch and, with several ranks, where the batches don't
     divide by their number: every rank gets as many, and no hand goes to two ranks.
 
-    Parameters
-    ----------
-    labels : integer array, list or tensor [N]
-    p, k : identities a batch, images an identity; >= 1
-    seed : with the epoch it decides everything.
-    min_images : leave out identities with fewer images (2: those without any positive pair)
-    num_replicas, rank : by default those of ``torch.distributed``, if it is initialised
+    Args:
+        labels: integer array, list or tensor [N]
+        p, k: identities a batch, images an identity; >= 1
+        seed: with the epoch it decides everything.
+        min_images: leave out identities with fewer images (2: those without any positive pair)
+        num_replicas, rank: by default those of ``torch.distributed``, if it is initialised
 
     The epoch goes up by one after each full pass, or by :meth:`set_epoch`.  :meth:`state_dict` after n batches
     resumes at batch n + 1.  (A DataLoader with workers asks for batches ahead of time: to resume exactly, count the
@@ -147,14 +146,13 @@ class PKSampler(Sampler[list[int]]):
 class MPerClassSampler(Sampler[int]):
     """Indices such that every run of ``batch_size`` holds ``m`` of each of its classes, as pytorch-metric-learning's.
 
-    Parameters
-    ----------
-    labels : integer array, list or tensor [N]
-    m : images of each class, >= 1
-    batch_size : a multiple of m, at most m times the number of classes; None: runs over all the classes
-    length_before_new_iter : indices a pass, rounded down to full runs
-    seed : with the number of the pass it decides everything; classes are drawn without repeats for each run, and so are
-        images where a class has m of them.
+    Args:
+        labels: integer array, list or tensor [N]
+        m: images of each class, >= 1
+        batch_size: a multiple of m, at most m times the number of classes; None: runs over all the classes
+        length_before_new_iter: indices a pass, rounded down to full runs
+        seed: with the number of the pass it decides everything; classes are drawn without repeats for each run, and
+            so are images where a class has m of them.
     """
 
     def __init__(

@@ -11,9 +11,7 @@ __all__ = ["backend"]
 def backend() -> dict[str, str | None]:
     """What runs the native ops and why, without building anything.
 
-    Returns
-    -------
-    dict
+    Returns:
         "cpu", "cuda": "native" (a module is loaded, prebuilt or cached), "native, built at first use",
         "reference" (the PyTorch twins) or None (not available); "reason": why, in a sentence.
     """

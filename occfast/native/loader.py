@@ -51,10 +51,8 @@ def cache_folder(backend: Backend) -> Path:
 def module(backend: Backend) -> ModuleType:
     """The native module for a backend; built first if need be.
 
-    Raises
-    ------
-    NativeUnavailable
-        If it can't be built or loaded; the message names what is missing.
+    Raises:
+        NativeUnavailable: If it can't be built or loaded; the message names what is missing.
     """
     found = _modules.get(backend)
     if found is not None:

@@ -102,12 +102,9 @@ class Checkpoint:
     def load(self) -> SweepState | None:
         """The state that was saved, None if there is no file.
 
-        Raises
-        ------
-        DataError
-            If the file is damaged.
-        ValueError
-            If it belongs to other settings or weights; the message names what differs.
+        Raises:
+            DataError: If the file is damaged.
+            ValueError: If it belongs to other settings or weights; the message names what differs.
         """
         path = self.path
         try:

@@ -153,20 +153,19 @@ def _ends_of(cut: Intervals) -> list[Any]:
 class IncrementalEvaluator:
     """Evaluates a network under an occluder by recomputing dirty rectangles (see ``evaluator.Evaluator``).
 
-    Parameters
-    ----------
-    model : nn.Module in evaluation mode; it is traced and copied, never changed.
-    grid : the positions.
-    images : [N, C, H, W] with N >= 1: an example of what will be swept (shape, dtype, device).
-    most_classes : how many groups of grid rows (and of columns) may have rectangles of their own size; None
-        weighs the work that more groups save against the calls that they cost.
-    batch : positions computed together; None: as many as stay in the processor's cache.
-    fold_tail : compute a convolution whose map is only averaged from window sums.
-    share_early : where receptive fields are smaller than the occluder, compute only its four corners for
-        each position; the edges between are shared by a grid row or column, the middle by all.
-    fuse : gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
-    expected : positions that will be asked of each image; None: all of the grid.  Sharing starts with work
-        for each image, which few positions do not repay.
+    Args:
+        model: nn.Module in evaluation mode; it is traced and copied, never changed.
+        grid: the positions.
+        images: [N, C, H, W] with N >= 1: an example of what will be swept (shape, dtype, device).
+        most_classes: how many groups of grid rows (and of columns) may have rectangles of their own size; None weighs
+            the work that more groups save against the calls that they cost.
+        batch: positions computed together; None: as many as stay in the processor's cache.
+        fold_tail: compute a convolution whose map is only averaged from window sums.
+        share_early: where receptive fields are smaller than the occluder, compute only its four corners for each
+            position; the edges between are shared by a grid row or column, the middle by all.
+        fuse: gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
+        expected: positions that will be asked of each image; None: all of the grid.  Sharing starts with work for
+            each image, which few positions do not repay.
 
     memory_limit : bytes; layers are shared while what is shared takes at most a quarter of it.
     cuda_graphs : on a GPU, replay batches whose shapes repeat as CUDA graphs; their intermediate results take as much

@@ -33,28 +33,27 @@ _LABELS = {
 class OcclusionMap:
     """What happens to a network when an occluder is centred on each pixel of a grid.
 
-    Attributes
-    ----------
-    values : float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
-        trigueros2018, the mean of Eq. 3)
-    standard_error : float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population that
-        the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
-    per_image : uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
-    grid : the centres
-    score, method : what was measured, and how it was evaluated
-    n_images, n_skipped : images in the mean; images left out because they are wrong uncovered
-    n_evaluations : forward passes of an occluded image
-    seconds : wall time of the sweep, over all its parts if it was resumed
-    mean_image : float32 [C, H, W], the mean of the images that were used
-    settings : fill, seed, batch size and the like, for the record
-    estimate : for the methods that estimate, how far the map may be from the full sweep of the same images:
-        :class:`~occfast.sweep.estimate.Disagreement` ("adaptive") or :class:`~occfast.sweep.estimate.Sampling`
-        ("sampled"); else None
-    interval : float64 [2, rows, columns] of "sampled": the ends of the 95 % interval that holds the value of the full
-        sweep at that location; else None
-    bias : float64 [rows, columns] of "sampled": what smoothing changes at locations like this one, root mean square;
-        else None
-    precision : "tf32" or "bf16" where the forward passes ran in less than the images' own dtype, else None
+    Attributes:
+        values: float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
+            trigueros2018, the mean of Eq. 3)
+        standard_error: float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population
+            that the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
+        per_image: uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
+        grid: the centres
+        score, method: what was measured, and how it was evaluated
+        n_images, n_skipped: images in the mean; images left out because they are wrong uncovered
+        n_evaluations: forward passes of an occluded image
+        seconds: wall time of the sweep, over all its parts if it was resumed
+        mean_image: float32 [C, H, W], the mean of the images that were used
+        settings: fill, seed, batch size and the like, for the record
+        estimate: for the methods that estimate, how far the map may be from the full sweep of the same images:
+            :class:`~occfast.sweep.estimate.Disagreement` ("adaptive") or :class:`~occfast.sweep.estimate.Sampling`
+            ("sampled"); else None
+        interval: float64 [2, rows, columns] of "sampled": the ends of the 95 % interval that holds the value of the
+            full sweep at that location; else None
+        bias: float64 [rows, columns] of "sampled": what smoothing changes at locations like this one, root mean
+            square; else None
+        precision: "tf32" or "bf16" where the forward passes ran in less than the images' own dtype, else None
     """
 
     values: NDArray[np.float64]
