@@ -5,6 +5,7 @@
     python -m bench.sweep --quick         # W1, 20x20, a sample of the positions
     python -m bench.sweep --workloads resnet34 --occluders 20x40 --output my.json
     python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (16 are used)
+    python -m bench.sweep --memory        # what each adds to the resident memory, minutes
 
 All contenders run in turn, round after round, in one process with the same threads; a rate is the
 median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.  A JSON and a Markdown table
@@ -17,6 +18,8 @@ alone what all positions of an image share: a full sweep is faster than that.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import json
 import platform
@@ -55,6 +58,13 @@ STEPS: dict[str, dict[str, bool]] = {
     "+ folded tail": {"fuse": True, "fold_tail": True, "share_early": False},
     "+ early sharing": {"fuse": True, "fold_tail": True, "share_early": True},
 }
+
+
+def trim() -> None:
+    """Gives memory that is free in the heap back to the system: else what a block takes from it is not seen."""
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:
@@ -224,6 +234,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
                     setting()
                 tried = [timed(setting)[0] for setting in settings]
             chosen[name] = settings[tried.index(max(tried))]
+            trim()
             memory[name] = timed(chosen[name])[1]
         except Exception as error:
             if name in evaluators or name in ("plain PyTorch", "occfast dense"):
@@ -278,6 +289,18 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {r['workload']} | {r['occluder']} | {r['mib']}{' (used)' if r['used'] else ''} | "
             f"{r['positions_per_second']} |" for r in result["rows"]
         ]) + "\n"  # fmt: skip
+    if any(row["who"] == "memory" for row in result["rows"]):
+        named = {(row["workload"], row["occluder"]): "" for row in result["rows"]}
+        lines[1:] = [
+            "MiB that a sweep adds to the resident memory at most; peers and dense sweeps with eight images a batch.",
+            "",
+            f"| | {' | '.join(' '.join(pair) for pair in named)} |",
+            f"| --- |{' ---: |' * len(named)}",
+        ]
+        for name in dict.fromkeys(row["name"] for row in result["rows"]):
+            found = {(r["workload"], r["occluder"]): str(r["mib"]) for r in result["rows"] if r["name"] == name}
+            lines.append(f"| {name} | {' | '.join((named | found).values())} |")
+        return "\n".join(lines) + "\n"
     for workload in dict.fromkeys(row["workload"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["workload"] == workload]
         boxes = list(dict.fromkeys(row["occluder"] for row in rows))
@@ -335,6 +358,38 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
     return rows
 
 
+def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
+    """What each adds at most to the resident memory, peers with eight images a batch; the second of two runs."""
+    build, shape = WORKLOADS[workload]
+    torch.manual_seed(0)
+    model, image = networks.lively(build()), torch.rand(1, *shape)
+    last = networks.lively(build()).to(memory_format=torch.channels_last)
+    grid = SweepGrid.over(shape[1:], occluder)
+    positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
+
+    def ours(given: dict[str, bool]) -> int:  # its plan, its copy of the weights and its activations count
+        evaluator = IncrementalEvaluator(model, grid, image, expected=grid.positions, **given)
+        return incremental(evaluator, image, positions)
+
+    contenders: dict[str, Callable[[], int]] = {
+        "plain PyTorch": lambda: dense(last, image, grid, 8, False, 64),
+        "occfast dense": lambda: dense(last, image, grid, 8, True, 64),
+    }
+    if importlib.util.find_spec("captum"):
+        contenders["Captum"] = lambda: captum(model, image, occluder, 8, 8)
+    if importlib.util.find_spec("monai"):
+        contenders["MONAI"] = lambda: monai(model, image, occluder, 8)
+    contenders |= {name: lambda given=given: ours(given) for name, given in STEPS.items()}  # type: ignore[misc]
+    rows = []
+    for name, contender in contenders.items():
+        contender()
+        trim()
+        rows.append({"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "memory", "name": name,
+                     "mib": round(timed(contender)[1])})  # fmt: skip
+        print(f"{workload:<10} {rows[-1]['occluder']:<7} {name:<20} {rows[-1]['mib']:6} MiB", flush=True)
+    return rows
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -352,6 +407,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
+    parser.add_argument("--memory", action="store_true", help="compare the memory that each adds instead")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "sweep-cpu.json")
     options = parser.parse_args()
@@ -374,6 +430,8 @@ def main() -> int:
             height, width = (int(v) for v in text.split("x"))
             if options.budgets:
                 rows += budgets(workload, (height, width), options.rounds)
+            elif options.memory:
+                rows += memory(workload, (height, width))
             else:
                 rows += run(workload, (height, width), options)
             write(options.output, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -64,3 +65,21 @@ def test_budgets(tiny: Any) -> None:
     result, table = tiny("--budgets", "--rounds", "1", "--workloads", "paper", "--occluders", "8x8")
     assert [row["mib"] for row in result["rows"]] == [1, 2, 4, 8, 16, 32]
     assert [row["mib"] for row in result["rows"] if row["used"]] == [16] and "| 16 (used) |" in table
+
+
+def test_memory(tiny: Any) -> None:
+    result, table = tiny("--memory", "--workloads", "paper", "--occluders", "8x8", "4x4")
+    assert {row["name"] for row in result["rows"]} >= {"plain PyTorch", "occfast dense", *sweep.STEPS}
+    assert all(row["mib"] >= 0 for row in result["rows"]) and "| | paper 8x8 | paper 4x4 |" in table
+
+
+def test_peak_sees_memory_that_was_free_in_the_heap() -> None:
+    blocks = [
+        bytes([n % 256]) * (1 << 16) for n in range(512)
+    ]  # 32 MiB in pieces that the heap keeps when they are freed
+    del blocks
+    sweep.trim()
+    with sweep.Peak() as peak:
+        blocks = [bytes([n % 256]) * (1 << 16) for n in range(512)]
+        time.sleep(0.02)
+    assert len(blocks) == 512 and 30 < peak.mib < 100
