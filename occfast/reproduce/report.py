@@ -126,15 +126,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering of the paper.
+    """An ordering of the paper, or one that it leaves open.
 
     Attributes:
-        text: what the paper finds.
+        text: what the paper finds, or what is asked beyond it.
         comparisons: of which it is made.
+        beyond: the paper does not state it.
     """
 
     text: str
     comparisons: tuple[Comparison, ...]
+    beyond: bool = False
 
     @property
     def holds(self) -> bool:
@@ -150,6 +152,7 @@ class Claim:
         """For JSON."""
         return {
             "claim": self.text,
+            "beyond": self.beyond,
             "holds": self.holds,
             "count": self.count,
             "comparisons": [
@@ -335,12 +338,16 @@ class Report:
         if not self.claims:
             return "No ordering of the paper was looked at: its tables were not asked for."
         seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) != 1 else ''}"
-        if not self.failing:
-            return f"All {len(self.claims)} orderings of the paper hold at this scale ({seeds})."
-        return (
-            f"{len(self.failing)} of the paper's {len(self.claims)} orderings do not hold, or not wholly, at this "
-            f"scale ({seeds}):"
+        stated = [claim for claim in self.claims if not claim.beyond]
+        beyond = [claim for claim in self.claims if claim.beyond]
+        failing = sum(not claim.holds for claim in stated)
+        first = (
+            f"{failing} of the paper's {len(stated)} orderings do not hold, or not wholly, at this scale ({seeds})"
+            if failing
+            else f"All {len(stated)} orderings of the paper hold at this scale ({seeds})"
         )
+        holding = sum(claim.holds for claim in beyond)
+        return first + (f"; of {len(beyond)} that it does not state {holding} hold." if beyond else ".")
 
     def to_markdown(self) -> str:
         """The same as text; pictures are files beside it."""
@@ -357,7 +364,9 @@ class Report:
             for name, cells in table.rows.items():
                 shown = [f"{c.text} ({c.paper_text})" if c.paper_text else c.text for c in cells]
                 lines.append(f"| {name} | " + " | ".join(shown) + " |")
-            lines += ["", f"{table.note} The paper's in brackets.".strip()]
+            named = any(cell.paper_text for cells in table.rows.values() for cell in cells)
+            if notes := " ".join(filter(None, (table.note, "The paper's in brackets." if named else ""))):
+                lines += ["", notes]
             if table.command:
                 lines += ["", f"    {table.command}"]
         for picture in self.pictures:

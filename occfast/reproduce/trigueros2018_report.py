@@ -219,8 +219,9 @@ def _claims(look: _Look, tables: set[int], figures: set[int]) -> list[Claim]:
         if look.settings.control:
             claims.append(
                 Claim(
-                    "Not the paper's: … which is not what training longer gives (against A, trained as long)",
+                    "Beyond the paper: … which is not what training longer gives (against A, trained as long)",
                     tuple(mean(n, CONTROL, s) for n, s in itertools.product(placed, SIZES)),
+                    beyond=True,
                 )
             )
     if 2 in tables:

@@ -88,6 +88,20 @@ def test_one_seed_says_that_it_tells_nothing_of_chance(report):
     assert "not asked for" in replace(report, claims=()).verdict()
 
 
+def test_orderings_beyond_the_paper_count_apart(report):
+    more = replace(report, claims=[*report.claims, replace(report.claims[0], beyond=True)])
+    assert more.verdict() == (
+        "1 of the paper's 2 orderings do not hold, or not wholly, at this scale (3 seeds); "
+        "of 1 that it does not state 1 hold."
+    )
+
+
+def test_a_table_says_what_brackets_are_where_it_has_some(report):
+    alone = replace(report, tables=[replace(report.tables[0], rows={"A": [Number((90.0,))]}, note="A note.")])
+    assert "The paper's in brackets." in report.to_markdown()
+    assert "\nA note.\n" in alone.to_markdown() and "in brackets" not in alone.to_markdown()
+
+
 def test_units():
     assert [duration(s) for s in (3.0, 600.0, 7200.0, 1e6)] == ["3.0 s", "10.0 min", "2.0 h", "11.6 days"]
     assert [size(b) for b in (12, 2_000, 3_500_000, 2e9)] == ["12 B", "2.0 kB", "3.5 MB", "2.0 GB"]
