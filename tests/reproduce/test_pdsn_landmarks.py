@@ -54,12 +54,16 @@ def test_the_same_figures_as_in_one_piece(finished, tmp_path):
 @needs_orl
 def test_report_has_the_papers_table(finished):
     found = json.loads((finished[0] / "report.json").read_text())
-    base, table, oracle = found["tables"]
+    base, table, oracle, kept, percentiles = found["tables"]
     assert list(table["rows"]) == list(OCCLUSIONS) == list(oracle["rows"])
     for name, cells in table["rows"].items():
         assert [cell["paper"] for cell in cells] == list(PAPER[name])
         assert all(0 <= cell["mean"] <= 100 for cell in cells)
     assert [row[0]["paper"] for row in base["rows"].values()] == [82.51, 88.87, 90.49, None]
+    assert list(kept["rows"]) == list(OCCLUSIONS) and list(percentiles["rows"]) == ["LM1", "LM2", "3x3"]
+    assert all(0 < cell["mean"] <= 100 for cells in kept["rows"].values() for cell in cells)
+    assert [row[0]["mean"] for row in percentiles["rows"].values()] == [percentiles["rows"]["LM2"][0]["mean"]] * 3
+    assert percentiles["header"] == ["masks", *map(str, TINY.percentiles)] and TINY.percentiles[0] == 0
     assert [picture.name for picture in finished[1].pictures] == [f"Figure {k}" for k in range(2, 10)]
     assert len(found["claims"]) == 6 and (finished[0] / "figure-9.png").stat().st_size > 2000
 
