@@ -62,7 +62,6 @@ def test_report_has_the_papers_table(finished):
     assert [row[0]["paper"] for row in base["rows"].values()] == [82.51, 88.87, 90.49, None]
     assert list(kept["rows"]) == list(OCCLUSIONS) and list(percentiles["rows"]) == ["LM1", "LM2", "3x3"]
     assert all(0 < cell["mean"] <= 100 for cells in kept["rows"].values() for cell in cells)
-    assert [row[0]["mean"] for row in percentiles["rows"].values()] == [percentiles["rows"]["LM2"][0]["mean"]] * 3
     assert percentiles["header"] == ["masks", *map(str, TINY.percentiles)] and TINY.percentiles[0] == 0
     assert [picture.name for picture in finished[1].pictures] == [f"Figure {k}" for k in range(2, 10)]
     assert len(found["claims"]) == 6 and (finished[0] / "figure-9.png").stat().st_size > 2000
