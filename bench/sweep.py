@@ -18,7 +18,6 @@ alone what all positions of an image share: a full sweep is faster than that.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import importlib.util
 import json
@@ -42,6 +41,7 @@ from occfast.sweep import incremental as incremental_module
 from occfast.sweep import occlusion_map
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.incremental import IncrementalEvaluator
+from occfast.sweep.memory import return_freed
 from occfast.sweep.scorer import Scorer
 from tests import networks
 
@@ -63,8 +63,7 @@ STEPS: dict[str, dict[str, bool]] = {
 def trim() -> None:
     """Gives memory that is free in the heap back to the system: else what a block takes from it is not seen."""
     gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed(torch.device("cpu"))
 
 
 class Peak:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..native import ops
 from .geometry import SweepGrid
-from .memory import available_bytes, is_out_of_memory, peak_bytes
+from .memory import available_bytes, is_out_of_memory, peak_bytes, return_freed
 
 #: Share of the free memory that is used where no limit is given.
 _SHARE_OF_FREE = 0.25
-#: Convolution libraries take scratch memory beside the tensors that PyTorch sees.
-_SCRATCH = 1.5
+#: Convolution libraries take scratch memory beside the tensors that PyTorch sees, and a heap has holes.
+_SCRATCH = 2.0
 _LARGEST_BATCH = 4096
 _FIRST_BATCH = {"cpu": 8, "cuda": 64}
 
@@ -82,7 +82,9 @@ class DenseEvaluator:
         """
         device = self._images.device
         limit = memory_limit or int(_SHARE_OF_FREE * available_bytes(device))
+        limit -= _parameter_bytes(self._plain)  # of the copy in the other layout
         fits = min(total, largest_batch(lambda b: self.outputs(_some_positions(b, total, device)), limit))
+        return_freed(device)
         first = min(fits, _FIRST_BATCH[device.type])
         best, budget = (0.0, first, "channels_last"), math.inf
         for layout in ("channels_last", "contiguous"):
@@ -92,6 +94,7 @@ class DenseEvaluator:
             batch = first
             while budget > 0:
                 rate, spent = self._rate(batch, total, device)
+                return_freed(device)
                 slower = rate < 0.95 * best[0]
                 best = max(best, (rate, batch, layout))
                 budget = min(budget, total / best[0] / 20 if best[0] else 0.0) - spent
@@ -135,6 +138,10 @@ def _channels_last(model: Any) -> Callable[[Tensor], Tensor]:
     except Exception:  # a module that can't be copied runs as it is, on images in that layout
         return lambda images: model(images)
     return copied
+
+
+def _parameter_bytes(model: Any) -> int:
+    return sum(p.nbytes for p in model.parameters()) if isinstance(model, nn.Module) else 0
 
 
 def _some_positions(count: int, total: int, device: torch.device) -> Tensor:
