@@ -391,7 +391,8 @@ def estimates() -> None:
     from occfast import occlusion_map
     from occfast.data import ORL
     from occfast.models import PaperNet
-    from occfast.sweep.refinement import Refinement
+    from occfast.native import ops
+    from occfast.sweep.kriging import BorderSearch
     from occfast.sweep.smoothing import Design
 
     steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
@@ -406,10 +407,19 @@ def estimates() -> None:
     assert full.per_image is not None and sampled.interval is not None
     chosen = int(np.abs(full.per_image.mean((1, 2)) - 0.25).argmin())
     one = full.per_image[chosen].astype(float)
-    refinement = Refinement(*one.shape, (4, 4), True)
-    known = refinement.first()[None]
-    while (wanted := refinement.wanted(known, one[None], 0.5)).any():
-        known = known | wanted
+    copies = ops.occlude_positions(
+        images[chosen][None], torch.zeros(1, 1, 1, 1), torch.arange(one.size), full.grid.native()
+    )
+    with torch.inference_mode():
+        outputs = torch.cat([network(part) for part in copies.split(64)])
+    label = int(labels[chosen])
+    others = outputs.clone()
+    others[:, label] = -torch.inf
+    margins = (others.amax(1) - outputs[:, label]).double().view(1, *one.shape).numpy()
+    search = BorderSearch(*one.shape, (4, 4), (2, 2), 1.28, 1)
+    while (wanted := search.wanted()).any():
+        search.take(np.where(wanted, margins, np.nan))
+    known = search.known
     shape = one.shape
     lattice = Design(shape, (5.3, 5.3), 0).lattice(0)
     figure = Figure(figsize=(11, 5.6), layout="constrained")
@@ -419,7 +429,7 @@ def estimates() -> None:
     axes[0, 1].imshow(one, cmap="gray_r", vmin=0, vmax=3)
     axes[0, 1].plot(*np.nonzero(known[0])[::-1], ".", color="#b5367a", markersize=3)
     axes[0, 1].set_title(f"adaptive: {known.mean():.0%} of the positions,\n"
-                         f"{(refinement.filled(known, one[None]) == one).mean():.2%} right", fontsize=10)  # fmt: skip
+                         f"{(search.labels() == one).mean():.2%} right", fontsize=10)  # fmt: skip
     axes[0, 2].imshow(one, cmap="gray_r", vmin=0, vmax=3)
     rows, columns = np.meshgrid(*lattice)
     axes[0, 2].plot(columns.ravel(), rows.ravel(), ".", color="#b5367a", markersize=4)

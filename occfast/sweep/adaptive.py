@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from .base import Sweep
 from .estimate import Disagreement
+from .kriging import BorderSearch
 from .maps import OcclusionMap
-from .refinement import Refinement, SignRefinement
+from .refinement import Refinement
 
-_SPACING = {"error": 6, "score_drop": 8, "similarity_drop": 8}  # pixels between coarse positions, by default
+_SPACING = 8  # pixels between coarse positions, by default
 _IMAGES = 16  # refined together, so that a round is a large batch
 _PIECES = 12  # of a round of refinement at least, so that processes can share it,
 _PIECE = 48  # unless they get smaller than this
 _CHECK = (0.0025, 0.05)  # share of the skipped positions that is checked: least and most,
 _ENOUGH = 300  # in between as many as make this number over all images
 _BEND = 0.05  # of the range of a coarse lattice: the tolerance of real-valued scores
-_CHANCE = 0.08  # that a skipped label is wrong: the tolerance of binary scores
+_CHANCE = 0.1  # that a skipped label is wrong: the tolerance of binary scores
 
 
 class AdaptiveSweep(Sweep):
@@ -35,8 +36,7 @@ class AdaptiveSweep(Sweep):
     def visit(self, n: int) -> None:
         options, grid = self.options, self.grid
         self._binary = self.scorer.margins = options.score == "error"
-        usual = _SPACING[options.score]
-        height, width = options.spacing or (min(usual, side) for side in grid.occluder)
+        height, width = options.spacing or (min(_SPACING, side) for side in grid.occluder)
         self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
         with self.processes.together():
             at_once = self.scorer.images_at_once()
@@ -82,11 +82,11 @@ class AdaptiveSweep(Sweep):
         """Of a binary score: what was evaluated, the maps filled in, and what counts as different."""
         chance = _CHANCE if self.options.tolerance is None else self.options.tolerance
         quantile = NormalDist().inv_cdf(1 - chance)
-        refinement = SignRefinement(self.grid.rows, self.grid.columns, self._spacing, quantile, len(scores))
-        while (wanted := refinement.wanted()).any():
-            refinement.take(self._evaluate(wanted, first, scores))
+        search = BorderSearch(self.grid.rows, self.grid.columns, self._spacing, self.grid.stride, quantile, len(scores))
+        while (wanted := search.wanted()).any():
+            search.take(self._evaluate(wanted, first, scores))
             self._show(n)
-        return refinement.known, refinement.labels(), np.full(len(scores), 0.5)
+        return search.known, search.labels(), np.full(len(scores), 0.5)
 
     def _follow_bends(
         self, scores: torch.Tensor, first: int, n: int

@@ -76,8 +76,8 @@ def occlusion_map(
             ``OcclusionMap.estimate`` says how well: "adaptive": each image's map from a coarse lattice, refined where
             it changes; "sampled": the mean map from a few positions of each image
         tolerance: "sampled": stop when every location's standard error is at most this; None: all images are visited.
-            "adaptive", score="error": a position is skipped if the chance that interpolation puts it on the wrong
-            side is at most this, in (0, 0.5]; None: 0.08.  "adaptive", real-valued scores: what interpolation may
+            "adaptive", score="error": a position is skipped if the chance that what is known puts it on the wrong
+            side is at most this, in (0, 0.5]; None: 0.1.  "adaptive", real-valued scores: what interpolation may
             miss; None: 5 % of the range of each image's coarse lattice
         seed: of fill="noise", of the positions of "sampled" and of those that "adaptive" checks
         batch_size: positions in a forward pass.  None: a dense sweep measures what is fastest within ``memory_limit``

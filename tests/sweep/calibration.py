@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from occfast.sweep.estimate import Disagreement
 from .face_maps import FLAT, WIDE, full, looked_up
 
 PART = 64  # images that a sampled map uses, where it uses a part
-_CHECKED = 16  # images whose adaptive maps are judged
 
 
 def covered(m: OcclusionMap, truth: OcclusionMap) -> float:
@@ -73,14 +73,15 @@ class Adaptive:
     fewer: float
 
 
-def adaptive(data: str, occluder: tuple[int, int], seeds: int) -> Adaptive:
+def adaptive(data: str, occluder: tuple[int, int], seeds: int, images: int = 16, **more: Any) -> Adaptive:
+    """Of maps of the first ``images`` images; ``more`` goes to occlusion_map."""
     truth = full(data, occluder)
     assert truth.per_image is not None
-    full_maps = truth.per_image[:_CHECKED]
+    full_maps = truth.per_image[:images]
     held, different, evaluated = [], [], []
     with looked_up(data, occluder) as call:
         for seed in range(seeds):
-            m = call(_CHECKED, method="adaptive", seed=seed, check=0.05)
+            m = call(images, method="adaptive", seed=seed, check=0.05, **more)
             assert isinstance(m.estimate, Disagreement)
             different.append(float((m.per_image != full_maps).mean()))
             held.append(m.estimate.low <= different[-1] <= m.estimate.high)
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=("orl", "lfw"), default=["orl", "lfw"])
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--pixels", nargs="+", type=int, default=[*WIDE, *FLAT, 10, 10], help="height width ...")
+    parser.add_argument("--adaptive", action="store_true", help="nothing of sampled maps")
     options = parser.parse_args()
     print("| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
           "| stated: standard error, bias | TV of P | adaptive: held, disagreement |")  # fmt: skip
@@ -100,6 +102,10 @@ def main() -> None:
         for height, width in zip(options.pixels[::2], options.pixels[1::2], strict=True):
             truth = full(data, (height, width))
             a = adaptive(data, (height, width), options.seeds)
+            if options.adaptive:
+                print(f"{data.upper()}, {2 * height}×{2 * width}: held {a.held:.0%}, disagreement {a.truth:.2%}, "
+                      f"{a.fewer:.1f} times fewer evaluations", flush=True)  # fmt: skip
+                continue
             for part in (False, True):
                 s = sampled(data, (height, width), part, options.seeds)
                 print(f"| {data.upper()}, {2 * height}×{2 * width} | {truth.values.mean():.1%} | {s.used} of {s.of} "
