@@ -96,8 +96,9 @@ def main() -> None:
     parser.add_argument("--pixels", nargs="+", type=int, default=[*WIDE, *FLAT, 10, 10], help="height width ...")
     parser.add_argument("--adaptive", action="store_true", help="nothing of sampled maps")
     options = parser.parse_args()
-    print("| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
-          "| stated: standard error, bias | TV of P | adaptive: held, disagreement |")  # fmt: skip
+    if not options.adaptive:
+        print("| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
+              "| stated: standard error, bias | TV of P | adaptive: held, disagreement |")  # fmt: skip
     for data in options.data:
         for height, width in zip(options.pixels[::2], options.pixels[1::2], strict=True):
             truth = full(data, (height, width))
