@@ -1,6 +1,7 @@
 """``python -m bench.estimate``: adaptive and sampled maps against the full sweep and Captum, on LFW.
 
     python -m bench.estimate --train w1.pt          # W1 for LFW's people with 10 images or more: half an hour or more
+    python -m bench.estimate --train r.pt --occlude # the same with noisy occluders
     python -m bench.estimate --weights w1.pt        # all parts, about ten minutes on two cores
     python -m bench.estimate --weights w1.pt --parts adaptive --occluder 40x40 --output my.json
 
