@@ -35,7 +35,7 @@ _FEW = 12  # points that nothing is learned from
 _JITTER = 1e-6
 _TILE = 8  # lattice steps
 _AT_ONCE = 24  # positions of a tile that are asked for in a round
-_SURE = 4.0  # standard errors from 0: never looked at again
+_SURE = 4.0  # standard errors from 0, if not more are asked for: never looked at again
 
 
 @contextmanager
@@ -142,7 +142,7 @@ class _Kriged:
     """
 
     def __init__(self, covariance: _Covariance, at: Tensor, values: Tensor, own: Tensor, quantile: float) -> None:
-        self._covariance, self._quantile = covariance, quantile
+        self._covariance, self._quantile, self._sure = covariance, quantile, max(_SURE, quantile + 1)
         self._noise = float(covariance.noise)
         triangle = torch.linalg.cholesky(covariance.among(at))
         level = values.mean()
@@ -206,7 +206,7 @@ class _Kriged:
     def _forget(self, share: float) -> None:
         """Forget the positions that are no longer in doubt, if they are more than this share."""
         self._variance.clamp_(min=self._noise)
-        kept = self._open & ~(self._margin**2 > _SURE**2 * self._scale() * self._variance)
+        kept = self._open & ~(self._margin**2 > self._sure**2 * self._scale() * self._variance)
         if int(kept.sum()) < (1 - share) * len(kept):
             self.filled()
             self._factor = self._factor[: self._rows, kept]

@@ -213,7 +213,7 @@ def test_border_search_follows_rough_maps():
     """Wrong labels are few, and fewer with more care."""
     maps = rough_maps(6)
     wrong, share = [], []
-    for quantile in (0.7, 1.4, 2.8):
+    for quantile in (0.7, 1.4, 2.8, 6.0):
         search = searched(maps, quantile, (8, 8))
         wrong.append(float((search.labels() != (maps > 0)).mean()))
         share.append(float(search.known.mean()))
