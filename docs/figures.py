@@ -402,6 +402,9 @@ def estimates() -> None:
     faces, size = ORL(), (40, 40)
     part = torch.cat(faces.split((6, 2, 2))[1:])[::2]
     images, labels = (faces.images[part].float() / 255 - 0.5) / 0.25, faces.labels[part]
+    with torch.inference_mode():
+        right = network(images).argmax(1) == labels
+    images, labels = images[right], labels[right]
     full = occlusion_map(network, images, labels, size, stride=2)
     sampled = occlusion_map(network, images, labels, size, stride=2, method="sampled")
     assert full.per_image is not None and sampled.interval is not None
