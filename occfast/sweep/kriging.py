@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .refinement import coarse_lattice
+
 Mask = NDArray[np.bool_]
 Maps = NDArray[np.float64]
 
-_COMPONENTS = 3
 # What is expected before a map is seen: amplitude relative to the first component's, and lengths along rows and columns
 # in pixels, of a smooth component, of ridges along rows and of ridges along columns (an occluder's edge that
 # crosses the pooling grid makes ridges); at last the noise.
@@ -77,7 +78,7 @@ class _Covariance:
     @classmethod
     def of(cls, logarithms: Tensor, shape: tuple[int, int]) -> _Covariance:
         values = logarithms.exp()
-        amplitudes, heights, widths = values[:-1].view(_COMPONENTS, 3).T
+        amplitudes, heights, widths = values[:-1].view(-1, 3).T
         rows, columns = (torch.arange(count, dtype=torch.float64) for count in shape)
         variances = amplitudes**2 / (amplitudes**2).sum()
         return cls(
@@ -246,12 +247,6 @@ class _Tile:
         return mask
 
 
-def _lattice(shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
-    mask = np.zeros(shape, bool)
-    mask[np.ix_(*(np.union1d(np.arange(0, n, step), [n - 1]) for n, step in zip(shape, spacing, strict=True)))] = True
-    return mask
-
-
 def _runs(tile: _Tile, shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
     """Neighbours in rows and in columns, two runs of each: a third and two thirds down the tile, and across."""
     mask = np.zeros(shape, bool)
@@ -289,7 +284,7 @@ class BorderSearch:
         self.shape, self._quantile, self._expected = (rows, columns), quantile, _Covariance.expected(stride)
         self._tiles = _Tile.cut(self.shape, spacing)
         self._middle = self._tiles[len(self._tiles) // 2]
-        lattice, self._runs = _lattice(self.shape, spacing), _runs(self._middle, self.shape, spacing)
+        lattice, self._runs = coarse_lattice(self.shape, spacing), _runs(self._middle, self.shape, spacing)
         self.known = np.zeros((n, rows, columns), bool)
         self._maps = np.full((n, rows, columns), np.nan)
         self._kriged: list[list[_Kriged]] = [[] for _ in range(n)]

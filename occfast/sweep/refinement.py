@@ -90,9 +90,10 @@ def _levels(rows: int, columns: int, spacing: tuple[int, int]) -> list[tuple[_Ax
     return levels
 
 
-def _lattice(shape: tuple[int, int], axes: tuple[_Axis, _Axis]) -> Mask:
+def coarse_lattice(shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
+    """Every ``spacing``-th position of a grid [rows, columns], and the last ones."""
     mask = np.zeros(shape, bool)
-    mask[np.ix_(*(axis.lines for axis in axes))] = True
+    mask[np.ix_(*(_Axis.coarse(count, step).lines for count, step in zip(shape, spacing, strict=True)))] = True
     return mask
 
 
@@ -114,11 +115,12 @@ class Refinement:
     """
 
     def __init__(self, rows: int, columns: int, spacing: tuple[int, int]) -> None:
-        self.shape, self.levels = (rows, columns), _levels(rows, columns, spacing)
+        self.shape, self._spacing = (rows, columns), spacing
+        self.levels = _levels(rows, columns, spacing)
 
     def first(self) -> Mask:
         """The coarse lattice, [rows, columns]."""
-        return _lattice(self.shape, self.levels[0])
+        return coarse_lattice(self.shape, self._spacing)
 
     def wanted(self, known: Mask, values: Maps, tolerance: Maps | float) -> Mask:
         """Positions that must be evaluated next; none where the maps are done.
