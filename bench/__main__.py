@@ -34,8 +34,19 @@ def main() -> int:
     options = parser.parse_args()
     raw = options.output.with_suffix(".raw.json")
     raw.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [str(FOLDER), "-q", "-o", "addopts=", "-o", "python_files=compare_*.py", "-p", "no:cacheprovider",
-                 "--benchmark-enable", "--benchmark-quiet", f"--benchmark-json={raw}"]  # fmt: skip
+    arguments = [
+        str(FOLDER),
+        "-q",
+        "-o",
+        "addopts=",
+        "-o",
+        "python_files=compare_*.py",
+        "-p",
+        "no:cacheprovider",
+        "--benchmark-enable",
+        "--benchmark-quiet",
+        f"--benchmark-json={raw}",
+    ]
     status = pytest.main([*arguments, "-k", options.k] if options.k else arguments)
     if status != 0:
         return int(status)

@@ -26,19 +26,39 @@ WORKLOAD = "occlusion map, W1, 20×40, one image"
 
 def test_occfast(compare, network):
     image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
-    compare(lambda: occfast.occlusion_map(network, image, label, OCCLUDER, progress=False, skip_misclassified=False),
-            workload=WORKLOAD, who="occfast", items=10_000, unit="positions",
-            setting="method auto: incremental, 10,000 positions")  # fmt: skip
+    compare(
+        lambda: occfast.occlusion_map(network, image, label, OCCLUDER, progress=False, skip_misclassified=False),
+        workload=WORKLOAD,
+        who="occfast",
+        items=10_000,
+        unit="positions",
+        setting="method auto: incremental, 10,000 positions",
+    )
 
 
 @pytest.mark.parametrize("batch", [8, 32, 64])
 def test_occfast_dense(compare, network, batch):
     image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
     grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
-    compare(lambda: occfast.occlusion_map(network, image, label, OCCLUDER, STRIDE, "valid", method="dense",
-                                          batch_size=batch, progress=False, skip_misclassified=False),
-            workload=WORKLOAD, who="occfast, dense", items=grid.positions, unit="positions",
-            setting=f"batch {batch}")  # fmt: skip
+    compare(
+        lambda: occfast.occlusion_map(
+            network,
+            image,
+            label,
+            OCCLUDER,
+            STRIDE,
+            "valid",
+            method="dense",
+            batch_size=batch,
+            progress=False,
+            skip_misclassified=False,
+        ),
+        workload=WORKLOAD,
+        who="occfast, dense",
+        items=grid.positions,
+        unit="positions",
+        setting=f"batch {batch}",
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 64])
@@ -47,10 +67,21 @@ def test_captum(compare, network, batch):
 
     image = torch.rand(1, 1, 100, 100)
     rows, columns = ((100 - OCCLUDER[0] + STRIDE - 1) // STRIDE + 1, (100 - OCCLUDER[1] + STRIDE - 1) // STRIDE + 1)
-    compare(lambda: Occlusion(network).attribute(image, sliding_window_shapes=(1, *OCCLUDER), target=0, baselines=0,
-                                                 strides=(1, STRIDE, STRIDE), perturbations_per_eval=batch),
-            workload=WORKLOAD, who="Captum Occlusion", items=rows * columns, unit="positions",
-            setting=f"perturbations_per_eval {batch}")  # fmt: skip
+    compare(
+        lambda: Occlusion(network).attribute(
+            image,
+            sliding_window_shapes=(1, *OCCLUDER),
+            target=0,
+            baselines=0,
+            strides=(1, STRIDE, STRIDE),
+            perturbations_per_eval=batch,
+        ),
+        workload=WORKLOAD,
+        who="Captum Occlusion",
+        items=rows * columns,
+        unit="positions",
+        setting=f"perturbations_per_eval {batch}",
+    )
 
 
 @pytest.mark.parametrize("batch", [8, 64])
@@ -59,8 +90,9 @@ def test_monai(compare, network, batch):
 
     image = torch.rand(1, 1, 100, 100)
     # MONAI strides by a share of the window, so its windows can't be those exactly; its rate is a position's.
-    sensitivity = OcclusionSensitivity(network, mask_size=OCCLUDER, n_batch=batch, overlap=0.6, activate=False,
-                                       verbose=False)  # fmt: skip
+    sensitivity = OcclusionSensitivity(
+        network, mask_size=OCCLUDER, n_batch=batch, overlap=0.6, activate=False, verbose=False
+    )
     counted = []
 
     def count(module, inputs):
@@ -69,8 +101,14 @@ def test_monai(compare, network, batch):
     handle = network.register_forward_pre_hook(count)
     sensitivity(image)
     handle.remove()
-    compare(lambda: sensitivity(image), workload=WORKLOAD, who="MONAI OcclusionSensitivity", items=sum(counted),
-            unit="positions", setting=f"n_batch {batch}")  # fmt: skip
+    compare(
+        lambda: sensitivity(image),
+        workload=WORKLOAD,
+        who="MONAI OcclusionSensitivity",
+        items=sum(counted),
+        unit="positions",
+        setting=f"n_batch {batch}",
+    )
 
 
 @pytest.mark.parametrize("batch", [8, 32, 64])
@@ -88,5 +126,11 @@ def test_plain_pytorch(compare, network, batch):
                 copy[:, top:bottom, left:right] = 0
             last(copies).argmax(1)
 
-    compare(run, workload=WORKLOAD, who="plain PyTorch", items=grid.positions, unit="positions",
-            setting=f"channels_last, batch {batch}")  # fmt: skip
+    compare(
+        run,
+        workload=WORKLOAD,
+        who="plain PyTorch",
+        items=grid.positions,
+        unit="positions",
+        setting=f"channels_last, batch {batch}",
+    )

@@ -34,8 +34,11 @@ def plain_pytorch(images: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     kind = torch.randint(0, 3, (n, 1, 1, 1))
     level, grey = torch.rand(n, 1, 1, 1) * 0.3, torch.rand(n, c, 1, 1).expand(n, c, h, w)
     z, u = torch.randn(n, c, h, w), torch.rand(n, c, h, w)
-    noisy = torch.where(kind == 0, torch.where(u < level, (u < level / 2).float(), grey),
-                        torch.where(kind == 1, grey + grey * level * z, grey + level * z)).clamp(0, 1)  # fmt: skip
+    noisy = torch.where(
+        kind == 0,
+        torch.where(u < level, (u < level / 2).float(), grey),
+        torch.where(kind == 1, grey + grey * level * z, grey + level * z),
+    ).clamp(0, 1)
     out = torch.where(inside, noisy, unit)
     return (out * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else out
 
@@ -62,9 +65,12 @@ def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], 
     import albumentations as peer
 
     drop = peer.CoarseDropout(
-        num_holes_range=(1, 1), hole_height_range=(20 / size[0], 20 / size[0]),
-        hole_width_range=(40 / size[1], 40 / size[1]), fill=0.5 if images.is_floating_point() else 127, p=1.0,
-    )  # fmt: skip
+        num_holes_range=(1, 1),
+        hole_height_range=(20 / size[0], 20 / size[0]),
+        hole_width_range=(40 / size[1], 40 / size[1]),
+        fill=0.5 if images.is_floating_point() else 127,
+        p=1.0,
+    )
     pictures = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
     return lambda: [drop(image=picture)["image"] for picture in pictures]
 
@@ -121,5 +127,6 @@ def test_noisy_occluder(compare, who, name):
         run = lambda: scikit_image(images, p.numpy(), generator)  # noqa: E731
     else:
         run = images.clone
-    compare(run, workload=f"noisy occluder 20×40, {name}", who=who, items=shape[0], unit="images",
-            moved=2 * images.nbytes)  # fmt: skip
+    compare(
+        run, workload=f"noisy occluder 20×40, {name}", who=who, items=shape[0], unit="images", moved=2 * images.nbytes
+    )

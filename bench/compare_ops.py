@@ -22,8 +22,13 @@ def test_occlude_positions(compare, who, layout, name, shape):
     positions = torch.randint(0, 4 * grid.positions, (256,))
     fill = torch.zeros(1, 1, 1, 1)
     run = ops.occlude_positions if who == "occfast" else reference.occlude_positions
-    compare(lambda: run(images, fill, positions, grid.native()), workload=f"occluded copies, {name} {layout}",
-            who=who, items=256, unit="copies")  # fmt: skip
+    compare(
+        lambda: run(images, fill, positions, grid.native()),
+        workload=f"occluded copies, {name} {layout}",
+        who=who,
+        items=256,
+        unit="copies",
+    )
 
 
 @pytest.mark.parametrize("who", WHO)
@@ -33,8 +38,13 @@ def test_sweep_score(compare, who, classes):
     scores, bad = torch.zeros(4, 10_000, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
     positions = torch.randint(0, 40_000, (256,))
     run = ops.sweep_score if who == "occfast" else reference.sweep_score
-    compare(lambda: run(outputs, positions, 10_000, 0, scores, bad, labels, None, None),
-            workload=f"sweep score, {classes} classes", who=who, items=256, unit="positions")  # fmt: skip
+    compare(
+        lambda: run(outputs, positions, 10_000, 0, scores, bad, labels, None, None),
+        workload=f"sweep score, {classes} classes",
+        who=who,
+        items=256,
+        unit="positions",
+    )
 
 
 @pytest.mark.parametrize("who", WHO)

@@ -13,8 +13,9 @@ def compare(benchmark: Any) -> Callable[..., None]:
     """Time ``run`` as one row: who did it, on which workload, how many items a call, and how many bytes
     it must read and write (0: not stated)."""
 
-    def time(run: Callable[[], Any], *, workload: str, who: str, items: int, unit: str, setting: str = "",
-             moved: int = 0) -> None:  # fmt: skip
+    def time(
+        run: Callable[[], Any], *, workload: str, who: str, items: int, unit: str, setting: str = "", moved: int = 0
+    ) -> None:
         torch.manual_seed(0)
         benchmark.extra_info.update(workload=workload, who=who, items=items, unit=unit, setting=setting, moved=moved)
         with torch.no_grad():

@@ -85,10 +85,15 @@ def one_thread(_: int) -> None:
 def batches(dataset: Dataset, order: list[int], workers: int) -> Iterator[Tensor]:
     return iter(
         DataLoader(
-            dataset, BATCH, sampler=order, num_workers=workers, collate_fn=collate, worker_init_fn=one_thread,
+            dataset,
+            BATCH,
+            sampler=order,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=one_thread,
             prefetch_factor=4 if workers else None,
         )
-    )  # fmt: skip
+    )
 
 
 def through(dataset: Dataset, order: list[int], workers: int) -> float:
@@ -144,10 +149,12 @@ def main() -> int:
         contenders: dict[tuple[str, str], Callable[[], float]] = {}
         for workers in options.workers:
             for who, dataset in (
-                ("Pillow loop", pillow), ("occfast folder", aligned),
+                ("Pillow loop", pillow),
+                ("occfast folder", aligned),
                 ("occfast RecordIO", Aligned(records, TEMPLATE, grey=False, border="black")),
-                ("aligned before, RecordIO", before), ("aligned before, npz", pixels),
-            ):  # fmt: skip
+                ("aligned before, RecordIO", before),
+                ("aligned before, npz", pixels),
+            ):
                 contenders[f"to the batch, {workers} workers", who] = lambda d=dataset, w=workers: through(d, order, w)
         contenders["read", "occfast folder"] = lambda: read(folder, order)
         contenders["read", "occfast RecordIO"] = lambda: read(records, order)
@@ -162,17 +169,29 @@ def main() -> int:
         base = statistics.median(rates[workload, "occfast folder" if workload == "read" else "Pillow loop"])
         rate = statistics.median(values)
         each = max(1, int(workload.split()[3])) if workload != "read" else 1
-        rows.append({
-            "workload": workload, "who": who, "images_per_second": round(rate), "per_worker": round(rate / each),
-            "ratio": round(rate / base, 2), "spread": [round(min(values)), round(max(values))],
-        })  # fmt: skip
+        rows.append(
+            {
+                "workload": workload,
+                "who": who,
+                "images_per_second": round(rate),
+                "per_worker": round(rate / each),
+                "ratio": round(rate / base, 2),
+                "spread": [round(min(values)), round(max(values))],
+            }
+        )
         print(f"{workload:24} {who:24} {rate:10,.0f}/s {rate / each:10,.0f}/s a worker {rate / base:6.2f}x")
     result = {
-        "date": str(date.today()), "data": options.data or "astronaut, 150x150 JPEG", "images": len(order),
-        "template": TEMPLATE, "batch": BATCH, "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "ratio": "to the Pillow loop; of read: to the folder", "rows": rows,
+        "date": str(date.today()),
+        "data": options.data or "astronaut, 150x150 JPEG",
+        "images": len(order),
+        "template": TEMPLATE,
+        "batch": BATCH,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "ratio": "to the Pillow loop; of read: to the folder",
+        "rows": rows,
         "versions": {name: metadata.version(name) for name in ("torch", "pillow", "numpy")},
-    }  # fmt: skip
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -66,8 +66,14 @@ def varied(images: Tensor) -> Tensor:
     angle, scale = torch.empty(count).uniform_(-0.09, 0.09), torch.empty(count).uniform_(0.92, 1.08)
     mirror = torch.randint(0, 2, (count,)) * 2 - 1
     shift = torch.empty(2, count).uniform_(-0.08, 0.08)
-    rows = [scale * mirror * angle.cos(), -scale * angle.sin(), shift[0],
-            scale * mirror * angle.sin(), scale * angle.cos(), shift[1]]  # fmt: skip
+    rows = [
+        scale * mirror * angle.cos(),
+        -scale * angle.sin(),
+        shift[0],
+        scale * mirror * angle.sin(),
+        scale * angle.cos(),
+        shift[1],
+    ]
     where = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, where, padding_mode="border", align_corners=False)
     return (moved * torch.empty(count, 1, 1, 1).uniform_(0.8, 1.2)).clamp(0, 1)
@@ -102,8 +108,9 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
             optimiser.step()
             schedule.step()
         print(f"epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}", flush=True)
-    torch.save({"state": network.state_dict(), "held": held, "names": list(faces.names), "people": list(faces.people)},
-               path)  # fmt: skip
+    torch.save(
+        {"state": network.state_dict(), "held": held, "names": list(faces.names), "people": list(faces.people)}, path
+    )
 
 
 def load(root: Path | None, path: Path) -> tuple[PaperNet, Faces]:
@@ -133,8 +140,14 @@ def captum(network: PaperNet, faces: Faces, occluder: tuple[int, int]) -> tuple[
     def run(batch: int) -> float:
         seen.clear()
         started = time.perf_counter()
-        Occlusion(network).attribute(image, sliding_window_shapes=(1, *occluder), target=label, baselines=0,
-                                     strides=(1, 5, 5), perturbations_per_eval=batch)  # fmt: skip
+        Occlusion(network).attribute(
+            image,
+            sliding_window_shapes=(1, *occluder),
+            target=label,
+            baselines=0,
+            strides=(1, 5, 5),
+            perturbations_per_eval=batch,
+        )
         return sum(seen) / (time.perf_counter() - started)
 
     try:
@@ -150,24 +163,36 @@ def adaptive(network: PaperNet, faces: Faces, occluder: tuple[int, int], images:
     occlusion_map(network, x[:1], y[:1], occluder, method="adaptive", progress=False)  # what is loaded at first use
     batch, rate = captum(network, faces, occluder)
     estimate = occlusion_map(network, x, y, occluder, method="adaptive", progress=False)
-    single = [occlusion_map(network, x[k : k + 1], y[k : k + 1], occluder, method="adaptive", progress=False).seconds
-              for k in range(min(3, images))]  # fmt: skip
+    single = [
+        occlusion_map(network, x[k : k + 1], y[k : k + 1], occluder, method="adaptive", progress=False).seconds
+        for k in range(min(3, images))
+    ]
     full = occlusion_map(network, x, y, occluder, progress=False)
     again = captum(network, faces, occluder)[1]
     rate = max(rate, again)
     assert full.per_image is not None and estimate.per_image is not None
     agree = (full.per_image == estimate.per_image).mean((1, 2))
     return {
-        "images": images, "captum_batch": batch, "captum_positions_per_second": rate,
-        "full": {"evaluations": full.n_evaluations, "seconds": full.seconds, "method": full.method,
-                 "times_captum": full.n_evaluations / rate / full.seconds},
-        "adaptive": {"evaluations": estimate.n_evaluations, "seconds": estimate.seconds,
-                     "times_captum": full.n_evaluations / rate / estimate.seconds,
-                     "one_image_at_a_time_times_captum": full.n_evaluations / images / rate / statistics.mean(single),
-                     "fewer_evaluations": full.n_evaluations / estimate.n_evaluations,
-                     "agreement": float(agree.mean()), "agreement_of_the_worst_image": float(agree.min()),
-                     "stated": str(estimate.estimate)},
-    }  # fmt: skip
+        "images": images,
+        "captum_batch": batch,
+        "captum_positions_per_second": rate,
+        "full": {
+            "evaluations": full.n_evaluations,
+            "seconds": full.seconds,
+            "method": full.method,
+            "times_captum": full.n_evaluations / rate / full.seconds,
+        },
+        "adaptive": {
+            "evaluations": estimate.n_evaluations,
+            "seconds": estimate.seconds,
+            "times_captum": full.n_evaluations / rate / estimate.seconds,
+            "one_image_at_a_time_times_captum": full.n_evaluations / images / rate / statistics.mean(single),
+            "fewer_evaluations": full.n_evaluations / estimate.n_evaluations,
+            "agreement": float(agree.mean()),
+            "agreement_of_the_worst_image": float(agree.min()),
+            "stated": str(estimate.estimate),
+        },
+    }
 
 
 def sampled(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rate: float) -> dict[str, Any]:
@@ -175,10 +200,15 @@ def sampled(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: 
     m = occlusion_map(network, x, y, occluder, method="sampled", tolerance=0.01, progress=False)
     positions = m.grid.positions * len(x)
     return {
-        "images": len(x), "used": m.n_images, "evaluations": m.n_evaluations, "seconds": m.seconds,
-        "fewer_evaluations": positions / m.n_evaluations, "times_captum": positions / rate / m.seconds,
-        "highest": float(m.values.max()), "stated": str(m.estimate),
-    }  # fmt: skip
+        "images": len(x),
+        "used": m.n_images,
+        "evaluations": m.n_evaluations,
+        "seconds": m.seconds,
+        "fewer_evaluations": positions / m.n_evaluations,
+        "times_captum": positions / rate / m.seconds,
+        "highest": float(m.values.max()),
+        "stated": str(m.estimate),
+    }
 
 
 def truth(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, stride: int) -> dict[str, Any]:
@@ -192,12 +222,15 @@ def truth(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: in
     off, low, high = m.values[at] - full.values, m.interval[0][at], m.interval[1][at]
     p, q = (np.exp(v / 0.4) / np.exp(v / 0.4).sum() for v in (m.values[at], full.values))
     found |= {
-        "evaluations": m.n_evaluations, "seconds": m.seconds,
-        "rms_error": float(np.sqrt((off**2).mean())), "largest_error": float(np.abs(off).max()),
+        "evaluations": m.n_evaluations,
+        "seconds": m.seconds,
+        "rms_error": float(np.sqrt((off**2).mean())),
+        "largest_error": float(np.abs(off).max()),
         "rms_stated": float(np.sqrt((m.standard_error[at] ** 2 + m.bias[at] ** 2).mean())),
         "covered_by_95_percent_intervals": float(((low <= full.values) & (full.values <= high)).mean()),
-        "total_variation_of_P": float(np.abs(p - q).sum() / 2), "stated": str(m.estimate),
-    }  # fmt: skip
+        "total_variation_of_P": float(np.abs(p - q).sum() / 2),
+        "stated": str(m.estimate),
+    }
     return found
 
 
@@ -275,12 +308,15 @@ def main() -> int:
         "processes": lambda: processes(network, faces, occluder, options.swept, options.rounds),
     }
     result: dict[str, Any] = {
-        "command": "python -m bench.estimate " + " ".join(sys.argv[1:]), "date": str(date.today()), "device": "cpu",
-        "occluder": options.occluder, "threads": torch.get_num_threads(),
+        "command": "python -m bench.estimate " + " ".join(sys.argv[1:]),
+        "date": str(date.today()),
+        "device": "cpu",
+        "occluder": options.occluder,
+        "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
         "versions": {name: metadata.version(name) for name in ("torch", "captum", "numpy")},
-    }  # fmt: skip
+    }
     for part in options.parts:
         began = time.perf_counter()
         result[part] = runs[part]()

@@ -61,11 +61,16 @@ def folds(scale: int) -> Iterator[Workload]:
             accuracies.append(((scores[test] >= best) == same[test]).mean())
         return float(np.mean(accuracies))
 
-    yield "10 folds of 6,000 pairs, with ROC, AUC, EER, TAR@FAR and intervals", "pairs", 6000, {
-        "occfast": lambda: evaluate.verification(scores, same, 10),
-        "plain loop, 400 thresholds, accuracy alone": grid,
-        "plain loop, all thresholds, accuracy alone": every,
-    }  # fmt: skip
+    yield (
+        "10 folds of 6,000 pairs, with ROC, AUC, EER, TAR@FAR and intervals",
+        "pairs",
+        6000,
+        {
+            "occfast": lambda: evaluate.verification(scores, same, 10),
+            "plain loop, 400 thresholds, accuracy alone": grid,
+            "plain loop, all thresholds, accuracy alone": every,
+        },
+    )
 
 
 def roc(scale: int) -> Iterator[Workload]:
@@ -85,10 +90,12 @@ def roc(scale: int) -> Iterator[Workload]:
             return float(auc(far, tar))
 
         assert abs(ours() - theirs()) < 1e-9
-        yield f"ROC and AUC of {count:,} {np.dtype(dtype).name} scores, {name}", "scores", count, {
-            "occfast": ours,
-            "scikit-learn roc_curve + auc": theirs,
-        }  # fmt: skip
+        yield (
+            f"ROC and AUC of {count:,} {np.dtype(dtype).name} scores, {name}",
+            "scores",
+            count,
+            {"occfast": ours, "scikit-learn roc_curve + auc": theirs},
+        )
 
 
 def search(scale: int) -> Iterator[Workload]:
@@ -118,12 +125,17 @@ def search(scale: int) -> Iterator[Workload]:
         return evaluate.identification(gallery, labels, probes, probe_labels, (1, 5), count="images").ranks[5]
 
     assert abs(ours() - loop()) < 1e-9 and abs(ours() - sklearn()) < 1e-9
-    yield f"rank-1 and rank-5 of {n:,} probes among {g:,} images, D = {d}", "probes", n, {
-        "occfast, images counted": ours,
-        "occfast, people counted": lambda: evaluate.identification(gallery, labels, probes, probe_labels),
-        "scikit-learn NearestNeighbors": sklearn,
-        "plain loop, a probe at a time": loop,
-    }  # fmt: skip
+    yield (
+        f"rank-1 and rank-5 of {n:,} probes among {g:,} images, D = {d}",
+        "probes",
+        n,
+        {
+            "occfast, images counted": ours,
+            "occfast, people counted": lambda: evaluate.identification(gallery, labels, probes, probe_labels),
+            "scikit-learn NearestNeighbors": sklearn,
+            "plain loop, a probe at a time": loop,
+        },
+    )
 
 
 def pairs(scale: int) -> Iterator[Workload]:
@@ -183,10 +195,17 @@ def measure(workload: Workload, rounds: int) -> list[dict[str, Any]]:
             best[who] = min(best[who], time.perf_counter() - started)
     ours = next(seconds for who, seconds in best.items() if who.startswith("occfast"))
     return [
-        {"workload": name, "who": who, "seconds": seconds, "rate": items / seconds, "unit": unit,
-         "added_memory_mib": round(memory[who], 1), "occfast_is": seconds / ours}
+        {
+            "workload": name,
+            "who": who,
+            "seconds": seconds,
+            "rate": items / seconds,
+            "unit": unit,
+            "added_memory_mib": round(memory[who], 1),
+            "occfast_is": seconds / ours,
+        }
         for who, seconds in best.items()
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
@@ -205,8 +224,11 @@ def main() -> None:
         for workload in PARTS[part](10 if options.quick else 1):
             for row in measure(workload, options.rounds):
                 ratio = "" if row["occfast_is"] == 1 else f"{row['occfast_is']:.1f}×"
-                print(f"| {row['workload']} | {row['who']} | {row['seconds']:.4f} | {row['rate']:,.0f} {row['unit']} | "
-                      f"{row['added_memory_mib']:,.0f} MiB | {ratio} |", flush=True)  # fmt: skip
+                print(
+                    f"| {row['workload']} | {row['who']} | {row['seconds']:.4f} | {row['rate']:,.0f} {row['unit']} | "
+                    f"{row['added_memory_mib']:,.0f} MiB | {ratio} |",
+                    flush=True,
+                )
                 rows.append(row)
     packages = ("torch", "numpy", "scikit-learn", "scipy")
     about = {

@@ -80,20 +80,41 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 def environment(device: str) -> dict[str, Any]:
     """Versions, and the card's name, driver and clocks as they are."""
     found: dict[str, Any] = {
-        "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-        "nvcc": build.nvcc(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "device": "cpu (dry run)",
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "nvcc": build.nvcc(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": "cpu (dry run)",
+    }
     if device == "cuda":
         card = torch.cuda.get_device_properties(0)
         found |= {
-            "device": card.name, "capability": f"{card.major}.{card.minor}", "sms": card.multi_processor_count,
-            "memory_gib": round(card.total_memory / 2**30, 1), "cudnn": torch.backends.cudnn.version(),
-        }  # fmt: skip
+            "device": card.name,
+            "capability": f"{card.major}.{card.minor}",
+            "sms": card.multi_processor_count,
+            "memory_gib": round(card.total_memory / 2**30, 1),
+            "cudnn": torch.backends.cudnn.version(),
+        }
     if smi := shutil.which("nvidia-smi"):
-        fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
-                  "power.limit", "temperature.gpu", "ecc.mode.current", "mig.mode.current")  # fmt: skip
-        asked = subprocess.run([smi, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-                               capture_output=True, text=True, timeout=30)  # fmt: skip
+        fields = (
+            "name",
+            "driver_version",
+            "clocks.sm",
+            "clocks.mem",
+            "clocks.max.sm",
+            "clocks.max.mem",
+            "power.limit",
+            "temperature.gpu",
+            "ecc.mode.current",
+            "mig.mode.current",
+        )
+        asked = subprocess.run(
+            [smi, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
         if asked.returncode == 0 and asked.stdout.strip():
             values = [value.strip() for value in asked.stdout.splitlines()[0].split(",")]
             found["nvidia_smi"] = dict(zip(fields, values, strict=False))
@@ -123,8 +144,20 @@ def run_tests(limit: float) -> dict[str, Any]:
     """``pytest -m cuda``; ok if some ran and none failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-m", "cuda",
-                   f"--junitxml={report}", "tests"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-o",
+            "addopts=",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "cuda",
+            f"--junitxml={report}",
+            "tests",
+        ]
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired as error:
@@ -133,8 +166,12 @@ def run_tests(limit: float) -> dict[str, Any]:
             return {"ok": False, "error": "pytest wrote no report", "output": (done.stdout + done.stderr)[-3000:]}
         found = read_junit(report)
     ran = found["tests"] - found["skipped"]
-    return {"ok": done.returncode == 0 and ran > 0, "ran": ran, **found,
-            **({} if done.returncode == 0 else {"output": done.stdout[-3000:]})}  # fmt: skip
+    return {
+        "ok": done.returncode == 0 and ran > 0,
+        "ran": ran,
+        **found,
+        **({} if done.returncode == 0 else {"output": done.stdout[-3000:]}),
+    }
 
 
 def find_sanitizer() -> str | None:
@@ -156,23 +193,49 @@ def run_sanitizer(limit: float) -> dict[str, Any]:
     option = next((o for o in ("--kernel-name", "--kernel-regex", "--filter") if o in help_text), None)
     found: dict[str, Any] = {"ok": True}
     for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "86", *([option, "kns=occfast"] if option else []),
-                   sys.executable, "-m", "pytest", "-q", "-x", "-o", "addopts=", "-p", "no:cacheprovider",
-                   "tests/test_cuda_device.py", "-k", "copies or scores or sums or draws or paint or words",
-                   ]  # fmt: skip
+        command = [
+            program,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "86",
+            *([option, "kns=occfast"] if option else []),
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-o",
+            "addopts=",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_cuda_device.py",
+            "-k",
+            "copies or scores or sums or draws or paint or words",
+        ]
         started = time.perf_counter()
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit / 2,
-                                  env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})  # fmt: skip
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=limit / 2,
+                env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            )
         except subprocess.TimeoutExpired as error:
             found[tool] = {"ok": None, "error": f"stopped after {limit / 2:.0f} s", "output": _stopped(error.stdout)}
             continue
         summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done.stdout)
         passed = re.search(r"(\d+) passed", done.stdout)
         ok = done.returncode == 0 and bool(summary) and passed is not None
-        found[tool] = {"ok": ok, "summary": summary[-1:], "passed": int(passed[1]) if passed else 0,
-                       "seconds": round(time.perf_counter() - started, 1),
-                       **({} if ok else {"output": (done.stdout + done.stderr)[-3000:]})}  # fmt: skip
+        found[tool] = {
+            "ok": ok,
+            "summary": summary[-1:],
+            "passed": int(passed[1]) if passed else 0,
+            "seconds": round(time.perf_counter() - started, 1),
+            **({} if ok else {"output": (done.stdout + done.stderr)[-3000:]}),
+        }
         found["ok"] = found["ok"] and ok
     return found
 
@@ -187,8 +250,11 @@ def ceilings(device: str, clock: Clock) -> dict[str, float]:
     target = torch.empty_like(source)
     found = {"copy_bytes_per_s": 2 * source.numel() / clock(lambda: target.copy_(source))}
     size = 256 if small else 8192
-    for name, dtype, tf32 in (("fp32", torch.float32, False), ("tf32", torch.float32, True),
-                              ("bf16", torch.bfloat16, False)):  # fmt: skip
+    for name, dtype, tf32 in (
+        ("fp32", torch.float32, False),
+        ("tf32", torch.float32, True),
+        ("bf16", torch.bfloat16, False),
+    ):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -223,8 +289,21 @@ def _drawing(n: int, channels: int, height: int, width: int, device: str) -> tup
     """Arguments of draw_occluders: a 20x40 occluder in every image, three noises, as in the workload of augment."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     cdf = torch.linspace(0, 1, height * width + 1, dtype=torch.float64, device=device)[1:].contiguous()
-    return (torch.arange(n, device=device), cdf, rows, columns, channels, height, width, 7, 1.0, [20, 20, 40, 40],
-            [0.05, 0.6, 0.0, 1.0], [0, 1, 2], False)  # fmt: skip
+    return (
+        torch.arange(n, device=device),
+        cdf,
+        rows,
+        columns,
+        channels,
+        height,
+        width,
+        7,
+        1.0,
+        [20, 20, 40, 40],
+        [0.05, 0.6, 0.0, 1.0],
+        [0, 1, 2],
+        False,
+    )
 
 
 def kernel_cases(device: str) -> Iterator[Case]:
@@ -242,9 +321,12 @@ def kernel_cases(device: str) -> Iterator[Case]:
         each = images[0].numel() * images.element_size()
         count = 2**29 // scale // each
         positions = torch.randint(0, shape[0] * 10_000, (count,), device=device).sort().values
-        yield Case("occlude_positions", f"{count} copies of {list(shape[1:])} {_name(dtype)} {_name(layout)}",
-                   (count + shape[0]) * each,
-                   lambda i=images, f=fill, p=positions: ops.occlude_positions(i, f, p, grid))  # fmt: skip
+        yield Case(
+            "occlude_positions",
+            f"{count} copies of {list(shape[1:])} {_name(dtype)} {_name(layout)}",
+            (count + shape[0]) * each,
+            lambda i=images, f=fill, p=positions: ops.occlude_positions(i, f, p, grid),
+        )
 
     count, classes, images_n = 2**17 // scale, 1000, 64
     positions = torch.randperm(count, device=device)
@@ -254,15 +336,27 @@ def kernel_cases(device: str) -> Iterator[Case]:
         references = torch.rand(images_n, classes, device=device, dtype=torch.float64)
         baseline = torch.rand(images_n, device=device, dtype=torch.float64)
         per_image = count // images_n
-        scores, bad = torch.zeros(images_n, per_image, dtype=torch.float64, device=device), torch.zeros(
-            1, dtype=torch.int32, device=device)  # fmt: skip
-        yield Case("sweep_score", f"{kind}, {count} x {classes} float32", outputs.numel() * 4 + count * 16,
-                   lambda a=(outputs, positions, per_image, code, scores, bad, labels, references, baseline):
-                   ops.sweep_score(*a), twin=True)  # fmt: skip
+        scores, bad = (
+            torch.zeros(images_n, per_image, dtype=torch.float64, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
+        yield Case(
+            "sweep_score",
+            f"{kind}, {count} x {classes} float32",
+            outputs.numel() * 4 + count * 16,
+            lambda a=(outputs, positions, per_image, code, scores, bad, labels, references, baseline): ops.sweep_score(
+                *a
+            ),
+            twin=True,
+        )
     scores = torch.rand(8000 // scale, 10_000, dtype=torch.float64, device=device)
     total, squares = torch.zeros(2, 10_000, dtype=torch.float64, device=device)
-    yield Case("sweep_accumulate", f"{list(scores.shape)} float64", scores.numel() * 8,
-               lambda: ops.sweep_accumulate(scores, total, squares))  # fmt: skip
+    yield Case(
+        "sweep_accumulate",
+        f"{list(scores.shape)} float64",
+        scores.numel() * 8,
+        lambda: ops.sweep_accumulate(scores, total, squares),
+    )
 
     for dtype, channels, side in ((torch.float32, 64, 50), (torch.float32, 256, 13), (torch.bfloat16, 128, 25)):
         size = dtype.itemsize
@@ -273,14 +367,22 @@ def kernel_cases(device: str) -> Iterator[Case]:
         images = torch.arange(count, device=device) % 4
         origins = torch.randint(-2, side - patch, (count, 2), device=device)
         out = count * channels * window * window * size
-        yield Case("gather_windows", f"{count} windows {window}x{window} of {channels}x{side}x{side} {_name(dtype)}",
-                   2 * out, lambda a=(maps, images, origins, window, window, patches, origins + 1, 0.0):
-                   ops.gather_windows(*a))  # fmt: skip
+        yield Case(
+            "gather_windows",
+            f"{count} windows {window}x{window} of {channels}x{side}x{side} {_name(dtype)}",
+            2 * out,
+            lambda a=(maps, images, origins, window, window, patches, origins + 1, 0.0): ops.gather_windows(*a),
+        )
 
     n = 2**20 // scale
     drawing = _drawing(n, 3, 112, 112, device)
-    yield Case("draw_occluders", f"{n} samples, 3 channels", n * (8 + 16 + 1 + 4 + 12),
-               lambda: ops.draw_occluders(*drawing), twin=True)  # fmt: skip
+    yield Case(
+        "draw_occluders",
+        f"{n} samples, 3 channels",
+        n * (8 + 16 + 1 + 4 + 12),
+        lambda: ops.draw_occluders(*drawing),
+        twin=True,
+    )
 
     for dtype, shape, layout in (
         (torch.uint8, (2**15, 1, 100, 100), torch.contiguous_format),
@@ -295,9 +397,13 @@ def kernel_cases(device: str) -> Iterator[Case]:
         ids, *law = _drawing(n, *shape[1:], device)
         ends = (0.0, 255.0 if dtype == torch.uint8 else 1.0)
         arguments = (images, ids, *ops.draw_occluders(ids, *law), 7, *ends)
-        yield Case("paint_occluders", f"{[n, *shape[1:]]} {_name(dtype)} {_name(layout)}",
-                   2 * images.numel() * images.element_size(),
-                   lambda a=arguments: ops.paint_occluders(*a), twin=n == 256)  # fmt: skip
+        yield Case(
+            "paint_occluders",
+            f"{[n, *shape[1:]]} {_name(dtype)} {_name(layout)}",
+            2 * images.numel() * images.element_size(),
+            lambda a=arguments: ops.paint_occluders(*a),
+            twin=n == 256,
+        )
 
 
 def _name(thing: Any) -> str:
@@ -311,8 +417,14 @@ def time_kernels(device: str, clock: Clock, bandwidth: float) -> list[dict[str, 
     rows = []
     for case in kernel_cases(device):
         seconds = clock(case.run)
-        row = {"op": case.op, "workload": case.workload, "seconds": seconds, "bytes": case.bytes,
-               "bytes_per_s": case.bytes / seconds, "share_of_floor": case.bytes / bandwidth / seconds}  # fmt: skip
+        row = {
+            "op": case.op,
+            "workload": case.workload,
+            "seconds": seconds,
+            "bytes": case.bytes,
+            "bytes_per_s": case.bytes / seconds,
+            "share_of_floor": case.bytes / bandwidth / seconds,
+        }
         if case.twin:
             before = os.environ.get("OCCFAST_BACKEND")
             os.environ["OCCFAST_BACKEND"] = "reference"
@@ -438,19 +550,26 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
                 evaluator.outputs(everything)  # warms up what a graph records the second time
                 outputs = evaluator.outputs(everything)[some].float()
 
-                def whole(e: IncrementalEvaluator = evaluator, x: Tensor = given, f: Tensor = nothing,
-                          p: Tensor = everything) -> None:  # fmt: skip
+                def whole(
+                    e: IncrementalEvaluator = evaluator, x: Tensor = given, f: Tensor = nothing, p: Tensor = everything
+                ) -> None:
                     e.start(x, f)
                     e.outputs(p)
 
                 rate = grid.positions / clock(whole)
-            rows.append({
-                "network": "W1", "occluder": f"{occluder[0]}x{occluder[1]}", "as": name,
-                "predicted": evaluator.predicted_speedup, "dense_positions_per_s": dense[dtype, tf32],
-                "positions_per_s": rate, "replayed": evaluator.graphs.replayed if evaluator.graphs else 0,
-                "difference": float((outputs - expected).abs().max() / expected.abs().max()),
-                "same_class": float((outputs.argmax(1) == expected.argmax(1)).double().mean()),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "network": "W1",
+                    "occluder": f"{occluder[0]}x{occluder[1]}",
+                    "as": name,
+                    "predicted": evaluator.predicted_speedup,
+                    "dense_positions_per_s": dense[dtype, tf32],
+                    "positions_per_s": rate,
+                    "replayed": evaluator.graphs.replayed if evaluator.graphs else 0,
+                    "difference": float((outputs - expected).abs().max() / expected.abs().max()),
+                    "same_class": float((outputs.argmax(1) == expected.argmax(1)).double().mean()),
+                }
+            )
     return rows
 
 
@@ -497,8 +616,14 @@ def identify(device: str, clock: Clock, rate: float) -> dict[str, Any]:
     seconds = clock(lambda: pdsn.match(maps[0], labels, maps[1], (masks, group)))
     numbers = masks[0].numel()
     flop = 2.0 * probes * faces * numbers + 2.0 * groups * faces * numbers  # products, and norms for each mask
-    return {"probes": probes, "faces": faces, "numbers": numbers, "seconds": seconds, "flop_per_s": flop / seconds,
-            "of_matrix_rate": flop / seconds / rate}  # fmt: skip
+    return {
+        "probes": probes,
+        "faces": faces,
+        "numbers": numbers,
+        "seconds": seconds,
+        "flop_per_s": flop / seconds,
+        "of_matrix_rate": flop / seconds / rate,
+    }
 
 
 # -- training ------------------------------------------------------------------------------------------
@@ -543,25 +668,35 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{'op':<18} {'workload':<48} {'ms':>9} {'GB/s':>8} {'of floor':>8} {'twin':>7}")
         for row in rows:
             twin = f"{row['twin_seconds'] / row['seconds']:6.1f}x" if "twin_seconds" in row else ""
-            lines.append(f"{row['op']:<18} {row['workload']:<48} {row['seconds'] * 1e3:9.4f} "
-                         f"{row['bytes_per_s'] / 1e9:8.1f} {row['share_of_floor']:7.0%} {twin:>8}")  # fmt: skip
+            lines.append(
+                f"{row['op']:<18} {row['workload']:<48} {row['seconds'] * 1e3:9.4f} "
+                f"{row['bytes_per_s'] / 1e9:8.1f} {row['share_of_floor']:7.0%} {twin:>8}"
+            )
     for row in result.get("sweep", []):
         plain, ours = row["pytorch_positions_per_s"], row["occfast_positions_per_s"]
-        lines.append(f"dense sweep {row['network']} {row['dtype']} batch {row['batch']}: PyTorch {plain:,.0f}, "
-                     f"occfast {ours:,.0f} positions/s ({ours / plain:.2f}x)")  # fmt: skip
+        lines.append(
+            f"dense sweep {row['network']} {row['dtype']} batch {row['batch']}: PyTorch {plain:,.0f}, "
+            f"occfast {ours:,.0f} positions/s ({ours / plain:.2f}x)"
+        )
     for row in result.get("exact", []):
         ratio = row["positions_per_s"] / row["dense_positions_per_s"]
-        lines.append(f"exact sweep {row['network']} {row['occluder']} {row['as']}: {row['positions_per_s']:,.0f} "
-                     f"positions/s, {ratio:.2f}x the dense PyTorch sweep in it ({row['predicted']:.1f}x less work); "
-                     f"{row['replayed']} batches replayed; outputs {row['difference']:.1e} from dense float32, "
-                     f"{row['same_class']:.1%} of the classes the same")  # fmt: skip
+        lines.append(
+            f"exact sweep {row['network']} {row['occluder']} {row['as']}: {row['positions_per_s']:,.0f} "
+            f"positions/s, {ratio:.2f}x the dense PyTorch sweep in it ({row['predicted']:.1f}x less work); "
+            f"{row['replayed']} batches replayed; outputs {row['difference']:.1e} from dense float32, "
+            f"{row['same_class']:.1%} of the classes the same"
+        )
     for row in result.get("triplet", []):
         of_products = row["seconds"] / row["products_seconds"]
-        lines.append(f"batch triplet loss {row['mining']}, B {row['batch']}, D {row['dim']}: "
-                     f"{row['seconds'] * 1e3:.2f} ms, {of_products:.1f}x its matrix products")  # fmt: skip
+        lines.append(
+            f"batch triplet loss {row['mining']}, B {row['batch']}, D {row['dim']}: "
+            f"{row['seconds'] * 1e3:.2f} ms, {of_products:.1f}x its matrix products"
+        )
     if row := result.get("identify"):
-        lines.append(f"identify {row['probes']} probes, {row['faces']} faces: {row['seconds'] * 1e3:.1f} ms, "
-                     f"{row['of_matrix_rate']:.0%} of the fp32 matrix rate")  # fmt: skip
+        lines.append(
+            f"identify {row['probes']} probes, {row['faces']} faces: {row['seconds'] * 1e3:.1f} ms, "
+            f"{row['of_matrix_rate']:.0%} of the fp32 matrix rate"
+        )
     if found := result.get("training"):
         from bench.training import table as rows_of_training
 
@@ -627,8 +762,9 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
         reason = "this PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch sees no GPU (try nvidia-smi)"
         print(f"gpu-check: no GPU: {reason}; nothing was run", file=sys.stderr)
         return 1
-    result = check(options.device, skip, clock or (gpu_seconds if options.device == "cuda" else cpu_seconds),
-                   options.budget)  # fmt: skip
+    result = check(
+        options.device, skip, clock or (gpu_seconds if options.device == "cuda" else cpu_seconds), options.budget
+    )
     name = re.sub(r"[^a-z0-9]+", "-", result["environment"]["device"].lower()).strip("-")
     output = options.output or ROOT / "bench" / "results" / f"gpu-{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -114,18 +114,30 @@ def main() -> None:
                 rounds[how].append(load(files, how))
             for how, runs in rounds.items():
                 rate, loading, occluding = np.median(runs, 0).tolist()
-                rows.append({
-                    "files": len(files), "pixels": side or "as they are", "in and out": how,
-                    "images_per_second": rate, "loading_us": loading * 1e6, "occluding_us": occluding * 1e6,
-                    "share": occluding / loading,
-                })  # fmt: skip
-                print(f"{side or 'as they are'} pixels, {how}: {rate:,.0f} images/s, load {loading * 1e6:.0f} us, "
-                      f"occlude {occluding * 1e6:.1f} us: {occluding / loading:.1%} of the loading time",
-                      flush=True)  # fmt: skip
+                rows.append(
+                    {
+                        "files": len(files),
+                        "pixels": side or "as they are",
+                        "in and out": how,
+                        "images_per_second": rate,
+                        "loading_us": loading * 1e6,
+                        "occluding_us": occluding * 1e6,
+                        "share": occluding / loading,
+                    }
+                )
+                print(
+                    f"{side or 'as they are'} pixels, {how}: {rate:,.0f} images/s, load {loading * 1e6:.0f} us, "
+                    f"occlude {occluding * 1e6:.1f} us: {occluding / loading:.1%} of the loading time",
+                    flush=True,
+                )
     environment = {
-        "date": str(date.today()), "workers": 2, "rounds": options.rounds, "cpu_count": os.cpu_count(),
-        "torch": torch.__version__, "pillow": version("pillow"),
-    }  # fmt: skip
+        "date": str(date.today()),
+        "workers": 2,
+        "rounds": options.rounds,
+        "cpu_count": os.cpu_count(),
+        "torch": torch.__version__,
+        "pillow": version("pillow"),
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({**environment, "rows": rows}, indent=1) + "\n")
 

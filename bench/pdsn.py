@@ -214,10 +214,12 @@ def main() -> None:
         work["till-as-good"] = till_as_good
     rows = [run(args) for name, run in work.items() if args.only in (None, name)]
     content = {
-        "torch": torch.__version__, "threads": args.threads, "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "threads": args.threads,
+        "cores": os.cpu_count(),
         "machine": f"{platform.machine()} {platform.system()}, {torch.backends.cpu.get_cpu_capability()}",
         "rows": rows,
-    }  # fmt: skip
+    }
     text = json.dumps(content, indent=1)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(text + "\n")

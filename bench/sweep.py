@@ -132,9 +132,17 @@ def captum(model: nn.Module, image: Tensor, occluder: tuple[int, int], step: int
     from captum.attr import Occlusion
 
     window = (image.shape[1], *occluder)
-    return counted(model, lambda: Occlusion(model).attribute(image, sliding_window_shapes=window, target=0, baselines=0,
-                                                             strides=(image.shape[1], step, step),
-                                                             perturbations_per_eval=batch))  # fmt: skip
+    return counted(
+        model,
+        lambda: Occlusion(model).attribute(
+            image,
+            sliding_window_shapes=window,
+            target=0,
+            baselines=0,
+            strides=(image.shape[1], step, step),
+            perturbations_per_eval=batch,
+        ),
+    )
 
 
 def monai(model: nn.Module, image: Tensor, occluder: tuple[int, int], batch: int) -> int:
@@ -167,8 +175,13 @@ def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> di
         m = occlusion_map(model, image, None, occluder, score="similarity_drop", method="incremental", progress=False)
     finally:
         Scorer._check_evaluator = real  # type: ignore[method-assign]
-    return {"who": "self-check", "seconds": round(spent[0], 3), "of_seconds": round(m.seconds, 2),
-            "positions": m.n_evaluations, "share": round(spent[0] / m.seconds, 4)}  # fmt: skip
+    return {
+        "who": "self-check",
+        "seconds": round(spent[0], 3),
+        "of_seconds": round(m.seconds, 2),
+        "positions": m.n_evaluations,
+        "share": round(spent[0] / m.seconds, 4),
+    }
 
 
 def floors(evaluators: dict[str, IncrementalEvaluator]) -> dict[str, float]:
@@ -250,26 +263,38 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     rows = [{**about, "who": name, "failed": reason} for name, reason in failed.items()]
     for name, rate in middle.items():
         row: dict[str, Any] = {
-            **about, "who": name,
-            "positions_per_second": round(rate, 1), "ratio": round(rate / best, 2),
-            "spread": [round(min(rates[name]), 1), round(max(rates[name]), 1)], "peak_mib": round(memory[name]),
-        }  # fmt: skip
+            **about,
+            "who": name,
+            "positions_per_second": round(rate, 1),
+            "ratio": round(rate / best, 2),
+            "spread": [round(min(rates[name]), 1), round(max(rates[name]), 1)],
+            "peak_mib": round(memory[name]),
+        }
         beside = ""
         if name in floor:
-            row |= {"positions": len(positions), "of_positions": grid.positions,
-                    "floor": round(floor[name], 2), "of_floor": round(rate / best / floor[name], 2),
-                    "predicted": round(evaluators[name].predicted_speedup, 2)}  # fmt: skip
-            beside = (f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, "
-                      f"predicted {row['predicted']:.2f}x")  # fmt: skip
+            row |= {
+                "positions": len(positions),
+                "of_positions": grid.positions,
+                "floor": round(floor[name], 2),
+                "of_floor": round(rate / best / floor[name], 2),
+                "predicted": round(evaluators[name].predicted_speedup, 2),
+            }
+            beside = f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, predicted {row['predicted']:.2f}x"
         rows.append(row)
-        print(f"{row['workload']:<10} {row['occluder']:<7} {name:<20} {rate:9.1f}/s {row['ratio']:6.2f}x "
-              f"{row['peak_mib']:6} MiB{beside}", flush=True)  # fmt: skip
+        print(
+            f"{row['workload']:<10} {row['occluder']:<7} {name:<20} {rate:9.1f}/s {row['ratio']:6.2f}x "
+            f"{row['peak_mib']:6} MiB{beside}",
+            flush=True,
+        )
     for name, reason in failed.items():
         print(f"{workload:<10} {about['occluder']:<7} {name:<20} failed: {reason}", flush=True)
     if (workload, occluder) == ("paper", (20, 20)):
         rows.append({**about, **self_check(model, image, occluder)})
-        print(f"{workload:<10} {about['occluder']:<7} self-check: {rows[-1]['share']:.2%} of a call for "
-              f"{grid.positions} positions", flush=True)  # fmt: skip
+        print(
+            f"{workload:<10} {about['occluder']:<7} self-check: {rows[-1]['share']:.2%} of a call for "
+            f"{grid.positions} positions",
+            flush=True,
+        )
     return rows
 
 
@@ -282,12 +307,23 @@ def markdown(result: dict[str, Any]) -> str:
         "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
     ]
     if any(row["who"] == "batch" for row in result["rows"]):
-        lines[1:] = ["Positions a second by the bytes of one layer's rectangles in a batch.", "",
-                     "| workload | occluder | MiB | |", "| --- | --- | ---: | ---: |"]  # fmt: skip
-        return "\n".join(lines + [
-            f"| {r['workload']} | {r['occluder']} | {r['mib']}{' (used)' if r['used'] else ''} | "
-            f"{r['positions_per_second']} |" for r in result["rows"]
-        ]) + "\n"  # fmt: skip
+        lines[1:] = [
+            "Positions a second by the bytes of one layer's rectangles in a batch.",
+            "",
+            "| workload | occluder | MiB | |",
+            "| --- | --- | ---: | ---: |",
+        ]
+        return (
+            "\n".join(
+                lines
+                + [
+                    f"| {r['workload']} | {r['occluder']} | {r['mib']}{' (used)' if r['used'] else ''} | "
+                    f"{r['positions_per_second']} |"
+                    for r in result["rows"]
+                ]
+            )
+            + "\n"
+        )
     if any(row["who"] == "memory" for row in result["rows"]):
         named = {(row["workload"], row["occluder"]): "" for row in result["rows"]}
         lines[1:] = [
@@ -307,8 +343,13 @@ def markdown(result: dict[str, Any]) -> str:
         boxes = list(dict.fromkeys(row["occluder"] for row in rows))
         ours = next((row for row in rows if "of_positions" in row), None)
         evaluated = f", {ours['positions']:,} of {ours['of_positions']:,} positions" if ours else ""
-        lines += ["", f"**{workload}**{evaluated}", "", f"| | {' | | '.join(boxes)} | |",
-                  f"| --- |{' ---: | --- |' * len(boxes)}"]  # fmt: skip
+        lines += [
+            "",
+            f"**{workload}**{evaluated}",
+            "",
+            f"| | {' | | '.join(boxes)} | |",
+            f"| --- |{' ---: | --- |' * len(boxes)}",
+        ]
         for who in dict.fromkeys(row["who"] for row in rows if row["who"] != "self-check"):
             cells = []
             for box in boxes:
@@ -350,12 +391,21 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
         incremental_module._CACHE = used
     rows = []
     for size in sizes:
-        rows.append({
-            "workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "batch", "mib": size >> 20,
-            "positions_per_second": round(statistics.median(rates[size]), 1), "used": size == used,
-        })  # fmt: skip
-        print(f"{workload:<10} {rows[-1]['occluder']:<7} {size >> 20:3} MiB {rows[-1]['positions_per_second']:9.1f}/s"
-              f"{'  (used)' if size == used else ''}", flush=True)  # fmt: skip
+        rows.append(
+            {
+                "workload": workload,
+                "occluder": f"{occluder[0]}x{occluder[1]}",
+                "who": "batch",
+                "mib": size >> 20,
+                "positions_per_second": round(statistics.median(rates[size]), 1),
+                "used": size == used,
+            }
+        )
+        print(
+            f"{workload:<10} {rows[-1]['occluder']:<7} {size >> 20:3} MiB {rows[-1]['positions_per_second']:9.1f}/s"
+            f"{'  (used)' if size == used else ''}",
+            flush=True,
+        )
     return rows
 
 
@@ -424,11 +474,15 @@ def main() -> int:
     versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
     rows: list[dict[str, Any]] = []
     result = {
-        "command": " ".join(["python -m bench.sweep", *sys.argv[1:]]), "date": str(date.today()),
-        "threads": options.threads, "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")], "versions": versions,
-        "quick": options.quick, "rows": rows,
-    }  # fmt: skip
+        "command": " ".join(["python -m bench.sweep", *sys.argv[1:]]),
+        "date": str(date.today()),
+        "threads": options.threads,
+        "processor": platform.processor() or platform.machine(),
+        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
+        "versions": versions,
+        "quick": options.quick,
+        "rows": rows,
+    }
     for workload in options.workloads or (["paper"] if options.quick else list(WORKLOADS)):
         given = options.occluders or (
             ["20x20"] if options.quick else ["20x20", "20x40", "40x40"] if workload == "paper" else ["20x40"]

@@ -151,13 +151,25 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
     each = -(-batch * 4 // _PEOPLE)
     batches = _PEOPLE * each // batch
     epochs = max(2, -(-total // batches))
-    recipe = load_recipe("A", [
-        "data.name=bench.training:Noise", f"data.color={'grey' if channels == 1 else 'RGB'}", "data.template=null",
-        f"network.name={network}", f"network.arguments={json.dumps(arguments)}", f"batch.size={batch}",
-        f"epochs={epochs}", f"device={device}", "validation.share=0", f"log.checkpoint={steps}",
-        "optimizer.learning_rate=0.001", "occluder.share=1", f"data.in_memory={str(not disk).lower()}",
-        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        "A",
+        [
+            "data.name=bench.training:Noise",
+            f"data.color={'grey' if channels == 1 else 'RGB'}",
+            "data.template=null",
+            f"network.name={network}",
+            f"network.arguments={json.dumps(arguments)}",
+            f"batch.size={batch}",
+            f"epochs={epochs}",
+            f"device={device}",
+            "validation.share=0",
+            f"log.checkpoint={steps}",
+            "optimizer.learning_rate=0.001",
+            "occluder.share=1",
+            f"data.in_memory={str(not disk).lower()}",
+            "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
+        ],
+    )
     faces: FaceDataset = Noise(_PEOPLE, each, channels, size)
     turns = Turns(Bare(recipe, channels, size, device), batch, epochs * batches * batch, steps, rounds, cuda)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,10 +181,11 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
     return {
         "workload": f"{name}, batch {batch}, {'JPEG files' if disk else 'in memory'}",
         "steps": len(loops) * (steps if cuda else 1),
-        "bare_images_per_s": batch / statistics.mean(bares), "loop_images_per_s": batch / statistics.mean(loops),
+        "bare_images_per_s": batch / statistics.mean(bares),
+        "loop_images_per_s": batch / statistics.mean(loops),
         "overhead": statistics.mean(loops) / statistics.mean(bares) - 1,
         "overhead_of_medians": statistics.median(loops) / statistics.median(bares) - 1,
-    }  # fmt: skip
+    }
 
 
 def _as_files(faces: FaceDataset, root: Path, grey: bool) -> FaceDataset:
@@ -213,10 +226,12 @@ def triplets(name: str, device: str, rounds: int, batch: int = 256) -> dict[str,
         times["whole"].append(_timed(whole, 20 if cuda else 1, cuda))
     ratios = [b / a for a, b in zip(times["alone"], times["whole"], strict=True)]
     return {
-        "workload": f"{name}, batch {batch}, batch triplet loss", "rounds": rounds,
-        "alone_seconds": statistics.median(times["alone"]), "with_loss_seconds": statistics.median(times["whole"]),
+        "workload": f"{name}, batch {batch}, batch triplet loss",
+        "rounds": rounds,
+        "alone_seconds": statistics.median(times["alone"]),
+        "with_loss_seconds": statistics.median(times["whole"]),
         "ratio": statistics.median(ratios),
-    }  # fmt: skip
+    }
 
 
 _STEPS = """
@@ -250,8 +265,13 @@ def memory(name: str, rounds: int) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parents[1])
             found.append(float(done.stdout))
     left, kept = (NETWORKS[name][4] / statistics.median(found) for found in seconds.values())
-    return {"workload": f"{name}, batch {NETWORKS[name][4]}, bare step", "rounds": rounds,
-            "left_images_per_s": left, "kept_images_per_s": kept, "ratio": kept / left}  # fmt: skip
+    return {
+        "workload": f"{name}, batch {NETWORKS[name][4]}, bare step",
+        "rounds": rounds,
+        "left_images_per_s": left,
+        "kept_images_per_s": kept,
+        "ratio": kept / left,
+    }
 
 
 def _backward(network: nn.Module, loss: Tensor) -> None:
@@ -263,10 +283,16 @@ def _backward(network: nn.Module, loss: Tensor) -> None:
 def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str, Any]:
     """All rows."""
     result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} "
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} "
         f"{'AVX-512' if 'avx512f' in instruction_set().split() else 'AVX2'}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__, "date": date.today().isoformat(), "loop": [], "triplets": [], "memory": [],
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "loop": [],
+        "triplets": [],
+        "memory": [],
+    }
     for name in names:
         result["loop"].append(loop(name, device, steps))
         if name != "resnet18":

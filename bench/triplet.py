@@ -138,12 +138,22 @@ def measure(b: int, k: int, d: int, mining: str, rounds: int, limits: dict[str, 
     best = min(times["occfast"])
     rows = []
     for name in names:
-        rows.append({
-            "provider": name, "version": _version(name), "batch": b, "per_class": k, "dim": d, "mining": mining,
-            "seconds": min(times[name]), "rounds": len(times[name]), "ratio": min(times[name]) / best,
-            "candidates": candidates(b, k), "floor_fraction": 3 * b * b * d / rate / min(times[name]),
-            "library_gflops": rate / 1e9,
-        })  # fmt: skip
+        rows.append(
+            {
+                "provider": name,
+                "version": _version(name),
+                "batch": b,
+                "per_class": k,
+                "dim": d,
+                "mining": mining,
+                "seconds": min(times[name]),
+                "rounds": len(times[name]),
+                "ratio": min(times[name]) / best,
+                "candidates": candidates(b, k),
+                "floor_fraction": 3 * b * b * d / rate / min(times[name]),
+                "library_gflops": rate / 1e9,
+            }
+        )
     return rows
 
 
@@ -188,10 +198,15 @@ def peak_memory(b: int, k: int, d: int, mining: str, name: str) -> dict[str, Any
 
 def environment() -> dict[str, Any]:
     return {
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "cpu_count": os.cpu_count(),
-        "machine": platform.machine(), "python": platform.python_version(), "peer": _version(PEER),
-        "cpu": torch.backends.cpu.get_cpu_capability(), "load": os.getloadavg(),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "peer": _version(PEER),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "load": os.getloadavg(),
+    }
 
 
 def main() -> None:
@@ -216,9 +231,12 @@ def main() -> None:
                 for mining in chosen.mining:
                     for row in measure(b, k, d, mining, chosen.rounds, limits):
                         rows.append(row)
-                        print(f"B={b:<6} K={k:<3} D={d:<4} {mining:<16} {row['provider']:<26} "
-                              f"{row['seconds'] * 1e3:10.2f} ms  {row['ratio']:8.2f} x  "
-                              f"floor {row['floor_fraction']:.2f}", flush=True)  # fmt: skip
+                        print(
+                            f"B={b:<6} K={k:<3} D={d:<4} {mining:<16} {row['provider']:<26} "
+                            f"{row['seconds'] * 1e3:10.2f} ms  {row['ratio']:8.2f} x  "
+                            f"floor {row['floor_fraction']:.2f}",
+                            flush=True,
+                        )
     memory = []
     for b in chosen.memory:
         for name in ("occfast, Eq. 9", PEER):

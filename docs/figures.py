@@ -166,8 +166,10 @@ def triplet() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for mining in ("all", "violating", "semihard", "semihard_random", "hardest"):
         s = look(mining).as_dict()
-        print(f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "
-              f"{s['var_an']:.4f} |")  # fmt: skip
+        print(
+            f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "
+            f"{s['var_an']:.4f} |"
+        )
     s = after.as_dict()
     print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
 
@@ -240,9 +242,22 @@ def covers() -> None:
 
     image = torch.from_numpy(data.astronaut()[20:220, 127:327].copy()).permute(2, 0, 1)[None]
     points = torch.tensor([[82.0, 79], [85, 122], [111, 100], [121, 77], [123, 120]], dtype=torch.float64)[None]
-    names = ("forehead", "eyes", "nose", "mouth", "chin", "block:60x60@left_eye", "sunglasses:round",
-             "sunglasses:square", "sunglasses:aviator", "mask:surgical", "mask:cloth", "mask:respirator",
-             "noisy:40x80@84,100", "sunglasses+mask:surgical")  # fmt: skip
+    names = (
+        "forehead",
+        "eyes",
+        "nose",
+        "mouth",
+        "chin",
+        "block:60x60@left_eye",
+        "sunglasses:round",
+        "sunglasses:square",
+        "sunglasses:aviator",
+        "mask:surgical",
+        "mask:cloth",
+        "mask:respirator",
+        "noisy:40x80@84,100",
+        "sunglasses+mask:surgical",
+    )
     figure = Figure(figsize=(9.4, 3.1), layout="constrained")
     axes = figure.subplots(2, 7)
     for ax, name in zip(axes.flat, names, strict=True):
@@ -296,9 +311,12 @@ def training() -> None:
         ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour)
         ax.set(title=f"{name}: loss" + (", batch triplet" if name == "C" else ", cross-entropy"), xlabel="step")
         axes[1, 0].plot(
-            [r["step"] / validations[-1]["step"] for r in validations], [100 * r["verification"] for r in validations],
-            ".-", color=colour, label=name,
-        )  # fmt: skip
+            [r["step"] / validations[-1]["step"] for r in validations],
+            [100 * r["verification"] for r in validations],
+            ".-",
+            color=colour,
+            label=name,
+        )
     axes[1, 0].set(title="unseen people: accuracy over pairs, %", xlabel="share of the stage's steps")
     axes[1, 0].legend(frameon=False)
     scores = [json.loads(line) for line in (runs / "C" / "scores.jsonl").read_text().splitlines()]
@@ -431,8 +449,9 @@ def estimates() -> None:
     axes[0, 0].set_title("one face: where covering it\nmakes the network wrong", fontsize=10)
     axes[0, 1].imshow(one, cmap="gray_r", vmin=0, vmax=3)
     axes[0, 1].plot(*np.nonzero(known[0])[::-1], ".", color="#b5367a", markersize=3)
-    axes[0, 1].set_title(f"adaptive: {known.mean():.0%} of the positions,\n"
-                         f"{(search.labels() == one).mean():.2%} right", fontsize=10)  # fmt: skip
+    axes[0, 1].set_title(
+        f"adaptive: {known.mean():.0%} of the positions,\n{(search.labels() == one).mean():.2%} right", fontsize=10
+    )
     axes[0, 2].imshow(one, cmap="gray_r", vmin=0, vmax=3)
     rows, columns = np.meshgrid(*lattice)
     axes[0, 2].plot(columns.ravel(), rows.ravel(), ".", color="#b5367a", markersize=4)

@@ -60,10 +60,7 @@ class LocationDistribution:
 
     @classmethod
     def from_weights(
-        cls,
-        weights: Any,
-        image_size: Sequence[int] | None = None,
-        centers: tuple[Any, Any] | None = None,
+        cls, weights: Any, image_size: Sequence[int] | None = None, centers: tuple[Any, Any] | None = None
     ) -> LocationDistribution:
         """In proportion to any map of finite numbers >= 0, [rows, columns], not all 0.
 
@@ -389,9 +386,14 @@ class NoisyOccluder(nn.Module):
             raise ValueError(f"size: expected at most the images' {height}x{width} pixels, got {h1}x{w1}")
         ids = self._sample_ids(sample_ids, n, images.device)
         return ids, (
-            *self.distribution(height, width).tables(images.device), self.seed, self.p, [h0, h1, w0, w1],
-            [*self.level, *self.intensity], [ops.KINDS[name] for name in self.noise], self.colour == "grey",
-        )  # fmt: skip
+            *self.distribution(height, width).tables(images.device),
+            self.seed,
+            self.p,
+            [h0, h1, w0, w1],
+            [*self.level, *self.intensity],
+            [ops.KINDS[name] for name in self.noise],
+            self.colour == "grey",
+        )
 
     def _sample_ids(self, given: Any, n: int, device: torch.device) -> Tensor:
         if given is not None:

@@ -200,11 +200,31 @@ class TripletStats:
 
     def as_dict(self) -> dict[str, float]:
         """Every single figure as a Python number.  Waits for the device."""
-        names = ["n_triplets", "mean_ap", "mean_an", "var_ap", "var_an", "decidability", "pair_mean_ap",
-                 "pair_var_ap", "norm", "spread"]  # fmt: skip
+        names = [
+            "n_triplets",
+            "mean_ap",
+            "mean_an",
+            "var_ap",
+            "var_an",
+            "decidability",
+            "pair_mean_ap",
+            "pair_var_ap",
+            "norm",
+            "spread",
+        ]
         if self.complete:
-            names += ["n_candidates", "n_violating", "n_semihard", "n_hard", "n_easy", "active_fraction",
-                      "pair_mean_an", "pair_var_an", "pair_decidability", "collapsed"]  # fmt: skip
+            names += [
+                "n_candidates",
+                "n_violating",
+                "n_semihard",
+                "n_hard",
+                "n_easy",
+                "active_fraction",
+                "pair_mean_an",
+                "pair_var_an",
+                "pair_decidability",
+                "collapsed",
+            ]
         values = torch.stack([getattr(self, name).double() for name in names]).tolist()
         return dict(zip(names, values, strict=True))
 
@@ -438,10 +458,22 @@ class _Triplets(nn.Module):
             embeddings.requires_grad or (references is not None and references.requires_grad)
         )
         loss, totals, nearest, histogram, edge, lengths, squares, *_ = ops.triplet_loss(
-            embeddings, labels, references, ref_labels, ops.DISTANCES[self.distance], ops.MININGS[self.mining],
-            self.hinge, self.margin, self.beta, self.seed, self.step, self.statistics, self.bins,
-            self.histogram_range or 0.0, needs_gradient,
-        )  # fmt: skip
+            embeddings,
+            labels,
+            references,
+            ref_labels,
+            ops.DISTANCES[self.distance],
+            ops.MININGS[self.mining],
+            self.hinge,
+            self.margin,
+            self.beta,
+            self.seed,
+            self.step,
+            self.statistics,
+            self.bins,
+            self.histogram_range or 0.0,
+            needs_gradient,
+        )
         if self.mining == "semihard_random":
             self.step = (self.step + 1) % 2**32
         self._stats = TripletStats(totals, nearest, histogram, edge, lengths, squares, self.margin, self.statistics)
@@ -470,8 +502,10 @@ class _Triplets(nn.Module):
 
     def extra_repr(self) -> str:
         beta = "" if self.hinge else f"beta={self.beta}, "
-        return (f"margin={self.margin}, {beta}mining={self.mining!r}, distance={self.distance!r}, "
-                f"distributed={self.distributed}")  # fmt: skip
+        return (
+            f"margin={self.margin}, {beta}mining={self.mining!r}, distance={self.distance!r}, "
+            f"distributed={self.distributed}"
+        )
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}
@@ -538,8 +572,19 @@ class BatchTripletLoss(_Triplets):
         check_finite: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(margin, beta, mining, distributed, distance, statistics, bins, histogram_range, seed,
-                         check_finite, process_group)  # fmt: skip
+        super().__init__(
+            margin,
+            beta,
+            mining,
+            distributed,
+            distance,
+            statistics,
+            bins,
+            histogram_range,
+            seed,
+            check_finite,
+            process_group,
+        )
 
 
 class TripletLoss(_Triplets):
@@ -565,8 +610,19 @@ class TripletLoss(_Triplets):
         check_finite: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(margin, 0.0, mining, distributed, distance, statistics, bins, histogram_range, seed,
-                         check_finite, process_group)  # fmt: skip
+        super().__init__(
+            margin,
+            0.0,
+            mining,
+            distributed,
+            distance,
+            statistics,
+            bins,
+            histogram_range,
+            seed,
+            check_finite,
+            process_group,
+        )
 
 
 class TripletMiner:
@@ -611,8 +667,10 @@ class TripletMiner:
         positive = same.clone().fill_diagonal_(False) if own else same
         candidates = int((positive.sum(1) * (~same).sum(1)).sum())
         if candidates > self.max_candidates:
-            raise ValueError(f"embeddings: expected at most {self.max_candidates} candidate triplets "
-                             f"(max_candidates), got {candidates}")  # fmt: skip
+            raise ValueError(
+                f"embeddings: expected at most {self.max_candidates} candidate triplets "
+                f"(max_candidates), got {candidates}"
+            )
         found: list[Tensor] = []
         for i in range(a.shape[0]):
             p, n = positive[i].nonzero()[:, 0], (~same[i]).nonzero()[:, 0]

@@ -49,9 +49,14 @@ def draw_map(
         ax.imshow(picture, cmap="gray", extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
     low, high = limits if limits else (None, None)
     shown = ax.imshow(
-        values, extent=where, cmap="inferno", vmin=low, vmax=high,
-        alpha=0.6 if image is not None else 1.0, interpolation="nearest",
-    )  # fmt: skip
+        values,
+        extent=where,
+        cmap="inferno",
+        vmin=low,
+        vmax=high,
+        alpha=0.6 if image is not None else 1.0,
+        interpolation="nearest",
+    )
     if image is not None:
         ax.set_xlim(-0.5, picture.shape[1] - 0.5)
         ax.set_ylim(picture.shape[0] - 0.5, -0.5)

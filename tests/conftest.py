@@ -31,9 +31,13 @@ class TinyNet(nn.Module):
     def __init__(self, channels: int = 1, classes: int = 5) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3),
-        )  # fmt: skip
+            nn.Conv2d(channels, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(3),
+        )
         self.classifier = nn.Linear(72, classes)
 
     def forward(self, x: Tensor) -> Tensor:

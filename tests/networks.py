@@ -55,11 +55,21 @@ class Residual(nn.Module):
 class ResNet(nn.Module):
     """ResNet (He et al. 2016) of any depth and width."""
 
-    def __init__(self, blocks: tuple[int, ...] = (2, 2, 2, 2), width: int = 64, channels: int = 3, classes: int = 1000,
-                 bottleneck: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        width: int = 64,
+        channels: int = 3,
+        classes: int = 1000,
+        bottleneck: bool = False,
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width),
-                                  nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))  # fmt: skip
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+        )
         stages: list[nn.Module] = []
         inputs = width
         for k, count in enumerate(blocks):
@@ -82,11 +92,18 @@ class IBlock(nn.Module):
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out), nn.PReLU(out),
-            nn.Conv2d(out, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out),
-        )  # fmt: skip
-        self.shortcut = (nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-                         if stride != 1 or channels != out else nn.Identity())  # fmt: skip
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.PReLU(out),
+            nn.Conv2d(out, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if stride != 1 or channels != out
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x) + self.shortcut(x)  # type: ignore[no-any-return]
@@ -127,8 +144,14 @@ class VGG(nn.Sequential):
                 channels = out
             layers.append(nn.MaxPool2d(2))
             size //= 2
-        layers += [nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(channels * size * size, 32),
-                   nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(32, classes)]  # fmt: skip
+        layers += [
+            nn.AdaptiveAvgPool2d(size),
+            nn.Flatten(),
+            nn.Linear(channels * size * size, 32),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(32, classes),
+        ]
         super().__init__(*layers)
 
 
@@ -142,10 +165,18 @@ class MobileNet(nn.Module):
             self.expand = nn.Sequential(
                 nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.Hardswish()
             )
-            self.depth = nn.Sequential(nn.Conv2d(inner, inner, 5, stride, 2, groups=inner, bias=False),
-                                       nn.BatchNorm2d(inner), nn.ReLU6(inplace=True))  # fmt: skip
-            self.squeeze = (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, 4, 1), nn.SiLU(),
-                                          nn.Conv2d(4, inner, 1), nn.Hardsigmoid()) if squeeze else None)  # fmt: skip
+            self.depth = nn.Sequential(
+                nn.Conv2d(inner, inner, 5, stride, 2, groups=inner, bias=False),
+                nn.BatchNorm2d(inner),
+                nn.ReLU6(inplace=True),
+            )
+            self.squeeze = (
+                nn.Sequential(
+                    nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, 4, 1), nn.SiLU(), nn.Conv2d(4, inner, 1), nn.Hardsigmoid()
+                )
+                if squeeze
+                else None
+            )
             self.project = nn.Sequential(nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out))
             self.residual = stride == 1 and channels == out
 
@@ -159,9 +190,12 @@ class MobileNet(nn.Module):
     def __init__(self, squeeze: bool = False, classes: int = 10) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1), nn.Hardswish(), self.Block(8, 8, 1, False), self.Block(8, 12, 2, False),
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Hardswish(),
+            self.Block(8, 8, 1, False),
+            self.Block(8, 12, 2, False),
             self.Block(12, 12, 1, squeeze),
-        )  # fmt: skip
+        )
         self.fc = nn.Linear(12, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,8 +214,9 @@ class DenseNet(nn.Module):
             )
             for k in range(3)
         )
-        self.transition = nn.Sequential(nn.BatchNorm2d(8 + growth * 3), nn.GELU(), nn.Conv2d(8 + growth * 3, 10, 1),
-                                        nn.AvgPool2d(2, 2))  # fmt: skip
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(8 + growth * 3), nn.GELU(), nn.Conv2d(8 + growth * 3, 10, 1), nn.AvgPool2d(2, 2)
+        )
         self.fc = nn.Linear(10, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -322,15 +322,27 @@ def test_an_occluder_larger_than_the_image():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LocationDistribution.from_weights(torch.zeros(3, 3)), "weights: expected finite numbers >= 0, not all 0"),
+        (
+            lambda: LocationDistribution.from_weights(torch.zeros(3, 3)),
+            "weights: expected finite numbers >= 0, not all 0",
+        ),
         (lambda: LocationDistribution.from_weights(-torch.ones(3, 3)), "weights: expected finite"),
         (lambda: LocationDistribution.from_weights(torch.full((3, 3), torch.nan)), "weights: expected finite"),
         (lambda: LocationDistribution.softmax(torch.rand(3, 3), 0.0), "temperature: expected a number"),
-        (lambda: LocationDistribution.from_weights(torch.ones(2, 2), (5, 5), ([0, 5], [0, 1])), "row_centers: expected incr"),
-        (lambda: LocationDistribution.uniform((3, 3)).mix(LocationDistribution.uniform((3, 4)), 0.5), "other: expected"),
-        (lambda: LocationDistribution.uniform((3, 3)).masked(torch.zeros(3, 3, dtype=torch.bool)), "allowed: expected some"),
+        (
+            lambda: LocationDistribution.from_weights(torch.ones(2, 2), (5, 5), ([0, 5], [0, 1])),
+            "row_centers: expected incr",
+        ),
+        (
+            lambda: LocationDistribution.uniform((3, 3)).mix(LocationDistribution.uniform((3, 4)), 0.5),
+            "other: expected",
+        ),
+        (
+            lambda: LocationDistribution.uniform((3, 3)).masked(torch.zeros(3, 3, dtype=torch.bool)),
+            "allowed: expected some",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_distributions(call, message):
     with pytest.raises(ValueError, match=message):
         call()

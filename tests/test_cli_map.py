@@ -29,8 +29,9 @@ SHAPE = (22, 18)
 
 class Net(nn.Sequential):
     def __init__(self, classes: int = 3) -> None:
-        super().__init__(nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(),
-                         nn.Linear(45, classes))  # fmt: skip
+        super().__init__(
+            nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(45, classes)
+        )
 
 
 def factory() -> nn.Module:
@@ -89,8 +90,9 @@ def test_maps_pictures_pages_and_tables(folder: Path, tmp_path: Path) -> None:
     # The same by the Python call.
     images = torch.stack([torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.glob("*/*.png"))])
     labels = torch.tensor([int(p.parent.name[-1]) for p in sorted(folder.glob("*/*.png"))])
-    mine = occfast.occlusion_map(factory().eval(), images[:, None].float() / 127.5 - 1, labels, (6, 5), 2, fill=-1.0,
-                                 progress=False)  # fmt: skip
+    mine = occfast.occlusion_map(
+        factory().eval(), images[:, None].float() / 127.5 - 1, labels, (6, 5), 2, fill=-1.0, progress=False
+    )
     assert np.array_equal(mine.values, occfast.OcclusionMap.load(out["maps"][0]["files"]["map"]).values)
 
 
@@ -127,9 +129,11 @@ def test_every_kind_of_model_gives_the_same_map(folder: Path, tmp_path: Path) ->
     common = (folder, "-o", "6x5", "--stride", 3, "--output")
     expected = run(FACTORY, *common, tmp_path / "a")["maps"][0]
     for name, more in {
-        "weights.pt": ["--network", FACTORY], "plain.safetensors": ["--network", FACTORY], "script.pt": [],
+        "weights.pt": ["--network", FACTORY],
+        "plain.safetensors": ["--network", FACTORY],
+        "script.pt": [],
         "pickled.pt": ["--trust"],
-    }.items():  # fmt: skip
+    }.items():
         m = run(tmp_path / name, *common, tmp_path / name.replace(".", "-"), *more)["maps"][0]
         a, b = (occfast.OcclusionMap.load(one["files"]["map"]) for one in (m, expected))
         assert np.array_equal(a.values, b.values) and a.n_images == b.n_images, name
@@ -193,17 +197,41 @@ def test_limit_and_resume(folder: Path, tmp_path: Path) -> None:
     out = run(FACTORY, folder, "--output", tmp_path, "-o", "6x5", "--limit", 4, "--keep-wrong", "--seed", 3)
     assert out["images"] == 4 and out["maps"][0]["images"] == 4
     (tmp_path / "map-6x5.checkpoint").write_bytes(b"no checkpoint")
-    result = CliRunner().invoke(app, ["map", FACTORY, str(folder), "--output", str(tmp_path), "-o", "6x5", "--resume",
-                                      "--quiet", "--color", "grey"])  # fmt: skip
+    result = CliRunner().invoke(
+        app,
+        ["map", FACTORY, str(folder), "--output", str(tmp_path), "-o", "6x5", "--resume", "--quiet", "--color", "grey"],
+    )
     assert isinstance(result.exception, occfast.DataError)
     run(FACTORY, folder, "--output", tmp_path, "-o", "6x5")  # without --resume an old one is forgotten
 
 
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
     one = run(FACTORY, folder, "--output", tmp_path / "one", "-o", "6x5", "--method", "incremental")["maps"][0]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend",
-               "c10d", "--rdzv-endpoint", "localhost:0", "-m", "occfast", "map", FACTORY, str(folder), "-o", "6x5",
-               "--output", str(tmp_path / "two"), "--method", "incremental", "--color", "grey", "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "occfast",
+        "map",
+        FACTORY,
+        str(folder),
+        "-o",
+        "6x5",
+        "--output",
+        str(tmp_path / "two"),
+        "--method",
+        "incremental",
+        "--color",
+        "grey",
+        "--json",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

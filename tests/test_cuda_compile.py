@@ -108,10 +108,21 @@ def test_the_module_links_and_defines_every_function(objects):
     module = objects / "occfast_cuda.so"
     compiler, bindings = str(build.compiler()), str(build.source_root() / "bindings.cpp")
     for command in (
-        [compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=occfast_cuda", *include,
-         "-c", bindings, "-o", parts[0]],
+        [
+            compiler,
+            "-std=c++17",
+            "-O1",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-DTORCH_EXTENSION_NAME=occfast_cuda",
+            *include,
+            "-c",
+            bindings,
+            "-o",
+            parts[0],
+        ],
         [compiler, "-shared", *parts, f"-L{runtime}", "-lcudart", f"-Wl,-rpath,{runtime}", "-o", str(module)],
-    ):  # fmt: skip
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     # A function that api.h declares and no file defines would be an undefined symbol at the import (RTLD_NOW).

@@ -47,12 +47,16 @@ def score_arguments(kind, dtype=torch.float32, classes=1000, images=4, per_image
     count = images * per_image
     outputs = torch.randint(-50, 50, (count, classes), generator=generator).to(dtype) / 7
     return (
-        outputs, torch.randperm(count, generator=generator), per_image, ops.SCORES[kind],
-        torch.zeros(images, per_image, dtype=torch.float64), torch.zeros(1, dtype=torch.int32),
+        outputs,
+        torch.randperm(count, generator=generator),
+        per_image,
+        ops.SCORES[kind],
+        torch.zeros(images, per_image, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.int32),
         torch.randint(0, classes, (images,), generator=generator),
         torch.rand(images, classes, generator=generator, dtype=torch.float64),
         torch.rand(images, generator=generator, dtype=torch.float64),
-    )  # fmt: skip
+    )
 
 
 def law(n, channels, height, width, grey=False):
@@ -61,8 +65,21 @@ def law(n, channels, height, width, grey=False):
     cdf = weights.cumsum(0) / weights.sum()
     cdf[-1] = 1.0
     ids = torch.arange(n) * 31 + 2**35
-    return (ids, cdf, rows, columns, channels, height, width, 2**61 + 7, 0.9, [5, 40, 5, 40], [0.05, 0.6, 0.0, 1.0],
-            [0, 1, 2, 3], grey)  # fmt: skip
+    return (
+        ids,
+        cdf,
+        rows,
+        columns,
+        channels,
+        height,
+        width,
+        2**61 + 7,
+        0.9,
+        [5, 40, 5, 40],
+        [0.05, 0.6, 0.0, 1.0],
+        [0, 1, 2, 3],
+        grey,
+    )
 
 
 def on_gpu(arguments):
@@ -76,8 +93,10 @@ def test_occluded_copies(shape, dtype, layout):
     images, fill, positions = sweep_arguments(shape, dtype, layout, count=700)
     positions %= shape[0] * GRID[0] * GRID[1]
     gpu = images.cuda().contiguous(memory_format=layout)
-    same(ops.occlude_positions(gpu, fill.cuda(), positions.cuda(), GRID),
-         ops.occlude_positions(images, fill, positions, GRID))  # fmt: skip
+    same(
+        ops.occlude_positions(gpu, fill.cuda(), positions.cuda(), GRID),
+        ops.occlude_positions(images, fill, positions, GRID),
+    )
     assert ops.occlude_positions(gpu, fill.cuda(), positions[:0].cuda(), GRID).shape[0] == 0
 
 
@@ -224,9 +243,16 @@ def swept(dtype, tf32=False, cuda_graphs=False):
     return torch.cat(found), torch.cat(expected), evaluator.graphs
 
 
-@pytest.mark.parametrize(("dtype", "tf32", "tolerance"), [
-    (torch.float32, False, 1e-5), (torch.float64, False, 1e-5), (torch.float32, True, 1e-2), (torch.bfloat16, False, 0.04)
-], ids=["float32", "float64", "tf32", "bf16"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "tolerance"),
+    [
+        (torch.float32, False, 1e-5),
+        (torch.float64, False, 1e-5),
+        (torch.float32, True, 1e-2),
+        (torch.bfloat16, False, 0.04),
+    ],
+    ids=["float32", "float64", "tf32", "bf16"],
+)
 def test_incremental_sweep_with_and_without_graphs(dtype, tf32, tolerance):
     plain, expected, _ = swept(dtype, tf32)
     scale = float(expected.abs().max())

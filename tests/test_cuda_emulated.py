@@ -82,8 +82,18 @@ print("returned")
 def test_kernels_against_the_cpu_and_the_twins():
     loader.module("cpu")  # built here: no compiler is to run under the sanitizer
     check = build.HERE / "check_kernels.py"
-    done = run(sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", str(check),
-               OCCFAST_EMULATED=str(build.module()))  # fmt: skip
+    done = run(
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--capture=sys",
+        "-p",
+        "no:cacheprovider",
+        str(check),
+        OCCFAST_EMULATED=str(build.module()),
+    )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[:6000]}"
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= 100 and "skipped" not in done.stdout, done.stdout[-2000:]

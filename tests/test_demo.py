@@ -59,8 +59,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_report_json_has_every_figure(finished: tuple[Path, str]) -> None:
     report = json.loads((finished[0] / "report.json").read_text())
-    assert set(report) == {"kind", "version", "settings", "data", "placement", "table", "comparisons", "verdict",
-                           "differences", "cost", "environment"}  # fmt: skip
+    assert set(report) == {
+        "kind",
+        "version",
+        "settings",
+        "data",
+        "placement",
+        "table",
+        "comparisons",
+        "verdict",
+        "differences",
+        "cost",
+        "environment",
+    }
     assert report["settings"]["seed"] == 0 and report["settings"]["networks"] == ["A20x20", "A40x40R"]
     assert report["data"]["training_images"] == 24
     assert report["data"]["images_for_placement"] == report["data"]["images_for_table"] == 8
@@ -237,23 +248,23 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == (2 if "-1" in arguments else 0)
-    assert asked == [
-        (DemoSettings(seed=3, stride=10), tmp_path, True),
-        (DemoSettings.full(), tmp_path, False),
-    ]
+    assert asked == [(DemoSettings(seed=3, stride=10), tmp_path, True), (DemoSettings.full(), tmp_path, False)]
     shown = capsys.readouterr()
     assert shown.out == f"{tmp_path / 'report.html'}\n{{}}\n"
     assert shown.err == "occfast: width: expected a positive number, got -1.0\n"
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"networks": ("A30x30",)}, "networks: expected different ones of A20x20"),
-    ({"networks": ("A20x20", "A20x20")}, "networks: expected different"),
-    ({"people": 41}, "people: expected 2 to 40, got 41"),
-    ({"split": (8, 2)}, "split: expected three numbers"),
-    ({"covered": 1.5}, "covered: expected a number in"),
-    ({"seed": -1}, "seed: expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": ("A30x30",)}, "networks: expected different ones of A20x20"),
+        ({"networks": ("A20x20", "A20x20")}, "networks: expected different"),
+        ({"people": 41}, "people: expected 2 to 40, got 41"),
+        ({"split": (8, 2)}, "split: expected three numbers"),
+        ({"covered": 1.5}, "covered: expected a number in"),
+        ({"seed": -1}, "seed: expected"),
+    ],
+)
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DemoSettings(**changes)

@@ -14,8 +14,12 @@ from bench import gpu_check
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_fails(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "bench.gpu_check", "--output", str(tmp_path / "x.json")],
-                          cwd=gpu_check.ROOT, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_check", "--output", str(tmp_path / "x.json")],
+        cwd=gpu_check.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("gpu-check: no GPU: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "x.json").exists()
@@ -41,8 +45,13 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["errors"] == {} and result["skipped"] == ["sanitizer", "tests"]
     assert {row["op"] for row in result["kernels"]} == {
-        "occlude_positions", "sweep_score", "sweep_accumulate", "gather_windows", "draw_occluders", "paint_occluders"
-    }  # fmt: skip
+        "occlude_positions",
+        "sweep_score",
+        "sweep_accumulate",
+        "gather_windows",
+        "draw_occluders",
+        "paint_occluders",
+    }
     bandwidth = 2 * 2**24 / 2e-3
     assert result["ceilings"]["copy_bytes_per_s"] == bandwidth
     for row in result["kernels"]:
@@ -86,14 +95,18 @@ def test_a_test_report_is_read(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
     )
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-                    str(tmp_path)], cwd=tmp_path, capture_output=True)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+    )
     found = gpu_check.read_junit(report)
     assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
     assert found["failed"] == ["test_it::test_b"]
     environment = {"device": "x", "torch": "1", "cuda": None, "time": "now"}
-    assert "FAILED" in gpu_check.table({"environment": environment, "seconds": 0.0,
-                                        "tests": {"ok": False, "ran": 2, **found}})  # fmt: skip
+    assert "FAILED" in gpu_check.table(
+        {"environment": environment, "seconds": 0.0, "tests": {"ok": False, "ran": 2, **found}}
+    )
 
 
 def test_the_network_is_that_of_the_workload():

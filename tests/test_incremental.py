@@ -78,8 +78,11 @@ def test_equals_dense(name: str, dtype: torch.dtype) -> None:
     model, images = make(name, dtype)
     h, w = images.shape[-2:]
     for occluder, stride, border in (
-        ((h // 4, w // 3), 1, "clip"), ((1, 1), 1, "clip"), ((h, w), 3, "clip"), ((h // 3, w // 5), 3, "valid"),
-    ):  # fmt: skip
+        ((h // 4, w // 3), 1, "clip"),
+        ((1, 1), 1, "clip"),
+        ((h, w), 3, "clip"),
+        ((h // 3, w // 5), 3, "valid"),
+    ):
         grid = SweepGrid.over((h, w), occluder, stride, border)  # type: ignore[arg-type]
         compare(model, images, grid, torch.full((1, 1, 1, 1), 0.25, dtype=dtype), some(grid, len(images), 24))
 
@@ -155,12 +158,21 @@ def architectures(draw: st.DrawFn) -> tuple[list[tuple[object, ...]], tuple[int,
             # Padding beyond the kernel's reach crashes oneDNN (torch 2.13: a padded 1x1 kernel on a 1x1 map).
             padding = [draw(st.integers(0, min(3, (k - 1) * d))) for k, d in zip(kernel, dilation, strict=True)]
             stride = [draw(st.integers(1, 3)) for _ in range(2)]
-            layers.append((kind, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation),
-                           draw(st.sampled_from([1, 2, 4]))))  # fmt: skip
+            layers.append(
+                (kind, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), draw(st.sampled_from([1, 2, 4])))
+            )
         elif kind in ("max", "avg"):
             kernel = draw(st.integers(2, 4))
-            layers.append((kind, kernel, draw(st.integers(1, 3)), draw(st.integers(0, kernel // 2)),
-                           draw(st.booleans()), draw(st.booleans())))  # fmt: skip
+            layers.append(
+                (
+                    kind,
+                    kernel,
+                    draw(st.integers(1, 3)),
+                    draw(st.integers(0, kernel // 2)),
+                    draw(st.booleans()),
+                    draw(st.booleans()),
+                )
+            )
         elif kind == "pad":
             layers.append((kind, tuple(draw(st.integers(-1, 3)) for _ in range(4)), draw(st.sampled_from([0.0, 0.7]))))
         elif kind == "up":
@@ -380,8 +392,16 @@ def test_gather_windows(dtype: torch.dtype, padding: float, monkeypatch: pytest.
 
 def test_gather_windows_by_hand() -> None:
     maps = torch.arange(12.0).view(1, 1, 3, 4)
-    out = ops.gather_windows(maps, torch.tensor([0]), torch.tensor([[-1, 2]]), 3, 3, torch.full((1, 1, 2, 1), 9.0),
-                             torch.tensor([[0, 3]]), -1.0)  # fmt: skip
+    out = ops.gather_windows(
+        maps,
+        torch.tensor([0]),
+        torch.tensor([[-1, 2]]),
+        3,
+        3,
+        torch.full((1, 1, 2, 1), 9.0),
+        torch.tensor([[0, 3]]),
+        -1.0,
+    )
     assert out[0, 0].tolist() == [[-1, -1, -1], [2, 9, -1], [6, 9, -1]]
 
 
@@ -413,9 +433,21 @@ def pieces(channels: int, dtype: torch.dtype, edges: tuple[int, int, int, int]) 
         return torch.cat((torch.stack((low, full, last, high), 1), starts, starts), 1)
 
     indices = [torch.randint(0, k, (m,), generator=g) for k in (2, rows, columns)]
-    return (random(2, channels, h, w), random(2, channels, h, w), *indices, cuts(rows, r, nr, h),
-            cuts(columns, c, nc, w), torch.randint(-3, 8, (2 * m, 2), generator=g), 5, 6, random(2 * rows, channels, 2, w),
-            random(2 * columns, channels, h, 2), random(nr * nc * m, channels, 2, 2), list(edges), -1.0)  # fmt: skip
+    return (
+        random(2, channels, h, w),
+        random(2, channels, h, w),
+        *indices,
+        cuts(rows, r, nr, h),
+        cuts(columns, c, nc, w),
+        torch.randint(-3, 8, (2 * m, 2), generator=g),
+        5,
+        6,
+        random(2 * rows, channels, 2, w),
+        random(2 * columns, channels, h, 2),
+        random(nr * nc * m, channels, 2, 2),
+        list(edges),
+        -1.0,
+    )
 
 
 @pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])

@@ -88,12 +88,15 @@ def test_paper_net_seed_gradient_and_trace(batch_norm: bool) -> None:
     assert all(not (isinstance(m, nn.ReLU) and m.inplace) for m in model.modules())
 
 
-@pytest.mark.parametrize(("build", "parameters", "size"), [
-    # torchvision's counts for 1,000 classes and three channels.
-    (resnet18, 11_689_512, 512),
-    (resnet34, 21_797_672, 512),
-    (resnet50, 25_557_032, 2048),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "parameters", "size"),
+    [
+        # torchvision's counts for 1,000 classes and three channels.
+        (resnet18, 11_689_512, 512),
+        (resnet34, 21_797_672, 512),
+        (resnet50, 25_557_032, 2048),
+    ],
+)
 def test_resnets(build, parameters: int, size: int) -> None:
     assert count(build(1000)) == parameters
     model = build(10, channels=1, width=16).eval()
@@ -106,18 +109,29 @@ def test_resnets(build, parameters: int, size: int) -> None:
 
 def test_resnet_names_are_torchvisions() -> None:
     names = set(resnet34(10).state_dict())
-    assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight",
-            "layer2.0.downsample.1.num_batches_tracked", "layer3.5.bn2.bias", "layer4.2.conv2.weight",
-            "fc.weight", "fc.bias"} <= names  # fmt: skip
+    assert {
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer1.0.conv1.weight",
+        "layer2.0.downsample.0.weight",
+        "layer2.0.downsample.1.num_batches_tracked",
+        "layer3.5.bn2.bias",
+        "layer4.2.conv2.weight",
+        "fc.weight",
+        "fc.bias",
+    } <= names
     assert not any(name.startswith("layer1.0.downsample") for name in names)
     assert any(name.startswith("layer1.0.downsample") for name in resnet50(10).state_dict())
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"classes": 0}, "classes: expected at least 1, got 0"),
-    ({"classes": 3, "width": 0}, "width: expected a positive number"),
-    ({"classes": 3, "dropout": 1.0}, "dropout: expected a probability"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "classes: expected at least 1, got 0"),
+        ({"classes": 3, "width": 0}, "width: expected a positive number"),
+        ({"classes": 3, "dropout": 1.0}, "dropout: expected a probability"),
+    ],
+)
 def test_paper_net_errors(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PaperNet(**arguments)

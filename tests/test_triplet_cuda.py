@@ -24,8 +24,10 @@ def test_kernels_against_the_cpu_and_the_twin() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", str(check)],
         env={**build.environment(), "OCCFAST_EMULATED": str(build.module())},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[:6000]}"
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= 60 and "skipped" not in done.stdout, done.stdout[-2000:]

@@ -63,9 +63,15 @@ def select(d: np.ndarray, triplets: list[tuple[int, int, int]], mining: str, mar
 
 
 def definition(
-    embeddings: Tensor, labels: Tensor, mining: str, margin: float, beta: float | None, distance: str,
-    ref: Tensor | None = None, ref_labels: Tensor | None = None,
-) -> tuple[Tensor, list[tuple], list[tuple]]:  # fmt: skip
+    embeddings: Tensor,
+    labels: Tensor,
+    mining: str,
+    margin: float,
+    beta: float | None,
+    distance: str,
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+) -> tuple[Tensor, list[tuple], list[tuple]]:
     """The loss (beta None: the mean hinge), the mined triplets and the candidates."""
     others = embeddings if ref is None else ref
     d = [[pair_distance(a, b, distance) for b in others] for a in embeddings]
@@ -120,8 +126,22 @@ def batch(kind: str, distance: str = "") -> tuple[Tensor, Tensor]:
     return F.normalize(x)[: int(kind)], y[: int(kind)]
 
 
-KINDS = ("unit", "shifted", "tied", "duplicated", "identical", "zeros", "one class", "all distinct", "one positive",
-         "huge", "clusters", "0", "1", "2")  # fmt: skip
+KINDS = (
+    "unit",
+    "shifted",
+    "tied",
+    "duplicated",
+    "identical",
+    "zeros",
+    "one class",
+    "all distinct",
+    "one positive",
+    "huge",
+    "clusters",
+    "0",
+    "1",
+    "2",
+)
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -405,8 +425,7 @@ def test_opcheck(mining: str, own: bool) -> None:
     refs = (None, None) if own else (torch.randn(7, 4, requires_grad=True), torch.arange(7) // 3)
     for statistics, gradient in ((True, True), (False, True)):
         torch.library.opcheck(
-            ops.triplet_loss,
-            (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, statistics, 8, 0.0, gradient),
+            ops.triplet_loss, (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, statistics, 8, 0.0, gradient)
         )
     held = [t.detach() for t in ops.triplet_loss(x, y, *refs, 0, 1, False, 0.5, 0.7, 0, 0, True, 8, 0.0, True)[7:]]
     torch.library.opcheck(

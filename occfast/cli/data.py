@@ -130,9 +130,7 @@ def convert(
     if template is not None:
         dataset = Aligned(dataset, template, grey, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)
-    result = {
-        "target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out,
-    }  # fmt: skip
+    result = {"target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out}
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
@@ -176,8 +174,11 @@ def landmarks(
     settings = DetectorSettings(min_face, margin, scale, choose)
     found = detect_landmarks(open_dataset(what), output, settings, workers=workers, show=not quiet)
     result: dict[str, Any] = {
-        "file": str(output), "images": len(found.names), "failures": found.failures, "settings": found.settings,
-    }  # fmt: skip
+        "file": str(output),
+        "images": len(found.names),
+        "failures": found.failures,
+        "settings": found.settings,
+    }
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

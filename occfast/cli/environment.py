@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 
-def build(
-    cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA kernels too.")] = False,
-) -> None:
+def build(cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA kernels too.")] = False) -> None:
     """Compile the kernels now rather than at first use."""
     from ..native import loader
     from ..native.build import Backend
@@ -26,9 +24,7 @@ def build(
         typer.echo(f"{backend}: {how}: {where}")
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
-) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
     """Tell what was found (compiler, ninja, PyTorch, CUDA, nvcc, cache) and what to do about what is missing.
 
     Exit status 1 if something that the CPU kernels need is missing.

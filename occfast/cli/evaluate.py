@@ -114,11 +114,19 @@ def evaluate(
             source = WithLandmarks(source, read_landmarks(landmarks).of(source.names))
         faces = prepared(source, preprocessing, template, resize)
         report = compare(
-            chosen, network, faces, preprocessing,
+            chosen,
+            network,
+            faces,
+            preprocessing,
             {name: named_occlusion(name, seed) for name in occlude or []},
-            cover=cover, flip=flip, batch_size=batch_size, workers=workers,  # type: ignore[arg-type]
-            cache=output / "features" if resume else None, resamples=bootstrap, progress=not quiet,
-        )  # fmt: skip
+            cover=cover,
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,  # type: ignore[arg-type]
+            cache=output / "features" if resume else None,
+            resamples=bootstrap,
+            progress=not quiet,
+        )
     page = report.write(output)
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
@@ -140,8 +148,11 @@ def _protocols(
     from .. import data, evaluate
 
     wanted: dict[str, Any] = {
-        "lfw": data.LFW, "lfw-view1": data.LFW, "bin": data.VerificationBin, "ar": (data.AR, data.AR10P),
-    }  # fmt: skip
+        "lfw": data.LFW,
+        "lfw-view1": data.LFW,
+        "bin": data.VerificationBin,
+        "ar": (data.AR, data.AR10P),
+    }
     if name in wanted and not isinstance(source, wanted[name]):
         raise ValueError(f"dataset: expected one for the protocol {name}, got {type(source).__name__}")
     if (name == "pairs") != (pairs is not None):
@@ -157,9 +168,14 @@ def _protocols(
     fars = (0.01, 0.1) if strangers else ()
     return [
         evaluate.gallery_and_probes(
-            source, gallery, strangers=strangers, fars=fars, seed=seed, count=count,  # type: ignore[arg-type]
+            source,
+            gallery,
+            strangers=strangers,
+            fars=fars,
+            seed=seed,
+            count=count,  # type: ignore[arg-type]
         )
-    ]  # fmt: skip
+    ]
 
 
 def load_network(weights: Path, trust: bool, device: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:

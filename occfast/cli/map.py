@@ -118,8 +118,9 @@ def map_(
             network_, names = embedding(network_), None
         elif people is not None:
             names = people.read_text(encoding="utf-8").splitlines()
-        batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled",
-                           labelled=score != "similarity_drop")  # fmt: skip
+        batches = _Batches(
+            faces, preparation, names, limit, seed, shuffled=method == "sampled", labelled=score != "similarity_drop"
+        )
         if batches.unknown and rank == 0:
             typer.echo(f"{batches.unknown} images of people whom the network doesn't know are left out", err=True)
         made = {}
@@ -130,12 +131,23 @@ def map_(
                 checkpoint.unlink(missing_ok=True)
             _meet()  # nobody looks for an old checkpoint while it is removed
             made[stem] = occlusion_map(
-                network_.to(place), batches, occluder=box, stride=stride, border=border,  # type: ignore[arg-type]
-                fill=_fill(fill, preparation), score=score,  # type: ignore[arg-type]
-                method=method, tolerance=tolerance, seed=seed, batch_size=batch_size, memory_limit=memory_limit,
-                progress=not quiet, checkpoint=checkpoint, skip_misclassified=not keep_wrong,
+                network_.to(place),
+                batches,
+                occluder=box,
+                stride=stride,
+                border=border,  # type: ignore[arg-type]
+                fill=_fill(fill, preparation),
+                score=score,  # type: ignore[arg-type]
+                method=method,
+                tolerance=tolerance,
+                seed=seed,
+                batch_size=batch_size,
+                memory_limit=memory_limit,
+                progress=not quiet,
+                checkpoint=checkpoint,
+                skip_misclassified=not keep_wrong,
                 precision=precision,  # type: ignore[arg-type]
-            )  # fmt: skip
+            )
             if rank == 0:
                 _write(made[stem], stem, temperature)
     if rank:
@@ -186,9 +198,18 @@ def _meet() -> None:
 
 
 def _open(
-    model: str, dataset: str, network: str | None, classes: int | None, trust: bool, size: str | None,
-    color: str | None, mean: float | None, std: float | None, template: str | None, resize: bool,
-) -> tuple[nn.Module, Preprocessing, list[str] | None, FaceDataset]:  # fmt: skip
+    model: str,
+    dataset: str,
+    network: str | None,
+    classes: int | None,
+    trust: bool,
+    size: str | None,
+    color: str | None,
+    mean: float | None,
+    std: float | None,
+    template: str | None,
+    resize: bool,
+) -> tuple[nn.Module, Preprocessing, list[str] | None, FaceDataset]:
     """The network, how its images are prepared, whom its classes stand for, and the faces as it expects them."""
     from ..data import open_dataset
     from ..models import Preprocessing
@@ -206,8 +227,17 @@ def _open(
 class _Batches:
     """Batches of prepared images and their classes, made as they are asked for; the same in every pass."""
 
-    def __init__(self, faces: FaceDataset, preparation: Preprocessing, people: list[str] | None, limit: int | None,
-                 seed: int, *, shuffled: bool, labelled: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        faces: FaceDataset,
+        preparation: Preprocessing,
+        people: list[str] | None,
+        limit: int | None,
+        seed: int,
+        *,
+        shuffled: bool,
+        labelled: bool,
+    ) -> None:
         import torch
 
         self._faces, self._preparation = faces, preparation
@@ -284,9 +314,20 @@ def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
 
     mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]} if m.score == "error" else {}
     return {
-        "occluder": list(m.occluder), "method": m.method, "precision": m.precision, "score": m.score,
-        "images": m.n_images, "left_out": m.n_skipped, "evaluations": m.n_evaluations, "seconds": m.seconds,
-        "mean": float(m.values.mean()), "lowest": float(m.values.min()), "highest": float(m.values.max()), **mean,
-        "estimate": as_json(m.estimate), "estimate_says": None if m.estimate is None else str(m.estimate),
-        "summary": repr(m), "files": {name: str(stem.with_suffix(ending)) for name, ending in _FILES.items()},
-    }  # fmt: skip
+        "occluder": list(m.occluder),
+        "method": m.method,
+        "precision": m.precision,
+        "score": m.score,
+        "images": m.n_images,
+        "left_out": m.n_skipped,
+        "evaluations": m.n_evaluations,
+        "seconds": m.seconds,
+        "mean": float(m.values.mean()),
+        "lowest": float(m.values.min()),
+        "highest": float(m.values.max()),
+        **mean,
+        "estimate": as_json(m.estimate),
+        "estimate_says": None if m.estimate is None else str(m.estimate),
+        "summary": repr(m),
+        "files": {name: str(stem.with_suffix(ending)) for name, ending in _FILES.items()},
+    }

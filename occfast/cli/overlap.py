@@ -50,18 +50,28 @@ def overlap(
         network, preprocessing = load_network(weights, trust, device)
         sides = [
             embed(
-                network, prepared(source, preprocessing, None, resize), preprocessing,
-                indices=_some_of_each(source.labels, images), batch_size=batch_size, workers=workers,
-                progress=not quiet, title=name,
+                network,
+                prepared(source, preprocessing, None, resize),
+                preprocessing,
+                indices=_some_of_each(source.labels, images),
+                batch_size=batch_size,
+                workers=workers,
+                progress=not quiet,
+                title=name,
             )
             for name, source in ((first, a), (second, b))
-        ]  # fmt: skip
+        ]
         sides[0].require(sides[1])
         known = {(entry.person, entry.matches) for entry in found}
         alike = shared_faces(
-            sides[0].features, sides[0].labels, a.people, sides[1].features, sides[1].labels, b.people,
+            sides[0].features,
+            sides[0].labels,
+            a.people,
+            sides[1].features,
+            sides[1].labels,
+            b.people,
             threshold=threshold,
-        )  # fmt: skip
+        )
         found += [entry for entry in alike if (entry.person, entry.matches) not in known]
     write_shared(output, found)
     people = len({entry.person for entry in found})

@@ -102,11 +102,19 @@ def generators_command(
     trained, network = _base(base, device)
     faces, labels = _faces(trained, data, root, seed)
     found = train_generators(
-        network, _regions(regions), faces.images[faces.train], labels[faces.train],
-        validation=(faces.images[faces.validation], labels[faces.validation]), epochs=epochs, patience=patience,
-        batch_size=batch_size, learning_rate=learning_rate, weight=weight, seed=seed,
+        network,
+        _regions(regions),
+        faces.images[faces.train],
+        labels[faces.train],
+        validation=(faces.images[faces.validation], labels[faces.validation]),
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight=weight,
+        seed=seed,
         checkpoint=output.with_name(f"{output.name}.checkpoint"),
-    )  # fmt: skip
+    )
     found.save(output)
     if as_json:
         typer.echo(json.dumps({"file": str(output), "history": [asdict(epoch) for epoch in found.history]}))
@@ -139,9 +147,13 @@ def dictionary_command(
     faces, labels = _faces(trained, data, root, seed)
     loaded = Generators.load(generators).to(network.device)
     found = build_dictionary(
-        network, loaded.regions, [(faces.images[faces.train], labels[faces.train])], percentile, generators=loaded,
+        network,
+        loaded.regions,
+        [(faces.images[faces.train], labels[faces.train])],
+        percentile,
+        generators=loaded,
         seed=seed,
-    )  # fmt: skip
+    )
     found.save(output)
     if picture is not None:
         found.plot()[0].figure.savefig(picture, dpi=130)
@@ -190,9 +202,14 @@ def segment_command(
         load_into(network, start)
     network.to(checks.device(device))
     history = train_segmentation(
-        network, *mixed(faces, faces.train, bands, seed), validation=mixed(faces, faces.validation, bands, seed),
-        epochs=epochs, learning_rate=learning_rate, seed=seed, checkpoint=output.with_name(f"{output.name}.checkpoint"),
-    )  # fmt: skip
+        network,
+        *mixed(faces, faces.train, bands, seed),
+        validation=mixed(faces, faces.validation, bands, seed),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        checkpoint=output.with_name(f"{output.name}.checkpoint"),
+    )
     network.save(output)
     test = faces.test
     scores = {}
@@ -240,15 +257,27 @@ def identify_command(
     if segmentation is not None:
         covered = segment(UNet.load(segmentation).to(network.device), probes).cpu()
     found = identify(
-        network, masks, faces.images[faces.train], faces.labels[faces.train], probes, covered,
-        boxes=masks.regions.at(landmarks) if own and masks is not None else None, soft=soft, compare=compare,
-    )  # fmt: skip
+        network,
+        masks,
+        faces.images[faces.train],
+        faces.labels[faces.train],
+        probes,
+        covered,
+        boxes=masks.regions.at(landmarks) if own and masks is not None else None,
+        soft=soft,
+        compare=compare,
+    )
     truth = faces.labels[faces.test]
     rank1, rank5 = found.accuracy(truth, 1), found.accuracy(truth, 5)
     result = {
-        "occlusion": occlusion, "known": segmentation is None, "probes": len(truth), "gallery": len(faces.train),
-        "rank1": rank1, "rank5": rank5, "masks": found.groups,
-    }  # fmt: skip
+        "occlusion": occlusion,
+        "known": segmentation is None,
+        "probes": len(truth),
+        "gallery": len(faces.train),
+        "rank1": rank1,
+        "rank5": rank5,
+        "masks": found.groups,
+    }
     typer.echo(
         json.dumps(result)
         if as_json
@@ -288,9 +317,15 @@ def experiment_command(
     from ..reproduce.pdsn import PDSNSettings, run
 
     given: dict[str, Any] = {
-        "data": data, "seeds": None if seed is None else tuple(seed), "past": past, "network": network, "width": width,
-        "epochs": epochs, "segmentation_width": segmentation_width, "compare": compare,
-    }  # fmt: skip
+        "data": data,
+        "seeds": None if seed is None else tuple(seed),
+        "past": past,
+        "network": network,
+        "width": width,
+        "epochs": epochs,
+        "segmentation_width": segmentation_width,
+        "compare": compare,
+    }
     settings = PDSNSettings.small() if small else PDSNSettings()
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     report = run(settings, output, root=root, device=device)

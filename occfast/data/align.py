@@ -72,10 +72,7 @@ TEMPLATES = {
         # pdsn-landmarks resizes MTCNN's face box; these are the mean places of MTCNN's landmarks in its boxes on 160
         # images of LFW, made symmetric.
         Template(
-            "pdsn-128x96",
-            (128, 96),
-            ((49.4, 26.4), (49.4, 69.6), (74.4, 48.0), (96.5, 29.1), (96.5, 66.9)),
-            "box",
+            "pdsn-128x96", (128, 96), ((49.4, 26.4), (49.4, 69.6), (74.4, 48.0), (96.5, 29.1), (96.5, 66.9)), "box"
         ),
     )
 }
@@ -223,8 +220,9 @@ def _sample(images: Tensor, last: Tensor | None, matrices: list[Matrix], size: t
     half_height, half_width = ((n - 1) / 2 for n in images.shape[-2:])
     terms = torch.tensor(
         [[[*column, half_width], [*row, half_height]] for row, column in matrices],
-        dtype=torch.float64, device=images.device,
-    )  # fmt: skip
+        dtype=torch.float64,
+        device=images.device,
+    )
     a, b, c, half = terms[..., None, None].unbind(2)
     # places[n, (column, row), row, column]: planes, since most of the time goes into passes over them.
     places = (_steps(size[0], images.device)[:, None] * a + _steps(size[1], images.device) * b).add_(c)

@@ -150,9 +150,15 @@ class AR(_Shots, ImageFiles):
         if landmarks is None and (root / "landmarks.csv").is_file():
             landmarks = root / "landmarks.csv"
         super().__init__(
-            root, names, identities,
-            landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
-        )  # fmt: skip
+            root,
+            names,
+            identities,
+            landmarks=landmarks,
+            min_images=min_images,
+            people=people,
+            exclude=exclude,
+            grey=grey,
+        )
         numbers = {name: number for (_, number), name in seen.items()}
         self.numbers = torch.tensor([numbers[name] for name in self.names])
 

@@ -61,10 +61,15 @@ class CelebA(ImageFiles):
             raise DataError(f"{table}: {len(missing)} of {len(names)} images are not in {folder}: {missing[0]}")
         self.others = sorted(present.difference(names))
         super().__init__(
-            folder, names, identities,
+            folder,
+            names,
+            identities,
             landmarks=own if landmarks is None else landmarks,
-            min_images=min_images, people=people, exclude=exclude, grey=grey,
-        )  # fmt: skip
+            min_images=min_images,
+            people=people,
+            exclude=exclude,
+            grey=grey,
+        )
 
 
 def read_identities(path: Path) -> tuple[list[str], list[str], LandmarkTable | None]:

@@ -31,9 +31,14 @@ from .record_file import Header, RecordWriter
 
 KINDS = ("folder", "recordio", "npz")
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "PPM": (".ppm", ".pgm", ".pnm"),
-    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "GIF": (".gif",),
-}  # fmt: skip
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+}
 
 
 def convert(

@@ -128,9 +128,15 @@ class Folder(ImageFiles):
                 f"{root}: expected folders of images, one a person, found none ({len(self.others)} other files)"
             )
         super().__init__(
-            root, names, [name.split("/")[0] for name in names],
-            landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
-        )  # fmt: skip
+            root,
+            names,
+            [name.split("/")[0] for name in names],
+            landmarks=landmarks,
+            min_images=min_images,
+            people=people,
+            exclude=exclude,
+            grey=grey,
+        )
         if ABOUT in self.others:
             self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
             self.others.remove(ABOUT)
@@ -171,9 +177,15 @@ class ImageList(ImageFiles):
         if missing:
             raise DataError(f"{path}: {len(missing)} of {len(names)} images are not under {root}: {missing[0]}")
         super().__init__(
-            root, names, identities,
-            landmarks=landmarks, min_images=min_images, people=people, exclude=exclude, grey=grey,
-        )  # fmt: skip
+            root,
+            names,
+            identities,
+            landmarks=landmarks,
+            min_images=min_images,
+            people=people,
+            exclude=exclude,
+            grey=grey,
+        )
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -67,9 +67,15 @@ class LFW(ImageFiles):
         if isinstance(people, str):
             people = self._listed(people, names, set(identities))
         super().__init__(
-            images, names, identities,
-            min_images=min_images, people=people, exclude=exclude, landmarks=landmarks, grey=grey,
-        )  # fmt: skip
+            images,
+            names,
+            identities,
+            min_images=min_images,
+            people=people,
+            exclude=exclude,
+            landmarks=landmarks,
+            grey=grey,
+        )
 
     def _listed(self, view: str, names: list[str], present: set[str]) -> list[str]:
         if view not in VIEWS:

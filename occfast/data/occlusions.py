@@ -153,9 +153,14 @@ class Block(Occlusion):
 
 #: Places of a block by the landmarks whose mean they are.
 PLACES: dict[str, list[int]] = {
-    "left_eye": [0], "right_eye": [1], "eyes": [0, 1], "nose": [2], "mouth": [3, 4],
-    "left_mouth": [3], "right_mouth": [4],
-}  # fmt: skip
+    "left_eye": [0],
+    "right_eye": [1],
+    "eyes": [0, 1],
+    "nose": [2],
+    "mouth": [3, 4],
+    "left_mouth": [3],
+    "right_mouth": [4],
+}
 
 #: Bands across the width, from and to, in distances from the row of the eyes (0) to the row of the mouth (1).  Without
 #: overlap, together they are the whole image.

@@ -29,9 +29,15 @@ _NAMED: dict[str, Callable[[Path | None], FaceDataset]] = {
     "npz": lambda path: Npz(_needed(path, "npz")),
 }
 _ENDINGS = {
-    ".rec": "recordio", ".bin": "bin", ".npz": "npz", ".mat": "ar10p", ".lst": "list", ".txt": "list", ".csv": "list",
+    ".rec": "recordio",
+    ".bin": "bin",
+    ".npz": "npz",
+    ".mat": "ar10p",
+    ".lst": "list",
+    ".txt": "list",
+    ".csv": "list",
     ".tsv": "list",
-}  # fmt: skip
+}
 
 
 def open_dataset(what: str | Path) -> FaceDataset:

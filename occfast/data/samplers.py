@@ -86,8 +86,9 @@ class PKSampler(Sampler[list[int]]):
         self.world, self.rank = _ranks(num_replicas, rank)
         self.classes = [indices for indices in _by_class(labels) if len(indices) >= least]
         if len(self.classes) < self.p:
-            raise ValueError(f"p: expected at most {len(self.classes)}, the identities with {least} images or more, "
-                             f"got {self.p}")  # fmt: skip
+            raise ValueError(
+                f"p: expected at most {len(self.classes)}, the identities with {least} images or more, got {self.p}"
+            )
         self.epoch, self.batch = 0, 0
         self._planned: tuple[int, list[list[int]]] | None = None
 

@@ -53,9 +53,14 @@ class NoisyBlock:
         o = self.occluder
         at = list(self.at) if isinstance(self.at, tuple) else repr(o.locations)
         return {
-            "kind": "NoisyBlock", "size": o.sizes, "at": at, "noise": o.noise, "level": o.level,
-            "intensity": o.intensity, "seed": o.seed,
-        }  # fmt: skip
+            "kind": "NoisyBlock",
+            "size": o.sizes,
+            "at": at,
+            "noise": o.noise,
+            "level": o.level,
+            "intensity": o.intensity,
+            "seed": o.seed,
+        }
 
 
 def named_occlusion(text: str, seed: int = 0) -> Cover:

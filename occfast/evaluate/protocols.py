@@ -98,9 +98,14 @@ class SearchProtocol:
     def judge(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Identification:
         """As :meth:`PairProtocol.judge`, without a bootstrap: probes are taken as independent."""
         return identification(
-            references[self.gallery], self.labels[self.gallery], probes[self.probes], self.labels[self.probes],
-            self.ranks, fars=self.fars, count=self.count,
-        )  # fmt: skip
+            references[self.gallery],
+            self.labels[self.gallery],
+            probes[self.probes],
+            self.labels[self.probes],
+            self.ranks,
+            fars=self.fars,
+            count=self.count,
+        )
 
 
 Judged = Verification | Identification

@@ -218,9 +218,14 @@ class Comparison:
         for protocol in self.protocols:
             header, rows = self.table(protocol)
             parts.append(
-                {"name": protocol, "header": header, "rows": rows, "note": self.note(protocol),
-                 "picture": png_data_uri(self.figure(protocol))}
-            )  # fmt: skip
+                {
+                    "name": protocol,
+                    "header": header,
+                    "rows": rows,
+                    "note": self.note(protocol),
+                    "picture": png_data_uri(self.figure(protocol)),
+                }
+            )
         return environment.from_string(template).render(
             title="Clean and covered" if len(self.rows) > len(self.protocols) else "Evaluation",
             parts=parts,
@@ -306,9 +311,18 @@ def compare(
             if path.is_file():
                 return Embeddings.load(path)
         found = embed(
-            model, dataset, preprocessing, indices=indices, occlusion=occlusion, flip=flip, batch_size=batch_size,
-            device=device, workers=workers, progress=progress, title=name,
-        )  # fmt: skip
+            model,
+            dataset,
+            preprocessing,
+            indices=indices,
+            occlusion=occlusion,
+            flip=flip,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            progress=progress,
+            title=name,
+        )
         if path is not None:
             found.save(path)
         return found

@@ -124,8 +124,11 @@ def verification(
     curve = roc(values, flags)
     ids, accuracies, thresholds = _cross_validate(values, flags, folds)
     n = len(accuracies)
-    boot = {} if people is None else bootstrap_people(values, flags, people, fars=fars, confidence=confidence,
-                                                      resamples=resamples, seed=seed)  # fmt: skip
+    boot = (
+        {}
+        if people is None
+        else bootstrap_people(values, flags, people, fars=fars, confidence=confidence, resamples=resamples, seed=seed)
+    )
     return Verification(
         accuracy=float(accuracies.mean()) if n else None,
         accuracy_std=float(accuracies.std()) if n else None,

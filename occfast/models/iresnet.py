@@ -103,33 +103,49 @@ class IResNet(nn.Module):
 
 
 def iresnet18(
-    *, channels: int = 3, width: int = 64, size: tuple[int, int] = (112, 112), feature_size: int = 512,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    size: tuple[int, int] = (112, 112),
+    feature_size: int = 512,
     dropout: float = 0.0,
-) -> IResNet:  # fmt: skip
+) -> IResNet:
     """iResNet-18; arguments as :class:`IResNet`."""
     return IResNet((2, 2, 2, 2), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
 def iresnet34(
-    *, channels: int = 3, width: int = 64, size: tuple[int, int] = (112, 112), feature_size: int = 512,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    size: tuple[int, int] = (112, 112),
+    feature_size: int = 512,
     dropout: float = 0.0,
-) -> IResNet:  # fmt: skip
+) -> IResNet:
     """iResNet-34; arguments as :class:`IResNet`."""
     return IResNet((3, 4, 6, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
 def iresnet50(
-    *, channels: int = 3, width: int = 64, size: tuple[int, int] = (112, 112), feature_size: int = 512,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    size: tuple[int, int] = (112, 112),
+    feature_size: int = 512,
     dropout: float = 0.0,
-) -> IResNet:  # fmt: skip
+) -> IResNet:
     """iResNet-50; arguments as :class:`IResNet`."""
     return IResNet((3, 4, 14, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
 def iresnet100(
-    *, channels: int = 3, width: int = 64, size: tuple[int, int] = (112, 112), feature_size: int = 512,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    size: tuple[int, int] = (112, 112),
+    feature_size: int = 512,
     dropout: float = 0.0,
-) -> IResNet:  # fmt: skip
+) -> IResNet:
     """iResNet-100; arguments as :class:`IResNet`."""
     return IResNet(
         (3, 13, 30, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout

@@ -165,8 +165,18 @@ def nvcc_compile(source: Path, output: Path, architecture: str) -> subprocess.Co
     if program is None:
         raise FileNotFoundError("nvcc is neither on the path nor under CUDA_HOME")
     command = [
-        program, "-c", *nvcc_flags(), f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-        "-Xptxas", "-v,-warn-spills", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-fPIC",
-        str(source), "-o", str(output),
-    ]  # fmt: skip
+        program,
+        "-c",
+        *nvcc_flags(),
+        f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+        "-Xptxas",
+        "-v,-warn-spills",
+        "-Werror",
+        "all-warnings",
+        "-Xcompiler",
+        "-Wall,-fPIC",
+        str(source),
+        "-o",
+        str(output),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -186,12 +186,7 @@ def philox(x: Tensor, y: Tensor, z: Tensor, w: Tensor, low: int, high: int) -> t
     """Philox 4x32-10 on int64 tensors that hold 32-bit words."""
     for _ in range(10):
         a, b = 0xD2511F53 * x, 0xCD9E8D57 * z  # wraps to the right 64 bits
-        x, y, z, w = (
-            (b >> 32 & _WORD) ^ y ^ low,
-            b & _WORD,
-            (a >> 32 & _WORD) ^ w ^ high,
-            a & _WORD,
-        )
+        x, y, z, w = ((b >> 32 & _WORD) ^ y ^ low, b & _WORD, (a >> 32 & _WORD) ^ w ^ high, a & _WORD)
         low, high = low + 0x9E3779B9 & _WORD, high + 0xBB67AE85 & _WORD
     return x, y, z, w
 
@@ -216,12 +211,40 @@ def _polynomial(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 # tools/fit_normal.py prints these.
-_LOG = (-7.607288310e-02, 1.305818967e-01, -1.333290805e-01, 1.416027158e-01, -1.659345053e-01,
-        2.000278360e-01, -2.500242983e-01, 3.333331938e-01, -4.999997502e-01, 1.0)  # fmt: skip
-_CENTRE = (2.456995785e-08, 4.965131134e-07, -4.808387681e-06, -6.313119523e-06, 3.084979156e-04,
-           -1.772771396e-03, -5.907430313e-03, 3.488025191e-01, 2.123313437e+00)  # fmt: skip
-_TAIL = (-2.704886203e-04, 1.285836146e-04, 1.894430586e-03, -5.179641827e-03, 8.121799341e-03,
-         -1.078455142e-02, 1.334796022e-02, 1.416581458e+00, 4.006434395e+00)  # fmt: skip
+_LOG = (
+    -7.607288310e-02,
+    1.305818967e-01,
+    -1.333290805e-01,
+    1.416027158e-01,
+    -1.659345053e-01,
+    2.000278360e-01,
+    -2.500242983e-01,
+    3.333331938e-01,
+    -4.999997502e-01,
+    1.0,
+)
+_CENTRE = (
+    2.456995785e-08,
+    4.965131134e-07,
+    -4.808387681e-06,
+    -6.313119523e-06,
+    3.084979156e-04,
+    -1.772771396e-03,
+    -5.907430313e-03,
+    3.488025191e-01,
+    2.123313437e00,
+)
+_TAIL = (
+    -2.704886203e-04,
+    1.285836146e-04,
+    1.894430586e-03,
+    -5.179641827e-03,
+    8.121799341e-03,
+    -1.078455142e-02,
+    1.334796022e-02,
+    1.416581458e00,
+    4.006434395e00,
+)
 
 
 def natural_log(x: Tensor) -> Tensor:
@@ -483,8 +506,12 @@ def mine_triplets(
         put(NEGATIVE_PAIRS, is_negative.long())
         totals[CANDIDATES] = (n_positive * n_negative).sum()
         totals[VIOLATING_TRIPLETS], totals[HARD_TRIPLETS] = violating, hard
-        nearest = torch.stack([torch.where(w, d, torch.inf).amin(1) if columns else d.new_full((rows,), torch.inf)
-                               for w in (is_positive, is_negative)])  # fmt: skip
+        nearest = torch.stack(
+            [
+                torch.where(w, d, torch.inf).amin(1) if columns else d.new_full((rows,), torch.inf)
+                for w in (is_positive, is_negative)
+            ]
+        )
         scale = torch.where(top > 0, bins / top, 0.0).to(d.dtype)
         bin_of = (d * scale).nan_to_num(bins - 1, posinf=bins - 1).clamp(max=bins - 1).long()
         once = torch.ones_like(same).triu(1) if own else torch.ones_like(same)

@@ -70,9 +70,13 @@ class MaskDictionary:
     def with_percentile(self, percentile: float) -> MaskDictionary:
         """The same means cut elsewhere."""
         return MaskDictionary(
-            self.regions, self.means, in_range(percentile, "percentile", 0.0, 100.0), self.base, self.pairs,
+            self.regions,
+            self.means,
+            in_range(percentile, "percentile", 0.0, 100.0),
+            self.base,
+            self.pairs,
             self.settings,
-        )  # fmt: skip
+        )
 
     def combine(self, occluded: Tensor, *, soft: bool = False) -> Tensor:
         """Product of the masks of the occluded regions; without any all ones.
@@ -127,12 +131,14 @@ class MaskDictionary:
             gone = ~self.with_percentile(percentile).masks.flatten(1)
             both = (gone.double() @ gone.double().T).fill_diagonal_(0)
             union = gone.sum(1)[:, None] + gone.sum(1)[None] - both
-            rows.append({
-                "percentile": float(percentile),
-                "discarded": dict(zip(self.regions.names, gone.double().mean(1).tolist(), strict=True)),
-                "all_regions": float(gone.any(0).double().mean()),
-                "overlap": float((both / union.clamp_min(1)).max()),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "percentile": float(percentile),
+                    "discarded": dict(zip(self.regions.names, gone.double().mean(1).tolist(), strict=True)),
+                    "all_regions": float(gone.any(0).double().mean()),
+                    "overlap": float((both / union.clamp_min(1)).max()),
+                }
+            )
         return rows
 
     def plot(self, axes: Any = None) -> Any:
@@ -152,9 +158,7 @@ class MaskDictionary:
         """Write everything to ``.npz``, atomically."""
         if Path(path).suffix != ".npz":
             raise ValueError(f"path: expected a name ending in .npz, got {os.fspath(path)!r}")
-        about = {
-            "percentile": self.percentile, "base": self.base, "pairs": self.pairs, "settings": self.settings,
-        }  # fmt: skip
+        about = {"percentile": self.percentile, "base": self.base, "pairs": self.pairs, "settings": self.settings}
         return write_npz(
             path, kind=_KIND, about=json.dumps(about), regions=self.regions.to_json(), means=self.means.cpu().numpy()
         )
@@ -172,9 +176,12 @@ class MaskDictionary:
                 raise ValueError(f"means are {means.dtype}")
             return cls(
                 Regions.from_json(str(content["regions"]), str(path)),
-                torch.from_numpy(means), float(about["percentile"]), str(about["base"]),
-                tuple(map(int, about["pairs"])), dict(about["settings"]),
-            )  # fmt: skip
+                torch.from_numpy(means),
+                float(about["percentile"]),
+                str(about["base"]),
+                tuple(map(int, about["pairs"])),
+                dict(about["settings"]),
+            )
         except DataError:
             raise
         except (KeyError, ValueError, TypeError) as error:
@@ -217,9 +224,16 @@ def build_dictionary(
     check_seed(seed)
     if generators is None:
         generators = train_generators(
-            base, regions, images, labels, boxes=boxes, intensity=intensity, seed=seed,
-            show_progress=show_progress, **training,
-        )  # fmt: skip
+            base,
+            regions,
+            images,
+            labels,
+            boxes=boxes,
+            intensity=intensity,
+            seed=seed,
+            show_progress=show_progress,
+            **training,
+        )
     elif training:
         raise TypeError(f"build_dictionary: {sorted(training)} are for training, but trained generators were given")
     fingerprint = base.fingerprint()
@@ -254,9 +268,13 @@ def build_dictionary(
     means = (total.cpu() / pairs[:, None, None, None]).float()
     settings = {"intensity": [low, high], "seed": seed, "own boxes": boxes is not None}
     return MaskDictionary(
-        regions, means, regions.percentile if percentile is None else percentile, fingerprint,
-        tuple(pairs.tolist()), settings,
-    )  # fmt: skip
+        regions,
+        means,
+        regions.percentile if percentile is None else percentile,
+        fingerprint,
+        tuple(pairs.tolist()),
+        settings,
+    )
 
 
 def _stretch(masks: Tensor) -> Tensor:

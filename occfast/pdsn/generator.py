@@ -76,12 +76,16 @@ class Generators(nn.Module):
         """Write weights, regions and the base's fingerprint, atomically."""
         content = {
             "about": json.dumps(
-                {"channels": self.channels, "kernel": self.kernel, "base": self.base,
-                 "history": [asdict(epoch) for epoch in self.history]}
+                {
+                    "channels": self.channels,
+                    "kernel": self.kernel,
+                    "base": self.base,
+                    "history": [asdict(epoch) for epoch in self.history],
+                }
             ),
             "regions": self.regions.to_json(),
             "state": self.state_dict(),
-        }  # fmt: skip
+        }
         return files.write(path, _KIND, content)
 
     @classmethod
@@ -257,10 +261,18 @@ def train_generators(
         _check_pairs(regions, *validation, validation_boxes, "validation")
 
     settings = {
-        "regions": regions.to_json(), "base": base.fingerprint(), "weight": weight, "patience": patience,
-        "batch_size": batch_size, "learning_rate": learning_rate, "intensity": [low, high], "kernel": kernel,
-        "seed": seed, "images": len(images), "own boxes": boxes is not None,
-    }  # fmt: skip
+        "regions": regions.to_json(),
+        "base": base.fingerprint(),
+        "weight": weight,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "intensity": [low, high],
+        "kernel": kernel,
+        "seed": seed,
+        "images": len(images),
+        "own boxes": boxes is not None,
+    }
     with frozen(base):
         trainer = _Trainer(base, regions, images, labels, boxes, validation, validation_boxes, settings)
         resumed = trainer.resume(Path(checkpoint)) if checkpoint is not None else False
@@ -405,11 +417,18 @@ class _Trainer:
     # -- resuming: everything random depends on (seed, epoch) alone, so weights and counters are all the state ------
 
     def save(self, path: Path) -> None:
-        files.write(path, _CHECKPOINT, {
-            "settings": json.dumps(self.settings), "watch": json.dumps(asdict(self.watch)),
-            "generators": self.generators.state_dict(), "best": self.best, "optimizer": self.optimizer.state_dict(),
-            "history": json.dumps([asdict(epoch) for epoch in self.generators.history]),
-        })  # fmt: skip
+        files.write(
+            path,
+            _CHECKPOINT,
+            {
+                "settings": json.dumps(self.settings),
+                "watch": json.dumps(asdict(self.watch)),
+                "generators": self.generators.state_dict(),
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "history": json.dumps([asdict(epoch) for epoch in self.generators.history]),
+            },
+        )
 
     def resume(self, path: Path) -> bool:
         content = files.resume(path, _CHECKPOINT, self.settings)

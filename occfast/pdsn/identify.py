@@ -108,9 +108,14 @@ def identify(
         masks = dictionary.combine(patterns, soft=soft), group
     gallery_maps, probe_maps = base.all_maps(gallery, batch_size), base.all_maps(probes, batch_size)
     found = match(
-        gallery_maps, gallery_labels, probe_maps, masks, k=k, base=base if compare == "features" else None,
+        gallery_maps,
+        gallery_labels,
+        probe_maps,
+        masks,
+        k=k,
+        base=base if compare == "features" else None,
         compare=compare,
-    )  # fmt: skip
+    )
     if occluded is None:
         return found
     return Ranking(found.neighbours, found.labels, found.similarities, occluded, found.groups)
@@ -152,9 +157,12 @@ def match(
             similarity = _feature_cosines(base, gallery, probes, weights.view(-1, *probes.shape[1:]), group, k)
     neighbours, best = similarity
     return Ranking(
-        neighbours, gallery_labels[neighbours], best,
-        torch.zeros(len(probes), 0, dtype=torch.bool), int(group.unique().numel()),
-    )  # fmt: skip
+        neighbours,
+        gallery_labels[neighbours],
+        best,
+        torch.zeros(len(probes), 0, dtype=torch.bool),
+        int(group.unique().numel()),
+    )
 
 
 def fixed_point(rows: Tensor, weight_bits: int = 0) -> Tensor:
@@ -223,9 +231,14 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _check(
-    gallery: Tensor, labels: Tensor, probes: Tensor, masks: tuple[Tensor, Tensor] | None, k: int, compare: str,
+    gallery: Tensor,
+    labels: Tensor,
+    probes: Tensor,
+    masks: tuple[Tensor, Tensor] | None,
+    k: int,
+    compare: str,
     base: Base | None,
-) -> None:  # fmt: skip
+) -> None:
     for name, maps in (("gallery", gallery), ("probes", probes)):
         if maps.dim() != 4 or len(maps) == 0:
             raise ValueError(f"{name}: expected maps [N, C, H, W] with N at least 1, got {list(maps.shape)}")

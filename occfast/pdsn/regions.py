@@ -175,8 +175,15 @@ class Regions:
             ax.add_patch(Rectangle(*place, fill=False, edgecolor=color, linewidth=1.2))
             text = name if np.isnan(share) else f"{name} {100 * share:.0f} %"
             middle, small = (left + right - 1) / 2, right - left < width / 4
-            ax.text(middle, top - 1 if small else (top + bottom - 1) / 2, text, color="white", fontsize=7,
-                    ha="center", va="bottom" if small else "center")  # fmt: skip
+            ax.text(
+                middle,
+                top - 1 if small else (top + bottom - 1) / 2,
+                text,
+                color="white",
+                fontsize=7,
+                ha="center",
+                va="bottom" if small else "center",
+            )
         ax.set_xlim(-0.5, width - 0.5)
         ax.set_ylim(height - 0.5, -0.5)
         ax.set_aspect("equal")
@@ -251,9 +258,14 @@ def boxes(named: Mapping[str, Sequence[int]], size: Pair, *, percentile: float =
     if not table:
         raise ValueError("boxes: expected at least one region, got none")
     return Regions(
-        "boxes", tuple(named), torch.tensor(table, dtype=torch.int64), pair(size, "size"),
-        in_range(percentile, "percentile", 0.0, 100.0), ((),) * len(table), {},
-    )  # fmt: skip
+        "boxes",
+        tuple(named),
+        torch.tensor(table, dtype=torch.int64),
+        pair(size, "size"),
+        in_range(percentile, "percentile", 0.0, 100.0),
+        ((),) * len(table),
+        {},
+    )
 
 
 def landmark_boxes(landmarks: Tensor, size: Pair) -> Regions:
@@ -289,10 +301,7 @@ def landmark_bands(landmarks: Tensor, size: Pair, *, split: bool = False) -> Reg
     """
     landmarks, size = _landmarks(landmarks), pair(size, "size")
     eyes, mouth = landmarks[:, :2, 0].flatten(), landmarks[:, 3:, 0].flatten()
-    spread = {
-        "eyes": (float(eyes.std(correction=0)),),
-        "mouth": (float(mouth.std(correction=0)),),
-    }
+    spread = {"eyes": (float(eyes.std(correction=0)),), "mouth": (float(mouth.std(correction=0)),)}
     middle = landmarks[:, 2, 1].mean()[None] if split else None
     found = _bands(eyes.mean()[None], mouth.mean()[None], spread, size, middle)[0]
     names = ["forehead", "eyes", "nose", "mouth", "chin"]

@@ -143,9 +143,7 @@ class _Decoder(nn.Module):
         out = [_scaled(full, width) for full in _DECODER]
         self.center = nn.Sequential(_ConvBlock(head, head), _ConvBlock(head, head))
         before = [head, *out[:-1]]
-        self.blocks = nn.ModuleList(
-            _DecoderBlock(b, s, a) for b, s, a in zip(before, [*skips, 0], out, strict=True)
-        )  # fmt: skip
+        self.blocks = nn.ModuleList(_DecoderBlock(b, s, a) for b, s, a in zip(before, [*skips, 0], out, strict=True))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         full, *skips, x = maps
@@ -204,9 +202,7 @@ class UNet(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Weights and settings, atomically."""
-        return files.write(
-            path, _KIND, {"channels": self.channels, "width": self.width, "state": self.state_dict()}
-        )  # fmt: skip
+        return files.write(path, _KIND, {"channels": self.channels, "width": self.width, "state": self.state_dict()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> UNet:
@@ -302,9 +298,15 @@ def train_segmentation(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     check_seed(seed)
     settings = {
-        "images": len(covered), "threshold": threshold, "radius": radius, "patience": patience, "width": network.width,
-        "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
-    }  # fmt: skip
+        "images": len(covered),
+        "threshold": threshold,
+        "radius": radius,
+        "patience": patience,
+        "width": network.width,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     device = next(network.parameters()).device
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     history: list[SegmentationEpoch] = []
@@ -333,20 +335,31 @@ def train_segmentation(
             loss_there, score = _evaluate(network, validation[1], validation_labels, batch_size)
             history.append(
                 SegmentationEpoch(
-                    number + 1, total / len(covered), loss_there, score.accuracy, score.iou,
+                    number + 1,
+                    total / len(covered),
+                    loss_there,
+                    score.accuracy,
+                    score.iou,
                     time.perf_counter() - started,
                 )
-            )  # fmt: skip
+            )
             if loss_there == min(epoch.loss for epoch in history):
                 best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
             report(number + 1, epochs)
             if on_epoch is not None:
                 on_epoch(history[-1])
             if checkpoint is not None and time.monotonic() - last >= checkpoint_every:
-                files.write(checkpoint, _CHECKPOINT, {
-                    "settings": json.dumps(settings), "state": network.state_dict(), "best": best,
-                    "optimizer": optimizer.state_dict(), "history": json.dumps([asdict(epoch) for epoch in history]),
-                })  # fmt: skip
+                files.write(
+                    checkpoint,
+                    _CHECKPOINT,
+                    {
+                        "settings": json.dumps(settings),
+                        "state": network.state_dict(),
+                        "best": best,
+                        "optimizer": optimizer.state_dict(),
+                        "history": json.dumps([asdict(epoch) for epoch in history]),
+                    },
+                )
                 last = time.monotonic()
     network.load_state_dict(best)
     network.eval()

@@ -191,14 +191,21 @@ class Demo:
             for name, network in networks.items()
         }
         return Result(
-            s, self.images, self.labels, (train, first, second), placement_maps, placements, maps,
+            s,
+            self.images,
+            self.labels,
+            (train, first, second),
+            placement_maps,
+            placements,
+            maps,
             right={name: self.right(network, second) for name, network in networks.items()},
             held_out={
                 name: float(self.right(network, torch.cat([first, second])).double().mean())
                 for name, network in networks.items()
             },
-            histories=self.histories, costs=self.costs,
-        )  # fmt: skip
+            histories=self.histories,
+            costs=self.costs,
+        )
 
     # -- data ------------------------------------------------------------------------------------------
 
@@ -245,12 +252,17 @@ class Demo:
             start = time.perf_counter()
             with self.shown.task(label, "epochs") as report:
                 history = fit(
-                    network, self.images[self.parts[0]], self.labels[self.parts[0]], epochs=count,
-                    batch_size=s.batch_size, seed=s.seed if base is None else s.seed + 1,
+                    network,
+                    self.images[self.parts[0]],
+                    self.labels[self.parts[0]],
+                    epochs=count,
+                    batch_size=s.batch_size,
+                    seed=s.seed if base is None else s.seed + 1,
                     learning_rate=s.learning_rate if base is None else s.fine_tune_learning_rate,
-                    weight_decay=s.weight_decay, transform=Augment(seen, s.jitter, cover),
+                    weight_decay=s.weight_decay,
+                    transform=Augment(seen, s.jitter, cover),
                     progress=lambda epoch: report(epoch.number, count),
-                )  # fmt: skip
+                )
             epochs, seconds = history.epochs, time.perf_counter() - start
             content = {"weights": network.state_dict(), "epochs": [asdict(e) for e in epochs], "seconds": seconds}
             buffer = io.BytesIO()
@@ -278,9 +290,15 @@ class Demo:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.shown.task(label, "positions") as report:
                 result = occlusion_map(
-                    network, seen(self.images[part]), self.labels[part], occluder=size, stride=s.stride,
-                    batch_size=s.map_batch_size, progress=report, checkpoint=path.with_suffix(".checkpoint"),
-                )  # fmt: skip
+                    network,
+                    seen(self.images[part]),
+                    self.labels[part],
+                    occluder=size,
+                    stride=s.stride,
+                    batch_size=s.map_batch_size,
+                    progress=report,
+                    checkpoint=path.with_suffix(".checkpoint"),
+                )
             result.save(path)
         mean, std = result.accuracy
         self.costs.append(Cost(label, result.seconds, result.n_evaluations))
@@ -299,9 +317,13 @@ def occluder(
     height, width = name.removeprefix("A").removesuffix("R").split("x")
     size = (int(height), int(width))
     return NoisyOccluder(
-        size, "normal" if name.endswith("R") else placements[size], level=settings.level,
-        intensity=settings.intensity, p=settings.covered, seed=settings.seed + 1,
-    )  # fmt: skip
+        size,
+        "normal" if name.endswith("R") else placements[size],
+        level=settings.level,
+        intensity=settings.intensity,
+        p=settings.covered,
+        seed=settings.seed + 1,
+    )
 
 
 def compare(result: Result, name: str, other: str, size: tuple[int, int]) -> dict[str, float | int]:
@@ -362,10 +384,16 @@ class _Shown:
 
         self.console = console or RichConsole(stderr=True)
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
         self.whole = self.bars.add_task("demo", total=steps, rate="")
 
     def __enter__(self) -> _Shown:

@@ -179,8 +179,9 @@ def picture_placement(result: Result) -> str:
     for column, (size, m) in enumerate(result.placement_maps.items()):
         where = extent(*m.centers)
         top = max(100 * float(m.values.max()), 1.0)
-        shown = axes[0, column].imshow(100 * m.values, extent=where, cmap="inferno", vmin=0, vmax=top,
-                                       interpolation="nearest")  # fmt: skip
+        shown = axes[0, column].imshow(
+            100 * m.values, extent=where, cmap="inferno", vmin=0, vmax=top, interpolation="nearest"
+        )
         figure.colorbar(shown, ax=axes[0, column], shrink=0.8, format="%.0f %%")
         weight = every_pixel(m) / max(float(m.values.max()), 1e-12)
         axes[1, column].imshow(grey(m.mean_image) * weight, cmap="gray", vmin=0, vmax=1)
@@ -201,16 +202,29 @@ def picture_networks(result: Result) -> str:
         top = max(float(maps[size].values.max()) for maps in result.maps.values())
         for row, (name, maps) in enumerate(result.maps.items()):
             m, ax = maps[size], axes[row, column]
-            shown = ax.imshow(100 * m.values, extent=extent(*m.centers), cmap="inferno", vmin=0, vmax=max(100 * top, 1),
-                              interpolation="nearest")  # fmt: skip
+            shown = ax.imshow(
+                100 * m.values,
+                extent=extent(*m.centers),
+                cmap="inferno",
+                vmin=0,
+                vmax=max(100 * top, 1),
+                interpolation="nearest",
+            )
             mean, std = m.accuracy
             ax.set_xlabel(f"{100 * mean:.2f} ± {100 * std:.2f} %", color=_GREY)
             if column == 0:
                 ax.set_ylabel(_plain(name), fontweight="bold")
             if row == 0:
                 ax.set_title(f"occluder {_times(size)}")
-        figure.colorbar(shown, ax=list(axes[:, column]), location="bottom", shrink=0.8, pad=0.01, format="%.0f %%",
-                        label="error rate")  # fmt: skip
+        figure.colorbar(
+            shown,
+            ax=list(axes[:, column]),
+            location="bottom",
+            shrink=0.8,
+            pad=0.01,
+            format="%.0f %%",
+            label="error rate",
+        )
     return png_data_uri(figure, dpi=100)
 
 
@@ -224,12 +238,27 @@ def picture_bars(result: Result) -> str:
     for column, (size, ax) in enumerate(zip(SIZES, axes, strict=True)):
         for row, name in enumerate(names):
             mean, std = (100 * v for v in result.maps[name][size].accuracy)
-            ax.errorbar(mean, row - 0.12, xerr=[[std], [min(std, 100 - mean)]], fmt="o", color=_ACCENT, capsize=3,
-                        label="this run" if row == 0 else None)  # fmt: skip
+            ax.errorbar(
+                mean,
+                row - 0.12,
+                xerr=[[std], [min(std, 100 - mean)]],
+                fmt="o",
+                color=_ACCENT,
+                capsize=3,
+                label="this run" if row == 0 else None,
+            )
             if name in PAPER:
                 mean, std = PAPER[name][column]
-                ax.errorbar(mean, row + 0.18, xerr=[[std], [min(std, 100 - mean)]], fmt="s", ms=4, color="#a9a6b4",
-                            capsize=2, label="paper" if row == 0 else None)  # fmt: skip
+                ax.errorbar(
+                    mean,
+                    row + 0.18,
+                    xerr=[[std], [min(std, 100 - mean)]],
+                    fmt="s",
+                    ms=4,
+                    color="#a9a6b4",
+                    capsize=2,
+                    label="paper" if row == 0 else None,
+                )
         ax.set_title(f"occluder {_times(size)}")
         ax.set_xlabel("accuracy over locations [%]")
         ax.grid(axis="x", color="#e3e0ea")

@@ -179,10 +179,21 @@ class PDSNSettings:
     def small(cls, **changes: Any) -> PDSNSettings:
         """ORL and narrow networks: minutes on one core."""
         small = cls(
-            data="orl", size=(96, 72), seeds=(0,), past=False, network="resnet18", width=16, epochs=30, patience=0,
-            generator_epochs=12, segmentation_width=0.125, segmentation_epochs=10, segmentation_rate=3e-3,
-            map_images=40, map_stride=8,
-        )  # fmt: skip
+            data="orl",
+            size=(96, 72),
+            seeds=(0,),
+            past=False,
+            network="resnet18",
+            width=16,
+            epochs=30,
+            patience=0,
+            generator_epochs=12,
+            segmentation_width=0.125,
+            segmentation_epochs=10,
+            segmentation_rate=3e-3,
+            map_images=40,
+            map_stride=8,
+        )
         return replace(small, **changes)
 
     @property
@@ -194,7 +205,7 @@ class PDSNSettings:
         stated = {name: value for name, value in asdict(self).items() if name not in ("seeds", "past")}
         return hashlib.sha256(
             json.dumps([stated, __version__, torch.__version__], sort_keys=True).encode()
-        ).hexdigest()[:12]  # fmt: skip
+        ).hexdigest()[:12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,17 +284,21 @@ def read_faces(dataset: FaceDataset, seed: int, people: int | None = None, show:
     channels, height, width = images[0].shape
     preprocessing = Preprocessing((height, width), "grey" if channels == 1 else "RGB", alignment=alignment)
     return FaceSet(
-        torch.stack(images), dataset.landmarks[kept], labels, list(dataset.people[:count]), *split(labels, seed),
+        torch.stack(images),
+        dataset.landmarks[kept],
+        labels,
+        list(dataset.people[:count]),
+        *split(labels, seed),
         preprocessing,
-    )  # fmt: skip
+    )
 
 
 # -- occlusions ------------------------------------------------------------------------------------------
 
 
-def occlude(name: str, images: Tensor, landmarks: Tensor, bands: Regions, ids: Tensor, seed: int) -> tuple[
-    Tensor, Tensor
-]:  # fmt: skip
+def occlude(
+    name: str, images: Tensor, landmarks: Tensor, bands: Regions, ids: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     """Cover faces in one of the ways of :data:`OCCLUSIONS`, or not ("clean").
 
     The bands are white and lie where LM2's regions do, as in the paper; masks and sunglasses are drawn by
@@ -396,9 +411,17 @@ class BaseAugment:
 
 
 def train_base(
-    settings: PDSNSettings, kind: str, faces: FaceSet, bands: Regions, seed: int, folder: Path, *,
-    locations: LocationDistribution | None = None, device: str = "cpu", show: bool = True,
-) -> Trained:  # fmt: skip
+    settings: PDSNSettings,
+    kind: str,
+    faces: FaceSet,
+    bands: Regions,
+    seed: int,
+    folder: Path,
+    *,
+    locations: LocationDistribution | None = None,
+    device: str = "cpu",
+    show: bool = True,
+) -> Trained:
     """ResNet and large margin cosine loss, till the validation accuracy stagnates or declines; resumable.
 
     While it trains ``folder`` keeps a checkpoint and the weights of the best epoch, which are what is returned.
@@ -416,10 +439,16 @@ def train_base(
         objective = Classify(network, head).to(found)
         train = faces.train
         engine = Engine(
-            objective, Shuffled(len(train), settings.batch_size), InMemory(faces.images[train].to(found)),
-            faces.labels[train], Rule("sgd", settings.learning_rate, weight_decay=settings.weight_decay, warmup=0.05),
-            settings.epochs, accelerator(found), BaseAugment(kind, faces, bands, locations, seed), seed=seed,
-        )  # fmt: skip
+            objective,
+            Shuffled(len(train), settings.batch_size),
+            InMemory(faces.images[train].to(found)),
+            faces.labels[train],
+            Rule("sgd", settings.learning_rate, weight_decay=settings.weight_decay, warmup=0.05),
+            settings.epochs,
+            accelerator(found),
+            BaseAugment(kind, faces, bands, locations, seed),
+            seed=seed,
+        )
         scores: list[float] = []
         if checkpoint.exists():
             tensors, values = load_checkpoint(checkpoint)
@@ -441,10 +470,19 @@ def train_base(
                     scores.append(_validation_accuracy(objective, faces))
                     if scores[-1] == max(scores):
                         Trained(
-                            network, faces.preprocessing, spec, faces.people, head,
-                            {"head": True, "stage": "classify", "loss": "large_margin_cosine", "epoch": step.epoch + 1,
-                             "validation": scores[-1]},
-                        ).save(best_path)  # fmt: skip
+                            network,
+                            faces.preprocessing,
+                            spec,
+                            faces.people,
+                            head,
+                            {
+                                "head": True,
+                                "stage": "classify",
+                                "loss": "large_margin_cosine",
+                                "epoch": step.epoch + 1,
+                                "validation": scores[-1],
+                            },
+                        ).save(best_path)
                     if time.monotonic() - last > 30 or step.epoch + 1 == settings.epochs:
                         tensors, values = engine.state()
                         save_checkpoint(checkpoint, tensors, {"engine": values, "scores": scores})
@@ -473,9 +511,7 @@ def base_of(trained: Trained) -> Base:
     """A trained network as PDSN cuts it.  Raises ValueError for one that takes BGR images."""
     if trained.preprocessing.color == "BGR":
         raise ValueError("base: expected a network of grey or RGB images, this one takes BGR")
-    return as_base(
-        trained.network, trained.head, mean=trained.preprocessing.mean, std=trained.preprocessing.std
-    ).eval()  # fmt: skip
+    return as_base(trained.network, trained.head, mean=trained.preprocessing.mean, std=trained.preprocessing.std).eval()
 
 
 # -- the run ---------------------------------------------------------------------------------------------
@@ -522,9 +558,16 @@ class _Run:
             if not path.exists():
                 locations = self.locations() if kind == "occluders" else None
                 trained = train_base(
-                    self.settings, kind, self.faces, self.regions("lm2"), self.seed, self.folder, locations=locations,
-                    device=self.device, show=self.show,
-                )  # fmt: skip
+                    self.settings,
+                    kind,
+                    self.faces,
+                    self.regions("lm2"),
+                    self.seed,
+                    self.folder,
+                    locations=locations,
+                    device=self.device,
+                    show=self.show,
+                )
                 trained.save(path)
             base = base_of(load_network(path)).to(checks.device(self.device))
             base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -541,10 +584,15 @@ class _Run:
             base, some = self.base("plain"), self.settings.map_images
             height, width = self.settings.size
             found = occlusion_map(
-                base, as_float(images[:some]).to(base.device), labels[:some].to(base.device),
-                (round(0.2 * height), round(0.4 * width)), stride=self.settings.map_stride, method="dense",
-                fill=0.5, progress=self.show,
-            )  # fmt: skip
+                base,
+                as_float(images[:some]).to(base.device),
+                labels[:some].to(base.device),
+                (round(0.2 * height), round(0.4 * width)),
+                stride=self.settings.map_stride,
+                method="dense",
+                fill=0.5,
+                progress=self.show,
+            )
             place(found, 0.4).save(path)
         return LocationDistribution.load(path)
 
@@ -558,18 +606,31 @@ class _Run:
                 if not trained.exists():
                     s = self.settings
                     train_generators(
-                        base, some, images, labels, validation=self.part("validation")[:2], weight=s.weight,
-                        epochs=s.generator_epochs, patience=s.generator_patience, batch_size=s.generator_batch,
-                        learning_rate=s.generator_rate, seed=self.seed, show_progress=self.show,
+                        base,
+                        some,
+                        images,
+                        labels,
+                        validation=self.part("validation")[:2],
+                        weight=s.weight,
+                        epochs=s.generator_epochs,
+                        patience=s.generator_patience,
+                        batch_size=s.generator_batch,
+                        learning_rate=s.generator_rate,
+                        seed=self.seed,
+                        show_progress=self.show,
                         checkpoint=self.folder / f"generators {name}.checkpoint",
-                    ).save(trained)  # fmt: skip
+                    ).save(trained)
                 generators = Generators.load(trained).to(base.device)
                 order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
                 chosen = order[: self.settings.dictionary_images]
                 build_dictionary(
-                    base, some, [(images[chosen], labels[chosen])], generators=generators, seed=self.seed,
+                    base,
+                    some,
+                    [(images[chosen], labels[chosen])],
+                    generators=generators,
+                    seed=self.seed,
                     show_progress=self.show,
-                ).save(path)  # fmt: skip
+                ).save(path)
             return MaskDictionary.load(path)
 
         found: MaskDictionary = self.once(f"dictionary {kind} {strategy}", make)
@@ -593,9 +654,15 @@ class _Run:
                     for rows in (self.faces.train, self.faces.validation)
                 )
                 train_segmentation(
-                    network, *train, validation=held, epochs=s.segmentation_epochs, learning_rate=s.segmentation_rate,
-                    seed=self.seed, checkpoint=self.folder / "segmentation.checkpoint", show_progress=self.show,
-                )  # fmt: skip
+                    network,
+                    *train,
+                    validation=held,
+                    epochs=s.segmentation_epochs,
+                    learning_rate=s.segmentation_rate,
+                    seed=self.seed,
+                    checkpoint=self.folder / "segmentation.checkpoint",
+                    show_progress=self.show,
+                )
                 network.save(path)
             return UNet.load(path).to(checks.device(self.device))
 
@@ -658,9 +725,10 @@ class _Run:
             patterns, group = occluded.unique(dim=0, return_inverse=True)
             masks = dictionary.combine(patterns, soft=row.soft), group
             found = {
-                "groups": len(patterns), "regions": float(occluded.double().sum(1).mean()),
+                "groups": len(patterns),
+                "regions": float(occluded.double().sum(1).mean()),
                 "kept": float(masks[0].double().flatten(1).mean(1)[group].mean()),
-            }  # fmt: skip
+            }
         labels = self.faces.labels[self.faces.test]
         for compare in ("features", "maps"):
             ranking = match(
@@ -696,9 +764,14 @@ class _Run:
                     combined = dictionary.discard_mask(mask[:1])
                     group = torch.zeros(len(images), dtype=torch.int64)
                     found = match(
-                        gallery, self.faces.labels[self.faces.train], maps[name], (combined, group), k=1,
-                        compare=self.settings.compare, base=base,
-                    )  # fmt: skip
+                        gallery,
+                        self.faces.labels[self.faces.train],
+                        maps[name],
+                        (combined, group),
+                        k=1,
+                        compare=self.settings.compare,
+                        base=base,
+                    )
                     ranks.append(found.accuracy(labels))
                 out[row.name].append({"percentile": percentile, "rank1": float(np.mean(ranks))})
         return out
@@ -819,15 +892,20 @@ def summary(settings: PDSNSettings, results: Sequence[dict[str, Any]]) -> dict[s
         "segmentation": segmentation,
         "table": table,
         "orderings": orderings,
-    }  # fmt: skip
+    }
 
 
 def _write(settings: PDSNSettings, results: Sequence[dict[str, Any]], output: Path) -> None:
     found = summary(settings, results)
     content = {
-        "settings": asdict(settings), "version": __version__, "torch": torch.__version__, "paper": PAPER,
-        "paper_clean": PAPER_CLEAN, "summary": found, "results": list(results),
-    }  # fmt: skip
+        "settings": asdict(settings),
+        "version": __version__,
+        "torch": torch.__version__,
+        "paper": PAPER,
+        "paper_clean": PAPER_CLEAN,
+        "summary": found,
+        "results": list(results),
+    }
     write_atomically(output / "report.json", json.dumps(content, indent=1).encode())
     write_atomically(output / "report.md", _markdown(settings, found, results).encode())
 
@@ -876,8 +954,13 @@ def _markdown(settings: PDSNSettings, found: dict[str, Any], results: Sequence[d
         for row in settings.rows:
             cells = [cell(found["table"][row.name][name]["oracle"]["rank1"]) for name in ("clean", *OCCLUSIONS)]
             lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    lines += ["", "## The paper's orderings, bands, occlusion known", "", "| band | " + " | ".join(
-        ("LM2 above none", "LM2 above 3x3")) + " |", "| --- | --- | --- |"]  # fmt: skip
+    lines += [
+        "",
+        "## The paper's orderings, bands, occlusion known",
+        "",
+        "| band | " + " | ".join(("LM2 above none", "LM2 above 3x3")) + " |",
+        "| --- | --- | --- |",
+    ]
     for band, held in found["orderings"].items():
         cells = [
             f"{'holds' if entry['of the means'] else 'fails'} ({entry['seeds']} of {len(found['seeds'])} seeds)"

@@ -113,8 +113,15 @@ class Sweep(ABC):
             layout="channels_last" if self.options.batch_size else "",  # the faster one, nearly always
         )
         state = self.state
-        self.scorer = Scorer(self.model, self.grid, self.options, measured=not self.processes, method=state.method,
-                             batch_size=state.batch_size, layout=state.layout)  # fmt: skip
+        self.scorer = Scorer(
+            self.model,
+            self.grid,
+            self.options,
+            measured=not self.processes,
+            method=state.method,
+            batch_size=state.batch_size,
+            layout=state.layout,
+        )
         self.begun = True
 
     def _blocks(self) -> Iterator[Block]:

@@ -49,8 +49,19 @@ class SweepState:
     samples: list[NDArray[Any]] = field(default_factory=list)
 
 
-_COUNTS = ("next", "seen", "used", "skipped", "seconds", "batch_size", "layout", "method", "digest", "keep_per_image",
-           "tally")  # fmt: skip
+_COUNTS = (
+    "next",
+    "seen",
+    "used",
+    "skipped",
+    "seconds",
+    "batch_size",
+    "layout",
+    "method",
+    "digest",
+    "keep_per_image",
+    "tally",
+)
 
 
 def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -133,9 +133,12 @@ def occlusion_map(
     kind = kinds.get(method, ExactSweep)
     # A sample of the images must be a random one; an iterable's order is its own.
     source = Source(
-        images, labels, device_of(model, device), shuffle=options.seed if method == "sampled" else None,
+        images,
+        labels,
+        device_of(model, device),
+        shuffle=options.seed if method == "sampled" else None,
         dtype=torch.bfloat16 if precision == "bf16" else None,
-    )  # fmt: skip
+    )
     processes = Processes(group)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint))
     shown = progress if processes.rank == 0 or callable(progress) else False

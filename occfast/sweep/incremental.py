@@ -113,8 +113,10 @@ class Explanation:
             size = "whole" if layer.size is None else f"{layer.size[0]}x{layer.size[1]}"
             rectangle = "" if layer.rectangle is None else f"{layer.rectangle[0]:.1f}x{layer.rectangle[1]:.1f}"
             share = layer.cost / layer.dense if layer.dense else 0.0
-            lines.append(f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
-                         + (" shared" if layer.shared else ""))  # fmt: skip
+            lines.append(
+                f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
+                + (" shared" if layer.shared else "")
+            )
         whole = f"; whole maps from {self.whole_from} on" if self.whole_from else ""
         return "\n".join([*lines, f"predicted speed-up {self.speedup:.1f}x{whole}"])
 
@@ -208,9 +210,11 @@ class IncrementalEvaluator:
         self._program()
         self._choose_classes(most_classes, share_early)
         self.keep = {
-            source for s in self.steps for source in s.inputs
+            source
+            for s in self.steps
+            for source in s.inputs
             if s.kind not in ("point", "scale") or source < self.shared <= s.index
-        }  # fmt: skip
+        }
         self.fused: dict[int, tuple[Any, ...]] = {}
         self.rest: dict[int, list[Any]] = {s.index: s.after for s in self.steps}  # what follows a step's result
         block = ops.convolution_block(images) if fuse else 0
@@ -289,8 +293,9 @@ class IncrementalEvaluator:
                 if step.kind == "input":
                     rows[step.index] = occluded(grid, axis)
                 elif step.is_map:
-                    rows[step.index] = through(step, axis, [rows[k] for k in step.inputs],
-                                               [steps[k].size[axis] for k in step.inputs])  # fmt: skip
+                    rows[step.index] = through(
+                        step, axis, [rows[k] for k in step.inputs], [steps[k].size[axis] for k in step.inputs]
+                    )
             self.intervals.append([rows.get(s.index, rows[0]) for s in steps])
         self.shared = self._choose_shared() if share else 0
         self.sides: list[list[_Side]] = []
@@ -329,8 +334,10 @@ class IncrementalEvaluator:
             rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
             ends = [sum(_ends_of(c)) for c in (v, h)]
             corners = float(ends[0].mean() * ends[1].mean())
-            strips = 2 * (int(np.maximum(*_ends_of(v)).max()) * len(ends[0]) * step.size[1]
-                          + int(np.maximum(*_ends_of(h)).max()) * len(ends[1]) * step.size[0])  # fmt: skip
+            strips = 2 * (
+                int(np.maximum(*_ends_of(v)).max()) * len(ends[0]) * step.size[1]
+                + int(np.maximum(*_ends_of(h)).max()) * len(ends[1]) * step.size[0]
+            )
             room -= strips * step.channels
             if room < 0:
                 break
@@ -361,7 +368,7 @@ class IncrementalEvaluator:
                 table.append(starts * a.stride - a.padding)
             cuts[step.index] = torch.from_numpy(
                 np.stack((cut.low, cut.full_low, cut.full_high, cut.high, *starts, *starts), 1)
-            )  # fmt: skip
+            )
         return _Ends(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
 
     def _side(self, axis: int, members: Any) -> _Side:
@@ -424,8 +431,10 @@ class IncrementalEvaluator:
                 shared = step.index < self.shared
                 each = [
                     side.ends.length[step.index] * side.ends.edges[step.index][1]
-                    if shared and side.ends is not None else side.extents[step.index].length for side in sides
-                ]  # fmt: skip
+                    if shared and side.ends is not None
+                    else side.extents[step.index].length
+                    for side in sides
+                ]
                 lengths.append(float(np.asarray(each)[label.numpy()].mean()))
             pixels = lengths[0] * lengths[1]
             if step.index < self.shared:
@@ -433,8 +442,16 @@ class IncrementalEvaluator:
                 strips = 2 * (rows * self.grid.rows * step.size[1] + columns * self.grid.columns * step.size[0])
                 pixels += strips / self.expected
             area = step.size[0] * step.size[1]
-            found.append(Layer(step.label, step.size, (lengths[0], lengths[1]), step.cost * area, step.cost * pixels,
-                               step.index < self.shared))  # fmt: skip
+            found.append(
+                Layer(
+                    step.label,
+                    step.size,
+                    (lengths[0], lengths[1]),
+                    step.cost * area,
+                    step.cost * pixels,
+                    step.index < self.shared,
+                )
+            )
         return found
 
     @property
@@ -466,8 +483,10 @@ class IncrementalEvaluator:
         total = 0
         for axis, ends in enumerate(self.strips):
             count = len(self.classes[axis])
-            total += sum(2 * count * length * self.steps[k].size[1 - axis] * self.steps[k].channels
-                         for k, length in ends.length.items())  # fmt: skip
+            total += sum(
+                2 * count * length * self.steps[k].size[1 - axis] * self.steps[k].channels
+                for k, length in ends.length.items()
+            )
         return total * self.example.element_size()
 
     # The contract of the engine ---------------------------------------------------------------------
@@ -708,14 +727,22 @@ class IncrementalEvaluator:
                         window = [0, 0]
                         window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
                         cuts, strip_of = ends.cuts[source], mine.get(source)
-                        inputs.append(ops.gather_pieces(
-                            self._kept[source], self._full[source], torch.full_like(index, image),
-                            *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
-                            ends.origins((step.index, k), index, -a.padding, axis), *window,
-                            strip_of if axis == 0 else None, strip_of if axis == 1 else None, None, [0, 0, 0, 0],
-                            step.padding_value,
-                            *self.fused.get(step.index, ()),
-                        ))  # fmt: skip
+                        inputs.append(
+                            ops.gather_pieces(
+                                self._kept[source],
+                                self._full[source],
+                                torch.full_like(index, image),
+                                *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
+                                ends.origins((step.index, k), index, -a.padding, axis),
+                                *window,
+                                strip_of if axis == 0 else None,
+                                strip_of if axis == 1 else None,
+                                None,
+                                [0, 0, 0, 0],
+                                step.padding_value,
+                                *self.fused.get(step.index, ()),
+                            )
+                        )
                     out = self._after(step, self.compute(step, inputs, ends.origins(step.index, index, 0, axis)))
                     strip[first : first + len(index)] = out[: len(index)]
                     strip[count + first : count + first + len(index)] = out[len(index) :]
@@ -746,8 +773,9 @@ class _Strips:
 class _State:
     """One batch of positions on its way through the network."""
 
-    def __init__(self, evaluator: IncrementalEvaluator, rows: _Side, columns: _Side, n: Tensor, i: Tensor,
-                 j: Tensor) -> None:  # fmt: skip
+    def __init__(
+        self, evaluator: IncrementalEvaluator, rows: _Side, columns: _Side, n: Tensor, i: Tensor, j: Tensor
+    ) -> None:
         self.e, self.rows, self.columns, self.n, self.i, self.j = evaluator, rows, columns, n, i, j
         self.starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
         self.sizes: dict[fx.Node, Any] = {}
@@ -758,20 +786,40 @@ class _State:
         """Where the rectangles or windows of that name begin: [M, 2]."""
         return self.starts[self.rows.slot[name]]
 
-    def read(self, source: int, values: dict[int, Tensor], origins: Tensor, height: int, width: int,
-             padding: float, conv: tuple[Any, ...] = ()) -> Tensor:  # fmt: skip
+    def read(
+        self,
+        source: int,
+        values: dict[int, Tensor],
+        origins: Tensor,
+        height: int,
+        width: int,
+        padding: float,
+        conv: tuple[Any, ...] = (),
+    ) -> Tensor:
         """Windows [E, C, height, width] of a step's occluded map, one or several a position; or their convolution."""
         if self.strips is None or source >= self.e.shared:
             return ops.gather_windows(  # type: ignore[no-any-return]
-                self.e._kept[source], self.n, origins, height, width, values[source],
-                self.at(source), padding, *conv,
-            )  # fmt: skip
+                self.e._kept[source], self.n, origins, height, width, values[source], self.at(source), padding, *conv
+            )
         assert self.rows.ends is not None and self.columns.ends is not None
         return ops.gather_pieces(  # type: ignore[no-any-return]
-            self.e._kept[source], self.e._full[source], self.n, self.i, self.j, self.rows.ends.cuts[source],
-            self.columns.ends.cuts[source], origins, height, width, self.strips.rows.get(source),
-            self.strips.columns.get(source), self.corners.get(source), self._edges(source), padding, *conv,
-        )  # fmt: skip
+            self.e._kept[source],
+            self.e._full[source],
+            self.n,
+            self.i,
+            self.j,
+            self.rows.ends.cuts[source],
+            self.columns.ends.cuts[source],
+            origins,
+            height,
+            width,
+            self.strips.rows.get(source),
+            self.strips.columns.get(source),
+            self.corners.get(source),
+            self._edges(source),
+            padding,
+            *conv,
+        )
 
     def _edges(self, source: int) -> list[int]:
         assert self.rows.ends is not None and self.columns.ends is not None
@@ -783,8 +831,13 @@ class _State:
         rows, columns = self.rows.ends, self.columns.ends
         assert rows is not None and columns is not None
         shape = (len(rows.table), 2, 2, len(self.n))
-        both = torch.stack((rows.table[:, :, self.i].unsqueeze(2).expand(shape),
-                            columns.table[:, :, self.j].unsqueeze(1).expand(shape)), -1)  # fmt: skip
+        both = torch.stack(
+            (
+                rows.table[:, :, self.i].unsqueeze(2).expand(shape),
+                columns.table[:, :, self.j].unsqueeze(1).expand(shape),
+            ),
+            -1,
+        )
         for step in self.e.steps[1 : self.e.shared]:
             if rows.length[step.index] == 0 or columns.length[step.index] == 0:
                 continue
@@ -797,10 +850,17 @@ class _State:
                 inputs = [self.corners[step.inputs[0]]]
             else:
                 inputs = [
-                    self.read(source, {}, starts((step.index, k)), rows.window[step.index, k],
-                              columns.window[step.index, k], step.padding_value, self.e.fused.get(step.index, ()))
+                    self.read(
+                        source,
+                        {},
+                        starts((step.index, k)),
+                        rows.window[step.index, k],
+                        columns.window[step.index, k],
+                        step.padding_value,
+                        self.e.fused.get(step.index, ()),
+                    )
                     for k, source in enumerate(step.inputs)
-                ]  # fmt: skip
+                ]
             out = self.e.compute(step, inputs, starts(step.index))
             self.corners[step.index] = self.e._after(step, out)
 

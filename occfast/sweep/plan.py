@@ -44,25 +44,90 @@ class BatchDependent(NotIncremental):
 
 # -- tracing -------------------------------------------------------------------------------------------
 
-_ALIAS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-                  nn.FeatureAlphaDropout)  # fmt: skip
+_ALIAS_MODULES = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _ALIAS_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 _ALIAS_METHODS = {"contiguous", "clone", "detach"}
-_RANDOM = {torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randint_like,
-           torch.randperm, torch.normal, torch.bernoulli, torch.poisson, torch.multinomial,
-           F.gumbel_softmax}  # fmt: skip
-_RANDOM_METHODS = {"bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "multinomial",
-                   "log_normal_", "geometric_", "cauchy_"}  # fmt: skip
-_VIEW_METHODS = {"view", "contiguous", "reshape", "flatten", "permute", "transpose", "squeeze",
-                 "unsqueeze", "expand", "chunk", "split", "narrow", "select", "t", "unfold", "view_as",
-                 "expand_as", "unbind", "swapaxes", "movedim", "unflatten"}  # fmt: skip
-_VIEW_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
-                   torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind, torch.swapaxes, torch.movedim,
-                   operator.getitem, getattr}  # fmt: skip
+_RANDOM = {
+    torch.rand,
+    torch.randn,
+    torch.randint,
+    torch.rand_like,
+    torch.randn_like,
+    torch.randint_like,
+    torch.randperm,
+    torch.normal,
+    torch.bernoulli,
+    torch.poisson,
+    torch.multinomial,
+    F.gumbel_softmax,
+}
+_RANDOM_METHODS = {
+    "bernoulli",
+    "bernoulli_",
+    "normal_",
+    "uniform_",
+    "random_",
+    "exponential_",
+    "multinomial",
+    "log_normal_",
+    "geometric_",
+    "cauchy_",
+}
+_VIEW_METHODS = {
+    "view",
+    "contiguous",
+    "reshape",
+    "flatten",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "chunk",
+    "split",
+    "narrow",
+    "select",
+    "t",
+    "unfold",
+    "view_as",
+    "expand_as",
+    "unbind",
+    "swapaxes",
+    "movedim",
+    "unflatten",
+}
+_VIEW_FUNCTIONS = {
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.chunk,
+    torch.split,
+    torch.narrow,
+    torch.select,
+    torch.unbind,
+    torch.swapaxes,
+    torch.movedim,
+    operator.getitem,
+    getattr,
+}
 _IN_PLACE_OPERATORS = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, operator.ipow: operator.pow,
-}  # fmt: skip
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
+}
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -307,10 +372,30 @@ class Part:
 
 
 _POINT_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh,
-    nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold,
-    nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.BatchNorm2d,
-)  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Threshold,
+    nn.Hardshrink,
+    nn.Softshrink,
+    nn.Tanhshrink,
+    nn.BatchNorm2d,
+)
 _UNARY = [
     "relu",
     "relu6",
@@ -465,9 +550,12 @@ class Analysis:
 
     def _varies(self, node: fx.Node) -> bool:
         value = self.values[node]
-        return isinstance(value, (MapRef, Part, int)) and not isinstance(value, bool) and node.op != "get_attr" and (
-            not isinstance(value, int) or node in self.dense_nodes
-        )  # fmt: skip
+        return (
+            isinstance(value, (MapRef, Part, int))
+            and not isinstance(value, bool)
+            and node.op != "get_attr"
+            and (not isinstance(value, int) or node in self.dense_nodes)
+        )
 
     def _asks_size(self, node: fx.Node) -> bool:
         if node.op == "call_method":
@@ -548,9 +636,15 @@ class Analysis:
 
         self.steps.pop()
         del self.first[step.index]
-        self._add(node, "dense", [step.inputs[0]], label=f"{step.label} + mean", folded=folded,
-                  unfolded=step.macs * step.size[0] * step.size[1],
-                  macs=conv.weight.numel() + sums.numel() * before.channels)  # fmt: skip
+        self._add(
+            node,
+            "dense",
+            [step.inputs[0]],
+            label=f"{step.label} + mean",
+            folded=folded,
+            unfolded=step.macs * step.size[0] * step.size[1],
+            macs=conv.weight.numel() + sums.numel() * before.channels,
+        )
         return True
 
     # Maps -------------------------------------------------------------------------------------------
@@ -575,8 +669,16 @@ class Analysis:
         if target in (torch.cat, torch.concat, torch.concatenate):
             return self._cat(node)
         if node.op == "call_function":
-            if target in (F.conv2d, torch.conv2d, F.max_pool2d, F.avg_pool2d, torch.max_pool2d, F.interpolate, F.pad,
-                          F.adaptive_avg_pool2d):  # fmt: skip
+            if target in (
+                F.conv2d,
+                torch.conv2d,
+                F.max_pool2d,
+                F.avg_pool2d,
+                torch.max_pool2d,
+                F.interpolate,
+                F.pad,
+                F.adaptive_avg_pool2d,
+            ):
                 return isinstance(first, MapRef) and not first.last and self._function_step(node, first)
             if target is F.layer_norm:
                 return self._layer_norm(node, first)
@@ -636,19 +738,29 @@ class Analysis:
                 if isinstance(module, nn.Linear):
                     self.steps[self.values[node].step].macs = module.weight.numel()
                 return done
-            return isinstance(module, _POINT_MODULES) and not isinstance(module, (nn.BatchNorm2d, nn.PReLU)) and (
-                self._point(node, ref, module)
-            )  # fmt: skip
+            return (
+                isinstance(module, _POINT_MODULES)
+                and not isinstance(module, (nn.BatchNorm2d, nn.PReLU))
+                and (self._point(node, ref, module))
+            )
         if type(module) is nn.Conv2d:
             if module.padding_mode != "zeros":
                 return False
-            return self._conv(node, ref, module.weight, module.bias, module.stride, module.padding, module.dilation,
-                              module.groups)  # fmt: skip
+            return self._conv(
+                node, ref, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
+            )
         if isinstance(module, nn.MaxPool2d) and not module.return_indices:
             return self._max_pool(node, ref, module.kernel_size, module.stride, module.padding, module.dilation)
         if isinstance(module, nn.AvgPool2d):
-            return self._avg_pool(node, ref, module.kernel_size, module.stride, module.padding,
-                                  module.count_include_pad, module.divisor_override)  # fmt: skip
+            return self._avg_pool(
+                node,
+                ref,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.count_include_pad,
+                module.divisor_override,
+            )
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return self._adaptive(node, ref)
         if isinstance(module, (nn.ZeroPad2d, nn.ConstantPad2d)):
@@ -680,9 +792,15 @@ class Analysis:
             return self._max_pool(node, ref, kernel, stride, padding, dilation)
         if target is F.avg_pool2d:
             kernel, stride, padding, _, include, divisor = arguments(
-                "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
-                padding=0, count_include_pad=True,
-            )  # fmt: skip
+                "kernel_size",
+                "stride",
+                "padding",
+                "ceil_mode",
+                "count_include_pad",
+                "divisor_override",
+                padding=0,
+                count_include_pad=True,
+            )
             return self._avg_pool(node, ref, kernel, stride, padding, include, divisor)
         if target is F.adaptive_avg_pool2d:
             return self._adaptive(node, ref)
@@ -694,8 +812,17 @@ class Analysis:
             return self._nearest(node, ref, mode)
         return False
 
-    def _conv(self, node: fx.Node, ref: MapRef, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
-              dilation: Any, groups: int) -> bool:  # fmt: skip
+    def _conv(
+        self,
+        node: fx.Node,
+        ref: MapRef,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> bool:
         kernel, steps, dilations = tuple(weight.shape[-2:]), _two(stride), _two(dilation)
         if padding == "same":
             pads = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilations, strict=True))
@@ -705,24 +832,34 @@ class Analysis:
         biases = None if bias is None else bias.detach()
         conv = Conv(weights, biases, steps, dilations, groups)
         step = self._add(
-            node, "window", [ref.step], conv=conv, macs=_conv_macs(weight),
+            node,
+            "window",
+            [ref.step],
+            conv=conv,
+            macs=_conv_macs(weight),
             run=lambda x: F.conv2d(x, weights, biases, steps, 0, dilations, groups),
             label=f"conv {kernel[0]}x{kernel[1]}" + (f" /{steps[0]}" if max(steps) > 1 else ""),
-        )  # fmt: skip
+        )
         step.axes = _axes(kernel, steps, pads, dilations)
         return True
 
     def _max_pool(self, node: fx.Node, ref: MapRef, kernel: Any, stride: Any, padding: Any, dilation: Any) -> bool:
         kernels, steps = _two(kernel), _two(stride if stride not in (None, []) else kernel)
         dilations = _two(dilation)
-        step = self._add(node, "window", [ref.step], padding_value=-math.inf,
-                         label=f"max pool {kernels[0]}x{kernels[1]}",
-                         run=lambda x: F.max_pool2d(x, kernels, steps, 0, dilations))  # fmt: skip
+        step = self._add(
+            node,
+            "window",
+            [ref.step],
+            padding_value=-math.inf,
+            label=f"max pool {kernels[0]}x{kernels[1]}",
+            run=lambda x: F.max_pool2d(x, kernels, steps, 0, dilations),
+        )
         step.axes = _axes(kernels, steps, _two(padding), dilations)
         return True
 
-    def _avg_pool(self, node: fx.Node, ref: MapRef, kernel: Any, stride: Any, padding: Any, include: bool,
-                  divisor: int | None) -> bool:  # fmt: skip
+    def _avg_pool(
+        self, node: fx.Node, ref: MapRef, kernel: Any, stride: Any, padding: Any, include: bool, divisor: int | None
+    ) -> bool:
         kernels, steps = _two(kernel), _two(stride if stride not in (None, []) else kernel)
         pads = _two(padding)
         before, shown = self.steps[ref.step], self.shown[node]
@@ -733,9 +870,12 @@ class Analysis:
             counts.append(end - start if include else end.clamp(max=size) - start.clamp(min=0))
         even = divisor is not None or all(bool((c == k).all()) for c, k in zip(counts, kernels, strict=True))
         step = self._add(
-            node, "window", [ref.step], label=f"avg pool {kernels[0]}x{kernels[1]}",
+            node,
+            "window",
+            [ref.step],
+            label=f"avg pool {kernels[0]}x{kernels[1]}",
             run=lambda x: F.avg_pool2d(x, kernels, steps, 0, divisor_override=divisor if even else 1),
-        )  # fmt: skip
+        )
         step.axes = _axes(kernels, steps, pads, (1, 1))
         if not even:
             step.counts = (counts[0].to(shown), counts[1].to(shown))
@@ -760,8 +900,13 @@ class Analysis:
         if mode not in ("nearest", "nearest-exact") or any(o % s for s, o in zip(size, out, strict=True)):
             return False
         factor = (out[0] // size[0], out[1] // size[1])
-        step = self._add(node, "scale", [ref.step], label=f"nearest x{factor[0]}",
-                         run=lambda x: x.repeat_interleave(factor[0], 2).repeat_interleave(factor[1], 3))  # fmt: skip
+        step = self._add(
+            node,
+            "scale",
+            [ref.step],
+            label=f"nearest x{factor[0]}",
+            run=lambda x: x.repeat_interleave(factor[0], 2).repeat_interleave(factor[1], 3),
+        )
         step.axes = _axes(factor, factor, (0, 0), (1, 1))
         return True
 
@@ -771,10 +916,13 @@ class Analysis:
         kernel, stride, dilation = _two(module.kernel_size), _two(module.stride), _two(module.dilation)
         weight, bias, groups = module.weight.detach(), module.bias, module.groups
         step = self._add(
-            node, "transpose", [ref.step], macs=weight.numel() // (stride[0] * stride[1]),
+            node,
+            "transpose",
+            [ref.step],
+            macs=weight.numel() // (stride[0] * stride[1]),
             run=lambda x: F.conv_transpose2d(x, weight, bias, stride, 0, 0, groups, dilation),
             label=f"transposed conv {kernel[0]}x{kernel[1]}",
-        )  # fmt: skip
+        )
         step.axes = _axes(kernel, stride, _two(module.padding), dilation)
         return True
 
@@ -818,8 +966,9 @@ class Analysis:
     def _elementwise(self, node: fx.Node) -> bool:
         refs = [self.values[a] for a in node.all_input_nodes if isinstance(self.values[a], MapRef)]
         last = refs[0].last
-        if any(ref.last != last for ref in refs) or any(isinstance(self.values[a], int) and a in self.dense_nodes
-                                                        for a in node.all_input_nodes):  # fmt: skip
+        if any(ref.last != last for ref in refs) or any(
+            isinstance(self.values[a], int) and a in self.dense_nodes for a in node.all_input_nodes
+        ):
             return False
         for a in node.all_input_nodes:
             constant = self.values[a]
@@ -828,9 +977,11 @@ class Analysis:
             if isinstance(constant, Tensor):
                 shape = tuple(constant.shape)
                 prelu = node.target in (F.prelu, torch.prelu) or node.target == "prelu"
-                even = constant.numel() == 1 or (prelu and not last) or (
-                    len(shape) <= 1 or set(shape[:-1]) == {1} if last else len(shape) >= 2 and shape[-2:] == (1, 1)
-                )  # fmt: skip
+                even = (
+                    constant.numel() == 1
+                    or (prelu and not last)
+                    or (len(shape) <= 1 or set(shape[:-1]) == {1} if last else len(shape) >= 2 and shape[-2:] == (1, 1))
+                )
                 if not even or (prelu and last) or (len(shape) == 4 and shape[0] != 1):
                     return False
         if any(self.steps[ref.step].size != self.steps[refs[0].step].size for ref in refs):
@@ -891,9 +1042,12 @@ def _averages(traced: fx.GraphModule, node: fx.Node, shown: Tensor) -> bool:
         return wanted in (1, (1, 1), [1, 1])
     if node.target is F.avg_pool2d:
         kernel = rest[0] if rest else node.kwargs.get("kernel_size")
-        return isinstance(kernel, (int, tuple, list)) and _two(kernel) == size and len(rest) <= 1 and (
-            set(node.kwargs) <= {"kernel_size"}
-        )  # fmt: skip
+        return (
+            isinstance(kernel, (int, tuple, list))
+            and _two(kernel) == size
+            and len(rest) <= 1
+            and (set(node.kwargs) <= {"kernel_size"})
+        )
     if node.target in ("mean", torch.mean):
         dims = rest[0] if rest else node.kwargs.get("dim")
         return (
@@ -918,8 +1072,9 @@ def _conv_macs(weight: Tensor) -> int:
     return weight.numel()  # [out, in / groups, kh, kw]: a pixel of the output costs each weight once
 
 
-def _axes(kernel: Iterable[int], stride: Iterable[int], padding: Iterable[int],
-          dilation: Iterable[int]) -> tuple[Axis, Axis]:  # fmt: skip
+def _axes(
+    kernel: Iterable[int], stride: Iterable[int], padding: Iterable[int], dilation: Iterable[int]
+) -> tuple[Axis, Axis]:
     rows, columns = (Axis(*given) for given in zip(kernel, stride, padding, dilation, strict=True))
     return rows, columns
 
@@ -971,9 +1126,11 @@ def through(step: Step, axis: int, inputs: list[Intervals], sizes: list[int]) ->
     a, size = step.axes[axis], step.size[axis]
     if step.kind in ("point", "join"):
         return Intervals(
-            np.minimum.reduce([i.low for i in inputs]), np.maximum.reduce([i.high for i in inputs]),
-            np.maximum.reduce([i.full_low for i in inputs]), np.minimum.reduce([i.full_high for i in inputs]),
-        ).clip(size)  # fmt: skip
+            np.minimum.reduce([i.low for i in inputs]),
+            np.maximum.reduce([i.high for i in inputs]),
+            np.maximum.reduce([i.full_low for i in inputs]),
+            np.minimum.reduce([i.full_high for i in inputs]),
+        ).clip(size)
     (given,), (before,) = inputs, sizes
     if step.kind in ("scale", "transpose"):
         # Input row y reaches output rows y * stride - padding ... + span - 1.

@@ -221,8 +221,11 @@ class Scorer:
             return dense
         if method != "incremental" and not self.method and incremental.predicted_speedup < _WORTH_IT:
             whole = incremental.whole_from
-            _log.info("the sweep is dense: an incremental one would be %.2f times as fast%s",
-                      incremental.predicted_speedup, f"; {whole} needs whole maps" if whole else "")  # fmt: skip
+            _log.info(
+                "the sweep is dense: an incremental one would be %.2f times as fast%s",
+                incremental.predicted_speedup,
+                f"; {whole} needs whole maps" if whole else "",
+            )
             return dense
         return incremental
 

@@ -110,11 +110,15 @@ class FromDisk:
 
         self._rows: list[list[int]] = []
         self._loader: Any = DataLoader(
-            _Images(dataset, indices, channels), batch_sampler=_Rows(self._rows), num_workers=workers,
-            collate_fn=torch.stack, pin_memory=pin, persistent_workers=workers > 0,
+            _Images(dataset, indices, channels),
+            batch_sampler=_Rows(self._rows),
+            num_workers=workers,
+            collate_fn=torch.stack,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
             # Its own generator: making an iterator draws a number, which must not come from the network's dropout.
             generator=torch.Generator(),
-        )  # fmt: skip
+        )
 
     def __call__(self, plan: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images of each row of ``plan``, int64 [size]."""
@@ -159,9 +163,16 @@ def read_all(dataset: FaceDataset, indices: Tensor, channels: int, workers: int,
 
 
 def source_of(
-    dataset: FaceDataset, indices: Tensor, *, channels: int, in_memory: bool | None, memory: str, workers: int,
-    device: torch.device, show: bool | Report = True,
-) -> InMemory | FromDisk:  # fmt: skip
+    dataset: FaceDataset,
+    indices: Tensor,
+    *,
+    channels: int,
+    in_memory: bool | None,
+    memory: str,
+    workers: int,
+    device: torch.device,
+    show: bool | Report = True,
+) -> InMemory | FromDisk:
     """Where to take the images of a data set from: memory if they fit or that is asked for, else the disk."""
     if in_memory is None:
         need = len(indices) * channels * dataset[int(indices[0])].image[0].numel()

@@ -83,15 +83,24 @@ def export(
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            network, (example,), input_names=["images"], output_names=[output], dynamo=True, opset_version=_OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
-        )  # fmt: skip
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=[output],
+            dynamo=True,
+            opset_version=_OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     described = {
-        "kind": "occfast.network", "preprocessing": preprocessing.to_json(), "network": json.dumps(trained.spec),
-        "people": json.dumps(trained.people if output == "logits" else []), "about": json.dumps(trained.about),
-    }  # fmt: skip
+        "kind": "occfast.network",
+        "preprocessing": preprocessing.to_json(),
+        "network": json.dumps(trained.spec),
+        "people": json.dumps(trained.people if output == "logits" else []),
+        "about": json.dumps(trained.about),
+    }
     for part in (*model.graph.node, *model.graph.value_info):
         del part.metadata_props[:]  # lines of source code and paths of this machine
     onnx.helper.set_model_props(model, described)

@@ -82,11 +82,16 @@ class Log:
             share = counts.double().cpu()
             middle = [(a + b) / 2 for a, b in pairwise(edges)]
             self._board.add_histogram_raw(
-                f"{tag}/distance of {name} person", min=edges[0], max=edges[-1], num=int(share.sum()),
+                f"{tag}/distance of {name} person",
+                min=edges[0],
+                max=edges[-1],
+                num=int(share.sum()),
                 sum=sum(float(n) * m for n, m in zip(share, middle, strict=True)),
                 sum_squares=sum(float(n) * m * m for n, m in zip(share, middle, strict=True)),
-                bucket_limits=edges[1:], bucket_counts=share.tolist(), global_step=step,
-            )  # fmt: skip
+                bucket_limits=edges[1:],
+                bucket_counts=share.tolist(),
+                global_step=step,
+            )
 
     def _row(self, name: str, row: dict[str, float], tag: str) -> None:
         path = self.folder / name
@@ -158,13 +163,17 @@ class Meter:
         loss, right, steps = sums.tolist()
         images, now = self.images * engine.world, time.perf_counter()
         row = {
-            "step": float(step.number + 1), "epoch": float(step.epoch + 1), "loss": loss / steps,
-            "accuracy": right / images, "learning_rate": step.learning_rate,
-            "gradient_norm": float(step.gradient_norm), "images_per_s": images / (now - self._clock),
-        }  # fmt: skip
-        self.text = ", ".join(filter(None, (
-            f"loss {row['loss']:.4f}", f"accuracy {100 * row['accuracy']:.1f} %", self.validation,
-        )))  # fmt: skip
+            "step": float(step.number + 1),
+            "epoch": float(step.epoch + 1),
+            "loss": loss / steps,
+            "accuracy": right / images,
+            "learning_rate": step.learning_rate,
+            "gradient_norm": float(step.gradient_norm),
+            "images_per_s": images / (now - self._clock),
+        }
+        self.text = ", ".join(
+            filter(None, (f"loss {row['loss']:.4f}", f"accuracy {100 * row['accuracy']:.1f} %", self.validation))
+        )
         self.sums.zero_()
         self.images, self._clock = 0, now
         return row

@@ -83,10 +83,16 @@ def fit(
     if cuda and images.device.index not in (None, torch.cuda.current_device()):
         raise ValueError(f"images: expected the current device {torch.cuda.current_device()}, got {images.device}")
     engine = Engine(
-        Classify(model, label_smoothing=label_smoothing), Shuffled(len(images), batch_size), InMemory(images),
-        labels.cpu(), Rule("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup), epochs,
-        accelerator(images.device), transform, seed=seed,
-    )  # fmt: skip
+        Classify(model, label_smoothing=label_smoothing),
+        Shuffled(len(images), batch_size),
+        InMemory(images),
+        labels.cpu(),
+        Rule("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup),
+        epochs,
+        accelerator(images.device),
+        transform,
+        seed=seed,
+    )
     history = History()
     with torch.random.fork_rng(devices=[images.device] if cuda else []):
         torch.manual_seed(seed)

@@ -166,9 +166,13 @@ class _Session:
         self.preprocessing = Preprocessing(size, color, recipe.data.mean, recipe.data.std, alignment)
         network, self.spec = _network(recipe, len(self.people), self.preprocessing)
         objective = _objective(
-            recipe, network, self.spec["classes"] is not None, len(self.people), self.preprocessing,
+            recipe,
+            network,
+            self.spec["classes"] is not None,
+            len(self.people),
+            self.preprocessing,
             self.accelerator.num_processes,
-        )  # fmt: skip
+        )
         if recipe.start is not None and found is None:
             load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
             if objective.head is not None and not recipe.fresh_classifier:
@@ -188,9 +192,18 @@ class _Session:
         rule = asdict(recipe.optimizer)
         torch.manual_seed(recipe.seed + self.accelerator.process_index)
         self.engine = Engine(
-            objective, plan, self._source(faces, rest), labels, Rule(**rule), recipe.epochs, self.accelerator, augment,
-            [faces.names[k] for k in rest.tolist()], recipe.seed, part.accumulate,
-        )  # fmt: skip
+            objective,
+            plan,
+            self._source(faces, rest),
+            labels,
+            Rule(**rule),
+            recipe.epochs,
+            self.accelerator,
+            augment,
+            [faces.names[k] for k in rest.tolist()],
+            recipe.seed,
+            part.accumulate,
+        )
         self.validation = None
         if len(held):
             metric = recipe.validation.metric or recipe.default_metric
@@ -219,9 +232,15 @@ class _Session:
     def _source(self, faces: FaceDataset, indices: Tensor) -> InMemory | FromDisk:
         part = self.recipe.data
         return source_of(
-            faces, indices, channels=self.preprocessing.channels, in_memory=part.in_memory, memory=part.memory,
-            workers=part.workers, device=self.accelerator.device, show=self.show,
-        )  # fmt: skip
+            faces,
+            indices,
+            channels=self.preprocessing.channels,
+            in_memory=part.in_memory,
+            memory=part.memory,
+            workers=part.workers,
+            device=self.accelerator.device,
+            show=self.show,
+        )
 
     # -- running ---------------------------------------------------------------------------------------
 
@@ -266,10 +285,17 @@ class _Session:
         return Result(
             output=str(self.output),
             weights=str(self.output / (LAST if self.best is None else BEST)),
-            steps=engine.step, epochs=engine.epoch, best=self.best, best_epoch=self.best_epoch,
-            metric=None if self.validation is None else self.validation.metric, stopped=self.stopped,
-            images=engine.step * batch, left_out=self.left_out, main=self.main, seconds=self.seconds,
-        )  # fmt: skip
+            steps=engine.step,
+            epochs=engine.epoch,
+            best=self.best,
+            best_epoch=self.best_epoch,
+            metric=None if self.validation is None else self.validation.metric,
+            stopped=self.stopped,
+            images=engine.step * batch,
+            left_out=self.left_out,
+            main=self.main,
+            seconds=self.seconds,
+        )
 
     def _log(self, step: Step) -> None:
         row = self.meter.row(step, self.engine)
@@ -300,10 +326,14 @@ class _Session:
     def _checkpoint(self) -> None:
         tensors, values = self.engine.state()
         values |= {
-            "best": self.best, "best_epoch": self.best_epoch, "latest": self.latest, "stale": self.stale,
-            "meter": self.meter.state(), "stopped": self.stopped if self.stopped == "early" else "",
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "latest": self.latest,
+            "stale": self.stale,
+            "meter": self.meter.state(),
+            "stopped": self.stopped if self.stopped == "early" else "",
             "recipe": to_yaml(self.recipe),
-        }  # fmt: skip
+        }
         if self.main:
             save_checkpoint(self.output / CHECKPOINT, tensors, values)
 
@@ -313,10 +343,13 @@ class _Session:
         objective = self.engine.objective
         assert isinstance(objective, Classify | Embed)
         about = {
-            "stage": self.recipe.stage, "loss": self.recipe.loss.name, "step": self.engine.step,
-            "epoch": self.engine.epoch, "head": objective.head is not None,
+            "stage": self.recipe.stage,
+            "loss": self.recipe.loss.name,
+            "step": self.engine.step,
+            "epoch": self.engine.epoch,
+            "head": objective.head is not None,
             "validation": {self.validation.metric: self.latest} if self.validation is not None else {},
-        }  # fmt: skip
+        }
         people = self.people if isinstance(objective, Classify) else []
         Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(
             self.output / name

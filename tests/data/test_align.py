@@ -51,9 +51,13 @@ def test_equals_scikit_image_within_a_grey_level(template: str, border: str) -> 
     mode = "edge" if border == "repeat" else "constant"
     for k in range(8):
         expected = skimage_warp(
-            images[k].permute(1, 2, 0).numpy(), as_skimage(result.matrices[k]), output_shape=size, order=1, mode=mode,
+            images[k].permute(1, 2, 0).numpy(),
+            as_skimage(result.matrices[k]),
+            output_shape=size,
+            order=1,
+            mode=mode,
             preserve_range=True,
-        )  # fmt: skip
+        )
         assert np.abs(result.images[k].permute(1, 2, 0).numpy() - expected).max() <= 0.51  # the rounding
 
 
@@ -105,8 +109,11 @@ def test_the_published_templates() -> None:
     assert TEMPLATES["arcface-112"].points[0] == (51.6963, 38.2946)
     assert TEMPLATES["sphereface-112x96"].points[4] == (92.2041, 62.7299)
     assert {name: template.size for name, template in TEMPLATES.items()} == {
-        "paper-100": (100, 100), "arcface-112": (112, 112), "sphereface-112x96": (112, 96), "pdsn-128x96": (128, 96),
-    }  # fmt: skip
+        "paper-100": (100, 100),
+        "arcface-112": (112, 112),
+        "sphereface-112x96": (112, 96),
+        "pdsn-128x96": (128, 96),
+    }
 
 
 def test_boxes_are_resized_as_pillow_resizes() -> None:

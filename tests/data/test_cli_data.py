@@ -55,10 +55,15 @@ def test_show(run, root: Path, tmp_path: Path) -> None:
     status, out, _ = run("show", root, "--sheet", tmp_path / "sheet.png", "--rows", 2, "--columns", 4)
     assert status == 0
     for line in (
-        "Folder: 11 images of 3 people", "images of a person: 3 to 5, median 3", "sizes: 10 20×16, 1 30×10",
-        "formats: 10 JPEG RGB, 1 PNG L", "landmarks: on 9 images", "the same file: A/copy.jpg, B/0.jpg",
-        "not taken for images: 1 files, C/notes.txt", "corrupt: none",
-    ):  # fmt: skip
+        "Folder: 11 images of 3 people",
+        "images of a person: 3 to 5, median 3",
+        "sizes: 10 20×16, 1 30×10",
+        "formats: 10 JPEG RGB, 1 PNG L",
+        "landmarks: on 9 images",
+        "the same file: A/copy.jpg, B/0.jpg",
+        "not taken for images: 1 files, C/notes.txt",
+        "corrupt: none",
+    ):
         assert line in out
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 96, 2 * 96)

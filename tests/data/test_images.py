@@ -115,9 +115,15 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     got = decode(encode(array, "PNG", exif=exif), "x")
     upright = chw(array)
     expected = {
-        1: upright, 2: upright.flip(2), 3: upright.flip(1, 2), 4: upright.flip(1), 5: upright.mT,
-        6: upright.mT.flip(2), 7: upright.mT.flip(1, 2), 8: upright.mT.flip(1),
-    }[orientation]  # fmt: skip
+        1: upright,
+        2: upright.flip(2),
+        3: upright.flip(1, 2),
+        4: upright.flip(1),
+        5: upright.mT,
+        6: upright.mT.flip(2),
+        7: upright.mT.flip(1, 2),
+        8: upright.mT.flip(1),
+    }[orientation]
     assert torch.equal(got, expected)
 
 

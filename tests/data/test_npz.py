@@ -40,9 +40,13 @@ def test_grey_pixels_texts_and_all_the_rest(tmp_path: Path) -> None:
     points = np.random.default_rng(0).random((5, 5, 2))
     points[2] = np.nan
     np.savez(
-        tmp_path / "a.npz", images=PIXELS[..., 0], labels=np.array(list("bbaca")), names=np.array(list("vwxyz")),
-        landmarks=points, about=json.dumps({"alignment": None}),
-    )  # fmt: skip
+        tmp_path / "a.npz",
+        images=PIXELS[..., 0],
+        labels=np.array(list("bbaca")),
+        names=np.array(list("vwxyz")),
+        landmarks=points,
+        about=json.dumps({"alignment": None}),
+    )
     faces = Npz(tmp_path / "a.npz", grey=None)
     assert faces[0].image.shape == (1, 20, 16) and faces.people == ["a", "b", "c"] and faces.names == list("vwxyz")
     assert faces[2].landmarks is None and faces[1].landmarks.tolist() == points[1].tolist()
@@ -54,34 +58,40 @@ def test_image_files(tmp_path: Path) -> None:
     files = [encode(array) for array in PIXELS]
     ends = np.cumsum([0, *map(len, files)])
     np.savez(
-        tmp_path / "a.npz", encoded=np.frombuffer(b"".join(files), np.uint8), offsets=ends, labels=[0, 0, 1, 1, 2],
+        tmp_path / "a.npz",
+        encoded=np.frombuffer(b"".join(files), np.uint8),
+        offsets=ends,
+        labels=[0, 0, 1, 1, 2],
         people=np.array(["Ann", "Bob", "Cid"]),
-    )  # fmt: skip
+    )
     faces = Npz(tmp_path / "a.npz")
     assert [faces.encoded(k) for k in range(5)] == files and faces.people == ["Ann", "Bob", "Cid"]
     assert faces[1].image.shape == (3, 20, 16)
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"labels": [0]}, "expected 'encoded', .* got none"),
-    ({"images": PIXELS}, "expected 'labels', integers or texts"),
-    ({"images": PIXELS, "labels": [0, 1]}, r"expected 'labels', .* \[5\], .* got int64 \[2\]"),
-    ({"images": PIXELS, "labels": [0.0] * 5}, "expected 'labels', .* got float64"),
-    ({"images": PIXELS, "labels": [-1] * 5}, "'labels' that are not negative, got -1"),
-    ({"images": PIXELS.astype(float), "labels": [0] * 5}, "expected 'images', uint8 .* got float64"),
-    ({"images": PIXELS[0, 0], "labels": [0] * 16}, "expected 'images', uint8"),
-    ({"images": np.zeros((5, 4, 4, 2), np.uint8), "labels": [0] * 5}, "expected 'images'"),
-    ({"images": PIXELS, "labels": [0] * 5, "names": np.array(["a"] * 5)}, "expected every name once"),
-    ({"images": PIXELS, "labels": [0] * 5, "names": np.arange(5)}, "expected 'names', texts"),
-    ({"images": PIXELS, "labels": [2] * 5, "people": np.array(["a", "b"])}, r"expected 'people', texts \[3\]"),
-    ({"images": PIXELS, "labels": [0] * 5, "landmarks": np.zeros((5, 4, 2))}, "expected 'landmarks', floating"),
-    ({"images": PIXELS, "labels": [0] * 5, "about": np.array("{")}, "expected JSON in 'about'"),
-    ({"images": PIXELS, "labels": [0] * 5, "about": np.array("[]")}, "expected the record of an alignment"),
-    ({"encoded": np.zeros(9, np.uint8), "offsets": [0, 5], "labels": [0]}, "'offsets' rising from 0 to 9"),
-    ({"encoded": np.zeros(9, np.uint8), "offsets": [0, 9, 5, 9], "labels": [0] * 3}, "'offsets' rising"),
-    ({"encoded": np.zeros(9, np.uint8), "labels": [0]}, "expected 'offsets', integers"),
-    ({"images": np.array([None]), "labels": [0]}, r"got object \[1\]; objects are never unpickled"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"labels": [0]}, "expected 'encoded', .* got none"),
+        ({"images": PIXELS}, "expected 'labels', integers or texts"),
+        ({"images": PIXELS, "labels": [0, 1]}, r"expected 'labels', .* \[5\], .* got int64 \[2\]"),
+        ({"images": PIXELS, "labels": [0.0] * 5}, "expected 'labels', .* got float64"),
+        ({"images": PIXELS, "labels": [-1] * 5}, "'labels' that are not negative, got -1"),
+        ({"images": PIXELS.astype(float), "labels": [0] * 5}, "expected 'images', uint8 .* got float64"),
+        ({"images": PIXELS[0, 0], "labels": [0] * 16}, "expected 'images', uint8"),
+        ({"images": np.zeros((5, 4, 4, 2), np.uint8), "labels": [0] * 5}, "expected 'images'"),
+        ({"images": PIXELS, "labels": [0] * 5, "names": np.array(["a"] * 5)}, "expected every name once"),
+        ({"images": PIXELS, "labels": [0] * 5, "names": np.arange(5)}, "expected 'names', texts"),
+        ({"images": PIXELS, "labels": [2] * 5, "people": np.array(["a", "b"])}, r"expected 'people', texts \[3\]"),
+        ({"images": PIXELS, "labels": [0] * 5, "landmarks": np.zeros((5, 4, 2))}, "expected 'landmarks', floating"),
+        ({"images": PIXELS, "labels": [0] * 5, "about": np.array("{")}, "expected JSON in 'about'"),
+        ({"images": PIXELS, "labels": [0] * 5, "about": np.array("[]")}, "expected the record of an alignment"),
+        ({"encoded": np.zeros(9, np.uint8), "offsets": [0, 5], "labels": [0]}, "'offsets' rising from 0 to 9"),
+        ({"encoded": np.zeros(9, np.uint8), "offsets": [0, 9, 5, 9], "labels": [0] * 3}, "'offsets' rising"),
+        ({"encoded": np.zeros(9, np.uint8), "labels": [0]}, "expected 'offsets', integers"),
+        ({"images": np.array([None]), "labels": [0]}, r"got object \[1\]; objects are never unpickled"),
+    ],
+)
 def test_mistakes(tmp_path: Path, arrays: dict, message: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message) as caught:
@@ -100,18 +110,21 @@ def member(
     return out.getvalue()
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "not a readable .npz file"),
-    (b"PK\x05\x06" + b"\0" * 30, "expected 'encoded'|not a readable"),
-    (member("{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999,)}"), "expected 999999999999 bytes"),
-    (member("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,)}"), "expected numbers or texts"),
-    (member("{'descr': '|O', 'fortran_order': False, 'shape': ()}", bytes(8)), "never unpickled"),
-    (member("{'descr': '|u1'}"), "expected the header of an array"),
-    (member("__import__('os').mkdir('x')"), "expected the header of an array"),
-    (member("(" * 60000, version=b"\x02\x00"), "expected the header of an array"),
-    (member(" " * 70000, version=b"\x02\x00"), "header of at most 65536 bytes"),
-    (member("", version=b"\x09\x00"), "expected an array of NumPy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable .npz file"),
+        (b"PK\x05\x06" + b"\0" * 30, "expected 'encoded'|not a readable"),
+        (member("{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999,)}"), "expected 999999999999 bytes"),
+        (member("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,)}"), "expected numbers or texts"),
+        (member("{'descr': '|O', 'fortran_order': False, 'shape': ()}", bytes(8)), "never unpickled"),
+        (member("{'descr': '|u1'}"), "expected the header of an array"),
+        (member("__import__('os').mkdir('x')"), "expected the header of an array"),
+        (member("(" * 60000, version=b"\x02\x00"), "expected the header of an array"),
+        (member(" " * 70000, version=b"\x02\x00"), "header of at most 65536 bytes"),
+        (member("", version=b"\x09\x00"), "expected an array of NumPy"),
+    ],
+)
 def test_damaged_archives(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=message):

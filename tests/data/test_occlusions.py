@@ -33,9 +33,16 @@ from occfast.data.occlusions import (
 #: A frontal face in 100×100, (row, column).
 FRONTAL = torch.tensor([[40.0, 31], [40, 69], [60.5, 50], [79, 33.5], [79, 66.5]], dtype=torch.float64)
 ALL = [
-    Block(), Block((9, 7), (50.0, 30.0)), Block((9, 7), "nose", fill="noise"), *(Band(region) for region in BANDS),
-    Sunglasses(), Sunglasses("round", opacity=0.5), FaceMask(), FaceMask(None), Together((Band("nose"), Sunglasses())),
-]  # fmt: skip
+    Block(),
+    Block((9, 7), (50.0, 30.0)),
+    Block((9, 7), "nose", fill="noise"),
+    *(Band(region) for region in BANDS),
+    Sunglasses(),
+    Sunglasses("round", opacity=0.5),
+    FaceMask(),
+    FaceMask(None),
+    Together((Band("nose"), Sunglasses())),
+]
 
 
 def turned(degrees: float, scale: float = 1.0, points: Tensor = FRONTAL) -> Tensor:
@@ -276,7 +283,23 @@ def test_names(name: str, expected: Occlusion) -> None:
     json.dumps(describe(expected))
 
 
-@pytest.mark.parametrize("name", ["", "hat", "eyes:wide", "block", "block:20", "block:axb", "block:2x2@chin", "block:0x2", "mask:/nowhere/at-all", "sunglasses:star", "eyes+", "block:2x3@a,b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "hat",
+        "eyes:wide",
+        "block",
+        "block:20",
+        "block:axb",
+        "block:2x2@chin",
+        "block:0x2",
+        "mask:/nowhere/at-all",
+        "sunglasses:star",
+        "eyes+",
+        "block:2x3@a,b",
+    ],
+)
 def test_wrong_names_are_one_clear_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"expected|can't be read"):
         occlusion(name)
@@ -290,11 +313,23 @@ def test_wrong_names_are_one_clear_error(name: str) -> None:
         (lambda: Block()(torch.zeros(1, 3, 10, 10, dtype=torch.int32)), "images: expected uint8 or floating point"),
         (lambda: Band()(batch(1)), r"landmarks: expected \[1, 5, 2\] for Band, got none"),
         (lambda: Band()(batch(2), FRONTAL[None]), r"landmarks: expected shape \[2, 5, 2\]"),
-        (lambda: Band()(batch(2), torch.stack([FRONTAL, FRONTAL * math.nan])), "landmarks: expected finite numbers, image 1"),
-        (lambda: Band()(batch(1), FRONTAL.flip(0)[None]), "landmarks: expected the mouth below the eyes, not in image 0"),
-        (lambda: FaceMask()(batch(1), FRONTAL[[0, 1, 2, 0, 1]][None]), "landmarks: expected the mouth apart from the eyes, not in image 0"),
+        (
+            lambda: Band()(batch(2), torch.stack([FRONTAL, FRONTAL * math.nan])),
+            "landmarks: expected finite numbers, image 1",
+        ),
+        (
+            lambda: Band()(batch(1), FRONTAL.flip(0)[None]),
+            "landmarks: expected the mouth below the eyes, not in image 0",
+        ),
+        (
+            lambda: FaceMask()(batch(1), FRONTAL[[0, 1, 2, 0, 1]][None]),
+            "landmarks: expected the mouth apart from the eyes, not in image 0",
+        ),
         (lambda: Block()(batch(1).float()), r"images: expected values in \[0, 1\], got 30 to 225"),
-        (lambda: Sunglasses()(batch(1), FRONTAL[[0, 0, 2, 3, 4]][None]), "landmarks: expected two eyes apart, not in image 0"),
+        (
+            lambda: Sunglasses()(batch(1), FRONTAL[[0, 0, 2, 3, 4]][None]),
+            "landmarks: expected two eyes apart, not in image 0",
+        ),
         (lambda: Block()(batch(2), None, torch.zeros(2)), "sample_ids: expected dtype int64"),
         (lambda: Block()(batch(2), None, torch.zeros(3, dtype=torch.int64)), r"sample_ids: expected shape \[2\]"),
         (lambda: Block(fill=2.0), "fill: expected a number in"),
@@ -306,7 +341,7 @@ def test_wrong_names_are_one_clear_error(name: str) -> None:
         (lambda: Together(()), "parts: expected at least one"),
         (lambda: MaskTemplate(torch.zeros(3, 4, 4), torch.zeros(6, 2), "x"), "rgba: expected floating point"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error_for_bad_input(call: object, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         call()  # type: ignore[operator]

@@ -96,14 +96,17 @@ def test_a_folder_without_the_faces(tmp_path: Path) -> None:
         ORL(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "header of a binary PGM .* at offset 0"),
-    (b"P6 2 2 255\n123412341234", "header of a binary PGM"),
-    (b"P5 2 2 65535\n12345678", "8-bit pixels .* at offset 7.*65535"),
-    (b"P5 0 3 255\n1234", "expected pixels, got 0 × 3 at offset 3"),
-    (b"P5 " + b"9" * 5000 + b" 3 255\n1234", "header of a binary PGM"),
-    (b"P5 2 3 255\n1234", "expected 6 pixels from offset 11, got 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "header of a binary PGM .* at offset 0"),
+        (b"P6 2 2 255\n123412341234", "header of a binary PGM"),
+        (b"P5 2 2 65535\n12345678", "8-bit pixels .* at offset 7.*65535"),
+        (b"P5 0 3 255\n1234", "expected pixels, got 0 × 3 at offset 3"),
+        (b"P5 " + b"9" * 5000 + b" 3 255\n1234", "header of a binary PGM"),
+        (b"P5 2 3 255\n1234", "expected 6 pixels from offset 11, got 4"),
+    ],
+)
 def test_damaged_pgm(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "face.pgm"
     path.write_bytes(content)

@@ -126,7 +126,14 @@ def test_one_clear_error(tmp_path: Path, content: str | bytes, message: str) -> 
         read_pairs(tmp_path / "none.txt")
 
 
-@given(st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(["a", "1", "0", "2\n", "\t", ",", "/", "..", "é", "\r\n", " ", "\\"])).map(lambda p: " ".join(p).encode())))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.sampled_from(["a", "1", "0", "2\n", "\t", ",", "/", "..", "é", "\r\n", " ", "\\"])).map(
+            lambda p: " ".join(p).encode()
+        ),
+    )
+)
 def test_any_bytes_are_pairs_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz", numbered=True) / "list.txt"
     path.write_bytes(content)

@@ -183,19 +183,22 @@ def test_a_file_truncated_anywhere_is_found(rec: Path) -> None:
         RecordIO(rec)
 
 
-@pytest.mark.parametrize(("index", "message"), [
-    (b"0\t0\n1\tx\n", "line 2: expected a key and an offset, got b'1"),
-    (b"0 0 0\n", "line 1: expected a key and an offset"),
-    (b"0\n0\n", "line 1: expected a key and an offset"),
-    (b"0\t2\n", "record 0: expected an offset that is a multiple of 4"),
-    (b"0\t-4\n", "record 0: expected an offset"),
-    (b"0\t99999999999\n", "record 0: expected an offset .* in a file of"),
-    (b"0\t999999999999999999999999\n", "line 1: expected a key"),
-    (b"0\t0\n0\t12\n", "expected every key once, got 0 2 times"),
-    (b"0\t0\n1\t0\n", "expected every offset once, got 0 2 times"),
-    (b"0\t4\n", "expected a record .* at offset 4"),
-    (b"", "expected no bytes, since the index is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (b"0\t0\n1\tx\n", "line 2: expected a key and an offset, got b'1"),
+        (b"0 0 0\n", "line 1: expected a key and an offset"),
+        (b"0\n0\n", "line 1: expected a key and an offset"),
+        (b"0\t2\n", "record 0: expected an offset that is a multiple of 4"),
+        (b"0\t-4\n", "record 0: expected an offset"),
+        (b"0\t99999999999\n", "record 0: expected an offset .* in a file of"),
+        (b"0\t999999999999999999999999\n", "line 1: expected a key"),
+        (b"0\t0\n0\t12\n", "expected every key once, got 0 2 times"),
+        (b"0\t0\n1\t0\n", "expected every offset once, got 0 2 times"),
+        (b"0\t4\n", "expected a record .* at offset 4"),
+        (b"", "expected no bytes, since the index is empty"),
+    ],
+)
 def test_bad_indices(rec: Path, index: bytes, message: str) -> None:
     rec.with_suffix(".idx").write_bytes(index)
     with pytest.raises(DataError, match=message):

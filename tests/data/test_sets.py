@@ -167,15 +167,18 @@ def test_separators_and_lst(tmp_path: Path) -> None:
     assert len(ImageList(tmp_path / "sub" / "l.txt", tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"a.jpg\n", "line 1: expected a path and a person"),
-    (b"a.jpg A\n\na.jpg A\n", "line 3: 'a.jpg' is there already, at line 1"),
-    (b"a.jpg A\nnone.jpg B\n", "1 of 2 images are not under .*: none.jpg"),
-    (b"a.jpg\t1\t2\n", "line 1: expected a path and a person"),
-    (b"\xff\xfea\0", "expected UTF-8, byte 0xff at offset 0"),
-    (b"", "expected images of people, found none"),
-    (b"a.jpg,\n", "line 1: expected a path and a person"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a.jpg\n", "line 1: expected a path and a person"),
+        (b"a.jpg A\n\na.jpg A\n", "line 3: 'a.jpg' is there already, at line 1"),
+        (b"a.jpg A\nnone.jpg B\n", "1 of 2 images are not under .*: none.jpg"),
+        (b"a.jpg\t1\t2\n", "line 1: expected a path and a person"),
+        (b"\xff\xfea\0", "expected UTF-8, byte 0xff at offset 0"),
+        (b"", "expected images of people, found none"),
+        (b"a.jpg,\n", "line 1: expected a path and a person"),
+    ],
+)
 def test_bad_lists(tmp_path: Path, content: bytes, message: str) -> None:
     write_faces(tmp_path, ["a.jpg"])
     (tmp_path / "list.txt").write_bytes(content)
@@ -279,8 +282,12 @@ def test_ar_by_file_name(tmp_path: Path) -> None:
     contract(ar)
     assert ar.people == ["M-001", "W-012"] and ar.others == ["w/x-1.jpg"]
     assert {name: int(number) for name, number in zip(ar.names, ar.numbers, strict=True)} == {
-        "m/M-001-01.jpg": 1, "m/m-001-08.jpg": 8, "w/W-012-13.jpg": 13, "w/W-012-14.bmp": 14, "w/w-012-26.jpg": 26,
-    }  # fmt: skip
+        "m/M-001-01.jpg": 1,
+        "m/m-001-08.jpg": 8,
+        "w/W-012-13.jpg": 13,
+        "w/W-012-14.bmp": 14,
+        "w/w-012-26.jpg": 26,
+    }
     names = [ar.names[k] for k in ar.shots(occlusion=("sunglasses", "scarf"))]
     assert names == ["m/m-001-08.jpg", "w/W-012-13.jpg", "w/w-012-26.jpg"]
     assert ar.shots(occlusion=None, session=2).tolist() == [ar.positions["w/W-012-14.bmp"]]
@@ -323,10 +330,17 @@ def test_ar10p_file(tmp_path: Path) -> None:
 def test_matlab_files_as_scipy_reads_them(tmp_path: Path, compressed: bool) -> None:
     random = np.random.default_rng(0)
     values = {
-        "one": random.random((3, 4)), "small": np.arange(6.0).reshape(2, 3), "x": np.uint8([[7]]), "empty": np.zeros((0, 3)),
-        "deep": random.integers(-9, 9, (2, 3, 4), np.int16), "wide": np.int64([[2**40]]), "single": np.float32([[0.5]]),
-        "a_text": "not a number", "a_cell": np.array([[1, "x"]], object), "turned": np.array([[1j]]),
-    }  # fmt: skip
+        "one": random.random((3, 4)),
+        "small": np.arange(6.0).reshape(2, 3),
+        "x": np.uint8([[7]]),
+        "empty": np.zeros((0, 3)),
+        "deep": random.integers(-9, 9, (2, 3, 4), np.int16),
+        "wide": np.int64([[2**40]]),
+        "single": np.float32([[0.5]]),
+        "a_text": "not a number",
+        "a_cell": np.array([[1, "x"]], object),
+        "turned": np.array([[1j]]),
+    }
     path = tmp_path / "a.mat"
     scipy.io.savemat(path, values, do_compression=compressed)
     theirs, ours = scipy.io.loadmat(path), read_mat(path)

@@ -120,16 +120,19 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
         VerificationBin(tmp_path / "none.bin")
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    ((IMAGES, SAME[:3]), "expected two images a pair, got 8 images and 3 pairs"),
-    ((IMAGES, [7] * 4), "expected True or False for pair 0, got int"),
-    ((IMAGES, [b"1"] * 4), "expected True or False for pair 0, got Slice"),
-    (([1, 2], [True]), "expected bytes for image 0, got int"),
-    (([IMAGES], [True]), "expected bytes for image 0, got list"),
-    ((IMAGES,), "expected a pair of lists"),
-    (IMAGES, "expected a pair of lists"),
-    (True, "expected a pair of lists"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((IMAGES, SAME[:3]), "expected two images a pair, got 8 images and 3 pairs"),
+        ((IMAGES, [7] * 4), "expected True or False for pair 0, got int"),
+        ((IMAGES, [b"1"] * 4), "expected True or False for pair 0, got Slice"),
+        (([1, 2], [True]), "expected bytes for image 0, got int"),
+        (([IMAGES], [True]), "expected bytes for image 0, got list"),
+        ((IMAGES,), "expected a pair of lists"),
+        (IMAGES, "expected a pair of lists"),
+        (True, "expected a pair of lists"),
+    ],
+)
 def test_other_structures(value: object, message: str) -> None:
     content = pickle.dumps(value, 4)
     with pytest.raises(DataError, match=message):
@@ -142,24 +145,27 @@ def test_arrays_of_numpy_are_refused_with_advice() -> None:
         read_pairs(content, len(content), "x")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"]" * 1000 + b".", "expected at most 64 lists and tuples"),
-    (b"(" * 5_000_000, "expected at most 4,000,000 items"),
-    (b"e.", "expected a mark on the stack"),
-    (b"(e.", "expected a list on the stack"),
-    (b"a.", "expected a value on the stack"),
-    (b"h\0.", "expected a value remembered as 0"),
-    (b"q\0.", "expected a value to remember"),
-    (b"\x80\x09.", "expected a pickle of protocol 5 or less at offset 1"),
-    (b"I12x\n.", "expected a decimal number"),
-    (b"I--1\n.", "expected a decimal number"),
-    (b"]p--1\n.", "expected a decimal number"),
-    (b"I" + b"9" * 99 + b"\n.", "expected a short line"),
-    (b"\x88\x89.", "expected one result"),
-    (b"\x8e" + b"\xff" * 8, "truncated: expected 18446744073709551615 bytes at offset 9"),
-    (b"T\xff\xff\xff\xff", "truncated: expected -1 bytes"),
-    (b"B\xff\xff\xff\x7f", "truncated: expected 2147483647 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"]" * 1000 + b".", "expected at most 64 lists and tuples"),
+        (b"(" * 5_000_000, "expected at most 4,000,000 items"),
+        (b"e.", "expected a mark on the stack"),
+        (b"(e.", "expected a list on the stack"),
+        (b"a.", "expected a value on the stack"),
+        (b"h\0.", "expected a value remembered as 0"),
+        (b"q\0.", "expected a value to remember"),
+        (b"\x80\x09.", "expected a pickle of protocol 5 or less at offset 1"),
+        (b"I12x\n.", "expected a decimal number"),
+        (b"I--1\n.", "expected a decimal number"),
+        (b"]p--1\n.", "expected a decimal number"),
+        (b"I" + b"9" * 99 + b"\n.", "expected a short line"),
+        (b"\x88\x89.", "expected one result"),
+        (b"\x8e" + b"\xff" * 8, "truncated: expected 18446744073709551615 bytes at offset 9"),
+        (b"T\xff\xff\xff\xff", "truncated: expected -1 bytes"),
+        (b"B\xff\xff\xff\x7f", "truncated: expected 2147483647 bytes"),
+    ],
+)
 def test_bombs_and_broken_machines(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_pairs(content, len(content), "x")

@@ -22,8 +22,18 @@ from occfast.native import build, loader
 HERE = Path(__file__).resolve().parent
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # Few blocks, so that every loop over a grid runs more than once.
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall",
-         "-Wno-unknown-pragmas", "-Werror", "-DOCCFAST_MAX_BLOCKS=5"]  # fmt: skip
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Werror",
+    "-DOCCFAST_MAX_BLOCKS=5",
+]
 
 
 def sanitizer_libraries() -> list[str]:

@@ -113,12 +113,39 @@ def test_a_position_outside_the_grid_stops_the_kernel(position):
     fill, positions = torch.ones(1), torch.tensor([position])
     strides = (64, 64, 8, 1)
     with pytest.raises(RuntimeError, match="occlude_positions failed: unspecified launch failure"):
-        EMULATED.occlude_positions(images.data_ptr(), out.data_ptr(), fill.data_ptr(), positions.data_ptr(), 1, 4,
-                                   (2, 1, 8, 8), strides, (0, 0, 0, 0), GRID, 1, 0)  # fmt: skip
+        EMULATED.occlude_positions(
+            images.data_ptr(),
+            out.data_ptr(),
+            fill.data_ptr(),
+            positions.data_ptr(),
+            1,
+            4,
+            (2, 1, 8, 8),
+            strides,
+            (0, 0, 0, 0),
+            GRID,
+            1,
+            0,
+        )
     scores, bad = torch.zeros(2, 63, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="sweep_score failed: unspecified launch failure"):
-        EMULATED.sweep_score(images.data_ptr(), 3, positions.data_ptr(), 1, 10, 2, 63, 0, torch.zeros(2).data_ptr(),
-                             0, 0, scores.data_ptr(), bad.data_ptr(), 1, 0)  # fmt: skip
+        EMULATED.sweep_score(
+            images.data_ptr(),
+            3,
+            positions.data_ptr(),
+            1,
+            10,
+            2,
+            63,
+            0,
+            torch.zeros(2).data_ptr(),
+            0,
+            0,
+            scores.data_ptr(),
+            bad.data_ptr(),
+            1,
+            0,
+        )
 
 
 # -- scoring -------------------------------------------------------------------------------------------
@@ -188,12 +215,26 @@ def test_running_sums_are_equal_to_the_bit(each):
 
 def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), grey=False, probability=0.8, seed=2**62 + 12345):
     rows, columns = torch.arange(0, height), torch.arange(0, width, 2)
-    cdf = torch.rand(rows.numel() * columns.numel(), dtype=torch.float64,
-                     generator=torch.Generator().manual_seed(5)).cumsum(0)  # fmt: skip
+    cdf = torch.rand(
+        rows.numel() * columns.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    ).cumsum(0)
     ids = torch.arange(n) * 7919 + 2**33
     sizes = [1, height, 1, max(1, width // 2)]
-    return ids, (ids, cdf / cdf[-1], rows, columns, channels, height, width, seed, probability, sizes,
-                 [0.1, 0.9, 0.0, 1.0], list(kinds), grey)  # fmt: skip
+    return ids, (
+        ids,
+        cdf / cdf[-1],
+        rows,
+        columns,
+        channels,
+        height,
+        width,
+        seed,
+        probability,
+        sizes,
+        [0.1, 0.9, 0.0, 1.0],
+        list(kinds),
+        grey,
+    )
 
 
 @pytest.mark.parametrize("n", [0, 1, 300, 1500])
@@ -265,9 +306,24 @@ def test_a_box_outside_the_image_stops_the_kernel():
     for box in ([-1, 0, 4, 4], [0, -1, 4, 4], [0, 0, 9, 4], [0, 0, 4, 9]):
         boxes = torch.tensor([box], dtype=torch.int32)
         with pytest.raises(RuntimeError, match="paint_occluders failed: unspecified launch failure"):
-            EMULATED.paint_occluders(images.data_ptr(), out.data_ptr(), 3, (1, 1, 8, 8), (64, 64, 8, 1),
-                                     ids.data_ptr(), boxes.data_ptr(), kind.data_ptr(), level.data_ptr(),
-                                     level.data_ptr(), 0, 0.0, 1.0, 0, 1, 0)  # fmt: skip
+            EMULATED.paint_occluders(
+                images.data_ptr(),
+                out.data_ptr(),
+                3,
+                (1, 1, 8, 8),
+                (64, 64, 8, 1),
+                ids.data_ptr(),
+                boxes.data_ptr(),
+                kind.data_ptr(),
+                level.data_ptr(),
+                level.data_ptr(),
+                0,
+                0.0,
+                1.0,
+                0,
+                1,
+                0,
+            )
 
 
 def test_philox_and_normals():

@@ -100,8 +100,13 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                         torch.testing.assert_close(got, want, **tight, msg=lambda t, k=k, n=name: f"{n} {k}: {t}")
                 # Counts are integers: equal to the last one, unless float32 sums differ at a threshold.
                 if dtype == torch.float64 or kind == "tied":
-                    counts = [reference.CANDIDATES, reference.VIOLATING_TRIPLETS, reference.HARD_TRIPLETS,
-                              reference.MINED_POSITIVE, reference.ACTIVE_POSITIVE]  # fmt: skip
+                    counts = [
+                        reference.CANDIDATES,
+                        reference.VIOLATING_TRIPLETS,
+                        reference.HARD_TRIPLETS,
+                        reference.MINED_POSITIVE,
+                        reference.ACTIVE_POSITIVE,
+                    ]
                     assert torch.equal(emulated[1][counts], native[1][counts])
                     assert torch.equal(emulated[3], native[3])
 

@@ -144,13 +144,21 @@ def test_alignment_that_contradicts_the_weights_is_refused() -> None:
 @pytest.mark.parametrize(
     ("faces", "settings", "message"),
     [
-        (Squares(channels=3), {}, r"dataset: expected images of \[1, 24, 20\], which the network takes, got \[3, 24, 20\] for p0/0"),
-        (Squares(landmarks=False), {"occlusion": Band()}, "dataset: expected landmarks, which the occlusion needs, p0/0 has none"),
+        (
+            Squares(channels=3),
+            {},
+            r"dataset: expected images of \[1, 24, 20\], which the network takes, got \[3, 24, 20\] for p0/0",
+        ),
+        (
+            Squares(landmarks=False),
+            {"occlusion": Band()},
+            "dataset: expected landmarks, which the occlusion needs, p0/0 has none",
+        ),
         (Squares(), {"flip": "both"}, "flip: expected one of sum, concat, none"),
         (Squares(), {"indices": []}, "indices: expected at least one image"),
         (Squares(), {"batch_size": 0}, "batch_size: expected at least 1"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error(faces: Squares, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         embed(Projection(), faces, PRE, **settings, **OFF)

@@ -103,12 +103,15 @@ def test_rank_1_is_scikit_learns_nearest_neighbour() -> None:
         ({"gallery_labels": [1, 2]}, r"gallery_labels: expected shape \[4\], got \[2\]"),
         ({"probe_labels": [0.5]}, "probe_labels: expected integers"),
         ({"probe_labels": [5]}, "probe_labels: expected people of the gallery"),
-        ({"probes": torch.ones(2, 2), "probe_labels": [3, 5]}, r"1 probes show people who are not in the gallery, the first is probe 1 \(5\)"),
+        (
+            {"probes": torch.ones(2, 2), "probe_labels": [3, 5]},
+            r"1 probes show people who are not in the gallery, the first is probe 1 \(5\)",
+        ),
         ({"fars": (0.1,)}, "fars: expected some probes of people who are not"),
         ({"ranks": (0,)}, "ranks: expected numbers of at least 1"),
         ({"count": "faces"}, "count: expected 'people' or 'images'"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error_for_bad_input(changed: dict, message: str) -> None:
     given_ = {"gallery": GALLERY, "gallery_labels": LABELS, "probes": torch.ones(1, 2), "probe_labels": [3], **changed}
     with pytest.raises((ValueError, TypeError), match=message):

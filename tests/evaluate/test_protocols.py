@@ -324,7 +324,14 @@ def test_score_files(tmp_path: Path) -> None:
             read_scores(path)
 
 
-@given(st.one_of(st.binary(max_size=150), st.lists(st.sampled_from(["score", "same", "fold", "1", "0", "0.5", "nan", ",", ";", "\n", '"', "x"])).map(lambda p: "".join(p).encode())))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=150),
+        st.lists(st.sampled_from(["score", "same", "fold", "1", "0", "0.5", "nan", ",", ";", "\n", '"', "x"])).map(
+            lambda p: "".join(p).encode()
+        ),
+    )
+)
 def test_any_bytes_are_scores_people_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz", numbered=True) / "file.csv"
     for start, read in ((b"score,same\n", read_scores), (b"", read_scores), (b"person\n", read_exclude)):

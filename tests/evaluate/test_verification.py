@@ -210,11 +210,14 @@ def test_result_is_json() -> None:
         ({"same": [1, 1, 0, 0]}, "run 1 has pairs of the same person only"),
         ({"fars": (0.0,)}, "far: expected a number in"),
         ({"confidence": 1.0}, "confidence: expected a number between 0 and 1"),
-        ({"people": [[0, 0], [0, 0], [1, 1], [1, 0]]}, "people: expected one person on both sides where same says so, not in pair 1"),
+        (
+            {"people": [[0, 0], [0, 0], [1, 1], [1, 0]]},
+            "people: expected one person on both sides where same says so, not in pair 1",
+        ),
         ({"people": [0, 1, 2, 3]}, r"people: expected integers \[4, 2\]"),
         ({"people": [[0, 0], [0, 1], [1, 1], [1, 0]], "resamples": 3}, "resamples: expected at least 20"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_error_for_bad_input(changed: dict, message: str) -> None:
     given_ = {"scores": [0.9, 0.2, 0.8, 0.1], "same": [1, 0, 1, 0], "folds": 2, **changed}
     with pytest.raises((ValueError, TypeError), match=message):

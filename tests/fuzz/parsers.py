@@ -59,11 +59,24 @@ def _images() -> list[bytes]:
     palette = io.BytesIO()
     Image.fromarray(colour).quantize(4).save(palette, "PNG", transparency=0)
     return [
-        encode(colour), encode(colour, exif=exif), encode(colour, progressive=True), encode(grey), cmyk.getvalue(),
-        encode(colour, "PNG"), encode(grey, "PNG"), encode(wide, "PNG"), palette.getvalue(), encode(colour, "BMP"),
-        encode(colour, "PPM"), encode(grey, "PPM"), encode(colour, "TIFF"), encode(colour, "TIFF", compression="tiff_lzw"),
-        encode(wide, "TIFF"), encode(colour, "WEBP"), encode(grey, "GIF"),
-    ]  # fmt: skip
+        encode(colour),
+        encode(colour, exif=exif),
+        encode(colour, progressive=True),
+        encode(grey),
+        cmyk.getvalue(),
+        encode(colour, "PNG"),
+        encode(grey, "PNG"),
+        encode(wide, "PNG"),
+        palette.getvalue(),
+        encode(colour, "BMP"),
+        encode(colour, "PPM"),
+        encode(grey, "PPM"),
+        encode(colour, "TIFF"),
+        encode(colour, "TIFF", compression="tiff_lzw"),
+        encode(wide, "TIFF"),
+        encode(colour, "WEBP"),
+        encode(grey, "GIF"),
+    ]
 
 
 def _decode(content: bytes, folder: Path) -> object:
@@ -151,7 +164,12 @@ def targets() -> dict[str, Target]:
         "idx": Target([_index_of(_records(True))], _index),
         "property": Target([b"85742,112,112\n"], _at("property", read_property)),
         "bin": Target(
-            [pickle.dumps(_PAIR, 4), pickle.dumps(_PAIR, 3), pickle.dumps(_PAIR, 2), b"(]q\0(U\2abq\1e]q\2(I01\netq\3."],
+            [
+                pickle.dumps(_PAIR, 4),
+                pickle.dumps(_PAIR, 3),
+                pickle.dumps(_PAIR, 2),
+                b"(]q\0(U\2abq\1e]q\2(I01\netq\3.",
+            ],
             _at("a.bin", lambda path: _use(VerificationBin(path))),
         ),
         "npz": Target([_npz(np.savez), _npz(np.savez_compressed)], _at("a.npz", lambda path: _use(Npz(path)))),
@@ -165,12 +183,15 @@ def targets() -> dict[str, Target]:
         "lst": Target([b"0\t1.000000\ta.jpg\n1\t2\tb.jpg\n"], _at("a.lst", read_list)),
         "people": Target([b"2\n1\nAnn_B\t4\n2\nCid\t1\nDan 2\n", b"2\nAnn\t1\nBob\t2\n"], _at("a.txt", read_people)),
         "pairs": Target(
-            [b"2\t1\nAnn\t1\t2\nAnn\t1\tBob\t2\nCid\t3\t4\nCid\t1\tDan\t1\n", b"a.jpg,b.jpg,1\nb.jpg,c.jpg,0\n",
-             b"1 a.jpg b.jpg\n"],
+            [
+                b"2\t1\nAnn\t1\t2\nAnn\t1\tBob\t2\nCid\t3\t4\nCid\t1\tDan\t1\n",
+                b"a.jpg,b.jpg,1\nb.jpg,c.jpg,0\n",
+                b"1 a.jpg b.jpg\n",
+            ],
             _at("pairs.txt", read_pairs),
         ),
         "exclude": Target([b'person,similarity\n"Ann, B",0.9\n', b"identity\n7\n"], _at("a.csv", read_exclude)),
         "template": Target([encode(np.concatenate([pixels(1), pixels(2, channels=1)], 2), "PNG")], _template),
         "anchors": Target([_anchors()], _anchor_file),
         "json": Target([b'{"people": ["a"], "alignment": null}'], _at("a.json", read_json)),
-    }  # fmt: skip
+    }

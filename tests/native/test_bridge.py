@@ -26,9 +26,13 @@ def environment(**changes: str) -> dict[str, str]:
 
 def python(code: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment(**changes), capture_output=True, text=True, timeout=timeout,
+        [sys.executable, "-c", code],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
         check=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,15 @@ def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (Path(folder.stdout.strip()) / "lock").touch()  # PyTorch's own lock, which would block for ever
     started = time.monotonic()
     processes = [
-        subprocess.Popen([sys.executable, "-c", USE], env=environment(OCCFAST_CACHE=str(cache)),
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", USE],
+            env=environment(OCCFAST_CACHE=str(cache)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], results
     assert sum("compiled in" in err for _, err in results) == 1  # one of them built, the others waited
@@ -113,8 +122,14 @@ def test_an_unknown_backend_is_refused() -> None:
 
 def test_doctor_and_build(fresh_cache: Path, tmp_path: Path) -> None:
     def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "occfast", *arguments], env=environment(**changes), text=True,
-                              capture_output=True, timeout=120, check=False)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "occfast", *arguments],
+            env=environment(**changes),
+            text=True,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
 
     done = run("doctor", "--json", OCCFAST_CACHE=str(fresh_cache))
     assert done.returncode == 0, done.stderr
@@ -140,16 +155,35 @@ def test_ahead_of_time(tmp_path: Path) -> None:
     subprocess.run(["cp", str(ROOT / "setup.py"), str(ROOT / "pyproject.toml"), str(source)], check=True)
     target = tmp_path / "site"
     built = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--target",
-         str(target), str(source)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(target),
+            str(source),
+        ],
         env={**environment(OCCFAST_AOT="1", OCCFAST_CACHE=str(tmp_path / "cache")), "PYTHONPATH": ""},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert built.returncode == 0, built.stderr
     assert (target / "occfast" / "native" / "occfast_cpu.so").is_file()
     assert (target / "occfast" / "csrc" / "core" / "philox.h").is_file()
-    done = subprocess.run([sys.executable, "-c", USE + "; print(occfast.__file__, occfast.backend())"],
-                          cwd=tmp_path, capture_output=True, text=True, check=False,
-                          env=environment(PYTHONPATH=str(target), OCCFAST_CACHE="/dev/null", PATH="/none"))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", USE + "; print(occfast.__file__, occfast.backend())"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(PYTHONPATH=str(target), OCCFAST_CACHE="/dev/null", PATH="/none"),
+    )
     assert done.returncode == 0, done.stderr
     assert str(target) in done.stdout and "'cpu': 'native'" in done.stdout

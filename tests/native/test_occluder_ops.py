@@ -110,8 +110,17 @@ def batches(draw):
     cdf[-1] = 1.0
     seed = draw(st.integers(0, 2**63 - 1))
     kinds = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True))
-    law = (c, h, w, seed, draw(st.sampled_from([0.0, 0.5, 1.0])), [*heights, *widths], [0.05, 0.4, 0.1, 0.9], kinds,
-           draw(st.booleans()))  # fmt: skip
+    law = (
+        c,
+        h,
+        w,
+        seed,
+        draw(st.sampled_from([0.0, 0.5, 1.0])),
+        [*heights, *widths],
+        [0.05, 0.4, 0.1, 0.9],
+        kinds,
+        draw(st.booleans()),
+    )
     return images, ids, cdf, law
 
 
@@ -152,8 +161,17 @@ def test_boxes_of_every_width_and_place():
 
 
 def draw(n=4000, size=(20, 40), **changes):
-    law = dict(channels=1, height=100, width=100, seed=5, probability=1.0, sizes=[size[0]] * 2 + [size[1]] * 2,
-               ranges=[0.2, 0.2, 0.5, 0.5], kinds=[2], grey=False)  # fmt: skip
+    law = dict(
+        channels=1,
+        height=100,
+        width=100,
+        seed=5,
+        probability=1.0,
+        sizes=[size[0]] * 2 + [size[1]] * 2,
+        ranges=[0.2, 0.2, 0.5, 0.5],
+        kinds=[2],
+        grey=False,
+    )
     law.update(changes)
     cdf = torch.linspace(0, 1, law["height"] * law["width"] + 1, dtype=torch.float64)[1:]
     rows, columns = torch.arange(law["height"]), torch.arange(law["width"])
@@ -213,8 +231,17 @@ def painted(kind, level, intensity=0.5, dtype=torch.float32):
     size = (400, 500)
     images = torch.zeros(1, 1, *size, dtype=dtype)
     boxes = torch.tensor([[0, 0, *size]], dtype=torch.int32)
-    out = ops.paint_occluders(images, torch.tensor([3]), boxes, torch.tensor([kind], dtype=torch.uint8),
-                              torch.tensor([level]), torch.tensor([[intensity]]), 9, 0.0, 1.0)  # fmt: skip
+    out = ops.paint_occluders(
+        images,
+        torch.tensor([3]),
+        boxes,
+        torch.tensor([kind], dtype=torch.uint8),
+        torch.tensor([level]),
+        torch.tensor([[intensity]]),
+        9,
+        0.0,
+        1.0,
+    )
     values = out.double().flatten().numpy()
     return values / 255 if dtype == torch.uint8 else values
 
@@ -290,9 +317,17 @@ def test_opcheck():
     ],
 )
 def test_bad_input_is_named(change, error, name):
-    arguments = dict(images=torch.rand(3, 2, 8, 9), sample_ids=torch.arange(3),
-                     boxes=torch.zeros(3, 4, dtype=torch.int32), kind=torch.zeros(3, dtype=torch.uint8),
-                     level=torch.zeros(3), intensity=torch.zeros(3, 2), seed=1, low=0.0, high=1.0)  # fmt: skip
+    arguments = dict(
+        images=torch.rand(3, 2, 8, 9),
+        sample_ids=torch.arange(3),
+        boxes=torch.zeros(3, 4, dtype=torch.int32),
+        kind=torch.zeros(3, dtype=torch.uint8),
+        level=torch.zeros(3),
+        intensity=torch.zeros(3, 2),
+        seed=1,
+        low=0.0,
+        high=1.0,
+    )
     with pytest.raises(error, match=f"^{name}: expected"):
         ops.paint_occluders(*{**arguments, **change}.values())
 

@@ -100,11 +100,12 @@ def test_mistakes_are_one_line(folder):
     base = folder / "base.safetensors"
     (folder / "bad.json").write_text("{")
     cases = [
-        (["regions", "lm9", *ORL], "lm9"), (["regions", str(folder / "bad.json"), *ORL], "bad.json"),
+        (["regions", "lm9", *ORL], "lm9"),
+        (["regions", str(folder / "bad.json"), *ORL], "bad.json"),
         (["generators", str(base), str(folder / "none.json"), *ORL], "none.json"),
         (["identify", str(base), "--occlusion", "hat", *ORL], "hat"),
         (["regions", "lm2", "--data", "celeba"], "celeba"),
-    ]  # fmt: skip
+    ]
     for arguments, message in cases:
         result = CliRunner().invoke(
             app,

@@ -59,9 +59,14 @@ def test_means_are_of_normalised_outputs():
     base, regions, (images, labels) = toy_base(), toy_regions(), toy_images(each=3)
     generators = train_generators(base, regions, images, labels, epochs=2, batch_size=9, show_progress=False)
     dictionary = build_dictionary(
-        base, regions, [(images[:8], labels[:8]), (images[8:], labels[8:])], generators=generators,
-        intensity=(0.5, 0.5), batch_size=4, show_progress=False,
-    )  # fmt: skip
+        base,
+        regions,
+        [(images[:8], labels[:8]), (images[8:], labels[8:])],
+        generators=generators,
+        intensity=(0.5, 0.5),
+        batch_size=4,
+        show_progress=False,
+    )
     assert dictionary.means.shape == (3, CHANNELS, 4, 3) and dictionary.pairs == (15, 15, 15)
     with torch.no_grad():
         for k in range(3):
@@ -139,8 +144,14 @@ def test_another_base_is_refused():
 def test_damaged_files_are_found(tmp_path):
     path = made().save(tmp_path / "d.npz")
     content = dict(np.load(path))
-    for change in ({"kind": "another"}, {"about": "{"}, {"about": json.dumps({})}, {"regions": "[]"},
-                   {"means": content["means"][:2]}, {"means": content["means"].astype(np.float64)}):  # fmt: skip
+    for change in (
+        {"kind": "another"},
+        {"about": "{"},
+        {"about": json.dumps({})},
+        {"regions": "[]"},
+        {"means": content["means"][:2]},
+        {"means": content["means"].astype(np.float64)},
+    ):
         np.savez(tmp_path / "bad.npz", **{**content, **change})
         with pytest.raises(DataError, match=r"bad\.npz"):
             MaskDictionary.load(tmp_path / "bad.npz")

@@ -9,16 +9,7 @@ from torch import nn
 
 from occfast import DataError, LargeMarginCosine
 from occfast.models import PaperNet, iresnet18, resnet18
-from occfast.pdsn import (
-    Base,
-    Generators,
-    MaskGenerator,
-    as_base,
-    build_dictionary,
-    grid,
-    pdsn_loss,
-    train_generators,
-)
+from occfast.pdsn import Base, Generators, MaskGenerator, as_base, build_dictionary, grid, pdsn_loss, train_generators
 from occfast.pdsn.generator import cover
 
 from .toys import CHANNELS, DIRTY, SIZE, toy_base, toy_images, toy_regions
@@ -232,11 +223,18 @@ def test_fingerprint_tells_weights_statistics_and_layers():
     assert a.fingerprint() != c.fingerprint() and a.fingerprint() != as_base(resnet18(4), std=0.25).fingerprint()
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    (dict(batch_size=2), "batch_size"), (dict(weight=-1.0), "weight"), (dict(epochs=0), "epochs"),
-    (dict(patience=0), "patience"), (dict(intensity=(0.8, 0.2)), "intensity"), (dict(kernel=2), "kernel"),
-    (dict(seed=-1), "seed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(batch_size=2), "batch_size"),
+        (dict(weight=-1.0), "weight"),
+        (dict(epochs=0), "epochs"),
+        (dict(patience=0), "patience"),
+        (dict(intensity=(0.8, 0.2)), "intensity"),
+        (dict(kernel=2), "kernel"),
+        (dict(seed=-1), "seed"),
+    ],
+)
 def test_bad_settings(base, change, match):
     with pytest.raises(ValueError, match=match):
         train_generators(base, toy_regions(), *toy_images(each=2), **{**QUICK, **change})

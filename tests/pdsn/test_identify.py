@@ -219,8 +219,15 @@ def test_features_go_through_the_tail(base, dictionary):
     for i in range(len(probes)):
         cosine = F.cosine_similarity(pooled.features(g * mask[i]), pooled.features(p[i : i + 1] * mask[i]))
         torch.testing.assert_close(found.similarities[i], cosine.double()[found.neighbours[i]], rtol=0, atol=1e-6)
-        alone = match(g, labels, p[i : i + 1], (mask[i : i + 1], torch.zeros(1, dtype=torch.int64)), k=30,
-                      compare="features", base=pooled)  # fmt: skip
+        alone = match(
+            g,
+            labels,
+            p[i : i + 1],
+            (mask[i : i + 1], torch.zeros(1, dtype=torch.int64)),
+            k=30,
+            compare="features",
+            base=pooled,
+        )
         assert torch.equal(alone.similarities[0], found.similarities[i])
 
 

@@ -117,21 +117,24 @@ def test_drawing_tells_the_share():
     assert [text.get_text() for text in ax.texts] == ["forehead", "eyes 100 %", "nose 100 %", "mouth 100 %", "chin"]
 
 
-@pytest.mark.parametrize(("make", "match"), [
-    (lambda: grid(0, 3, SIZE), "rows, columns"),
-    (lambda: grid(3, 99, SIZE), "one cell a pixel"),
-    (lambda: boxes({}, SIZE), "at least one"),
-    (lambda: boxes({"a": (0, 0, 101, 3)}, SIZE), "inside 100×80"),
-    (lambda: boxes({"a": (5, 0, 5, 3)}, SIZE), "at least one pixel"),
-    (lambda: boxes({"a": (0, 0, 5)}, SIZE), "four ints"),
-    (lambda: landmark_boxes(TWO[:, :4], SIZE), r"\[N, 5, 2\]"),
-    (lambda: landmark_boxes(TWO * float("nan"), SIZE), "finite"),
-    (lambda: landmark_bands(TWO + 1000, SIZE), "no pixel is left"),
-    (lambda: grid(3, 3, SIZE).at(TWO), "made from landmarks"),
-    (lambda: named("lm3", SIZE, TWO), "lm3"),
-    (lambda: named("lm2", SIZE), "landmarks"),
-    (lambda: grid(3, 3, SIZE).coverage(torch.ones(1, 3, 3, dtype=torch.bool)), "occlusion"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: grid(0, 3, SIZE), "rows, columns"),
+        (lambda: grid(3, 99, SIZE), "one cell a pixel"),
+        (lambda: boxes({}, SIZE), "at least one"),
+        (lambda: boxes({"a": (0, 0, 101, 3)}, SIZE), "inside 100×80"),
+        (lambda: boxes({"a": (5, 0, 5, 3)}, SIZE), "at least one pixel"),
+        (lambda: boxes({"a": (0, 0, 5)}, SIZE), "four ints"),
+        (lambda: landmark_boxes(TWO[:, :4], SIZE), r"\[N, 5, 2\]"),
+        (lambda: landmark_boxes(TWO * float("nan"), SIZE), "finite"),
+        (lambda: landmark_bands(TWO + 1000, SIZE), "no pixel is left"),
+        (lambda: grid(3, 3, SIZE).at(TWO), "made from landmarks"),
+        (lambda: named("lm3", SIZE, TWO), "lm3"),
+        (lambda: named("lm2", SIZE), "landmarks"),
+        (lambda: grid(3, 3, SIZE).coverage(torch.ones(1, 3, 3, dtype=torch.bool)), "occlusion"),
+    ],
+)
 def test_bad_input(make, match):
     with pytest.raises(ValueError, match=match):
         make()

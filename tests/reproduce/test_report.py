@@ -50,19 +50,35 @@ def report() -> Report:
     figure = Figure(figsize=(4, 3))
     figure.subplots().plot([1, 2, 3])
     return Report(
-        paper="trigueros2018", title="A <title>", lead="What it is.", scale="smoke", seeds=(0, 1, 2), settings={"stride": 4},
-        data={"people": 3}, command="occfast reproduce trigueros2018 --seeds 0,1,2",
+        paper="trigueros2018",
+        title="A <title>",
+        lead="What it is.",
+        scale="smoke",
+        seeds=(0, 1, 2),
+        settings={"stride": 4},
+        data={"people": 3},
+        command="occfast reproduce trigueros2018 --seeds 0,1,2",
         claims=[
             Claim("this holds", (Comparison("x above y", (1.0, 2.0, 3.0)),)),
             Claim("this fails", (Comparison("p above q", (-1.0, -2.0, 0.1)), Comparison("r above s", (1.0, 1.0, 1.1)))),
         ],
-        tables=[Table("Table 1", "Accuracy in %.", ["network", "20×20"], {"A": [Number((90.0, 91.0, 92.0), (1.0,) * 3, 92.9, 10.99)]},
-                      command="occfast reproduce trigueros2018 --table 1")],
+        tables=[
+            Table(
+                "Table 1",
+                "Accuracy in %.",
+                ["network", "20×20"],
+                {"A": [Number((90.0, 91.0, 92.0), (1.0,) * 3, 92.9, 10.99)]},
+                command="occfast reproduce trigueros2018 --table 1",
+            )
+        ],
         pictures=[Picture("Figure 1", "A line.", "a line", figure)],
-        differences=[("other data", "other figures")], notes=["Somebody is missing."],
-        steps=[Done("train A", Path("train-A"), {}, 61.2, "CPU, 1 thread", 1, "2018-06-10T12:00:00"),
-               Done("train B", Path("train-B"), {}, 6000.0, "CPU, 1 thread", 2, "2018-06-10T13:00:00")],
-    )  # fmt: skip
+        differences=[("other data", "other figures")],
+        notes=["Somebody is missing."],
+        steps=[
+            Done("train A", Path("train-A"), {}, 61.2, "CPU, 1 thread", 1, "2018-06-10T12:00:00"),
+            Done("train B", Path("train-B"), {}, 6000.0, "CPU, 1 thread", 2, "2018-06-10T13:00:00"),
+        ],
+    )
 
 
 def test_files(report, tmp_path):

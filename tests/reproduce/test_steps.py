@@ -51,9 +51,16 @@ def test_each_step_is_done_once_and_gets_what_it_needs(tmp_path):
     assert again.run() == found and again.made == []
 
 
-@pytest.mark.parametrize(("changed", "settings", "data"), [
-    ("d", {"d": 5}, "one"), ("bd", {"b": 5}, "one"), ("cd", {"c": 5}, "one"), ("abcd", {"a": 5}, "one"), ("abcd", {}, "two"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "settings", "data"),
+    [
+        ("d", {"d": 5}, "one"),
+        ("bd", {"b": 5}, "one"),
+        ("cd", {"c": 5}, "one"),
+        ("abcd", {"a": 5}, "one"),
+        ("abcd", {}, "two"),
+    ],
+)
 def test_only_what_a_change_reaches_is_done_again(tmp_path, changed, settings, data):
     Bench(tmp_path).run()
     bench = Bench(tmp_path, settings, data)
@@ -103,8 +110,10 @@ def test_damaged_results_are_not_used(tmp_path):
     path = Bench(tmp_path).graph.folder("b") / steps.DONE
     content = json.loads(path.read_text())
     for text, match in (
-        ("{", "expected JSON"), ("{}", "not a whole result"), (json.dumps({**content, "key": "0"}), "not the result of the step 'b'"),
-    ):  # fmt: skip
+        ("{", "expected JSON"),
+        ("{}", "not a whole result"),
+        (json.dumps({**content, "key": "0"}), "not the result of the step 'b'"),
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=match):
             Bench(tmp_path).run()
@@ -161,9 +170,14 @@ def test_predictions_add_up_by_process(tmp_path):
         )
 
     graph = Graph(
-        [step("train", "train", 800.0), step("one", "sweep", 400.0, ("train",), speedup=4.0), step("two", "embed", 100.0, ("train",))],
-        tmp_path, {},
-    )  # fmt: skip
+        [
+            step("train", "train", 800.0),
+            step("one", "sweep", 400.0, ("train",), speedup=4.0),
+            step("two", "embed", 100.0, ("train",)),
+        ],
+        tmp_path,
+        {},
+    )
     rates = Rates(train=10.0, forward=20.0, how="given")
     alone = predict(graph, rates)
     assert [row["seconds"] for row in alone["steps"]] == [80.0, 5.0, 5.0]
@@ -209,8 +223,16 @@ assert [done.processes for done in found] == [2, 1, 1, 1]
 def test_two_processes_train_together_and_share_the_rest(tmp_path):
     """A step that one process does trains alone, whatever torchrun set."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(tmp_path / "script.py"), str(tmp_path / "steps")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(tmp_path / "script.py"),
+        str(tmp_path / "steps"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

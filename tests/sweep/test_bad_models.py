@@ -160,8 +160,14 @@ class OfBatch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(),
-                                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8, track_running_stats=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)  # type: ignore[no-any-return]
@@ -190,13 +196,17 @@ def test_training_mode_of_any_module_is_refused(method: str) -> None:
         occfast.occlusion_map(net, images(), **{**GRID, "method": method})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda x: F.dropout(x, 0.5), "drops at random"),
-    (lambda x: x * torch.rand_like(x), "draws random numbers"),
-    (lambda x: x + torch.randn(()), "not deterministic"),
-])  # fmt: skip
-def test_a_random_model_is_swept_densely_with_a_warning(change: Any, reason: str,
-                                                        caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: F.dropout(x, 0.5), "drops at random"),
+        (lambda x: x * torch.rand_like(x), "draws random numbers"),
+        (lambda x: x + torch.randn(()), "not deterministic"),
+    ],
+)
+def test_a_random_model_is_swept_densely_with_a_warning(
+    change: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     net = model(change)
     with caplog.at_level(logging.INFO, "occfast"):
         m = occfast.occlusion_map(net, images(), **GRID)  # type: ignore[arg-type]

@@ -63,12 +63,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_net, many, tmp_path, 
     path = tmp_path / "sweep.npz"
     for count in stops:
         with pytest.raises(Interrupted):
-            occfast.occlusion_map(tiny_net, images, labels, progress=stop_after(count), checkpoint=path,
-                                  **arguments)  # fmt: skip
+            occfast.occlusion_map(tiny_net, images, labels, progress=stop_after(count), checkpoint=path, **arguments)
         assert path.exists()
     done = []
-    resumed = occfast.occlusion_map(tiny_net, images, labels, checkpoint=path,
-                                    progress=lambda d, t: done.append(d), **arguments)  # fmt: skip
+    resumed = occfast.occlusion_map(
+        tiny_net, images, labels, checkpoint=path, progress=lambda d, t: done.append(d), **arguments
+    )
     assert same(resumed, whole)
     assert not path.exists()
     assert len(done) < 0.99 * (9216 / 37) or stops == [1]  # it did not start anew
@@ -138,8 +138,9 @@ def test_other_settings_weights_or_data_are_refused(tiny_net, many, tmp_path):
     images, labels = many
     path = tmp_path / "sweep.npz"
     with pytest.raises(Interrupted):
-        occfast.occlusion_map(tiny_net, images, labels, (4, 3), progress=stop_after(6000), checkpoint=path,
-                              batch_size=50)  # fmt: skip
+        occfast.occlusion_map(
+            tiny_net, images, labels, (4, 3), progress=stop_after(6000), checkpoint=path, batch_size=50
+        )
     kept = path.read_bytes()
 
     def resume(net=tiny_net, images=images, box=(4, 3)):
@@ -212,6 +213,13 @@ def test_checkpoints_are_written_while_it_runs(tiny_net, many, tmp_path, monkeyp
     path = tmp_path / "sweep.npz"
     seen = []
     monkeypatch.setattr(checkpoints.Checkpoint, "due", lambda self: time.monotonic() - self._last > 0.02)
-    occfast.occlusion_map(tiny_net, images, labels, (4, 3), checkpoint=path, batch_size=20,
-                          progress=lambda d, t: seen.append(path.exists()))  # fmt: skip
+    occfast.occlusion_map(
+        tiny_net,
+        images,
+        labels,
+        (4, 3),
+        checkpoint=path,
+        batch_size=20,
+        progress=lambda d, t: seen.append(path.exists()),
+    )
     assert any(seen)

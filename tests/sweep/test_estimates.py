@@ -171,8 +171,14 @@ def test_equal_outputs_are_ordered_by_class():
 
 def signed_distances(shape):
     rows, columns = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    return np.stack([rows * 1.0 + 2 * columns - shape[0] / 2 - shape[1] + 0.25,
-                     6 - np.hypot(rows - 4.3, columns - 4.1), np.full(shape, -1.0), np.ones(shape)])  # fmt: skip
+    return np.stack(
+        [
+            rows * 1.0 + 2 * columns - shape[0] / 2 - shape[1] + 0.25,
+            6 - np.hypot(rows - 4.3, columns - 4.1),
+            np.full(shape, -1.0),
+            np.ones(shape),
+        ]
+    )
 
 
 def searched(maps, quantile=2.0, spacing=(4, 4), stride=(1, 1)):
@@ -343,7 +349,7 @@ def test_files_and_page(method, looked_up, tmp_path):
         (dict(method="sampled", bandwidth=0.0), "bandwidth: expected pixels above 0"),
         (dict(method="guess"), "method: expected one of auto, dense, incremental, adaptive, sampled"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments(tiny_net, faces, labels, arguments, message):
     with pytest.raises(ValueError, match=message):
         occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, **arguments)
@@ -359,8 +365,11 @@ def test_the_interval_of_a_count():
         drawn = int(generator.integers(1, total + 1))
         seen = int(hypergeom.rvs(total, int(generator.integers(0, total + 1)), drawn, random_state=generator))
         possible = range(seen, total - (drawn - seen) + 1)
-        accepted = [d for d in possible if hypergeom.cdf(seen, total, d, drawn) > 0.025
-                    and hypergeom.sf(seen - 1, total, d, drawn) > 0.025]  # fmt: skip
+        accepted = [
+            d
+            for d in possible
+            if hypergeom.cdf(seen, total, d, drawn) > 0.025 and hypergeom.sf(seen - 1, total, d, drawn) > 0.025
+        ]
         assert count_interval(seen, drawn, total) == (accepted[0], accepted[-1])
     with pytest.raises(ValueError, match="expected 0 <= seen <= drawn <= total, got 5, 4, 9"):
         count_interval(5, 4, 9)

@@ -166,9 +166,16 @@ def test_the_page_is_self_contained(map_, tmp_path):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BROWSER_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
+)
 
 
 @pytest.mark.browser
@@ -187,12 +194,21 @@ def test_a_browser_shows_the_page(map_, tmp_path):
     copy = tmp_path / "probe.html"
     copy.write_text(path.read_text().replace("</body>", probe + "</body>"))
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    shown = subprocess.run([CHROMIUM, *BROWSER_FLAGS, profile, "--dump-dom", copy.as_uri()], capture_output=True,
-                           text=True, timeout=120, check=True).stdout  # fmt: skip
+    shown = subprocess.run(
+        [CHROMIUM, *BROWSER_FLAGS, profile, "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
     assert re.search(r'<p id="probe">true,true,true,true</p>', shown), shown[-500:]
     picture = tmp_path / "page.png"
-    subprocess.run([CHROMIUM, *BROWSER_FLAGS, profile, f"--screenshot={picture}", "--window-size=1100,1400",
-                    path.as_uri()], capture_output=True, timeout=120, check=True)  # fmt: skip
+    subprocess.run(
+        [CHROMIUM, *BROWSER_FLAGS, profile, f"--screenshot={picture}", "--window-size=1100,1400", path.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
     with Image.open(picture) as image:
         colours = image.convert("RGB").getcolors(1 << 24)
         assert colours is not None and len(colours) > 1000  # maps are drawn, not a blank page

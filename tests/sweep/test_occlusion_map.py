@@ -77,16 +77,27 @@ def test_fills(name):
     targets = torch.tensor([1, 2])
     given, slow = FILLS[name]
     grid = SweepGrid.over((17, 14), (6, 6), 4)
-    m = occfast.occlusion_map(net, images, targets, (6, 6), 4, fill=given, score="score_drop", progress=False,
-                              skip_misclassified=False)  # fmt: skip
+    m = occfast.occlusion_map(
+        net, images, targets, (6, 6), 4, fill=given, score="score_drop", progress=False, skip_misclassified=False
+    )
     expected = slow_map(net, images, targets, grid, lambda image: slow(image).double(), "score_drop")
     np.testing.assert_allclose(m.values, expected.mean(0), rtol=1e-6, atol=1e-9)
 
 
 def test_noise_is_seeded_within_the_range_and_the_same_for_every_block(tiny_net, faces):
     def run(seed, images):
-        return occfast.occlusion_map(tiny_net, images, None, (5, 5), 4, score="similarity_drop", fill="noise",
-                                     seed=seed, progress=False, batch_size=8)  # fmt: skip
+        return occfast.occlusion_map(
+            tiny_net,
+            images,
+            None,
+            (5, 5),
+            4,
+            score="similarity_drop",
+            fill="noise",
+            seed=seed,
+            progress=False,
+            batch_size=8,
+        )
 
     whole = run(3, faces)
     assert np.array_equal(whole.values, run(3, faces).values)
@@ -173,8 +184,17 @@ def test_captum_gives_the_same_map(stride):
     image, target = torch.rand(1, 1, 17, 14, dtype=torch.float64), 2
     step = (stride, stride) if isinstance(stride, int) else stride
     box = (5, 5)
-    ours = occfast.occlusion_map(net, image, torch.tensor([target]), box, stride, "valid", score="score_drop",
-                                 progress=False, skip_misclassified=False)  # fmt: skip
+    ours = occfast.occlusion_map(
+        net,
+        image,
+        torch.tensor([target]),
+        box,
+        stride,
+        "valid",
+        score="score_drop",
+        progress=False,
+        skip_misclassified=False,
+    )
     grid = ours.grid
     theirs = (
         Occlusion(net)
@@ -232,8 +252,9 @@ def test_out_of_memory_halves_the_batch(tiny_net, faces, labels, caplog):
 
 def test_progress_is_reported(tiny_net, faces, labels, capfd):
     calls = []
-    occfast.occlusion_map(tiny_net, faces, labels, (5, 4), batch_size=50,
-                          progress=lambda done, total: calls.append((done, total)))  # fmt: skip
+    occfast.occlusion_map(
+        tiny_net, faces, labels, (5, 4), batch_size=50, progress=lambda done, total: calls.append((done, total))
+    )
     total = 6 * 17 * 14
     assert calls[-1] == (total, total) and all(t == total for _, t in calls)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
@@ -282,9 +303,12 @@ BAD = {
     "ints": (dict(model=lambda x: torch.zeros(len(x), 5).long()), TypeError, "model: expected floating-point"),
     "outputs": (dict(model=lambda x: torch.full((len(x), 5), torch.nan)), ValueError, "model: expected finite"),
     "not a model": (dict(model=3), TypeError, "model: expected an nn.Module"),
-    "always wrong": (dict(model=lambda x: torch.eye(5)[[4]].expand(len(x), 5), labels=torch.zeros(6).long()),
-                     ValueError, "model: expected some image that it gets right uncovered, got 0 of 6"),
-}  # fmt: skip
+    "always wrong": (
+        dict(model=lambda x: torch.eye(5)[[4]].expand(len(x), 5), labels=torch.zeros(6).long()),
+        ValueError,
+        "model: expected some image that it gets right uncovered, got 0 of 6",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD)

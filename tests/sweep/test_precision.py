@@ -74,18 +74,28 @@ def test_labels_agree_at_most_positions() -> None:
     with torch.no_grad():
         labels = model(images).argmax(1)
     maps = [
-        occfast.occlusion_map(model, images, labels, (20, 20), 4, precision=precision, method="incremental",
-                              progress=False, skip_misclassified=False).per_image
+        occfast.occlusion_map(
+            model,
+            images,
+            labels,
+            (20, 20),
+            4,
+            precision=precision,
+            method="incremental",
+            progress=False,
+            skip_misclassified=False,
+        ).per_image
         for precision in (None, "bf16")
-    ]  # fmt: skip
+    ]
     assert maps[0] is not None and maps[1] is not None and 0 < maps[0].mean() < 1
     assert (maps[0] == maps[1]).mean() >= 0.95
 
 
 def test_estimates_in_bfloat16(tiny_net: nn.Module, faces: Tensor, labels: Tensor) -> None:
     for method in ("adaptive", "sampled"):
-        m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), method=method, precision="bf16", progress=False,
-                                  skip_misclassified=False)  # fmt: skip
+        m = occfast.occlusion_map(
+            tiny_net, faces, labels, (5, 4), method=method, precision="bf16", progress=False, skip_misclassified=False
+        )
         assert m.precision == "bf16" and m.method == method
 
 
@@ -117,8 +127,9 @@ class _OnCuda:
 def test_a_checkpoint_is_of_one_precision(tiny_net: nn.Module, tmp_path: Any) -> None:
     images = torch.rand(70, 1, 9, 8, generator=torch.Generator().manual_seed(5))
     path = tmp_path / "sweep.npz"
-    arguments: dict[str, Any] = dict(labels=None, occluder=(4, 3), score="similarity_drop", batch_size=50,
-                                     checkpoint=path)  # fmt: skip
+    arguments: dict[str, Any] = dict(
+        labels=None, occluder=(4, 3), score="similarity_drop", batch_size=50, checkpoint=path
+    )
     with pytest.raises(Interrupted):
         occfast.occlusion_map(tiny_net, images, precision="bf16", progress=stop_after(1000), **arguments)
     kept = path.read_bytes()
@@ -156,8 +167,12 @@ def switches() -> list[Any]:
             return "differ"
 
     backends = [(b, op) for b in ("cuda", "mkldnn") for op in ("matmul", "conv", "rnn", "all")] + [("generic", "all")]
-    return [*(_GET(*each) for each in backends), older(lambda: torch.backends.cuda.matmul.allow_tf32),
-            older(lambda: torch.backends.cudnn.allow_tf32), older(torch.get_float32_matmul_precision)]  # fmt: skip
+    return [
+        *(_GET(*each) for each in backends),
+        older(lambda: torch.backends.cuda.matmul.allow_tf32),
+        older(lambda: torch.backends.cudnn.allow_tf32),
+        older(torch.get_float32_matmul_precision),
+    ]
 
 
 CALLERS: dict[str, Callable[[Any], None]] = {
@@ -183,8 +198,9 @@ def restored() -> Any:
 
 @pytest.mark.parametrize("kind", ["ieee", "tf32"])
 @pytest.mark.parametrize("caller", CALLERS)
-def test_switches_are_set_for_the_sweep_and_restored(caller: str, kind: Any, restored: None,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_switches_are_set_for_the_sweep_and_restored(
+    caller: str, kind: Any, restored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the switches are there without a GPU
     CALLERS[caller](torch.backends)
     before = switches()
@@ -196,8 +212,9 @@ def test_switches_are_set_for_the_sweep_and_restored(caller: str, kind: Any, res
     assert switches() == before
 
 
-def test_a_sweep_is_float32_whatever_the_switches_say(tiny_net: nn.Module, faces: Tensor, labels: Tensor,
-                                                      restored: None) -> None:  # fmt: skip
+def test_a_sweep_is_float32_whatever_the_switches_say(
+    tiny_net: nn.Module, faces: Tensor, labels: Tensor, restored: None
+) -> None:
     torch.set_float32_matmul_precision("medium")
     before, seen = switches(), []
     tiny_net.register_forward_pre_hook(lambda *_: seen.append(switches()[4:7]))

@@ -66,16 +66,29 @@ def maps():
     torch.manual_seed(1)
     deep = Yi(7, width=16, size=32).eval()
     images = torch.rand(3, 1, 32, 32)
-    made["deep"] = occfast.occlusion_map(deep, images, torch.zeros(3, dtype=torch.long), (8, 8), stride=2,
-                                         method="incremental", score="score_drop", progress=False,
-                                         skip_misclassified=False)  # fmt: skip
+    made["deep"] = occfast.occlusion_map(
+        deep,
+        images,
+        torch.zeros(3, dtype=torch.long),
+        (8, 8),
+        stride=2,
+        method="incremental",
+        score="score_drop",
+        progress=False,
+        skip_misclassified=False,
+    )
     return made
 
 
 def join(rank, ranks, folder, seconds=60):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks,
-                            timeout=timedelta(seconds=seconds))  # fmt: skip
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=seconds),
+    )
 
 
 def work(rank, ranks, folder):
@@ -161,10 +174,14 @@ def start(tmp_path, ranks, name, method):
     (tmp_path / name).mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(ROOT), str(rank), str(ranks), str(tmp_path), name, method],
-                         env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(ROOT), str(rank), str(ranks), str(tmp_path), name, method],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slow

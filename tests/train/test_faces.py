@@ -58,9 +58,15 @@ def test_memory_and_disk_hand_out_the_same(workers: int) -> None:
 def test_what_does_not_fit_into_the_memory_stays_on_the_disk() -> None:
     for memory, kind in (("1KiB", FromDisk), ("1MiB", InMemory)):
         found = source_of(
-            Patterns(), torch.arange(60), channels=1, in_memory=None, memory=memory, workers=0,
-            device=torch.device("cpu"), show=False,
-        )  # fmt: skip
+            Patterns(),
+            torch.arange(60),
+            channels=1,
+            in_memory=None,
+            memory=memory,
+            workers=0,
+            device=torch.device("cpu"),
+            show=False,
+        )
         assert isinstance(found, kind)
 
 

@@ -78,14 +78,17 @@ def test_one_step_is_adamw_on_the_cross_entropy() -> None:
     assert history.epochs[0].loss == pytest.approx(float(loss.detach()))
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
-    ({"epochs": 1, "batch_size": 0}, ValueError, "batch_size: expected at least 1"),
-    ({"epochs": 1, "labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels: .*\[60\], got \[5\]"),
-    ({"epochs": 1, "labels": torch.zeros(60)}, TypeError, "labels: expected dtype int64, got float32"),
-    ({"epochs": 1, "images": torch.zeros(0, 1, 6, 6)}, ValueError, "images: expected"),
-    ({"epochs": 50, "learning_rate": 1e30}, ValueError, "learning_rate: the loss is no longer finite in epoch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
+        ({"epochs": 1, "batch_size": 0}, ValueError, "batch_size: expected at least 1"),
+        ({"epochs": 1, "labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels: .*\[60\], got \[5\]"),
+        ({"epochs": 1, "labels": torch.zeros(60)}, TypeError, "labels: expected dtype int64, got float32"),
+        ({"epochs": 1, "images": torch.zeros(0, 1, 6, 6)}, ValueError, "images: expected"),
+        ({"epochs": 50, "learning_rate": 1e30}, ValueError, "learning_rate: the loss is no longer finite in epoch"),
+    ],
+)
 def test_errors(arguments: dict, error: type[Exception], message: str) -> None:
     images, labels = problem()
     with pytest.raises(error, match=message):

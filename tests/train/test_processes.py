@@ -23,8 +23,21 @@ PLAIN = ["network.arguments={dropout: 0.0, norm: false}", "device=cpu"]
 
 
 def torchrun(folder: Path, recipe_file: Path, *options: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "occfast", "train", str(recipe_file), *options, "--output", str(folder)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "occfast",
+        "train",
+        str(recipe_file),
+        *options,
+        "--output",
+        str(folder),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -55,7 +68,9 @@ def test_classification_on_two_processes(tmp_path: Path) -> None:
     torchrun(tmp_path / "two", tmp_path / "recipe.yaml", "batch.accumulate=3")
     close(tmp_path / "two", tmp_path / "one")
     assert {k for k in load_checkpoint(tmp_path / "two" / "checkpoint.safetensors")[0] if k.startswith("random")} == {
-        "random/0/cpu", "random/1/cpu"}  # fmt: skip
+        "random/0/cpu",
+        "random/1/cpu",
+    }
 
 
 def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:

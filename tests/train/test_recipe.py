@@ -83,32 +83,41 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
         load(tmp_path / "longer.yaml")
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["epoch=3"], r"epoch=3: epoch: there is no such key; did you mean epochs\?"),
-    (["optimizer.lr=3"], r"optimizer.lr: there is no such key"),
-    (["jitter.flop=1"], "jitter: expected keys among flip, shift, .* got flop"),
-    (["epochs=many"], "epochs=many: epochs: Value 'many'"),
-    (["epochs"], "override: expected key=value, got 'epochs'"),
-    (["epochs=0"], "epochs: expected at least 1, got 0"),
-    (["stage=both"], "stage: expected one of 'classify', 'embed', got 'both'"),
-    (["loss.name=triplet"], "loss.name: expected one of 'cross_entropy', 'large_margin_cosine', got 'triplet'"),
-    (["precision=fp8"], "precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),
-    (["occluder.share=1.5"], r"occluder.share: expected a number in \[0, 1\], got 1.5"),
-    (["batch.images_each=7"], "batch.size: expected a multiple of batch.images_each = 7, got 256"),
-    (["stage=embed", "loss.name=triplet"], "batch.images_each: expected at least 2 images"),
-    (["stage=embed", "loss.name=triplet", "batch.images_each=8", "batch.accumulate=2"], "batch.accumulate: expected 1"),
-    (["validation.by=people"], "validation.by: other people can't be classified"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epoch=3"], r"epoch=3: epoch: there is no such key; did you mean epochs\?"),
+        (["optimizer.lr=3"], r"optimizer.lr: there is no such key"),
+        (["jitter.flop=1"], "jitter: expected keys among flip, shift, .* got flop"),
+        (["epochs=many"], "epochs=many: epochs: Value 'many'"),
+        (["epochs"], "override: expected key=value, got 'epochs'"),
+        (["epochs=0"], "epochs: expected at least 1, got 0"),
+        (["stage=both"], "stage: expected one of 'classify', 'embed', got 'both'"),
+        (["loss.name=triplet"], "loss.name: expected one of 'cross_entropy', 'large_margin_cosine', got 'triplet'"),
+        (["precision=fp8"], "precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),
+        (["occluder.share=1.5"], r"occluder.share: expected a number in \[0, 1\], got 1.5"),
+        (["batch.images_each=7"], "batch.size: expected a multiple of batch.images_each = 7, got 256"),
+        (["stage=embed", "loss.name=triplet"], "batch.images_each: expected at least 2 images"),
+        (
+            ["stage=embed", "loss.name=triplet", "batch.images_each=8", "batch.accumulate=2"],
+            "batch.accumulate: expected 1",
+        ),
+        (["validation.by=people"], "validation.by: other people can't be classified"),
+    ],
+)
 def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load("A", ["data.name=orl", *overrides])
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("- a\n- b\n", "expected keys and values, got a list"),
-    ("a: [1\n", "not YAML"),
-    ("network: {nam: paper}\n", "network.nam: there is no such key; did you mean network.name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a\n- b\n", "expected keys and values, got a list"),
+        ("a: [1\n", "not YAML"),
+        ("network: {nam: paper}\n", "network.nam: there is no such key; did you mean network.name"),
+    ],
+)
 def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)

@@ -38,9 +38,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OcclusionMap]:
     a = load_network(folder / "A" / "best.safetensors")
     images = a.preprocessing(torch.stack([face.image for face in Subset(faces(), [0, 11])]))
     m = occlusion_map(
-        a.classifier(), images, torch.tensor([0, 1]), occluder=(20, 40), stride=50, skip_misclassified=False,
+        a.classifier(),
+        images,
+        torch.tensor([0, 1]),
+        occluder=(20, 40),
+        stride=50,
+        skip_misclassified=False,
         progress=False,
-    )  # fmt: skip
+    )
     m.save(folder / "map.npz")
     return folder, m
 
@@ -115,11 +120,19 @@ def chain(
     number = torch.arange(10 * people)
     known = Subset(orl, number[number % 10 < 8])
     common = [
-        "data.name=orl", "data.std=0.25", f"network.arguments={{width: {width}, batch_norm: true}}",
-        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}", "optimizer.name=adamw",
-        "optimizer.weight_decay=1e-4", "validation.by=people", "validation.metric=verification",
-        "validation.share=0.2", "validation.every=2", "log.tensorboard=false", f"batch.size={batch}",
-    ]  # fmt: skip
+        "data.name=orl",
+        "data.std=0.25",
+        f"network.arguments={{width: {width}, batch_norm: true}}",
+        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
+        "optimizer.name=adamw",
+        "optimizer.weight_decay=1e-4",
+        "validation.by=people",
+        "validation.metric=verification",
+        "validation.share=0.2",
+        "validation.every=2",
+        "log.tensorboard=false",
+        f"batch.size={batch}",
+    ]
 
     def stage(recipe: str, name: str, *overrides: str) -> Result:
         return train(load_recipe(recipe, [*common, *overrides]), folder / name, faces=known, show=False)
@@ -129,15 +142,25 @@ def chain(
     labels = {person: k for k, person in enumerate(network.people)}
     shown = [face for face in Subset(orl, number[number % 10 >= 8]) if orl.people[face.label] in labels]
     m = occlusion_map(
-        network.classifier(), network.preprocessing(torch.stack([face.image for face in shown])),
-        torch.tensor([labels[orl.people[face.label]] for face in shown]), occluder=(20, 40), stride=stride,
+        network.classifier(),
+        network.preprocessing(torch.stack([face.image for face in shown])),
+        torch.tensor([labels[orl.people[face.label]] for face in shown]),
+        occluder=(20, 40),
+        stride=stride,
         progress=False,
-    )  # fmt: skip
+    )
     placed = f"occluder.locations={m.save(folder / 'map.npz')}"
     b = stage("A20x40", "A20x40", f"start={a.weights}", placed, f"epochs={epochs[1]}", "optimizer.learning_rate=2e-3")
     # The best of few validations on few people is partly luck, which the next stage would have to live up to.
-    c = stage("C", "C", f"start={folder / 'A20x40' / 'last.safetensors'}", f"epochs={epochs[2]}",
-              "optimizer.learning_rate=3e-4", f"batch.size={8 * len(network.people)}", "validation.every=4")  # fmt: skip
+    c = stage(
+        "C",
+        "C",
+        f"start={folder / 'A20x40' / 'last.safetensors'}",
+        f"epochs={epochs[2]}",
+        "optimizer.learning_rate=3e-4",
+        f"batch.size={8 * len(network.people)}",
+        "validation.every=4",
+    )
     return a, b, c
 
 

@@ -78,12 +78,15 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("stage", "kills", "every"), [
-    ("classify", (2, 5, 9), 2),  # four batches an epoch: within an epoch and at its end
-    ("classify", (4, 8), 4),
-    ("classify", (3,), 5),  # before the first checkpoint
-    ("embed", (1, 6, 10), 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "kills", "every"),
+    [
+        ("classify", (2, 5, 9), 2),  # four batches an epoch: within an epoch and at its end
+        ("classify", (4, 8), 4),
+        ("classify", (3,), 5),  # before the first checkpoint
+        ("embed", (1, 6, 10), 3),
+    ],
+)
 def test_stopped_and_resumed_equals_uninterrupted(
     stage: str, kills: tuple[int, ...], every: int, whole: dict[str, Path], tmp_path: Path
 ) -> None:

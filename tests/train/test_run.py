@@ -29,15 +29,20 @@ def _one_thread() -> None:
 
 def still(*overrides: str) -> list[str]:
     """No augmentation, no dropout."""
-    return ["occluder.share=0", "jitter={flip: 0, shift: 0, scale: 0, turn: 0, gain: 0, offset: 0}",
-            "network.arguments={dropout: 0.0}", *overrides]  # fmt: skip
+    return [
+        "occluder.share=0",
+        "jitter={flip: 0, shift: 0, scale: 0, turn: 0, gain: 0, offset: 0}",
+        "network.arguments={dropout: 0.0}",
+        *overrides,
+    ]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "large_margin_cosine"])
 def test_a_tiny_network_overfits_twenty_images(loss: str, tmp_path: Path) -> None:
     faces = Patterns(people=4, each=5, noise=0.5)
-    run = recipe("classify", *still("validation.share=0", "batch.size=20", "epochs=60", f"loss.name={loss}",
-                                    "loss.scale=16"))  # fmt: skip
+    run = recipe(
+        "classify", *still("validation.share=0", "batch.size=20", "epochs=60", f"loss.name={loss}", "loss.scale=16")
+    )
     result = train(run, tmp_path, faces=faces, show=False)
     logged = read_rows(tmp_path / "steps.csv")
     assert logged[0]["accuracy"] < 0.6 and logged[-1]["accuracy"] == 1
@@ -196,9 +201,15 @@ def weights_after(accumulate: int, clip: float | None = None, name: str = "sgd")
     faces, model = Patterns(), Net(6, 1, norm=False, dropout=0.0)
     rule = Rule(name, 0.05, clip=clip)
     engine = Engine(
-        Classify(model), Shuffled(60, 12), InMemory(faces.images.float() / 255), faces.labels, rule, 2,
-        accelerator("cpu"), accumulate=accumulate,
-    )  # fmt: skip
+        Classify(model),
+        Shuffled(60, 12),
+        InMemory(faces.images.float() / 255),
+        faces.labels,
+        rule,
+        2,
+        accelerator("cpu"),
+        accumulate=accumulate,
+    )
     norms = [float(step.gradient_norm) for step in engine.steps()]
     return [p.detach().clone() for p in model.parameters()], norms
 
@@ -219,9 +230,15 @@ def test_a_batch_must_divide() -> None:
     faces = Patterns()
     with pytest.raises(ValueError, match=r"batch.size: expected a multiple of 5 = 1 processes × 5 parts .* got 12"):
         Engine(
-            Classify(Net(6, 1)), Shuffled(60, 12), InMemory(faces.images), faces.labels, Rule(), 1,
-            accelerator("cpu"), accumulate=5,
-        )  # fmt: skip
+            Classify(Net(6, 1)),
+            Shuffled(60, 12),
+            InMemory(faces.images),
+            faces.labels,
+            Rule(),
+            1,
+            accelerator("cpu"),
+            accumulate=5,
+        )
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -280,9 +297,14 @@ def test_maps_become_placements(tmp_path: Path) -> None:
     faces = Patterns()
     model = Net(6, 1).eval()
     m = occlusion_map(
-        model, faces.images[:6].float() / 255, faces.labels[:6], occluder=(6, 6), stride=4, progress=False,
+        model,
+        faces.images[:6].float() / 255,
+        faces.labels[:6],
+        occluder=(6, 6),
+        stride=4,
+        progress=False,
         skip_misclassified=False,
-    )  # fmt: skip
+    )
     m.save(tmp_path / "map.npz")
     placed = locations(tmp_path / "map.npz", 0.3)
     assert torch.equal(placed.probabilities, place(m, 0.3).probabilities) and placed.image_size == SIZE

@@ -107,10 +107,15 @@ def arcface_shapes(layers: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize(("make", "layers", "parameters"), [
-    (iresnet18, (2, 2, 2, 2), 24_025_600), (iresnet34, (3, 4, 6, 3), 34_139_328),
-    (iresnet50, (3, 4, 14, 3), 43_590_848), (iresnet100, (3, 13, 30, 3), 65_156_160),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "layers", "parameters"),
+    [
+        (iresnet18, (2, 2, 2, 2), 24_025_600),
+        (iresnet34, (3, 4, 6, 3), 34_139_328),
+        (iresnet50, (3, 4, 14, 3), 43_590_848),
+        (iresnet100, (3, 13, 30, 3), 65_156_160),
+    ],
+)
 def test_arcface_names_and_shapes(make: type[IResNet], layers: tuple[int, ...], parameters: int) -> None:
     with torch.device("meta"):
         network = make()
@@ -274,8 +279,10 @@ def test_build_hands_on_what_a_network_takes() -> None:
     assert build("iresnet18", channels=1, size=(32, 48), width=4).fc.in_features == 32 * 2 * 3
     assert isinstance(build("torch.nn:Flatten", 3, channels=1, size=(4, 4)), nn.Flatten)
     for name, message in (
-        ("vgg", "network: expected one of paper"), ("nowhere:net", "can't be imported"), ("torch.nn:pi", "can't be imported"),
+        ("vgg", "network: expected one of paper"),
+        ("nowhere:net", "can't be imported"),
+        ("torch.nn:pi", "can't be imported"),
         ("tests.train.tiny:recipe", "to give a torch.nn.Module, got Recipe"),
-    ):  # fmt: skip
+    ):
         with pytest.raises((ValueError, TypeError), match=message):
             build(name, 3, channels=1, size=(4, 4))

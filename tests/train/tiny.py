@@ -40,9 +40,14 @@ class Net(nn.Module):
     def __init__(self, classes: int | None, channels: int, norm: bool = True, dropout: float = 0.2) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(),
-            nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 5 * 4, 24),
-        )  # fmt: skip
+            nn.Conv2d(channels, 8, 3, 2, 1),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(12 * 5 * 4, 24),
+        )
         self.dropout = nn.Dropout(dropout)
         self.classifier = None if classes is None else nn.Linear(24, classes)
 
@@ -57,11 +62,22 @@ class Net(nn.Module):
 def recipe(stage: str = "classify", *overrides: str, **arguments: Any) -> Recipe:
     """A recipe over :class:`Patterns` and :class:`Net` in which everything that can be random is."""
     common = [
-        "data.name=tests.train.tiny:Patterns", "network.name=tests.train.tiny:Net", "data.template=null",
-        "seed=3", "epochs=3", "validation.share=0.2", "log.every=2", "log.checkpoint=1000", "log.tensorboard=false",
-        "optimizer.name=adamw", "optimizer.learning_rate=0.01", "occluder.share=0.5", "occluder.size=[6,6]",
-        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}", "batch.size=12",
-    ]  # fmt: skip
+        "data.name=tests.train.tiny:Patterns",
+        "network.name=tests.train.tiny:Net",
+        "data.template=null",
+        "seed=3",
+        "epochs=3",
+        "validation.share=0.2",
+        "log.every=2",
+        "log.checkpoint=1000",
+        "log.tensorboard=false",
+        "optimizer.name=adamw",
+        "optimizer.learning_rate=0.01",
+        "occluder.share=0.5",
+        "occluder.size=[6,6]",
+        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
+        "batch.size=12",
+    ]
     if stage == "classify":
         return load_recipe("A", [*common, *overrides])
     embed = ["batch.images_each=3", "loss.mining=semihard_random", "start=null", "validation.share=0.3"]

@@ -21,8 +21,12 @@ from .common import (
     register,
 )
 
-_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32,
-         torch.float64: torch.int64}  # fmt: skip
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 @functools.lru_cache(maxsize=64)
@@ -54,12 +58,20 @@ def _gather_windows(
     expect_dtype(origins, "origins", torch.int64)
     expect_shape(origins, "origins", (count, 2))
     expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
-    expect((patches is None) == (patch_origins is None), "patch_origins", "a tensor with patches, None without",
-           patch_origins)  # fmt: skip
+    expect(
+        (patches is None) == (patch_origins is None),
+        "patch_origins",
+        "a tensor with patches, None without",
+        patch_origins,
+    )
     if patches is not None and patch_origins is not None:
         expect_dtype(patches, "patches", maps.dtype)
-        expect(patches.dim() == 4 and patches.shape[:2] == (count, maps.shape[1]), "patches",
-               f"shape [{count}, {maps.shape[1]}, h, w]", list(patches.shape))  # fmt: skip
+        expect(
+            patches.dim() == 4 and patches.shape[:2] == (count, maps.shape[1]),
+            "patches",
+            f"shape [{count}, {maps.shape[1]}, h, w]",
+            list(patches.shape),
+        )
         expect_dtype(patch_origins, "patch_origins", torch.int64)
         expect_shape(patch_origins, "patch_origins", (count, 2))
     expect_device(maps.device, images=images, origins=origins, patches=patches, patch_origins=patch_origins)
@@ -81,40 +93,73 @@ def _gather_windows(
         patches = patches.contiguous(memory_format=torch.channels_last)
         patch_origins = patch_origins.contiguous()
         patch, patch_origin, patch_size = patches.data_ptr(), patch_origins.data_ptr(), tuple(patches.shape[-2:])
-    call(native.gather_windows, maps.device, maps.data_ptr(), patch, out.data_ptr(), images.data_ptr(),
-         origins.data_ptr(), patch_origin, count, tuple(maps.shape), (height, width, *patch_size),
-         _bits(padding, maps.dtype), maps.element_size(), OUTPUT_DTYPES.get(maps.dtype, 0),
-         _conv_arguments(native, maps, weights, bias, channels, geometry))  # fmt: skip
+    call(
+        native.gather_windows,
+        maps.device,
+        maps.data_ptr(),
+        patch,
+        out.data_ptr(),
+        images.data_ptr(),
+        origins.data_ptr(),
+        patch_origin,
+        count,
+        tuple(maps.shape),
+        (height, width, *patch_size),
+        _bits(padding, maps.dtype),
+        maps.element_size(),
+        OUTPUT_DTYPES.get(maps.dtype, 0),
+        _conv_arguments(native, maps, weights, bias, channels, geometry),
+    )
     return out
 
 
-def _conv_geometry(maps: Tensor, height: int, width: int, weights: Tensor | None, bias: Tensor | None, channels: int,
-                   geometry: list[int] | None) -> list[Any]:  # fmt: skip
+def _conv_geometry(
+    maps: Tensor,
+    height: int,
+    width: int,
+    weights: Tensor | None,
+    bias: Tensor | None,
+    channels: int,
+    geometry: list[int] | None,
+) -> list[Any]:
     """Check a convolution; kernel, stride, dilation, relu.  Empty: there is none."""
     if weights is None:
         return []
-    expect(geometry is not None and len(geometry) == 7 and min(geometry[:6]) >= 1, "geometry",
-           "kernel, stride and dilation (rows, columns each) and whether to rectify", geometry)  # fmt: skip
+    expect(
+        geometry is not None and len(geometry) == 7 and min(geometry[:6]) >= 1,
+        "geometry",
+        "kernel, stride and dilation (rows, columns each) and whether to rectify",
+        geometry,
+    )
     assert geometry is not None and bias is not None
     kernel, stride, dilation = geometry[0:2], geometry[2:4], geometry[4:6]
     expect_dtype(maps, "maps", *OUTPUT_DTYPES)
     expect_dtype(weights, "weights", maps.dtype)
     expect_dtype(bias, "bias", maps.dtype)
     products = kernel[0] * kernel[1] * maps.shape[1]
-    expect(weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == products, "weights",
-           f"shape [blocks, {products}, block]", list(weights.shape))  # fmt: skip
+    expect(
+        weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == products,
+        "weights",
+        f"shape [blocks, {products}, block]",
+        list(weights.shape),
+    )
     blocks, _, block = weights.shape
     expect((blocks - 1) * block < channels <= blocks * block, "channels", f"a number for {blocks} blocks", channels)
     expect_shape(bias, "bias", (blocks, block))
     expect(bias.is_contiguous(), "bias", "a contiguous tensor", bias.stride())
-    expect(all((k - 1) * d < s for k, d, s in zip(kernel, dilation, (height, width), strict=True)), "height, width",
-           "windows as large as the kernel", (height, width))  # fmt: skip
+    expect(
+        all((k - 1) * d < s for k, d, s in zip(kernel, dilation, (height, width), strict=True)),
+        "height, width",
+        "windows as large as the kernel",
+        (height, width),
+    )
     expect_device(maps.device, weights=weights, bias=bias)
     return [kernel, stride, dilation, bool(geometry[6])]
 
 
-def _conv_arguments(native: Any, maps: Tensor, weights: Tensor | None, bias: Tensor | None, channels: int,
-                    geometry: list[int] | None) -> list[int]:  # fmt: skip
+def _conv_arguments(
+    native: Any, maps: Tensor, weights: Tensor | None, bias: Tensor | None, channels: int, geometry: list[int] | None
+) -> list[int]:
     if weights is None or bias is None or geometry is None:
         return []
     block = native.convolution_block(OUTPUT_DTYPES[maps.dtype])
@@ -122,8 +167,9 @@ def _conv_arguments(native: Any, maps: Tensor, weights: Tensor | None, bias: Ten
     return [weights.data_ptr(), bias.data_ptr(), channels, *geometry]
 
 
-def _gathered(maps: Tensor, entries: int, height: int, width: int, channels: int,
-              geometry: list[int] | None) -> tuple[int, int, int, int]:  # fmt: skip
+def _gathered(
+    maps: Tensor, entries: int, height: int, width: int, channels: int, geometry: list[int] | None
+) -> tuple[int, int, int, int]:
     if geometry is None:
         return (entries, maps.shape[1], height, width)
     reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(geometry[:2], geometry[4:6], strict=True)]
@@ -133,9 +179,11 @@ def _gathered(maps: Tensor, entries: int, height: int, width: int, channels: int
 def convolution_block(tensor: Tensor) -> int:
     """Output channels of a block of packed weights on a tensor's device; 0: no native convolution is there."""
     native = module_for(tensor.device)
-    return 0 if native is None or tensor.dtype not in OUTPUT_DTYPES else int(
-        native.convolution_block(OUTPUT_DTYPES[tensor.dtype])
-    )  # fmt: skip
+    return (
+        0
+        if native is None or tensor.dtype not in OUTPUT_DTYPES
+        else int(native.convolution_block(OUTPUT_DTYPES[tensor.dtype]))
+    )
 
 
 def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
@@ -152,10 +200,20 @@ def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[T
     return flat.view(blocks, block, -1).permute(0, 2, 1).contiguous(), packed_bias.view(blocks, block)
 
 
-def _fake_gather_windows(maps: Tensor, images: Tensor, origins: Tensor, height: int, width: int, patches: Tensor | None,
-                         patch_origins: Tensor | None, padding: float, weights: Tensor | None = None,
-                         bias: Tensor | None = None, channels: int = 0,
-                         geometry: list[int] | None = None) -> Tensor:  # fmt: skip
+def _fake_gather_windows(
+    maps: Tensor,
+    images: Tensor,
+    origins: Tensor,
+    height: int,
+    width: int,
+    patches: Tensor | None,
+    patch_origins: Tensor | None,
+    padding: float,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    channels: int = 0,
+    geometry: list[int] | None = None,
+) -> Tensor:
     out = maps.new_empty(_gathered(maps, images.shape[0], height, width, channels, geometry))
     return out.contiguous(memory_format=torch.channels_last)
 
@@ -196,8 +254,12 @@ def _gather_pieces(
         expect_dtype(cuts, name, torch.int64)
         expect_shape(cuts, name, (cuts.shape[0], 8))
     expect(height >= 1 and width >= 1, "height, width", "numbers of at least 1", (height, width))
-    expect(len(edges) == 4 and all(f >= 0 and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)), "edges",
-           "first edges (rows, columns) and how many", edges)  # fmt: skip
+    expect(
+        len(edges) == 4 and all(f >= 0 and f + n <= 2 for f, n in zip(edges[:2], edges[2:], strict=True)),
+        "edges",
+        "first edges (rows, columns) and how many",
+        edges,
+    )
     for name, piece, expected in (
         ("row_strips", row_strips, (2 * row_cuts.shape[0], depth, None, map_width)),
         ("column_strips", column_strips, (2 * column_cuts.shape[0], depth, map_height, None)),
@@ -210,17 +272,42 @@ def _gather_pieces(
     for name, piece in held.items():
         if piece is not None:
             expect_dtype(piece, name, maps.dtype)
-    expect_device(maps.device, full=full, images=images, rows=rows, columns=columns, row_cuts=row_cuts,
-                  column_cuts=column_cuts, origins=origins, row_strips=row_strips, column_strips=column_strips,
-                  corners=corners)  # fmt: skip
+    expect_device(
+        maps.device,
+        full=full,
+        images=images,
+        rows=rows,
+        columns=columns,
+        row_cuts=row_cuts,
+        column_cuts=column_cuts,
+        origins=origins,
+        row_strips=row_strips,
+        column_strips=column_strips,
+        corners=corners,
+    )
     expect_positions(images, maps.shape[0])
     expect_positions(rows, row_cuts.shape[0])
     expect_positions(columns, column_cuts.shape[0])
     conv = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
     native = module_for(maps.device)
     if native is None:
-        out = reference.gather_pieces(maps, full, images, rows, columns, row_cuts, column_cuts, origins, height, width,
-                                      row_strips, column_strips, corners, edges, padding)  # fmt: skip
+        out = reference.gather_pieces(
+            maps,
+            full,
+            images,
+            rows,
+            columns,
+            row_cuts,
+            column_cuts,
+            origins,
+            height,
+            width,
+            row_strips,
+            column_strips,
+            corners,
+            edges,
+            padding,
+        )
         if weights is not None and bias is not None:
             out = reference.convolve(out, weights, bias, channels, *conv)
         return out.contiguous(memory_format=torch.channels_last)
@@ -232,21 +319,48 @@ def _gather_pieces(
     out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=layout)
     heights = [0 if t is None else t.shape[2] for t in pieces]
     widths = [0 if t is None else t.shape[3] for t in pieces]
-    call(native.gather_pieces, maps.device, maps.data_ptr(), full.data_ptr(),
-         *(0 if t is None else t.data_ptr() for t in pieces), out.data_ptr(), *(t.data_ptr() for t in indices),
-         entries, count, tuple(maps.shape),
-         (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
-         (edges[0], edges[1], edges[3]),
-         _bits(padding, maps.dtype), maps.element_size(), OUTPUT_DTYPES.get(maps.dtype, 0),
-         _conv_arguments(native, maps, weights, bias, channels, geometry))  # fmt: skip
+    call(
+        native.gather_pieces,
+        maps.device,
+        maps.data_ptr(),
+        full.data_ptr(),
+        *(0 if t is None else t.data_ptr() for t in pieces),
+        out.data_ptr(),
+        *(t.data_ptr() for t in indices),
+        entries,
+        count,
+        tuple(maps.shape),
+        (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
+        (edges[0], edges[1], edges[3]),
+        _bits(padding, maps.dtype),
+        maps.element_size(),
+        OUTPUT_DTYPES.get(maps.dtype, 0),
+        _conv_arguments(native, maps, weights, bias, channels, geometry),
+    )
     return out
 
 
-def _fake_gather_pieces(maps: Tensor, full: Tensor, images: Tensor, rows: Tensor, columns: Tensor, row_cuts: Tensor,
-                        column_cuts: Tensor, origins: Tensor, height: int, width: int, row_strips: Tensor | None,
-                        column_strips: Tensor | None, corners: Tensor | None, edges: list[int], padding: float,
-                        weights: Tensor | None = None, bias: Tensor | None = None, channels: int = 0,
-                        geometry: list[int] | None = None) -> Tensor:  # fmt: skip
+def _fake_gather_pieces(
+    maps: Tensor,
+    full: Tensor,
+    images: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    row_cuts: Tensor,
+    column_cuts: Tensor,
+    origins: Tensor,
+    height: int,
+    width: int,
+    row_strips: Tensor | None,
+    column_strips: Tensor | None,
+    corners: Tensor | None,
+    edges: list[int],
+    padding: float,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    channels: int = 0,
+    geometry: list[int] | None = None,
+) -> Tensor:
     out = maps.new_empty(_gathered(maps, origins.shape[0], height, width, channels, geometry))
     return out.contiguous(memory_format=torch.channels_last)
 

@@ -28,20 +28,45 @@ KINDS = {"salt_and_pepper": 0, "speckle": 1, "gaussian": 2, "none": 3}
 
 
 @lru_cache(maxsize=64)
-def _check_law(height: int, width: int, seed: int, probability: float, sizes: tuple[int, ...],
-               ranges: tuple[float, ...], kinds: tuple[int, ...]) -> None:  # fmt: skip
+def _check_law(
+    height: int,
+    width: int,
+    seed: int,
+    probability: float,
+    sizes: tuple[int, ...],
+    ranges: tuple[float, ...],
+    kinds: tuple[int, ...],
+) -> None:
     expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
     expect(0 <= probability <= 1, "probability", "a number in [0, 1]", probability)
-    expect(len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
-           "sizes", f"[min height, max height, min width, max width] within {height}x{width}", list(sizes))  # fmt: skip
+    expect(
+        len(sizes) == 4 and 1 <= sizes[0] <= sizes[1] <= height and 1 <= sizes[2] <= sizes[3] <= width,
+        "sizes",
+        f"[min height, max height, min width, max width] within {height}x{width}",
+        list(sizes),
+    )
     expect(len(ranges) == 4, "ranges", "[min level, max level, min intensity, max intensity]", list(ranges))
-    expect(1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()), "kinds",
-           f"one to four of {sorted(KINDS.values())}", list(kinds))  # fmt: skip
+    expect(
+        1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()),
+        "kinds",
+        f"one to four of {sorted(KINDS.values())}",
+        list(kinds),
+    )
 
 
-def _check_draw(sample_ids: Tensor, cdf: Tensor, row_centers: Tensor, column_centers: Tensor, height: int,
-                width: int, seed: int, probability: float, sizes: list[int], ranges: list[float],
-                kinds: list[int]) -> None:  # fmt: skip
+def _check_draw(
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    height: int,
+    width: int,
+    seed: int,
+    probability: float,
+    sizes: list[int],
+    ranges: list[float],
+    kinds: list[int],
+) -> None:
     device = sample_ids.device
     expect_dtype(sample_ids, "sample_ids", torch.int64)
     expect(sample_ids.dim() == 1, "sample_ids", "shape [N]", sample_ids.shape)
@@ -76,25 +101,50 @@ def _draw_occluders(
     _check_draw(sample_ids, cdf, row_centers, column_centers, height, width, seed, probability, sizes, ranges, kinds)
     native = module_for(device)
     if native is None:
-        return reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
-                                        probability, sizes, ranges, kinds, grey)  # fmt: skip
+        return reference.draw_occluders(
+            sample_ids,
+            cdf,
+            row_centers,
+            column_centers,
+            channels,
+            height,
+            width,
+            seed,
+            probability,
+            sizes,
+            ranges,
+            kinds,
+            grey,
+        )
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
     out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
-    call(native.draw_occluders, device, sample_ids.data_ptr(), sample_ids.numel(), cdf.data_ptr(),
-         row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
-         channels, height, width, seed, probability, sizes, ranges, kinds, grey,
-         *(tensor.data_ptr() for tensor in out))  # fmt: skip
+    call(
+        native.draw_occluders,
+        device,
+        sample_ids.data_ptr(),
+        sample_ids.numel(),
+        cdf.data_ptr(),
+        row_centers.data_ptr(),
+        row_centers.numel(),
+        column_centers.data_ptr(),
+        column_centers.numel(),
+        channels,
+        height,
+        width,
+        seed,
+        probability,
+        sizes,
+        ranges,
+        kinds,
+        grey,
+        *(tensor.data_ptr() for tensor in out),
+    )
     return out
 
 
 def _fake_draw_occluders(
-    sample_ids: Tensor,
-    cdf: Tensor,
-    row_centers: Tensor,
-    column_centers: Tensor,
-    channels: int,
-    *_: Any,
+    sample_ids: Tensor, cdf: Tensor, row_centers: Tensor, column_centers: Tensor, channels: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = sample_ids.shape[0]
     return (
@@ -105,9 +155,20 @@ def _fake_draw_occluders(
     )
 
 
-def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, boxes: Tensor,
-           kind: Tensor, level: Tensor, intensity: Tensor, seed: int, low: float, high: float,
-           outside: Tensor | None = None) -> None:  # fmt: skip
+def _paint(
+    images: Tensor,
+    out: Tensor,
+    layout: torch.memory_format,
+    sample_ids: Tensor,
+    boxes: Tensor,
+    kind: Tensor,
+    level: Tensor,
+    intensity: Tensor,
+    seed: int,
+    low: float,
+    high: float,
+    outside: Tensor | None = None,
+) -> None:
     n, channels = images.shape[:2]
     for name, tensor, dtype, shape in (
         ("sample_ids", sample_ids, torch.int64, (n,)),
@@ -133,9 +194,20 @@ def _paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids:
         reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high, outside)
         return
     held = [tensor.contiguous() for tensor in (sample_ids, boxes, kind, level, intensity)]
-    call(native.paint_occluders, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
-         tuple(images.shape), strides_of(images.shape, layout), *(tensor.data_ptr() for tensor in held),
-         seed, low, high, 0 if outside is None else outside.data_ptr())  # fmt: skip
+    call(
+        native.paint_occluders,
+        images.device,
+        images.data_ptr(),
+        out.data_ptr(),
+        IMAGE_DTYPES[images.dtype],
+        tuple(images.shape),
+        strides_of(images.shape, layout),
+        *(tensor.data_ptr() for tensor in held),
+        seed,
+        low,
+        high,
+        0 if outside is None else outside.data_ptr(),
+    )
 
 
 def _check_images(images: Tensor) -> None:
@@ -144,8 +216,12 @@ def _check_images(images: Tensor) -> None:
 
 
 def _layout_in_place(images: Tensor) -> torch.memory_format:
-    expect(is_channels_last(images) or images.is_contiguous(), "images",
-           "a contiguous or channels_last tensor to paint in place", f"strides {images.stride()}")  # fmt: skip
+    expect(
+        is_channels_last(images) or images.is_contiguous(),
+        "images",
+        "a contiguous or channels_last tensor to paint in place",
+        f"strides {images.stride()}",
+    )
     return dense(images)[1]
 
 
@@ -167,10 +243,24 @@ def _fake_paint_occluders(images: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(images, memory_format=layout)
 
 
-def _draw_and_paint(images: Tensor, out: Tensor, layout: torch.memory_format, sample_ids: Tensor, cdf: Tensor,
-                    row_centers: Tensor, column_centers: Tensor, seed: int, probability: float, sizes: list[int],
-                    ranges: list[float], kinds: list[int], grey: bool, low: float, high: float,
-                    outside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _draw_and_paint(
+    images: Tensor,
+    out: Tensor,
+    layout: torch.memory_format,
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    seed: int,
+    probability: float,
+    sizes: list[int],
+    ranges: list[float],
+    kinds: list[int],
+    grey: bool,
+    low: float,
+    high: float,
+    outside: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, channels, height, width = images.shape
     _check_draw(sample_ids, cdf, row_centers, column_centers, height, width, seed, probability, sizes, ranges, kinds)
     expect_shape(sample_ids, "sample_ids", (n,))
@@ -180,18 +270,51 @@ def _draw_and_paint(images: Tensor, out: Tensor, layout: torch.memory_format, sa
         expect_shape(outside, "outside", (1,))
     native = module_for(images.device)
     if native is None:
-        drawn = reference.draw_occluders(sample_ids, cdf, row_centers, column_centers, channels, height, width, seed,
-                                         probability, sizes, ranges, kinds, grey)  # fmt: skip
+        drawn = reference.draw_occluders(
+            sample_ids,
+            cdf,
+            row_centers,
+            column_centers,
+            channels,
+            height,
+            width,
+            seed,
+            probability,
+            sizes,
+            ranges,
+            kinds,
+            grey,
+        )
         reference.paint_occluders(images, out, sample_ids, *drawn, seed, low, high, outside)
         return drawn
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
     drawn = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
-    call(native.draw_and_paint, images.device, images.data_ptr(), out.data_ptr(), IMAGE_DTYPES[images.dtype],
-         tuple(images.shape), strides_of(images.shape, layout), sample_ids.data_ptr(), cdf.data_ptr(),
-         row_centers.data_ptr(), row_centers.numel(), column_centers.data_ptr(), column_centers.numel(),
-         seed, probability, sizes, ranges, kinds, grey, tuple(tensor.data_ptr() for tensor in drawn),
-         low, high, 0 if outside is None else outside.data_ptr())  # fmt: skip
+    call(
+        native.draw_and_paint,
+        images.device,
+        images.data_ptr(),
+        out.data_ptr(),
+        IMAGE_DTYPES[images.dtype],
+        tuple(images.shape),
+        strides_of(images.shape, layout),
+        sample_ids.data_ptr(),
+        cdf.data_ptr(),
+        row_centers.data_ptr(),
+        row_centers.numel(),
+        column_centers.data_ptr(),
+        column_centers.numel(),
+        seed,
+        probability,
+        sizes,
+        ranges,
+        kinds,
+        grey,
+        tuple(tensor.data_ptr() for tensor in drawn),
+        low,
+        high,
+        0 if outside is None else outside.data_ptr(),
+    )
     return drawn
 
 

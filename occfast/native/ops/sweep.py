@@ -32,12 +32,18 @@ def _occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: li
     expect(fill.dim() == 4, "fill", "four dimensions", list(fill.shape))
     expect(
         all(f in (1, s) for f, s in zip(fill.shape, images.shape, strict=True)),
-        "fill", f"a shape that broadcasts to {list(images.shape)}", list(fill.shape),
-    )  # fmt: skip
+        "fill",
+        f"a shape that broadcasts to {list(images.shape)}",
+        list(fill.shape),
+    )
     expect_dtype(positions, "positions", torch.int64)
     expect(positions.dim() == 1, "positions", "one dimension", list(positions.shape))
-    expect(len(grid) == 8 and min(grid[0], grid[1], grid[4], grid[5], grid[6], grid[7]) >= 1, "grid",
-           "rows, columns, first row and column, steps and occluder size", grid)  # fmt: skip
+    expect(
+        len(grid) == 8 and min(grid[0], grid[1], grid[4], grid[5], grid[6], grid[7]) >= 1,
+        "grid",
+        "rows, columns, first row and column, steps and occluder size",
+        grid,
+    )
     expect_device(images.device, fill=fill, positions=positions)
     expect_positions(positions, images.shape[0] * grid[0] * grid[1])
     native = module_for(images.device)
@@ -45,12 +51,24 @@ def _occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: li
     if native is None:
         return reference.occlude_positions(images, fill, positions, grid).contiguous(memory_format=layout)
     positions = positions.contiguous()
-    out = torch.empty((positions.numel(), *images.shape[1:]), dtype=images.dtype, device=images.device,
-                      memory_format=layout)  # fmt: skip
+    out = torch.empty(
+        (positions.numel(), *images.shape[1:]), dtype=images.dtype, device=images.device, memory_format=layout
+    )
     fill_strides = tuple(0 if size == 1 else step for size, step in zip(fill.shape, fill.stride(), strict=True))
-    call(native.occlude_positions, images.device, images.data_ptr(), out.data_ptr(), fill.data_ptr(),
-         positions.data_ptr(), positions.numel(), images.element_size(), tuple(images.shape),
-         strides_of(images.shape, layout), fill_strides, grid)  # fmt: skip
+    call(
+        native.occlude_positions,
+        images.device,
+        images.data_ptr(),
+        out.data_ptr(),
+        fill.data_ptr(),
+        positions.data_ptr(),
+        positions.numel(),
+        images.element_size(),
+        tuple(images.shape),
+        strides_of(images.shape, layout),
+        fill_strides,
+        grid,
+    )
     return out
 
 
@@ -77,8 +95,12 @@ def _sweep_score(
     expect_shape(positions, "positions", (outputs.shape[0],))
     expect(kind in SCORES.values(), "kind", f"one of {sorted(SCORES.values())}", kind)
     expect_dtype(scores, "scores", torch.float64)
-    expect(scores.dim() == 2 and scores.shape[1] == per_image and scores.is_contiguous(), "scores",
-           f"a contiguous tensor of shape [images, {per_image}]", list(scores.shape))  # fmt: skip
+    expect(
+        scores.dim() == 2 and scores.shape[1] == per_image and scores.is_contiguous(),
+        "scores",
+        f"a contiguous tensor of shape [images, {per_image}]",
+        list(scores.shape),
+    )
     images, classes = scores.shape[0], outputs.shape[1]
     expect_dtype(bad, "bad", torch.int32)
     expect_shape(bad, "bad", (1,))
@@ -100,8 +122,9 @@ def _sweep_score(
         assert baseline is not None
         expect_dtype(baseline, "baseline", torch.float64)
         expect_shape(baseline, "baseline", (images,))
-    expect_device(device, positions=positions, scores=scores, bad=bad, labels=labels, references=references,
-                  baseline=baseline)  # fmt: skip
+    expect_device(
+        device, positions=positions, scores=scores, bad=bad, labels=labels, references=references, baseline=baseline
+    )
     expect_positions(positions, images * per_image)
     native = module_for(device)
     if native is None:
@@ -109,9 +132,21 @@ def _sweep_score(
         return
     outputs, positions = outputs.contiguous(), positions.contiguous()
     held = [None if t is None else t.contiguous() for t in (labels, references, baseline)]
-    call(native.sweep_score, device, outputs.data_ptr(), OUTPUT_DTYPES[outputs.dtype], positions.data_ptr(),
-         outputs.shape[0], classes, images, per_image, kind, *(0 if t is None else t.data_ptr() for t in held),
-         scores.data_ptr(), bad.data_ptr())  # fmt: skip
+    call(
+        native.sweep_score,
+        device,
+        outputs.data_ptr(),
+        OUTPUT_DTYPES[outputs.dtype],
+        positions.data_ptr(),
+        outputs.shape[0],
+        classes,
+        images,
+        per_image,
+        kind,
+        *(0 if t is None else t.data_ptr() for t in held),
+        scores.data_ptr(),
+        bad.data_ptr(),
+    )
 
 
 def _sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
@@ -127,8 +162,15 @@ def _sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
         reference.sweep_accumulate(scores, total, squares)
         return
     scores = scores.contiguous()
-    call(native.sweep_accumulate, scores.device, scores.data_ptr(), scores.shape[0], scores.shape[1],
-         total.data_ptr(), squares.data_ptr())  # fmt: skip
+    call(
+        native.sweep_accumulate,
+        scores.device,
+        scores.data_ptr(),
+        scores.shape[0],
+        scores.shape[1],
+        total.data_ptr(),
+        squares.data_ptr(),
+    )
 
 
 #: ``(images [N,C,H,W], fill broadcast to it, positions int64 [M], grid int[8]) -> [M,C,H,W]``: copy m is
@@ -153,7 +195,5 @@ sweep_score = register(
 #: ``(scores float64 [N,P], total float64 [P], squares float64 [P])``: adds the scores and their squares, image
 #: by image, so that the sums don't depend on how the images were split into calls.
 sweep_accumulate = register(
-    "sweep_accumulate(Tensor scores, Tensor(a!) total, Tensor(b!) squares) -> ()",
-    _sweep_accumulate,
-    nothing,
+    "sweep_accumulate(Tensor scores, Tensor(a!) total, Tensor(b!) squares) -> ()", _sweep_accumulate, nothing
 )

@@ -48,8 +48,20 @@ def _multiply(a: Tensor, b: Tensor, symmetric: bool = False) -> Tensor:
         with _full_precision(a.device):
             return a @ b
     out = a.new_empty((a.shape[0], b.shape[1]))
-    call(native.multiply, a.device, a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), OUTPUT_DTYPES[a.dtype],
-         a.shape[0], b.shape[1], a.shape[1], symmetric, out.data_ptr())  # fmt: skip
+    call(
+        native.multiply,
+        a.device,
+        a.data_ptr(),
+        *a.stride(),
+        b.data_ptr(),
+        *b.stride(),
+        OUTPUT_DTYPES[a.dtype],
+        a.shape[0],
+        b.shape[1],
+        a.shape[1],
+        symmetric,
+        out.data_ptr(),
+    )
     return out
 
 
@@ -62,8 +74,20 @@ def _centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor,
     mean = rows.new_empty(dim, dtype=torch.float64) if mean is None else mean
     centred, squares = torch.empty_like(rows), rows.new_empty(n)
     lengths = rows.new_empty(n, dtype=torch.float64)
-    call(native.centre_rows, rows.device, rows.data_ptr(), OUTPUT_DTYPES[rows.dtype], n, dim, given, unit,
-         mean.data_ptr(), centred.data_ptr(), squares.data_ptr(), lengths.data_ptr())  # fmt: skip
+    call(
+        native.centre_rows,
+        rows.device,
+        rows.data_ptr(),
+        OUTPUT_DTYPES[rows.dtype],
+        n,
+        dim,
+        given,
+        unit,
+        mean.data_ptr(),
+        centred.data_ptr(),
+        squares.data_ptr(),
+        lengths.data_ptr(),
+    )
     return mean, centred, squares, lengths
 
 
@@ -94,13 +118,21 @@ def _triplet_loss(
 ) -> tuple[Tensor, ...]:
     device, own = embeddings.device, references is None
     _check_triplets(embeddings, labels, ("embeddings", "labels"))
-    expect(own == (reference_labels is None), "reference_labels", "labels with references, none without",
-           None if reference_labels is None else list(reference_labels.shape))  # fmt: skip
+    expect(
+        own == (reference_labels is None),
+        "reference_labels",
+        "labels with references, none without",
+        None if reference_labels is None else list(reference_labels.shape),
+    )
     if references is not None and reference_labels is not None:
         _check_triplets(references, reference_labels, ("references", "reference_labels"))
         expect_dtype(references, "references", embeddings.dtype)
-        expect(references.shape[1] == embeddings.shape[1], "references", f"{embeddings.shape[1]} columns",
-               list(references.shape))  # fmt: skip
+        expect(
+            references.shape[1] == embeddings.shape[1],
+            "references",
+            f"{embeddings.shape[1]} columns",
+            list(references.shape),
+        )
     expect_device(device, labels=labels, references=references, reference_labels=reference_labels)
     expect(distance in DISTANCES.values(), "distance", f"one of {sorted(DISTANCES.values())}", distance)
     expect(mining in MININGS.values(), "mining", f"one of {sorted(MININGS.values())}", mining)
@@ -139,11 +171,33 @@ def _triplet_loss(
         totals = torch.empty(slots, dtype=torch.float64, device=device)
         nearest = a.new_empty((2, rows if statistics else 0))
         histogram = torch.zeros((2, bins if statistics else 0), dtype=torch.int64, device=device)
-        call(native.mine_triplets, device, values.data_ptr(), OUTPUT_DTYPES[a.dtype], a.data_ptr(), b.data_ptr(),
-             a_squares.data_ptr(), b_squares.data_ptr(), sizes, choices, members.data_ptr(), start.data_ptr(),
-             stop.data_ptr(), margin, beta, seed, step, edge.data_ptr(), bins, counts.data_ptr(),
-             work[pieces:].data_ptr(), work.data_ptr(), totals.data_ptr(), nearest.data_ptr(),
-             histogram.data_ptr())  # fmt: skip
+        call(
+            native.mine_triplets,
+            device,
+            values.data_ptr(),
+            OUTPUT_DTYPES[a.dtype],
+            a.data_ptr(),
+            b.data_ptr(),
+            a_squares.data_ptr(),
+            b_squares.data_ptr(),
+            sizes,
+            choices,
+            members.data_ptr(),
+            start.data_ptr(),
+            stop.data_ptr(),
+            margin,
+            beta,
+            seed,
+            step,
+            edge.data_ptr(),
+            bins,
+            counts.data_ptr(),
+            work[pieces:].data_ptr(),
+            work.data_ptr(),
+            totals.data_ptr(),
+            nearest.data_ptr(),
+            histogram.data_ptr(),
+        )
     # An embedding that is not finite makes everything NaN, though it is never selected.
     poison = (a_squares.sum() + b_squares.sum()) * 0
     loss = totals[reference.LOSS].to(a.dtype) + poison
@@ -156,12 +210,37 @@ def _triplet_loss(
         else:
             if not own:
                 row_sums, column_sums = a.new_empty(rows), a.new_empty(columns)
-            call(native.triplet_weights, device, values.data_ptr(), OUTPUT_DTYPES[a.dtype], counts.data_ptr(),
-                 totals.data_ptr(), a_squares.data_ptr(), b_squares.data_ptr(), sizes, choices, margin, beta,
-                 row_sums.data_ptr(), column_sums.data_ptr())  # fmt: skip
+            call(
+                native.triplet_weights,
+                device,
+                values.data_ptr(),
+                OUTPUT_DTYPES[a.dtype],
+                counts.data_ptr(),
+                totals.data_ptr(),
+                a_squares.data_ptr(),
+                b_squares.data_ptr(),
+                sizes,
+                choices,
+                margin,
+                beta,
+                row_sums.data_ptr(),
+                column_sums.data_ptr(),
+            )
             matrix = values
-    return (loss, totals, nearest, histogram, edge, lengths, a_squares, matrix, row_sums, column_sums, a,
-            a.new_empty((0, 0)) if own else b)  # fmt: skip
+    return (
+        loss,
+        totals,
+        nearest,
+        histogram,
+        edge,
+        lengths,
+        a_squares,
+        matrix,
+        row_sums,
+        column_sums,
+        a,
+        a.new_empty((0, 0)) if own else b,
+    )
 
 
 def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:
@@ -182,17 +261,31 @@ def _fake_triplet_loss(
     double, long = torch.float64, torch.int64
     sums = 0 if references is None else kept
     return (
-        new(()), new(reference.SLOTS, dtype=double), new((2, rows if statistics else 0)),
-        new((2, bins if statistics else 0), dtype=long), new(1, dtype=double), new(rows, dtype=double), new(rows),
-        new((rows * kept, columns * kept)), new(rows * sums), new(columns * sums), new((rows, dim)),
+        new(()),
+        new(reference.SLOTS, dtype=double),
+        new((2, rows if statistics else 0)),
+        new((2, bins if statistics else 0), dtype=long),
+        new(1, dtype=double),
+        new(rows, dtype=double),
+        new(rows),
+        new((rows * kept, columns * kept)),
+        new(rows * sums),
+        new(columns * sums),
+        new((rows, dim)),
         new((0, 0) if references is None else (columns, dim)),
-    )  # fmt: skip
+    )
 
 
 def _triplet_loss_backward(
-    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, embeddings: Tensor,
+    grad: Tensor,
+    matrix: Tensor,
+    row_sums: Tensor,
+    column_sums: Tensor,
+    a: Tensor,
+    b: Tensor,
+    embeddings: Tensor,
     references: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     own = references is None
     expect_shape(matrix, "matrix", (a.shape[0], a.shape[0] if own else b.shape[0]))
     a = a.contiguous()
