@@ -1,7 +1,7 @@
 """Occlusion maps against Captum and MONAI on the paper's network (W1), same occluder, same threads.
 
 occfast sweeps every position of one image; the dense ones, whose time for a position does not depend on
-where it is, sweep a coarse grid.  `python -m bench.sweep` adds each optimisation in turn.
+where it is, sweep a coarse grid.  `python -m bench.sweep` adds each optimization in turn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Noisy occluders against plain PyTorch, kornia, scikit-image and a plain copy of the batch.
 
 The work that must be done: read and write each image once and draw about 800 pixels, so `clone()` is
-the floor.  kornia's RandomErasing and albumentations' CoarseDropout do less (one grey, no noise, uniform locations).
+the floor.  kornia's RandomErasing and albumentations' CoarseDropout do less (one gray, no noise, uniform locations).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from occfast import LocationDistribution, NoisyOccluder
 from occfast.native import ops, reference
 
 BATCHES = {
-    "grey 100×100 float32": (torch.float32, (256, 1, 100, 100)),
-    "grey 100×100 uint8": (torch.uint8, (256, 1, 100, 100)),
+    "gray 100×100 float32": (torch.float32, (256, 1, 100, 100)),
+    "gray 100×100 uint8": (torch.uint8, (256, 1, 100, 100)),
     "RGB 112×112 float32": (torch.float32, (256, 3, 112, 112)),
     "RGB 112×112 uint8": (torch.uint8, (256, 3, 112, 112)),
 }
@@ -32,12 +32,12 @@ def plain_pytorch(images: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     i, j = torch.arange(h).view(1, 1, -1, 1), torch.arange(w).view(1, 1, 1, -1)
     inside = (i >= top) & (i < top + 20) & (j >= left) & (j < left + 40)
     kind = torch.randint(0, 3, (n, 1, 1, 1))
-    level, grey = torch.rand(n, 1, 1, 1) * 0.3, torch.rand(n, c, 1, 1).expand(n, c, h, w)
+    level, gray = torch.rand(n, 1, 1, 1) * 0.3, torch.rand(n, c, 1, 1).expand(n, c, h, w)
     z, u = torch.randn(n, c, h, w), torch.rand(n, c, h, w)
     noisy = torch.where(
         kind == 0,
-        torch.where(u < level, (u < level / 2).float(), grey),
-        torch.where(kind == 1, grey + grey * level * z, grey + level * z),
+        torch.where(u < level, (u < level / 2).float(), gray),
+        torch.where(kind == 1, gray + gray * level * z, gray + level * z),
     ).clamp(0, 1)
     out = torch.where(inside, noisy, unit)
     return (out * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else out
@@ -61,7 +61,7 @@ def scikit_image(images: torch.Tensor, p: np.ndarray, generator: np.random.Gener
 
 
 def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], object]:
-    """CoarseDropout, an image at a time: one uniform hole of the same size in one grey, no noise."""
+    """CoarseDropout, an image at a time: one uniform hole of the same size in one gray, no noise."""
     import albumentations as peer
 
     drop = peer.CoarseDropout(

@@ -13,7 +13,7 @@ WHO = ["occfast", "PyTorch twin"]
 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize(("name", "shape"), [("grey 100×100", (4, 1, 100, 100)), ("RGB 112×112", (4, 3, 112, 112))])
+@pytest.mark.parametrize(("name", "shape"), [("gray 100×100", (4, 1, 100, 100)), ("RGB 112×112", (4, 3, 112, 112))])
 def test_occlude_positions(compare, who, layout, name, shape):
     images = torch.rand(shape)
     if layout == "NHWC":

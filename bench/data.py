@@ -61,7 +61,7 @@ class Pillow(Dataset):
 
     def __init__(self, paths: list[str], matrices: Tensor, size: tuple[int, int]) -> None:
         self.paths, self.size = paths, size
-        # Pillow wants x and y, and takes pixel centres at one half.
+        # Pillow wants x and y, and takes pixel centers at one half.
         a, b, c, d, e, f = matrices.flatten(1).T
         self.matrices = torch.stack([e, d, f + 0.5 - (d + e) / 2, b, a, c + 0.5 - (a + b) / 2], 1).tolist()
 
@@ -141,7 +141,7 @@ def main() -> int:
         folder = Folder(convert(source, root / "folder", show=False))
         records = RecordIO(convert(folder, root / "train.rec", show=False))
         order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(0)).tolist()
-        aligned = Aligned(folder, TEMPLATE, grey=False, border="black")
+        aligned = Aligned(folder, TEMPLATE, gray=False, border="black")
         pillow = Pillow([str(folder.path(k)) for k in range(len(folder))], aligned.matrices, (112, 112))
         check(pillow, aligned)
         before = RecordIO(convert(aligned, root / "aligned.rec", show=False))
@@ -151,7 +151,7 @@ def main() -> int:
             for who, dataset in (
                 ("Pillow loop", pillow),
                 ("occfast folder", aligned),
-                ("occfast RecordIO", Aligned(records, TEMPLATE, grey=False, border="black")),
+                ("occfast RecordIO", Aligned(records, TEMPLATE, gray=False, border="black")),
                 ("aligned before, RecordIO", before),
                 ("aligned before, npz", pixels),
             ):

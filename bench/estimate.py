@@ -80,7 +80,7 @@ def varied(images: Tensor) -> Tensor:
 
 
 def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
-    """W1 with batch normalisation on 65 % of the images; writes weights and the names of the images held out.
+    """W1 with batch normalization on 65 % of the images; writes weights and the names of the images held out.
 
     With ``occlude`` half of the images wear a noisy occluder anywhere (model R of trigueros2018).
     """
@@ -91,10 +91,10 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
     cut = round((1 - _HELD_OUT) * len(faces))
     chosen, held = order[:cut], order[cut:]
     network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     occluder = NoisyOccluder(((10, 40), (10, 40)), p=0.5)
     steps, batch = len(chosen) // 32, 32
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.08, total_steps=epochs * steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.08, total_steps=epochs * steps, pct_start=0.2)
     for epoch in range(epochs):
         network.train()
         for part in chosen[torch.randperm(len(chosen))][: steps * batch].split(batch):
@@ -103,9 +103,9 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
                 x = occluder(x)
             out = network(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(out, faces.labels[part], label_smoothing=0.1)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}", flush=True)
     torch.save(

@@ -25,7 +25,7 @@ import torch
 
 from bench.sweep import Peak
 from occfast import evaluate
-from occfast.data.occlusions import occlusion
+from occfast.occlude.named import occlusion
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: Workload, what is counted, how many of them a run does, and who does it how.
@@ -104,10 +104,10 @@ def search(scale: int) -> Iterator[Workload]:
     random = torch.Generator().manual_seed(2)
     g, n, d = 13_000 // scale, 2000 // scale, 512
     labels = torch.arange(g) // 3
-    centres = torch.randn(int(labels[-1]) + 1, d, generator=random)
-    gallery = centres[labels] + 2 * torch.randn(g, d, generator=random)
-    probe_labels = torch.randint(0, len(centres), (n,), generator=random)
-    probes = centres[probe_labels] + 2 * torch.randn(n, d, generator=random)
+    centers = torch.randn(int(labels[-1]) + 1, d, generator=random)
+    gallery = centers[labels] + 2 * torch.randn(g, d, generator=random)
+    probe_labels = torch.randint(0, len(centers), (n,), generator=random)
+    probes = centers[probe_labels] + 2 * torch.randn(n, d, generator=random)
     unit, unit_probes = torch.nn.functional.normalize(gallery), torch.nn.functional.normalize(probes)
 
     def loop() -> float:
@@ -144,8 +144,8 @@ def pairs(scale: int) -> Iterator[Workload]:
     random = torch.Generator().manual_seed(3)
     for n, whole in ((2000, True), (13_232 // scale, False)):
         labels = torch.randint(0, n // 3, (n,), generator=random)
-        centres = torch.randn(n // 3, 512, generator=random)
-        features = centres[labels] + 2 * torch.randn(n, 512, generator=random)
+        centers = torch.randn(n // 3, 512, generator=random)
+        features = centers[labels] + 2 * torch.randn(n, 512, generator=random)
         contenders: dict[str, Callable[[], Any]] = {
             "occfast, streaming": lambda f=features, y=labels: evaluate.all_pairs_roc(f, y)
         }

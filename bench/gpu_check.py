@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from occfast import BatchTripletLoss, pdsn
 from occfast.models import PaperNet
 from occfast.native import build, ops
+from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.geometry import SweepGrid
-from occfast.sweep.incremental import IncrementalEvaluator
 from occfast.sweep.precision import float32_as
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,7 +209,7 @@ def run_sanitizer(limit: float) -> dict[str, Any]:
             "addopts=",
             "-p",
             "no:cacheprovider",
-            "tests/test_cuda_device.py",
+            "tests/native/test_cuda_device.py",
             "-k",
             "copies or scores or sums or draws or paint or words",
         ]
@@ -464,7 +464,7 @@ def _graphed(function: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def _sweepers(network: nn.Module, images: Tensor, positions: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Score one batch of positions of a 20x20 occluder with a centre on every pixel: both ways, the same result."""
+    """Score one batch of positions of a 20x20 occluder with a center on every pixel: both ways, the same result."""
     n_images, _, height, width = images.shape
     per_image, device = height * width, images.device
     grid = [height, width, 0, 0, 1, 1, 20, 20]

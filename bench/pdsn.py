@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from occfast.losses import LargeMarginCosine
+from occfast.losses.cosface import LargeMarginCosine
 from occfast.models import resnet34
 from occfast.pdsn import Regions, as_base, landmark_bands, match, train_generators
 from occfast.pdsn import boxes as own_boxes
-from occfast.reproduce.pdsn import base_of, open_faces, read_faces
+from occfast.pdsn.base import base_of
+from occfast.pdsn.faces import open_faces, read_faces
 from occfast.train import load_network
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -93,13 +94,13 @@ def identify(args: argparse.Namespace) -> dict[str, Any]:
         times["occfast"].append(taken)
         taken, nearest = seconds(lambda: loop_over_probes(gallery, probes[:few], products, group[:few]))
         times["loop over probes"].append(taken * args.probes / few)
-        agree &= torch.equal(nearest, found.neighbours[:few, 0])
+        agree &= torch.equal(nearest, found.neighbors[:few, 0])
         taken, nearest = seconds(lambda: loop_over_pairs(gallery[:part], probes[:few], products, group[:few]))
         times["loop over pairs"].append(taken * args.probes / few * args.gallery / part)
     best = {name: min(values) for name, values in times.items()}
     return {
         "workload": f"identify, {args.probes} probes, {args.gallery} gallery, maps {'×'.join(map(str, shape))}",
-        "same nearest neighbours": agree,
+        "same nearest neighbors": agree,
         "groups": int(group.unique().numel()),
         "timed part of the loops": {"probes": few, "gallery of the loop over pairs": part},
         "seconds": best,

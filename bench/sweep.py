@@ -37,12 +37,12 @@ from torch import Tensor, nn
 
 from occfast.native import ops
 from occfast.native.build import instruction_set
-from occfast.sweep import incremental as incremental_module
 from occfast.sweep import occlusion_map
+from occfast.sweep.evaluators.incremental import evaluator as incremental_module
+from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
+from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
-from occfast.sweep.incremental import IncrementalEvaluator
 from occfast.sweep.memory import return_freed
-from occfast.sweep.scorer import Scorer
 from tests import networks
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {

@@ -11,7 +11,7 @@ Four questions, each a ratio; the first three are measured in one process:
   memory.  On a CPU a bare step follows each step of the run, so both see the same machine; on a GPU, which must not be
   waited for at each step, blocks of steps do.
 - disk: the same with JPEG files that are decoded as they are needed.
-- triplets: forward and backward of B = 256 with the batch triplet loss of the normalised features, against forward and
+- triplets: forward and backward of B = 256 with the batch triplet loss of the normalized features, against forward and
   backward of the same network alone.
 - memory (CPU): bare steps in processes that keep freed memory (:func:`occfast.allocator.keep_freed_memory`, as the
   commands of occfast do) against bare steps in processes that don't, in turns.
@@ -42,7 +42,7 @@ from occfast.data import Face, FaceDataset
 from occfast.models import build, features
 from occfast.native.build import instruction_set
 from occfast.train import Recipe, load_recipe, train
-from occfast.train.engine import Rule
+from occfast.train.engine import OptimizerConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -78,7 +78,7 @@ class Bare:
         torch.manual_seed(0)
         network = build(recipe.network.name, _PEOPLE, channels=channels, size=size, **recipe.network.arguments)
         self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizer = Rule("sgd", 0.01).optimizer(self.network)
+        self.optimizer = OptimizerConfig("sgd", 0.01).optimizer(self.network)
         self.images = torch.randn(recipe.batch.size, channels, *size, device=device).contiguous(
             memory_format=torch.channels_last
         )
@@ -155,7 +155,7 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
         "A",
         [
             "data.name=bench.training:Noise",
-            f"data.color={'grey' if channels == 1 else 'RGB'}",
+            f"data.color={'gray' if channels == 1 else 'RGB'}",
             "data.template=null",
             f"network.name={network}",
             f"network.arguments={json.dumps(arguments)}",
@@ -174,7 +174,7 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
     turns = Turns(Bare(recipe, channels, size, device), batch, epochs * batches * batch, steps, rounds, cuda)
     with tempfile.TemporaryDirectory() as folder:
         if disk:
-            faces = _as_files(faces, Path(folder) / "images", grey=channels == 1)
+            faces = _as_files(faces, Path(folder) / "images", gray=channels == 1)
         with contextlib.suppress(Enough):
             train(recipe, Path(folder) / "run", show=turns, faces=faces)
     loops, bares = turns.loop_seconds, turns.bare_seconds
@@ -188,7 +188,7 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
     }
 
 
-def _as_files(faces: FaceDataset, root: Path, grey: bool) -> FaceDataset:
+def _as_files(faces: FaceDataset, root: Path, gray: bool) -> FaceDataset:
     from PIL import Image
 
     from occfast.data import Folder
@@ -198,7 +198,7 @@ def _as_files(faces: FaceDataset, root: Path, grey: bool) -> FaceDataset:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = face.image[0] if face.image.shape[0] == 1 else face.image.permute(1, 2, 0)
         Image.fromarray(pixels.numpy()).save(path, quality=90)
-    return Folder(root, grey=grey)
+    return Folder(root, gray=gray)
 
 
 def triplets(name: str, device: str, rounds: int, batch: int = 256) -> dict[str, Any]:

@@ -34,18 +34,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from occfast.losses import BatchTripletLoss, TripletLoss
+from occfast.losses.triplet import BatchTripletLoss, TripletLoss
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PEER = "pytorch-metric-learning"
 
 
 def batch(b: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Embeddings half way through training: noise about a centre for each class."""
+    """Embeddings half way through training: noise about a center for each class."""
     random = torch.Generator().manual_seed(0)
     y = torch.arange(b) // k
-    centres = torch.randn(int(y[-1]) + 1, d, generator=random)
-    return F.normalize(torch.randn(b, d, generator=random) + 0.5 * centres[y]).to(dtype), y
+    centers = torch.randn(int(y[-1]) + 1, d, generator=random)
+    return F.normalize(torch.randn(b, d, generator=random) + 0.5 * centers[y]).to(dtype), y
 
 
 def plain(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor]:

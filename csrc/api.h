@@ -140,10 +140,10 @@ struct OccluderLaw {
   float min_level, max_level, min_intensity, max_intensity;
   int n_kinds;
   int kinds[4];
-  bool grey; // one intensity for all channels
+  bool gray; // one intensity for all channels
 };
 
-// One occluder a sample.  cdf float64 [rows * columns], not decreasing, ends at 1, over the centres
+// One occluder a sample.  cdf float64 [rows * columns], not decreasing, ends at 1, over the centers
 // row_centers [rows] x column_centers [columns].  boxes int32 [n, 4] (top, left, bottom, right; all
 // 0 where the sample is left alone), kind uint8 [n] (NoiseKind, or 255), level float32 [n],
 // intensity float32 [n, channels].
@@ -163,15 +163,15 @@ int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Str
 // rows [n, dim] minus their mean (near_mean of it, computed here, or as given), with the squared length of each
 // row before (lengths, float64) and after (squares, in the rows' type).  unit: rows are unit vectors or zero, and
 // a zero row gets a square of -1.
-int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                void* centred, void* squares, double* lengths, Where where);
+int center_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                void* centered, void* squares, double* lengths, Where where);
 
 // out [m, n] = A [m, k] B [k, n], each with any strides; symmetric: B is A transposed.  Every sum has one
 // order.  CPU only: on a GPU the library of PyTorch does it, and this is an error.
 int multiply(const void* a, int64_t a_row, int64_t a_column, const void* b, int64_t b_row, int64_t b_column,
              Dtype dtype, int64_t m, int64_t n, int64_t k, bool symmetric, void* out, Where where);
 
-// Batch triplet loss, first half.  values [rows, columns]: products of the centred embeddings a [rows, dim]
+// Batch triplet loss, first half.  values [rows, columns]: products of the centered embeddings a [rows, dim]
 // and b [columns, dim] before, distances after; counts: of triplets a pair is selected in, -w for a positive
 // pair and w for a negative one.  records [rows, kSlots] and pieces [kPieces, kSlots] are work space, totals
 // [kSlots] the batch's sums.  With law.statistics: nearest [2, rows], the distance of each anchor's nearest

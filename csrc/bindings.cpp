@@ -57,7 +57,7 @@ TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uin
 }
 
 OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes,
-                            const std::array<float, 4>& ranges, const std::vector<int>& kinds, bool grey) {
+                            const std::array<float, 4>& ranges, const std::vector<int>& kinds, bool gray) {
   if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
   OccluderLaw law{seed,
                   probability,
@@ -71,7 +71,7 @@ OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes,
                   ranges[3],
                   static_cast<int>(kinds.size()),
                   {},
-                  grey};
+                  gray};
   for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
   return law;
 }
@@ -184,9 +184,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("draw_occluders", [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows,
                              Address column_centers, int64_t columns, int64_t channels, int64_t height,
                              int64_t width, uint64_t seed, float probability, Four sizes,
-                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey, Address boxes,
+                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool gray, Address boxes,
                              Address kind, Address level, Address intensity, int threads, Address stream) {
-    const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
+    const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, gray);
     py::gil_scoped_release release;
     check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
                          at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
@@ -197,9 +197,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("draw_and_paint",
         [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address cdf,
            Address row_centers, int64_t rows, Address column_centers, int64_t columns, uint64_t seed,
-           float probability, Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool grey,
+           float probability, Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool gray,
            std::array<Address, 4> drawn, float low, float high, Address outside, int threads, Address stream) {
-          const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, grey);
+          const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, gray);
           const Where where = where_of(threads, stream);
           auto* const boxes = at<int32_t>(drawn[0]);
           auto* const kind = at<uint8_t>(drawn[1]);
@@ -226,12 +226,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           "paint_occluders");
   });
 
-  m.def("centre_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
-                          Address centred, Address squares, Address lengths, int threads, Address stream) {
+  m.def("center_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
+                          Address centered, Address squares, Address lengths, int threads, Address stream) {
     py::gil_scoped_release release;
-    check(centre_rows(at<void>(rows), static_cast<Dtype>(dtype), n, dim, given, unit, at<double>(mean),
-                      at<void>(centred), at<void>(squares), at<double>(lengths), where_of(threads, stream)),
-          "centre_rows");
+    check(center_rows(at<void>(rows), static_cast<Dtype>(dtype), n, dim, given, unit, at<double>(mean),
+                      at<void>(centered), at<void>(squares), at<double>(lengths), where_of(threads, stream)),
+          "center_rows");
   });
 
   m.def("multiply", [](Address a, int64_t a_row, int64_t a_column, Address b, int64_t b_row, int64_t b_column,

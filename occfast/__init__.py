@@ -1,4 +1,4 @@
-"""occfast: face recognisers that keep working when part of the face is covered.
+"""occfast: face recognizers that keep working when part of the face is covered.
 
 Importing compiles nothing; the kernels are built at the first call that needs them.
 """
@@ -9,23 +9,19 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .augment import LocationDistribution, NoisyOccluder, OccluderInfo, PerImage
+from ._version import __version__
 from .errors import DataError, NativeUnavailable, ProcessLost
-from .losses import (
-    BatchTripletLoss,
-    LargeMarginCosine,
-    TripletLoss,
-    TripletMiner,
-    TripletStats,
-    plot_score_distributions,
-)
+from .losses.cosface import LargeMarginCosine
+from .losses.miner import TripletMiner
+from .losses.stats import TripletStats, plot_score_distributions
+from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
+from .occlude.locations import LocationDistribution
+from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
 from .sweep import OcclusionMap, SweepGrid, occlusion_map
 
 if TYPE_CHECKING:
     from . import data, evaluate, models, pdsn, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BatchTripletLoss",
@@ -53,15 +49,15 @@ __all__ = [
     "train",
 ]
 
-_ROOMS = ("data", "evaluate", "models", "pdsn", "train")
+_SUBPACKAGES = ("data", "evaluate", "models", "pdsn", "train")
 
 
 def __getattr__(name: str) -> ModuleType:
     """``occfast.data`` and the other rooms are imported when they are first asked for."""
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_SUBPACKAGES})

@@ -21,7 +21,7 @@ def extent(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[float, float, flo
     return left, right, bottom, top
 
 
-def grey(image: Any) -> NDArray[Any]:
+def gray(image: Any) -> NDArray[Any]:
     """An image [H, W], [1, H, W] or [3, H, W] as something Matplotlib shows, stretched to [0, 1]."""
     array = np.asarray(image, dtype=np.float64)
     if array.ndim == 3:
@@ -45,7 +45,7 @@ def draw_map(
 
         ax = Figure(figsize=(4.2, 3.6), layout="constrained").subplots()
     if image is not None:
-        picture = grey(image)
+        picture = gray(image)
         ax.imshow(picture, cmap="gray", extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
     low, high = limits if limits else (None, None)
     shown = ax.imshow(
@@ -60,8 +60,8 @@ def draw_map(
     if image is not None:
         ax.set_xlim(-0.5, picture.shape[1] - 0.5)
         ax.set_ylim(picture.shape[0] - 0.5, -0.5)
-    ax.set_xlabel("column of the centre [pixels]")
-    ax.set_ylabel("row of the centre [pixels]")
+    ax.set_xlabel("column of the center [pixels]")
+    ax.set_ylabel("row of the center [pixels]")
     ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
     return ax
 

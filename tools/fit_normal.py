@@ -1,7 +1,7 @@
 """Fit the polynomials of csrc/core/noise.h (needs numpy and scipy).
 
 A standard normal is drawn from p in (0, 1/2) as z = -quantile(p).  With x = 1 - 2p and
-w = -ln(4p(1 - p)), the ratio z / x is a smooth function of w near the centre and of sqrt(w) in
+w = -ln(4p(1 - p)), the ratio z / x is a smooth function of w near the center and of sqrt(w) in
 the tail, so two short polynomials and one logarithm replace the quantile (the idea of
 M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2010).  The logarithm of the
 mantissa m in [sqrt(1/2), sqrt(2)) is (m - 1) times a third polynomial in m - 1.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import ndtri
 
-SPLIT = 5.0  # w below: centre; above: tail
+SPLIT = 5.0  # w below: center; above: tail
 SMALLEST_P = 2.0**-25
 
 
@@ -44,7 +44,7 @@ def main():
     nodes = (1 - np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)) / 2
     w = SPLIT * nodes
     x, f = points(w)
-    centre, e_centre = minimax(w - 2.5, f, np.maximum(x, 1e-3), 8)
+    center, e_center = minimax(w - 2.5, f, np.maximum(x, 1e-3), 8)
     w_end = -np.log(4 * SMALLEST_P * (1 - SMALLEST_P)) + 1e-6
     w = SPLIT + (w_end - SPLIT) * nodes
     x, f = points(w)
@@ -53,7 +53,7 @@ def main():
     d = m - 1
     ratio = np.where(np.abs(d) > 1e-9, np.log1p(d) / np.where(np.abs(d) > 1e-9, d, 1), 1)
     logarithm, e_log = minimax(d, ratio, np.abs(d), 9)
-    for name, c, e in (("centre", centre, e_centre), ("tail", tail, e_tail), ("log", logarithm, e_log)):
+    for name, c, e in (("center", center, e_center), ("tail", tail, e_tail), ("log", logarithm, e_log)):
         print(name, f"largest error {e:.2e}")
         print("   ", ", ".join(f"{v:.9e}f" for v in c))
 

@@ -70,7 +70,7 @@ OCCFAST_HD double root(double x) {
 
 // -- distances ----------------------------------------------------------------------------------------
 
-// Distances do not depend on the origin, and products lose least about the centre.  A mean of few bits is
+// Distances do not depend on the origin, and products lose least about the center.  A mean of few bits is
 // near enough, and keeps the differences of coordinates of few bits exact, so that equal distances stay equal.
 // Rounded to 20 bits for float64, 8 for float32 (Veltkamp's splitting).
 template <class T> OCCFAST_HD double near_mean(double mean) {

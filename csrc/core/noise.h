@@ -88,7 +88,7 @@ template <class F> OCCFAST_HD F natural_log(F x) {
 // the quantile is x times a polynomial in w below kTail, in sqrt(w) above.
 constexpr float kTail = 5.0f;
 
-template <class F> OCCFAST_HD F normal_centre(F w) {
+template <class F> OCCFAST_HD F normal_center(F w) {
   const F t = w - 2.5f;
   F value = t * 2.456995785e-08f + 4.965131134e-07f; // tools/fit_normal.py
   value = value * t + -4.808387681e-06f;
@@ -113,7 +113,7 @@ template <class F> OCCFAST_HD F normal_tail(F w) {
   return value * r + 4.006434395e+00f;
 }
 
-OCCFAST_HD float normal_ratio(float w) { return w < kTail ? normal_centre(w) : normal_tail(w); }
+OCCFAST_HD float normal_ratio(float w) { return w < kTail ? normal_center(w) : normal_tail(w); }
 
 template <class W> OCCFAST_HD auto normal_from_word(W word) {
   const auto p = (number(word >> 9) + 0.5f) * 5.9604644775390625e-08f;

@@ -26,12 +26,12 @@ OCCFAST_HD void draw_occluder(int64_t sample, const double* cdf, const int64_t* 
   box[3] = occluded ? static_cast<int32_t>(window.right) : 0;
   *kind = occluded ? static_cast<uint8_t>(law.kinds[integer_between(0, law.n_kinds - 1, place.w)]) : 255;
   *level = occluded ? between(law.min_level, law.max_level, uniform24(shape.x)) : 0.0f;
-  Words colours{};
+  Words colors{};
   for (int64_t c = 0; c < channels; ++c) {
-    if (c % 4 == 0 && (c == 0 || !law.grey))
-      colours = philox(occluder_counter(sample, 2 + static_cast<uint32_t>(c / 4)), key);
-    const int64_t lane = law.grey ? 0 : c % 4;
-    const uint32_t word = lane == 0 ? colours.x : lane == 1 ? colours.y : lane == 2 ? colours.z : colours.w;
+    if (c % 4 == 0 && (c == 0 || !law.gray))
+      colors = philox(occluder_counter(sample, 2 + static_cast<uint32_t>(c / 4)), key);
+    const int64_t lane = law.gray ? 0 : c % 4;
+    const uint32_t word = lane == 0 ? colors.x : lane == 1 ? colors.y : lane == 2 ? colors.z : colors.w;
     intensity[c] = occluded ? between(law.min_intensity, law.max_intensity, uniform24(word)) : 0.0f;
   }
 }

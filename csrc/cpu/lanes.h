@@ -126,7 +126,7 @@ OCCFAST_HD bool any(MaskLanes m) {
 
 // One normal in 148 lies in the tail: its root and polynomial are worked out for the registers that hold one.
 template <int N> OCCFAST_HD Floats<N> normal_ratio(const Floats<N>& w) {
-  Floats<N> value = normal_centre(w);
+  Floats<N> value = normal_center(w);
 #pragma GCC unroll 8
   for (int k = 0; k < N; ++k) {
     const MaskLanes tail = w.v[k] >= kTail;

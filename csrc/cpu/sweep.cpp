@@ -46,7 +46,7 @@ template <class T> void occlude(const void* images, void* out, const void* fill,
 
 template <class T> double score_of(const T* row, int64_t classes, Score kind, int64_t label,
                                    const double* reference, double baseline, bool& finite) {
-  // A sum of zeros times the values is NaN exactly where a value is not finite; it vectorises.
+  // A sum of zeros times the values is NaN exactly where a value is not finite; it vectorizes.
   T poison = 0;
   for (int64_t k = 0; k < classes; ++k) poison += row[k] * T{0};
   finite = poison == T{0};

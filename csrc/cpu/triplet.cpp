@@ -9,7 +9,7 @@
 namespace occfast {
 namespace {
 
-constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorise in a fixed order
+constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorize in a fixed order
 constexpr int64_t kBlock = 64; // columns a step
 constexpr int64_t kFew = 192;  // positives up to which comparing beats searching
 constexpr int kSquareBins = 64;
@@ -605,7 +605,7 @@ template <class T> void weights(void* matrix, const int32_t* counts, const doubl
   });
 }
 
-template <class T> void centre(const void* source, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+template <class T> void center(const void* source, int64_t n, int64_t dim, bool given, bool unit, double* mean,
                                void* out, void* squares, double* lengths, Where where) {
   const T* rows = static_cast<const T*>(source);
   if (!given)
@@ -622,18 +622,18 @@ template <class T> void centre(const void* source, int64_t n, int64_t dim, bool 
   parallel_for(n, 64, where, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const T* row = rows + i * dim;
-      T* centred = static_cast<T*>(out) + i * dim;
+      T* centered = static_cast<T*>(out) + i * dim;
       double length[kLanes] = {}, square[kLanes] = {};
-      for (int64_t k = 0; k < dim; ++k) centred[k] = static_cast<T>(row[k] - mean[k]);
+      for (int64_t k = 0; k < dim; ++k) centered[k] = static_cast<T>(row[k] - mean[k]);
       int64_t k = 0;
       for (; k + kLanes <= dim; k += kLanes)
         for (int64_t l = 0; l < kLanes; ++l) {
-          const double before = row[k + l], after = centred[k + l];
+          const double before = row[k + l], after = centered[k + l];
           length[l] += before * before;
           square[l] += after * after;
         }
       for (; k < dim; ++k) {
-        const double before = row[k], after = centred[k];
+        const double before = row[k], after = centered[k];
         length[0] += before * before;
         square[0] += after * after;
       }
@@ -645,10 +645,10 @@ template <class T> void centre(const void* source, int64_t n, int64_t dim, bool 
 
 } // namespace
 
-int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                void* centred, void* squares, double* lengths, Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &centre<double> : &centre<float>;
-  run(rows, n, dim, given, unit, mean, centred, squares, lengths, where);
+int center_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                void* centered, void* squares, double* lengths, Where where) {
+  const auto run = dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
+  run(rows, n, dim, given, unit, mean, centered, squares, lengths, where);
   return 0;
 }
 

@@ -1,5 +1,5 @@
 // Windows of occluded activations on a GPU.  A thread moves one word of one pixel; words are of 16
-// bytes where the channels of a pixel divide into them, so neighbours read and write side by side.
+// bytes where the channels of a pixel divide into them, so neighbors read and write side by side.
 #include "launch.cuh"
 
 namespace occfast {

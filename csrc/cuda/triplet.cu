@@ -75,14 +75,14 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads)
-    centre_kernel(const T* rows, int64_t n, int64_t dim, bool unit, const double* mean, T* centred, T* squares,
+    center_kernel(const T* rows, int64_t n, int64_t dim, bool unit, const double* mean, T* centered, T* squares,
                   double* lengths) {
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
     double length = 0, square = 0;
     for (int64_t k = threadIdx.x; k < dim; k += kThreads) {
       const double before = rows[i * dim + k];
       const T after = static_cast<T>(before - mean[k]);
-      centred[i * dim + k] = after;
+      centered[i * dim + k] = after;
       length += before * before;
       square += static_cast<double>(after) * after;
     }
@@ -459,14 +459,14 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 // -- launching ----------------------------------------------------------------------------------------
 
-template <class T> int centre(const void* rows, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                              void* centred, void* squares, double* lengths, Where where) {
+template <class T> int center(const void* rows, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                              void* centered, void* squares, double* lengths, Where where) {
   if (!given)
     if (const int status = launch(&mean_kernel<T>, blocks_for(dim, kTile), kThreads, 0, where,
                                   static_cast<const T*>(rows), n, dim, mean))
       return status;
-  return launch(&centre_kernel<T>, blocks_for(n, 1), kThreads, 0, where, static_cast<const T*>(rows), n, dim, unit,
-                mean, static_cast<T*>(centred), static_cast<T*>(squares), lengths);
+  return launch(&center_kernel<T>, blocks_for(n, 1), kThreads, 0, where, static_cast<const T*>(rows), n, dim, unit,
+                mean, static_cast<T*>(centered), static_cast<T*>(squares), lengths);
 }
 
 template <class T> int mine(void* values, const void* a, const void* b, const void* a_squares,
@@ -504,10 +504,10 @@ template <class T> int weights(void* values, const int32_t* counts, const double
 
 } // namespace
 
-int centre_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                void* centred, void* squares, double* lengths, Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &centre<double> : &centre<float>;
-  return run(rows, n, dim, given, unit, mean, centred, squares, lengths, where);
+int center_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
+                void* centered, void* squares, double* lengths, Where where) {
+  const auto run = dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
+  return run(rows, n, dim, given, unit, mean, centered, squares, lengths, where);
 }
 
 int multiply(const void*, int64_t, int64_t, const void*, int64_t, int64_t, Dtype, int64_t, int64_t, int64_t, bool,

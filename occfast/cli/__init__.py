@@ -13,13 +13,13 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, NativeUnavailable, ProcessLost
 from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
-    help="Occlusion maps, noisy occluders and losses for face recognisers that keep working when part of the face "
+    help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
     "is covered.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -93,7 +93,7 @@ def convert(
     landmarks: Annotated[
         Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, where the data set has none.")
     ] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Grey faces; with --template.")] = False,
+    gray: Annotated[bool, typer.Option("--gray", help="Gray faces; with --template.")] = False,
     border: Annotated[
         str, typer.Option("--border", help="Beyond the image: repeat its edge or black (insightface); with --template.")
     ] = "repeat",
@@ -116,8 +116,8 @@ def convert(
     from ..data.convert import convert as write
     from ..data.overlap import read_exclude
 
-    if grey and template is None:
-        raise ValueError("--grey: expected together with --template")
+    if gray and template is None:
+        raise ValueError("--gray: expected together with --template")
     dataset: FaceDataset = open_dataset(what)
     if landmarks is not None:
         dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
@@ -128,7 +128,7 @@ def convert(
         unwanted = [] if exclude is None else read_exclude(exclude)
         dataset = dataset.select(min_images=min_images, exclude=unwanted)
     if template is not None:
-        dataset = Aligned(dataset, template, grey, border=border)
+        dataset = Aligned(dataset, template, gray, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)
     result = {"target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out}
     if as_json:

@@ -14,7 +14,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option("--seed", help="Of the split, weights, batches and occluders.")] = 0,
     full: Annotated[
-        bool, typer.Option("--full", help="All seven networks of the paper's Table 1, a centre on every pixel: hours.")
+        bool, typer.Option("--full", help="All seven networks of the paper's Table 1, a center on every pixel: hours.")
     ] = False,
     stride: Annotated[int | None, typer.Option("--stride", help="Pixels between positions.", min=1)] = None,
     width: Annotated[float | None, typer.Option("--width", help="Channels of the network, 1.0 is the paper's.")] = None,

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .networks import load_network, prepared
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from ..data import FaceDataset
     from ..evaluate.protocols import AnyProtocol
-    from ..models import Preprocessing
 
 #: What each protocol does and the data set that it takes without one being named.
 PROTOCOLS = {
@@ -97,7 +94,8 @@ def evaluate(
     what = dataset or PROTOCOLS[protocol][1]
     if what is None:
         raise ValueError(f"dataset: expected one after {protocol}")
-    from ..evaluate import compare, judge_scores, named_occlusion, read_scores
+    from ..evaluate import compare, judge_scores, read_scores
+    from ..occlude import named_occlusion
 
     if protocol == "scores":
         scores, same, ids = read_scores(what)
@@ -119,10 +117,10 @@ def evaluate(
             faces,
             preprocessing,
             {name: named_occlusion(name, seed) for name in occlude or []},
-            cover=cover,
-            flip=flip,
+            cover=cover,  # type: ignore[arg-type]
+            flip=flip,  # type: ignore[arg-type]
             batch_size=batch_size,
-            workers=workers,  # type: ignore[arg-type]
+            workers=workers,
             cache=output / "features" if resume else None,
             resamples=bootstrap,
             progress=not quiet,
@@ -176,36 +174,3 @@ def _protocols(
             count=count,  # type: ignore[arg-type]
         )
     ]
-
-
-def load_network(weights: Path, trust: bool, device: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
-    """What takes prepared images to features, on its device, and how images are prepared."""
-    import torch
-
-    from .. import checks
-    from ..models import features
-    from ..train.weights import load
-
-    trained = load(weights, trust=trust)
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return features(trained.network.to(checks.device(wanted))), trained.preprocessing
-
-
-def prepared(source: FaceDataset, preprocessing: Preprocessing, template: str | None, resize: bool) -> FaceDataset:
-    """The faces as the network expects them: aligned as its weights say, or resized where that was asked for."""
-    from ..data import Aligned, Alignment
-    from ..data.align import Template
-    from ..data.resize import Resized
-
-    grey = preprocessing.color == "grey"
-    if resize and template is not None:
-        raise ValueError("--resize: goes without --template")
-    if resize:
-        return Resized(source, preprocessing.size, grey)
-    if template is not None:
-        return Aligned(source, template, grey, size=preprocessing.size)
-    if preprocessing.alignment is None or source.alignment is not None:
-        return source  # embed refuses another size, colours or alignment
-    how = Alignment.read(preprocessing.alignment, "weights")
-    assert how is not None
-    return Aligned(source, Template(how.template, how.size, how.points, how.transform), grey, border=how.border)

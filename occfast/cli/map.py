@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate import prepared
-from .networks import embedding, load_any
+from .networks import embedding, load_any, prepared
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +63,9 @@ def map_(
     ] = None,
     score: Annotated[str, typer.Option(help="error, score_drop or similarity_drop.")] = "error",
     stride: Annotated[int, typer.Option(help="Pixels between positions.", min=1)] = 1,
-    border: Annotated[str, typer.Option(help="clip: a centre on every pixel; valid: whole occluders only.")] = "clip",
+    border: Annotated[str, typer.Option(help="clip: a center on every pixel; valid: whole occluders only.")] = "clip",
     fill: Annotated[
-        str, typer.Option(help="What covers: black, grey, white (as the network sees them), mean or noise.")
+        str, typer.Option(help="What covers: black, gray, white (as the network sees them), mean or noise.")
     ] = "black",
     network: Annotated[
         str | None,
@@ -76,7 +75,7 @@ def map_(
     size: Annotated[
         str | None, typer.Option(help="Height x width of the network's input. [default: what the weights say]")
     ] = None,
-    color: Annotated[str | None, typer.Option(help="grey, RGB or BGR. [default: what the weights say]")] = None,
+    color: Annotated[str | None, typer.Option(help="gray, RGB or BGR. [default: what the weights say]")] = None,
     mean: Annotated[float | None, typer.Option(help="The input is (pixel / 255 - mean) / std.")] = None,
     std: Annotated[float | None, typer.Option(help="[default: what the weights say; else mean 0.5, std 0.5]")] = None,
     template: Annotated[str | None, typer.Option(help="Align to this template, by landmarks.")] = None,
@@ -119,7 +118,7 @@ def map_(
         elif people is not None:
             names = people.read_text(encoding="utf-8").splitlines()
         batches = _Batches(
-            faces, preparation, names, limit, seed, shuffled=method == "sampled", labelled=score != "similarity_drop"
+            faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=score != "similarity_drop"
         )
         if batches.unknown and rank == 0:
             typer.echo(f"{batches.unknown} images of people whom the network doesn't know are left out", err=True)
@@ -129,7 +128,7 @@ def map_(
             checkpoint = stem.with_suffix(".checkpoint")
             if rank == 0 and not resume:
                 checkpoint.unlink(missing_ok=True)
-            _meet()  # nobody looks for an old checkpoint while it is removed
+            barrier()  # nobody looks for an old checkpoint while it is removed
             made[stem] = occlusion_map(
                 network_.to(place),
                 batches,
@@ -187,7 +186,7 @@ def _processes(device: str) -> Iterator[tuple[int, torch.device]]:
     dist.destroy_process_group()
 
 
-def _meet() -> None:
+def barrier() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -218,7 +217,7 @@ def _open(
     shape = source[0].image.shape
     given: dict[str, Any] = {"size": size and _pair(size, "--size"), "color": color, "mean": mean, "std": std}
     given = {name: value for name, value in given.items() if value is not None}
-    plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "grey" if shape[0] == 1 else "RGB", **given})
+    plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "gray" if shape[0] == 1 else "RGB", **given})
     loaded = load_any(model, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
     preparation = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
     return loaded.network, preparation, loaded.people, prepared(source, preparation, template, resize)
@@ -236,7 +235,7 @@ class _Batches:
         seed: int,
         *,
         shuffled: bool,
-        labelled: bool,
+        labeled: bool,
     ) -> None:
         import torch
 
@@ -245,7 +244,7 @@ class _Batches:
         if people is not None:
             number = {name: k for k, name in enumerate(people)}
             classes = [number.get(name, -1) for name in faces.people]
-        self._labels = torch.tensor(classes)[faces.labels] if labelled else None
+        self._labels = torch.tensor(classes)[faces.labels] if labeled else None
         order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(seed))
         if self._labels is not None:
             order = order[self._labels[order] >= 0]
@@ -261,10 +260,10 @@ class _Batches:
 
         from ..data.images import recolor
 
-        grey = self._preparation.color == "grey"
+        gray = self._preparation.color == "gray"
         for first in range(0, len(self.dataset), _BATCH):
             numbers = self.dataset[first : first + _BATCH]
-            images = self._preparation(torch.stack([recolor(self._faces[k].image, grey) for k in numbers]))
+            images = self._preparation(torch.stack([recolor(self._faces[k].image, gray) for k in numbers]))
             yield images if self._labels is None else (images, self._labels[numbers])
 
 
@@ -276,11 +275,11 @@ def _pair(text: str, name: str) -> tuple[int, int]:
 
 
 def _fill(name: str, preparation: Preprocessing) -> Any:
-    shades = {"black": 0.0, "grey": 0.5, "white": 1.0}
+    shades = {"black": 0.0, "gray": 0.5, "white": 1.0}
     if name in shades:
         return (shades[name] - preparation.mean) / preparation.std
     if name not in ("mean", "noise"):
-        raise ValueError(f"--fill: expected black, grey, white, mean or noise, got {name!r}")
+        raise ValueError(f"--fill: expected black, gray, white, mean or noise, got {name!r}")
     return name
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ..data import FaceDataset
+    from ..models import Preprocessing
+
+
+import dataclasses
+import zipfile
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -135,3 +146,36 @@ def embedding(network: nn.Module) -> nn.Module:
             return features(self.network)(images)
 
     return Embedding().eval()
+
+
+def load_network(weights: Path, trust: bool, device: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
+    """What takes prepared images to features, on its device, and how images are prepared."""
+    import torch
+
+    from .. import checks
+    from ..models import features
+    from ..train.weights import load
+
+    trained = load(weights, trust=trust)
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return features(trained.network.to(checks.device(wanted))), trained.preprocessing
+
+
+def prepared(source: FaceDataset, preprocessing: Preprocessing, template: str | None, resize: bool) -> FaceDataset:
+    """The faces as the network expects them: aligned as its weights say, or resized where that was asked for."""
+    from ..data import Aligned, Alignment
+    from ..data.align import Template
+    from ..data.resize import Resized
+
+    gray = preprocessing.color == "gray"
+    if resize and template is not None:
+        raise ValueError("--resize: goes without --template")
+    if resize:
+        return Resized(source, preprocessing.size, gray)
+    if template is not None:
+        return Aligned(source, template, gray, size=preprocessing.size)
+    if preprocessing.alignment is None or source.alignment is not None:
+        return source  # embed refuses another size, colors or alignment
+    how = Alignment.read(preprocessing.alignment, "weights")
+    assert how is not None
+    return Aligned(source, Template(how.template, how.size, how.points, how.transform), gray, border=how.border)

@@ -45,7 +45,7 @@ def overlap(
     found = shared_names(a.people, b.people)
     if weights is not None:
         from ..evaluate import embed
-        from .evaluate import load_network, prepared
+        from .networks import load_network, prepared
 
         network, preprocessing = load_network(weights, trust, device)
         sides = [

@@ -13,11 +13,11 @@ import typer
 
 if TYPE_CHECKING:
     from ..pdsn import Base, Regions
-    from ..reproduce.pdsn import FaceSet
+    from ..pdsn.faces import FaceSet
     from ..train import Trained
 
 app = typer.Typer(
-    help="Regions, mask generators, dictionary, segmentation, identification: recognise covered faces by the rest.",
+    help="Regions, mask generators, dictionary, segmentation, identification: recognize covered faces by the rest.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,7 +44,7 @@ def regions_command(
     """Compute regions from the landmarks of the training images; tell how many landmarks fall inside."""
     from ..files import write_atomically
     from ..pdsn import regions
-    from ..reproduce.pdsn import open_faces, read_faces, split
+    from ..pdsn.faces import open_faces, read_faces, split
 
     dataset = open_faces(data, root, size=size)
     assert dataset.landmarks is not None
@@ -191,7 +191,7 @@ def segment_command(
 
     from .. import checks
     from ..pdsn import SegmentationScore, UNet, landmark_bands, segment, train_segmentation
-    from ..reproduce.pdsn import OCCLUSIONS, mixed, occlude, open_faces, read_faces
+    from ..pdsn.faces import OCCLUSIONS, mixed, occlude, open_faces, read_faces
     from ..train import load_into
 
     faces = read_faces(open_faces(data, root, size=size), seed)
@@ -246,7 +246,7 @@ def identify_command(
 ) -> None:
     """Cover the test images and look for them among the training images."""
     from ..pdsn import MaskDictionary, UNet, identify, landmark_bands, segment
-    from ..reproduce.pdsn import occlude
+    from ..pdsn.faces import occlude
 
     trained, network = _base(base, device)
     faces, _ = _faces(trained, data, root, seed)
@@ -314,7 +314,8 @@ def experiment_command(
     """
     from dataclasses import replace
 
-    from ..reproduce.pdsn import PDSNSettings, run
+    from ..reproduce.pdsn_landmarks.settings import PDSNSettings
+    from ..reproduce.pdsn_landmarks.steps import run
 
     given: dict[str, Any] = {
         "data": data,
@@ -334,7 +335,7 @@ def experiment_command(
 
 def _base(path: Path, device: str) -> tuple[Trained, Base]:
     from .. import checks
-    from ..reproduce.pdsn import base_of
+    from ..pdsn.base import base_of
     from ..train import load_network
 
     trained = load_network(path)
@@ -345,10 +346,10 @@ def _faces(trained: Trained, data: str, root: Path | None, seed: int) -> tuple[F
     """Faces prepared as the base was trained, and their labels as numbers of its classes."""
     import torch
 
-    from ..reproduce.pdsn import open_faces, read_faces
+    from ..pdsn.faces import open_faces, read_faces
 
     expected = trained.preprocessing
-    faces = read_faces(open_faces(data, root, size=expected.size, grey=expected.color == "grey"), seed)
+    faces = read_faces(open_faces(data, root, size=expected.size, gray=expected.color == "gray"), seed)
     expected.require(faces.preprocessing)
     unknown = sorted(set(faces.people) - set(trained.people))
     if unknown:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..reproduce.steps import Graph, Rates
+    from ..reproduce.cost import Rates
+    from ..reproduce.graph import Graph
 
 PAPERS = ("trigueros2018", "pdsn-landmarks")
 
@@ -94,9 +95,9 @@ def reproduce(
     asked_tables, asked_figures = (None, None) if not table and not figure else (table or [], figure or [])
 
     if paper == "trigueros2018":
-        from ..reproduce import trigueros2018 as of
-        from ..reproduce import trigueros2018_report
-        from ..reproduce.sources import Sources
+        from ..reproduce.trigueros2018 import report as trigueros2018_report
+        from ..reproduce.trigueros2018 import steps as of
+        from ..reproduce.trigueros2018.sources import Sources
 
         changes = _changes(setting or [], of.Settings)
         settings = of.Settings.of(scale, seeds=chosen, **changes)
@@ -111,8 +112,8 @@ def reproduce(
             return trigueros2018_report.report(settings, sources, found, command, tables, figures)
 
     else:
-        from ..reproduce import pdsn_landmarks
-        from ..reproduce.pdsn import PDSNSettings
+        from ..reproduce.pdsn_landmarks import report as pdsn_landmarks
+        from ..reproduce.pdsn_landmarks.settings import PDSNSettings
 
         if given or exclude is not None:
             raise ValueError("--data: pdsn-landmarks has one data set, LFW (ORL for smoke); name its folder alone")
@@ -215,7 +216,8 @@ def _forget(graph: Graph) -> None:
 
 def _rates(paper: str, scale: str, given: str | None, device: str, graph: Graph) -> Rates:
     from ..models import build
-    from ..reproduce.steps import Rates, Team, forward_flops
+    from ..reproduce.cost import Rates, forward_flops
+    from ..reproduce.graph import ProcessGroup
 
     if given is not None:
         try:
@@ -241,12 +243,12 @@ def _rates(paper: str, scale: str, given: str | None, device: str, graph: Graph)
             stem_pool=False,
         )
     flops = forward_flops(network, shape)
-    return Rates.measured(network, (20, *shape), flops, Team().device(device))
+    return Rates.measured(network, (20, *shape), flops, ProcessGroup().device(device))
 
 
 def _show(graph: Graph, rates: Rates, processes: int, here: bool, as_json: bool) -> None:
+    from ..reproduce.cost import predict
     from ..reproduce.report import duration, size
-    from ..reproduce.steps import predict
 
     found = predict(graph, rates, processes, known=here)
     if as_json:

@@ -77,7 +77,7 @@ def export(
 ) -> None:
     """Write a trained network as ONNX with a batch of any size, checked with onnxruntime against PyTorch.
 
-    How images are prepared (size, colours, scaling, alignment) is in the file's metadata.
+    How images are prepared (size, colors, scaling, alignment) is in the file's metadata.
     """
     from ..train import export as exporting
     from ..train.weights import load

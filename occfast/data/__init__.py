@@ -5,12 +5,11 @@ Images are uint8 [C, H, W].  Where no folder is named it is looked for in the on
 ``OCCFAST_DATA`` names.
 """
 
-from . import occlusions
-from .align import TEMPLATES, Aligned, AlignedFaces, Alignment, Template, align_faces
+from .align import TEMPLATES, Aligned, AlignedFaces, Template, align_faces
 from .ar import AR, AR10P, Shot
 from .celeba import CelebA
 from .detect import Detected, DetectorSettings, detect_landmarks
-from .faces import EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
+from .faces import Alignment, EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
 from .folder import Folder, ImageFiles, ImageList
 from .images import read_image
 from .landmarks import LandmarkTable, read_landmarks, write_landmarks
@@ -61,7 +60,6 @@ __all__ = [
     "WithLandmarks",
     "align_faces",
     "detect_landmarks",
-    "occlusions",
     "open_dataset",
     "read_exclude",
     "read_image",

@@ -107,7 +107,7 @@ class AR(_Shots, ImageFiles):
     Args:
         root: folder with the images, at any depth; None: the folder ``ar`` in $OCCFAST_DATA.
         landmarks: CSV file by names as in :attr:`names`; None: ``landmarks.csv`` in ``root`` if there is one.
-        min_images, people, exclude, grey: as in :class:`ImageFiles`; people are named "M-001", "W-001".
+        min_images, people, exclude, gray: as in :class:`ImageFiles`; people are named "M-001", "W-001".
 
     Attributes:
         numbers: 1 to 26 of each image, int64 [N].
@@ -125,7 +125,7 @@ class AR(_Shots, ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
         root = find_root(root, "ar", "the AR faces: M-001-01 to W-060-26 as image files")
         images, others = find_images(root)
@@ -157,14 +157,14 @@ class AR(_Shots, ImageFiles):
             min_images=min_images,
             people=people,
             exclude=exclude,
-            grey=grey,
+            gray=gray,
         )
         numbers = {name: number for (_, number), name in seen.items()}
         self.numbers = torch.tensor([numbers[name] for name in self.names])
 
 
 class AR10P(_Shots, FaceDataset):
-    """Ten people of AR with thirteen photographs each, from scikit-feature's ``warpAR10P.mat``: 60×40, grey.
+    """Ten people of AR with thirteen photographs each, from scikit-feature's ``warpAR10P.mat``: 60×40, gray.
 
     The rows of the file are ordered by person and within a person by AR's own numbers, 1 to 13: seven clean
     (expressions, lights), three with sunglasses, three with a scarf.

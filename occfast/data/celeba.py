@@ -21,7 +21,7 @@ class CelebA(ImageFiles):
             ``identity_CelebA.txt`` (image and number a line); None: the folder ``celeba`` in $OCCFAST_DATA.
         table: another such table.
         landmarks: a CSV file of landmarks by image name, where the table has none.
-        min_images, people, exclude, grey: as in :class:`ImageFiles`; people are named by their identity in the table.
+        min_images, people, exclude, gray: as in :class:`ImageFiles`; people are named by their identity in the table.
 
     Attributes:
         others: image files on the disk that the table doesn't name.
@@ -39,7 +39,7 @@ class CelebA(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
         base = find_root(
             root, "celeba", "CelebA: images/000001.jpg and so on, and landmarks.csv or identity_CelebA.txt"
@@ -68,7 +68,7 @@ class CelebA(ImageFiles):
             min_images=min_images,
             people=people,
             exclude=exclude,
-            grey=grey,
+            gray=gray,
         )
 
 

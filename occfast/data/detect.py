@@ -135,7 +135,7 @@ def detect_one(
         return float(np.prod(face[1][2:] - face[1][:2]))
 
     points, box, confidence = max(faces, key=central if settings.choose == "central" else size)
-    # Pixel centres: coordinate x of the enlarged image lies at (x + 1/2) / scale - 1/2 of the original.
+    # Pixel centers: coordinate x of the enlarged image lies at (x + 1/2) / scale - 1/2 of the original.
     points = (points + 0.5) / settings.scale - 0.5 - settings.margin
     return points, box / settings.scale - settings.margin, confidence
 

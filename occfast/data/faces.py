@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,13 @@ from torch import Tensor
 from ..errors import DataError
 from .images import decode
 
-if TYPE_CHECKING:
-    from .align import Alignment
-
 
 @dataclass(frozen=True)
 class Face:
     """One face of a data set.
 
     Attributes:
-        image: uint8 [C, H, W]; C is 3 (RGB) or 1 (grey).
+        image: uint8 [C, H, W]; C is 3 (RGB) or 1 (gray).
         label: number of the person, from 0.
         name: of the image, unique in its data set.
         landmarks: float64 [5, 2], (row, column) in pixels of ``image``: left eye, right eye, nose, left
@@ -123,17 +120,17 @@ class EncodedFaces(FaceDataset):
     """A data set that keeps its images as files (JPEG, PNG, ...), on the disk or in an archive: :meth:`encoded`.
 
     Args:
-        grey: True: grey images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
+        gray: True: gray images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
     """
 
-    def __init__(self, *, grey: bool | None = False) -> None:
-        self.grey = grey
+    def __init__(self, *, gray: bool | None = False) -> None:
+        self.gray = gray
 
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
         content = self.encoded(k)
         assert content is not None
-        image = decode(content, self.place(k), grey=self.grey)
+        image = decode(content, self.place(k), gray=self.gray)
         return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 
@@ -228,3 +225,46 @@ def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Ten
     people = sorted(set(identities))
     number = {person: k for k, person in enumerate(people)}
     return people, torch.tensor([number[identity] for identity in identities])
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How images were aligned; stored with data, features and weights, since a mismatch silently costs accuracy.
+
+    Attributes:
+        template: name of the template.
+        size: (height, width) of the images.
+        points: places of the five landmarks, (row, column), at that size.
+        transform, border: as in :func:`align_faces`.
+        color: "RGB" or "gray"; None: either, as the images came.
+    """
+
+    template: str
+    size: tuple[int, int]
+    points: tuple[tuple[float, float], ...]
+    transform: str
+    border: str
+    color: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Alignment:
+        """What :meth:`as_dict` gave, also by way of JSON; KeyError, TypeError or ValueError for anything else."""
+        points = tuple((float(r), float(c)) for r, c in values["points"])
+        height, width = values["size"]
+        if values.get("color") == "gray":  # written by 0.1.0 before its release
+            values = {**values, "color": "gray"}
+        return cls(**{**values, "size": (int(height), int(width)), "points": points})
+
+    @classmethod
+    def read(cls, values: object, where: str) -> Alignment | None:
+        """From a file: None for None, DataError naming it (``where``) for anything but :meth:`as_dict`'s result."""
+        if values is None:
+            return None
+        try:
+            return cls.from_dict(values)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: expected the record of an alignment, got {str(values)[:80]}") from error

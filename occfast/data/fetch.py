@@ -34,7 +34,7 @@ def fetch(name: str, home: str | Path | None = None, *, mirror: str | None = Non
     """Download a data set and check it; what is there already is not downloaded again, and an interrupted one goes on.
 
     Args:
-        name: "lfw" (funneled, 250×250, with its pairs) or "olivetti" (400 images of 40 people, 64×64 grey).
+        name: "lfw" (funneled, 250×250, with its pairs) or "olivetti" (400 images of 40 people, 64×64 gray).
         home: scikit-learn's cache; None: its own default (``$SCIKIT_LEARN_DATA`` or ``~/scikit_learn_data``).
         mirror: address of a folder with the same files, in place of scikit-learn's addresses.
         show: progress, as in :func:`occfast.progress.progress`.

@@ -8,8 +8,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from ..errors import DataError
 from ..files import read_json
-from .align import Alignment
-from .faces import EncodedFaces, keep, number_people
+from .faces import Alignment, EncodedFaces, keep, number_people
 from .images import SUFFIXES, read_bytes
 from .landmarks import LandmarkTable, read_landmarks
 
@@ -28,7 +27,7 @@ class ImageFiles(EncodedFaces):
         min_images: leave out people with fewer images.
         people: leave out all but these people; DataError names those of them who have no image.
         exclude: leave out these people.
-        grey: as in :class:`EncodedFaces`.
+        gray: as in :class:`EncodedFaces`.
     """
 
     def __init__(
@@ -41,9 +40,9 @@ class ImageFiles(EncodedFaces):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
-        super().__init__(grey=grey)
+        super().__init__(gray=gray)
         self.root = Path(root)
         kept = keep(identities, str(self.root), min_images, people, exclude)
         self.names = [names[k] for k in kept]
@@ -100,7 +99,7 @@ class Folder(ImageFiles):
         root: the folder.
         landmarks: CSV file with the landmarks of the images, by their names relative to ``root``; None: the file
             ``landmarks.csv`` in ``root`` if there is one.
-        min_images, people, exclude, grey: as in :class:`ImageFiles`.
+        min_images, people, exclude, gray: as in :class:`ImageFiles`.
 
     Raises:
         DataError: the folder can't be listed or has no images in folders.
@@ -114,7 +113,7 @@ class Folder(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
         root = Path(root)
         images, others = find_images(root)
@@ -135,7 +134,7 @@ class Folder(ImageFiles):
             min_images=min_images,
             people=people,
             exclude=exclude,
-            grey=grey,
+            gray=gray,
         )
         if ABOUT in self.others:
             self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
@@ -152,7 +151,7 @@ class ImageList(ImageFiles):
     Args:
         path: the list.
         root: folder that its paths are relative to; None: the folder of the list.
-        landmarks, min_images, people, exclude, grey: as in :class:`ImageFiles`.
+        landmarks, min_images, people, exclude, gray: as in :class:`ImageFiles`.
 
     Raises:
         DataError: with the line, where a line names no person or an image for the second time; missing image files are
@@ -168,7 +167,7 @@ class ImageList(ImageFiles):
         min_images: int = 1,
         people: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
         path = Path(path)
         root = path.parent if root is None else Path(root)
@@ -184,7 +183,7 @@ class ImageList(ImageFiles):
             min_images=min_images,
             people=people,
             exclude=exclude,
-            grey=grey,
+            gray=gray,
         )
 
 

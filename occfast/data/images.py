@@ -22,19 +22,19 @@ MAX_PIXELS = 40_000_000
 _ORIENTATION = 0x0112
 
 
-def decode(content: bytes, where: str, *, grey: bool | None = False) -> Tensor:
+def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
     """Decode an image file.
 
-    CMYK and palettes become RGB; 16-bit grey is scaled to 8; transparent pixels are laid over black; an EXIF
+    CMYK and palettes become RGB; 16-bit gray is scaled to 8; transparent pixels are laid over black; an EXIF
     orientation is applied, so that rows and columns are those that a viewer shows.
 
     Args:
         content: the file, JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
         where: names the file in errors.
-        grey: True converts to grey (ITU-R 601), False to RGB, None to whichever of them is stored.
+        gray: True converts to gray (ITU-R 601), False to RGB, None to whichever of them is stored.
 
     Returns:
-        uint8 [1, H, W] (grey) or [3, H, W] (RGB).
+        uint8 [1, H, W] (gray) or [3, H, W] (RGB).
 
     Raises:
         DataError: not such an image, truncated, damaged, or of more than :data:`MAX_PIXELS` pixels.
@@ -45,9 +45,9 @@ def decode(content: bytes, where: str, *, grey: bool | None = False) -> Tensor:
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}")
             pixels = _upright(image)
-            if grey is None:
-                grey = pixels.mode in ("1", "L", "I") or pixels.mode.startswith("I;16")
-            array = np.array(_to_mode(pixels, "L" if grey else "RGB", where))
+            if gray is None:
+                gray = pixels.mode in ("1", "L", "I") or pixels.mode.startswith("I;16")
+            array = np.array(_to_mode(pixels, "L" if gray else "RGB", where))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -56,7 +56,7 @@ def decode(content: bytes, where: str, *, grey: bool | None = False) -> Tensor:
         raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels ({error})") from error
     except Exception as error:  # damaged files make Pillow raise about anything
         raise DataError(f"{where}: damaged or truncated image of {len(content)} bytes ({error})") from error
-    return torch.from_numpy(array)[None] if grey else torch.from_numpy(array).permute(2, 0, 1)
+    return torch.from_numpy(array)[None] if gray else torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -78,7 +78,7 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
         image.load()
         return image
     if mode == "L" and image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")  # Pillow converts CMYK, palettes and others to grey by other rules
+        image = image.convert("RGB")  # Pillow converts CMYK, palettes and others to gray by other rules
     return image.convert(mode)
 
 
@@ -103,26 +103,26 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def read_image(path: str | Path, *, grey: bool | None = False) -> Tensor:
-    """An image file as uint8 [3, H, W] or, with ``grey``, [1, H, W]: see :func:`decode`."""
-    return decode(read_bytes(path), str(path), grey=grey)
+def read_image(path: str | Path, *, gray: bool | None = False) -> Tensor:
+    """An image file as uint8 [3, H, W] or, with ``gray``, [1, H, W]: see :func:`decode`."""
+    return decode(read_bytes(path), str(path), gray=gray)
 
 
-def to_grey(images: Tensor) -> Tensor:
-    """Grey as Pillow makes it (ITU-R 601 in integers): uint8 [..., 3, H, W] to [..., 1, H, W]; grey stays."""
+def to_gray(images: Tensor) -> Tensor:
+    """Gray as Pillow makes it (ITU-R 601 in integers): uint8 [..., 3, H, W] to [..., 1, H, W]; gray stays."""
     if images.shape[-3] == 1:
         return images
     red, green, blue = images.int().unbind(-3)
     return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8).unsqueeze(-3)
 
 
-def recolor(images: Tensor, grey: bool | None) -> Tensor:
-    """uint8 [..., C, H, W], C 1 or 3, as grey (True), RGB (False) or as they are (None)."""
-    if grey is None:
+def recolor(images: Tensor, gray: bool | None) -> Tensor:
+    """uint8 [..., C, H, W], C 1 or 3, as gray (True), RGB (False) or as they are (None)."""
+    if gray is None:
         return images
     if images.shape[-3] not in (1, 3):
         raise ValueError(f"images: expected 1 or 3 channels to convert, got {images.shape[-3]}")
-    return to_grey(images) if grey else images.expand(*images.shape[:-3], 3, -1, -1)
+    return to_gray(images) if gray else images.expand(*images.shape[:-3], 3, -1, -1)
 
 
 def encode_png(image: Tensor) -> bytes:

@@ -24,7 +24,7 @@ class LFW(ImageFiles):
             in $OCCFAST_DATA.
         min_images: leave out people with fewer images: 10 leaves 158 people and 4,324 images.
         people: leave out all but these: "view1-train", "view1-test", "view2" (the official lists) or names.
-        exclude, grey: as in :class:`ImageFiles`.
+        exclude, gray: as in :class:`ImageFiles`.
         landmarks: CSV file by names as in :attr:`names`; None: ``landmarks.csv`` in ``root`` if there is one.
 
     Attributes:
@@ -44,7 +44,7 @@ class LFW(ImageFiles):
         people: str | Iterable[str] | None = None,
         exclude: Iterable[str] = (),
         landmarks: LandmarkTable | str | Path | None = None,
-        grey: bool | None = False,
+        gray: bool | None = False,
     ) -> None:
         self.base = find_root(root, "lfw", "LFW: images/Name/Name_0001.jpg and so on (occfast data fetch lfw)")
         images = next(
@@ -74,7 +74,7 @@ class LFW(ImageFiles):
             people=people,
             exclude=exclude,
             landmarks=landmarks,
-            grey=grey,
+            gray=gray,
         )
 
     def _listed(self, view: str, names: list[str], present: set[str]) -> list[str]:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .align import Alignment
-from .faces import EncodedFaces, Face, number_people
+from .faces import Alignment, EncodedFaces, Face, number_people
 from .images import recolor
 
 #: A compressed array of more bytes is refused: it would have to be held in memory.
@@ -38,14 +37,14 @@ class Npz(EncodedFaces):
 
     Args:
         path: the file.
-        grey: as in :class:`EncodedFaces`.
+        gray: as in :class:`EncodedFaces`.
 
     Raises:
         DataError: damaged, an array is missing, of another type or shape, or would have to be unpickled.
     """
 
-    def __init__(self, path: str | Path, *, grey: bool | None = False) -> None:
-        super().__init__(grey=grey)
+    def __init__(self, path: str | Path, *, gray: bool | None = False) -> None:
+        super().__init__(gray=gray)
         self.path = Path(path)
         self._open()
         count = self._count()
@@ -142,7 +141,7 @@ class Npz(EncodedFaces):
             return super().__getitem__(k)
         pixels = torch.from_numpy(np.array(self._arrays["images"][k]))
         image = pixels[None] if pixels.ndim == 2 else pixels if self._planes else pixels.permute(2, 0, 1)
-        image = recolor(image, self.grey)
+        image = recolor(image, self.gray)
         return Face(image, int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .align import TEMPLATES, fit, warp
+from .align import TEMPLATES, fit
 from .faces import Face, FaceDataset
 from .images import read_pgm
 from .landmarks import read_landmarks
+from .warp import warp
 
 PEOPLE, IMAGES_EACH = 40, 10
 _LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")

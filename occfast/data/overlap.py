@@ -79,7 +79,7 @@ def shared_faces(
     threshold: float = 0.6,
     chunk: int = 4096,
 ) -> list[Shared]:
-    """People of both sets by the cosine of the means of their (normalised) features, the most similar first.
+    """People of both sets by the cosine of the means of their (normalized) features, the most similar first.
 
     Args:
         first, second: features, float [N, D] and [M, D].
@@ -103,7 +103,7 @@ def shared_faces(
 
 
 def _means(features: Tensor, labels: Tensor, people: Sequence[str], name: str) -> tuple[Tensor, list[str]]:
-    """One normalised mean for each person who has a feature, and who they are."""
+    """One normalized mean for each person who has a feature, and who they are."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         shapes = f"{list(features.shape)} and {list(labels.shape)}"
         raise ValueError(f"{name}: expected features [N, D] and labels [N], got {shapes}")

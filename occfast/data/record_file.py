@@ -234,7 +234,7 @@ class RecordFile:
             labels[k] = self.header(int(records[k]))[0].labels[0]
         return labels
 
-    def labelled(self, k: int) -> tuple[float, bytes]:
+    def labeled(self, k: int) -> tuple[float, bytes]:
         """First label and content of record k; DataError where it has no header."""
         data = self[k]
         if len(data) >= _HEADER.size:

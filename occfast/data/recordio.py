@@ -11,8 +11,7 @@ import torch
 
 from ..errors import DataError
 from ..files import read_json
-from .align import Alignment
-from .faces import EncodedFaces
+from .faces import Alignment, EncodedFaces
 from .folder import is_count, read_list
 from .images import read_bytes
 from .landmarks import read_landmarks
@@ -30,7 +29,7 @@ class RecordIO(EncodedFaces):
     Args:
         path: the ``.rec``, or a folder with one.
         index: its ``.idx``; None: beside it, or made by a walk through the file.
-        grey: as in :class:`EncodedFaces`.
+        gray: as in :class:`EncodedFaces`.
 
     Attributes:
         file: the records.
@@ -45,8 +44,8 @@ class RecordIO(EncodedFaces):
         DataError: with the offset: not RecordIO, truncated, damaged, a label that is not a whole number.
     """
 
-    def __init__(self, path: str | Path, index: str | Path | None = None, *, grey: bool | None = False) -> None:
-        super().__init__(grey=grey)
+    def __init__(self, path: str | Path, index: str | Path | None = None, *, gray: bool | None = False) -> None:
+        super().__init__(gray=gray)
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
         self.property = read_property(self.path.with_name("property"))
@@ -134,7 +133,7 @@ class RecordIO(EncodedFaces):
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
-        label, content = self.file.labelled(int(self._records[k]))
+        label, content = self.file.labeled(int(self._records[k]))
         if label != self._labels[k]:
             raise DataError(
                 f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"

@@ -64,7 +64,7 @@ class PKSampler(Sampler[list[int]]):
         p, k: identities a batch, images an identity; >= 1
         seed: with the epoch it decides everything.
         min_images: leave out identities with fewer images (2: those without any positive pair)
-        num_replicas, rank: by default those of ``torch.distributed``, if it is initialised
+        num_replicas, rank: by default those of ``torch.distributed``, if it is initialized
 
     The epoch goes up by one after each full pass, or by :meth:`set_epoch`.  :meth:`state_dict` after n batches
     resumes at batch n + 1.  (A DataLoader with workers asks for batches ahead of time: to resume exactly, count the

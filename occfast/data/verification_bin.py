@@ -24,7 +24,7 @@ class VerificationBin(EncodedFaces):
 
     Args:
         path: the file.
-        grey: as in :class:`EncodedFaces`.
+        gray: as in :class:`EncodedFaces`.
 
     Attributes:
         pairs: numbers of the images of each pair, int64 [P, 2].
@@ -34,8 +34,8 @@ class VerificationBin(EncodedFaces):
         DataError: with the offset: truncated, or anything in it but lists of bytes and booleans.
     """
 
-    def __init__(self, path: str | Path, *, grey: bool | None = False) -> None:
-        super().__init__(grey=grey)
+    def __init__(self, path: str | Path, *, gray: bool | None = False) -> None:
+        super().__init__(gray=gray)
         self.path = Path(path)
         self._map: mmap.mmap | None = None
         try:

@@ -1,13 +1,12 @@
 """Protocols of face recognition: verification, identification, and what covering a part of the face costs."""
 
+from .curves import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
 from .embedding import Embeddings, embed
-from .identification import DirAtFar, Identification, identification
-from .noisy import NoisyBlock, named_occlusion
+from .pairs import Cut, Verification, best_threshold, bootstrap_people, held_out, verification
 from .protocols import PairProtocol, SearchProtocol, ar, gallery_and_probes, lfw, listed, packed
 from .report import Comparison, Row, compare, judge_scores, read_scores
-from .roc import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
-from .scores import normalised_scores, pair_scores
-from .verification import Cut, Verification, best_threshold, bootstrap_people, held_out, verification
+from .scores import normalized_scores, pair_scores
+from .search import DirAtFar, Identification, identification
 
 __all__ = [
     "Comparison",
@@ -16,7 +15,6 @@ __all__ = [
     "Embeddings",
     "Identification",
     "Interval",
-    "NoisyBlock",
     "PairProtocol",
     "Roc",
     "Row",
@@ -37,8 +35,7 @@ __all__ = [
     "judge_scores",
     "lfw",
     "listed",
-    "named_occlusion",
-    "normalised_scores",
+    "normalized_scores",
     "packed",
     "pair_scores",
     "read_scores",

@@ -8,16 +8,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Face, FaceDataset
-from ..data.occlusions import Covered
 from ..errors import DataError
 from ..files import read_npz, write_npz
 from ..models import Preprocessing
+from ..occlude.base import Cover
 from ..progress import Report
 from ..progress import progress as show_progress
 
@@ -27,21 +27,12 @@ Flip = Literal["sum", "concat", "none"]
 _KIND = "occfast.Embeddings"
 
 
-class Cover(Protocol):
-    """Something that covers faces: an :class:`occfast.data.occlusions.Occlusion` or a :class:`NoisyBlock`."""
-
-    @property
-    def needs_landmarks(self) -> bool: ...
-
-    def __call__(self, images: Any, landmarks: Any = None, sample_ids: Any = None) -> Covered: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     """Features of some images of a data set.
 
     Attributes:
-        features: float32 [N, D], as the network gave them (not normalised), flipped ones fused.
+        features: float32 [N, D], as the network gave them (not normalized), flipped ones fused.
         names: of the images.
         labels: of the people, int64 [N].
         covered: share of each image's pixels that an occlusion covered, float32 [N]; 0 for clean ones.
@@ -59,7 +50,7 @@ class Embeddings:
         """Refuse features that can't be compared with these.
 
         Raises:
-            ValueError: naming the first difference: another network, size, colour order, scaling, alignment or flip
+            ValueError: naming the first difference: another network, size, color order, scaling, alignment or flip
                 fusion.  What covers the faces may differ.
         """
         mine, theirs = ({**e.about, **e.about["preprocessing"]} for e in (self, other))
@@ -117,7 +108,7 @@ def embed(
     Args:
         model: prepared images, float32 [B, C, H, W], to features [B, D]; a module is put into ``eval`` mode meanwhile.
             (Of a classifier take :func:`occfast.models.features`.)
-        dataset: hands out images of the size and colours that ``preprocessing`` says.  Nothing is resized or
+        dataset: hands out images of the size and colors that ``preprocessing`` says.  Nothing is resized or
             converted here; where both know how faces were aligned, they must agree.
         indices: of the images, by default all.
         occlusion: covers each image before it is prepared; its draws are keyed by the image's number in the data set.
@@ -127,7 +118,7 @@ def embed(
         progress: as in :func:`occfast.progress.progress`.
 
     Raises:
-        ValueError: naming what is wrong: a size, colours, alignment, an image without landmarks that the occlusion
+        ValueError: naming what is wrong: a size, colors, alignment, an image without landmarks that the occlusion
             needs, features that are not finite.
         DataError: an image can't be read.
     """
@@ -176,7 +167,8 @@ def embed(
 
 def described(cover: Cover) -> dict[str, Any]:
     """The settings of an occlusion, for JSON."""
-    from ..data.occlusions import Occlusion, describe
+    from ..occlude.base import Occlusion
+    from ..occlude.named import describe
 
     if isinstance(cover, Occlusion):
         return describe(cover)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..data import AR, AR10P, LFW, FaceDataset, VerificationBin
 from ..data.pairs import read_pairs
-from .identification import Identification, identification
+from .pairs import FARS, Verification, held_out, verification
 from .scores import pair_scores
-from .verification import FARS, Verification, held_out, verification
+from .search import Identification, identification
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def listed(dataset: FaceDataset, path: str | Path, name: str | None = None, **se
 
 
 def lfw(dataset: LFW, view: Literal[1, 2] = 2, lists: str | Path | None = None) -> PairProtocol:
-    """LFW, unrestricted with labelled outside data (Huang and Learned-Miller 2014).
+    """LFW, unrestricted with labeled outside data (Huang and Learned-Miller 2014).
 
     View 2: 6,000 pairs in ten folds.  View 1: the threshold from ``pairsDevTrain.txt``, the accuracy on
     ``pairsDevTest.txt``; for development only.

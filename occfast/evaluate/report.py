@@ -20,12 +20,13 @@ from ..data import FaceDataset
 from ..errors import DataError
 from ..files import write_atomically
 from ..models import Preprocessing
+from ..occlude.base import Cover
 from ..plots import png_data_uri
 from ..progress import Report as Progress
-from .embedding import Cover, Embeddings, Flip, described, embed, fingerprint
-from .identification import Identification
+from .embedding import Embeddings, Flip, described, embed, fingerprint
+from .pairs import Verification
 from .protocols import AnyProtocol, Judged, PairProtocol
-from .verification import Verification
+from .search import Identification
 
 CLEAN = "clean"
 
@@ -96,7 +97,7 @@ class Comparison:
 
     Attributes:
         rows: of the protocols in their order, each clean first.
-        settings: how the figures came about: preprocessing with size, colour order and alignment, flip fusion,
+        settings: how the figures came about: preprocessing with size, color order and alignment, flip fusion,
             occlusions, the model's fingerprint, missing pairs.
         examples: the mean face, clean and under each occlusion, uint8 [C, H, W]; for the page.
     """
@@ -210,7 +211,7 @@ class Comparison:
 
         import jinja2
 
-        from .. import __version__
+        from .._version import __version__
 
         template = files("occfast.evaluate").joinpath("report.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -254,7 +255,7 @@ class Comparison:
 
 def judge_scores(scores: Any, same: Any, folds: Any = 10, *, name: str = "scores", **options: Any) -> Comparison:
     """A report of scores that some other program computed; ``options`` are those of ``verification``."""
-    from .verification import verification
+    from .pairs import verification
 
     return Comparison([Row(name, CLEAN, 0.0, verification(scores, same, folds, **options))], {"source": name})
 
@@ -383,9 +384,9 @@ def _has_folds(result: Judged) -> bool:
 
 
 def _at_clean_threshold(protocol: PairProtocol, clean: Judged, references: Tensor, probes: Tensor) -> float | None:
+    from .pairs import fold_ids
     from .protocols import _used
     from .scores import pair_scores
-    from .verification import fold_ids
 
     if not isinstance(clean, Verification) or len(clean.folds) < 2:
         return None

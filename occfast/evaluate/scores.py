@@ -1,4 +1,4 @@
-"""Similarity scores of pairs: how they are checked, computed from features, and normalised by a cohort."""
+"""Similarity scores of pairs: how they are checked, computed from features, and normalized by a cohort."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .. import checks
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
-#: How scores are normalised by the scores against a cohort of other people.
-Normalisation = Literal["z", "t", "s"]
+#: How scores are normalized by the scores against a cohort of other people.
+Normalization = Literal["z", "t", "s"]
 
 
 def as_array(values: Any, name: str) -> NDArray[Any]:
@@ -102,7 +102,7 @@ def pair_scores(a: Any, b: Any, first: Any, second: Any, *, chunk: int = 65_536)
     Beside the scores, memory for two chunks of features is used, whatever the number of pairs.
 
     Args:
-        a, b: features, float [N, D] and [M, D] on one device; need not be normalised.
+        a, b: features, float [N, D] and [M, D] on one device; need not be normalized.
         first, second: int64 [P].
         chunk: pairs at a time.
 
@@ -129,8 +129,8 @@ def _indices(values: Any, limit: int, name: str) -> Tensor:
     return index
 
 
-def normalised_scores(
-    scores: Any, first: Any, second: Any, cohort: Any, method: Normalisation = "s", *, top: int | None = None
+def normalized_scores(
+    scores: Any, first: Any, second: Any, cohort: Any, method: Normalization = "s", *, top: int | None = None
 ) -> Tensor:
     """Scores in standard deviations above what strangers get (Auckenthaler et al. 2000; adaptive: Matějka et al. 2017).
 
@@ -144,7 +144,7 @@ def normalised_scores(
         scores: cosine similarities, float [P].
         first, second: features of both sides of each pair, float [P, D].
         cohort: features of people who appear in no pair, float [K, D], K at least 2.
-        top: use the ``top`` most similar of the cohort for each side (adaptive normalisation); None: all.
+        top: use the ``top`` most similar of the cohort for each side (adaptive normalization); None: all.
 
     Returns:
         float64 [P].

@@ -1,9 +1,9 @@
 """Networks for faces: plain modules, traceable by torch.fx; they give logits, or features without a classifier."""
 
-from .build import NETWORKS, build, feature_size, features
 from .iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100
 from .paper_net import PaperNet
 from .preprocessing import Preprocessing
+from .registry import NETWORKS, build, feature_size, features
 from .resnet import ResNet, resnet18, resnet34, resnet50
 
 __all__ = [

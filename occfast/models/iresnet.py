@@ -97,7 +97,7 @@ class IResNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings, [N, feature_size], not normalised."""
+        """Embeddings, [N, feature_size], not normalized."""
         embedding: Tensor = self.features(self.fc(self.flatten(self.dropout(self.maps(x)))))
         return embedding
 

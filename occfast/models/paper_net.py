@@ -9,7 +9,7 @@ STAGES = ((32, 64), (64, 128), (96, 192), (128, 256), (160, 320))
 
 
 class PaperNet(nn.Module):
-    """3×3 convolutions 32-64 | 64-128 | 96-192 | 128-256 | 160-320 for 100×100 grey faces.
+    """3×3 convolutions 32-64 | 64-128 | 96-192 | 128-256 | 160-320 for 100×100 gray faces.
 
     A ReLU follows every convolution but the last; 2×2 max pooling between the stages
     (100 → 50 → 25 → 13 → 7, a partial window counts), 7×7 average pooling to the feature, dropout
@@ -18,7 +18,7 @@ class PaperNet(nn.Module):
     Args:
         classes: number of people, at least 1; None: no classifier, the network gives the feature.
         width: multiplies every number of channels (rounded, at least 1); 1.0 is the paper's network.
-        batch_norm: batch normalisation after each convolution, which then has no bias.  Yi et al.'s
+        batch_norm: batch normalization after each convolution, which then has no bias.  Yi et al.'s
             network has none; it lets a narrow network learn from a few hundred faces in minutes.
         dropout: probability in [0, 1) of dropping a feature in training.
         channels: of the input images.

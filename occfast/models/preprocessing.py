@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 
-COLORS = ("grey", "RGB", "BGR")
+COLORS = ("gray", "RGB", "BGR")
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Preprocessing:
 
     Attributes:
         size: (height, width) in pixels.
-        color: "grey" (one channel), "RGB" or "BGR".
+        color: "gray" (one channel), "RGB" or "BGR".
         mean, std: the input is (x / 255 - mean) / std of 8-bit pixels x.
         alignment: how faces were aligned, as ``Alignment.as_dict()`` of :mod:`occfast.data.align` tells it (template,
             size, points, transform, border, color); None where that is not known.
     """
 
     size: tuple[int, int]
-    color: str = "grey"
+    color: str = "gray"
     mean: float = 0.5
     std: float = 0.5
     alignment: dict[str, Any] | None = None
@@ -42,15 +42,15 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """1 for grey, else 3."""
-        return 1 if self.color == "grey" else 3
+        """1 for gray, else 3."""
+        return 1 if self.color == "gray" else 3
 
     def scale(self, images: Tensor) -> Tensor:
         """Images in [0, 1], float [N, C, H, W], to the network's range; channels_last, which CPUs convolve faster."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images as they are stored, uint8 [N, C, H, W] (grey or RGB), to the network's input, float32.
+        """Images as they are stored, uint8 [N, C, H, W] (gray or RGB), to the network's input, float32.
 
         Raises:
             ValueError: images of another size or number of channels: nothing is resized or converted here.
@@ -62,7 +62,7 @@ class Preprocessing:
         return self.scale(self.order(images.float() / 255))
 
     def order(self, images: Tensor) -> Tensor:
-        """RGB images to the network's order of the channels; grey ones stay."""
+        """RGB images to the network's order of the channels; gray ones stay."""
         return images.flip(1) if self.color == "BGR" else images
 
     def check(self, images: Tensor) -> None:
@@ -81,6 +81,10 @@ class Preprocessing:
         try:
             values = json.loads(text)
             height, width = values.pop("size")
+            if values.get("color") == "gray":  # written by 0.1.0 before its release
+                values["color"] = "gray"
+            if isinstance(values.get("alignment"), dict) and values["alignment"].get("color") == "gray":
+                values["alignment"]["color"] = "gray"
             return cls(size=(int(height), int(width)), **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{where}: not a description of preprocessing ({error})") from error
@@ -100,7 +104,7 @@ class Preprocessing:
             return
         for name in sorted(self.alignment.keys() | other.alignment.keys()):
             mine, theirs = (_plain(a.get(name)) for a in (self.alignment, other.alignment))
-            if mine != theirs and None not in (mine, theirs):  # colours as the images came: `color` above tells
+            if mine != theirs and None not in (mine, theirs):  # colors as the images came: `color` above tells
                 raise ValueError(f"preprocessing: the weights expect faces aligned with {name} {mine}, got {theirs}")
 
 

@@ -63,7 +63,7 @@ class ResNet(nn.Module):
         block: :class:`BasicBlock` or :class:`Bottleneck`.
         layers: number of blocks in each of the four stages.
         classes: number of people, at least 1; None: no classifier, the network gives the feature.
-        channels: of the input images (1: grey, 3: colour).
+        channels: of the input images (1: gray, 3: color).
         width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
         stem_pool: max pooling before the first stage, as in the paper; without it maps are twice as large along each
             axis (128×96: 8×6 instead of 4×3) and the network takes about four times as long.

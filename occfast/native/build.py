@@ -25,7 +25,7 @@ CUDA_ARCHITECTURES = ("80", "90", "100")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # No fast-math: contraction off keeps the noise equal to the bit on every device; the other two
-# only drop errno and floating-point traps, which nothing here reads, and let loops vectorise.
+# only drop errno and floating-point traps, which nothing here reads, and let loops vectorize.
 _CXX_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 _NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo")
 

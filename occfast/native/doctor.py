@@ -28,7 +28,7 @@ def examine() -> list[Finding]:
     """Look at everything that a build needs; builds nothing."""
     import torch
 
-    from .. import __version__
+    from .._version import __version__
 
     findings = [
         Finding("occfast", "ok", f"{__version__} in {Path(__file__).resolve().parent.parent}"),

@@ -287,7 +287,7 @@ def draw_occluders(
     sizes: list[int],
     ranges: list[float],
     kinds: list[int],
-    grey: bool,
+    gray: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     low, high = seed & _WORD, seed >> 32
     zero = torch.zeros_like(sample_ids)
@@ -311,10 +311,10 @@ def draw_occluders(
     allowed = torch.tensor(kinds, device=sample_ids.device)
     kind = torch.where(occluded, allowed[_integer_between(0, len(kinds) - 1, place[3])], NOT_OCCLUDED)
     level = torch.where(occluded, _between(ranges[0], ranges[1], uniform24(shape[0])), 0.0)
-    blocks = 1 if grey else (channels + 3) // 4
-    colours = torch.stack([word for block in range(blocks) for word in words(2 + block)], 1)
-    colours = colours[:, :1].expand(-1, channels) if grey else colours[:, :channels]
-    intensity = _between(ranges[2], ranges[3], uniform24(colours))
+    blocks = 1 if gray else (channels + 3) // 4
+    colors = torch.stack([word for block in range(blocks) for word in words(2 + block)], 1)
+    colors = colors[:, :1].expand(-1, channels) if gray else colors[:, :channels]
+    intensity = _between(ranges[2], ranges[3], uniform24(colors))
     intensity = torch.where(occluded[:, None], intensity, 0.0)
     return boxes, kind.to(torch.uint8), level, intensity.contiguous()
 
@@ -376,18 +376,18 @@ CANDIDATES, VIOLATING_TRIPLETS, HARD_TRIPLETS, LOSS, SLOTS = 18, 19, 20, 21, 22
 _TRIPLET = 2
 
 
-def centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def center_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = rows.double()
     if mean is None:
         mean = wide.sum(0) / max(rows.shape[0], 1)
         spread = mean * (2.0**33 + 1 if rows.dtype == torch.float64 else 2.0**45 + 1)
         mean = spread - (spread - mean)
-    centred = (wide - mean).to(rows.dtype)
+    centered = (wide - mean).to(rows.dtype)
     lengths = wide.square().sum(1)
-    squares = centred.double().square().sum(1).to(rows.dtype)
+    squares = centered.double().square().sum(1).to(rows.dtype)
     if unit:
         squares = torch.where(lengths == 0, -1.0, squares)
-    return mean, centred, squares, lengths
+    return mean, centered, squares, lengths
 
 
 def triplet_distances(

@@ -1,14 +1,14 @@
-"""PDSN: discard the features that an occlusion corrupts, then recognise by the rest (pdsn-landmarks).
+"""PDSN: discard the features that an occlusion corrupts, then recognize by the rest (pdsn-landmarks).
 
-Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbour.  docs/pdsn.md tells how.
+Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbor.  docs/pdsn.md tells how.
 """
 
 from .base import Base, as_base
 from .dictionary import MaskDictionary, build_dictionary
 from .generator import Generators, MaskGenerator, pdsn_loss, train_generators
-from .identify import Ranking, identify, match
+from .gradients import saliency
+from .matching import Ranking, identify, match
 from .regions import Regions, boxes, grid, landmark_bands, landmark_boxes
-from .saliency import saliency
 from .segmentation import SegmentationScore, UNet, difference_labels, segment, train_segmentation
 
 __all__ = [

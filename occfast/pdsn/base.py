@@ -1,4 +1,4 @@
-"""A recogniser cut in two where PDSN masks it: images → maps → feature → logits."""
+"""A recognizer cut in two where PDSN masks it: images → maps → feature → logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..losses import LargeMarginCosine
+from ..losses.cosface import LargeMarginCosine
 from ..models import IResNet, PaperNet, ResNet
+from ..train import Trained
 
 
 class Base(nn.Module):
     """The base network of PDSN; its weights and batch-norm statistics are never changed here.
 
     Args:
-        trunk: normalised images [N, C, H, W] -> maps [N, C', H', W'] (f of the paper): these are masked.
+        trunk: normalized images [N, C, H, W] -> maps [N, C', H', W'] (f of the paper): these are masked.
         tail: maps -> feature [N, D].
         head: feature -> logits [N, K]; a :class:`~occfast.LargeMarginCosine` is given the labels as well.  With
             ``tail`` this is F of the paper.  None: the base can compare faces, but train no mask generators.
@@ -75,7 +76,7 @@ class Base(nn.Module):
             return torch.cat([self.maps(part) for part in images.split(batch_size)])
 
     def fingerprint(self) -> str:
-        """Tells this base from any other: its layers, normalisation, weights and statistics; 16 hex digits."""
+        """Tells this base from any other: its layers, normalization, weights and statistics; 16 hex digits."""
         digest = hashlib.sha256(f"{self.trunk}{self.tail}{self.mean!r}{self.std!r}".encode())
         for part in (self.trunk, self.tail):
             for name, tensor in part.state_dict().items():
@@ -139,3 +140,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
             part.training = mode
         for parameter, flag in wanted.items():
             parameter.requires_grad_(flag)
+
+
+def base_of(trained: Trained) -> Base:
+    """A trained network as PDSN cuts it.  Raises ValueError for one that takes BGR images."""
+    if trained.preprocessing.color == "BGR":
+        raise ValueError("base: expected a network of gray or RGB images, this one takes BGR")
+    return as_base(trained.network, trained.head, mean=trained.preprocessing.mean, std=trained.preprocessing.std).eval()

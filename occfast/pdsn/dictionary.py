@@ -31,7 +31,7 @@ class MaskDictionary:
 
     Attributes:
         regions: R of them.
-        means: m_k, float32 [R, C, H, W] in [0, 1]: outputs of the generators, each min-max normalised, averaged over
+        means: m_k, float32 [R, C, H, W] in [0, 1]: outputs of the generators, each min-max normalized, averaged over
             pairs; low where the features are corrupted when region k is occluded.
         percentile: features at or below this percentile of m_k are discarded, in [0, 100].
         base: fingerprint of the base network; any other is refused.
@@ -213,7 +213,7 @@ def build_dictionary(
         generators: trained ones; without them they are trained on the same images first, with the
             keyword arguments ``training`` of :func:`train_generators`.
         boxes: int64 [N, R, 4], regions of each image's own; an empty one makes no pair.
-        intensity: lowest and highest grey of the blocks.
+        intensity: lowest and highest gray of the blocks.
         seed: of the intensities (and of the training).
     """
     base = as_base(base)
@@ -253,12 +253,12 @@ def build_dictionary(
             if total is None:
                 total = torch.zeros(len(regions), *clean.shape[1:], dtype=torch.float64, device=clean.device)
             for k, each in enumerate(generators.each):
-                grey = low + (high - low) * torch.rand(len(number), generator=random)
+                gray = low + (high - low) * torch.rand(len(number), generator=random)
                 box = own[number, k]
                 there = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero()[:, 0]
                 if len(there) == 0:
                     continue
-                covered = base.maps(cover(images[number[there]], box[there], grey[there]))
+                covered = base.maps(cover(images[number[there]], box[there], gray[there]))
                 mask = _stretch(each((clean[there.to(clean.device)] - covered).abs()))
                 total[k] += mask.double().sum(0)
                 pairs[k] += len(there)
@@ -278,7 +278,7 @@ def build_dictionary(
 
 
 def _stretch(masks: Tensor) -> Tensor:
-    """Each mask [N, C, H, W] min-max normalised; a constant one becomes 0."""
+    """Each mask [N, C, H, W] min-max normalized; a constant one becomes 0."""
     flat = masks.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     stretched = (flat - low[:, None]) / (high - low).clamp_min(torch.finfo(flat.dtype).tiny)[:, None]

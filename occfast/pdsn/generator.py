@@ -224,7 +224,7 @@ def train_generators(
         epochs: at most so many.
         patience: epochs without progress, at least 1.
         batch_size: at least the number of regions; rounded down to a multiple of it.
-        intensity: lowest and highest grey of the blocks, in [0, 1].
+        intensity: lowest and highest gray of the blocks, in [0, 1].
         kernel: side of the generators' convolution.
         seed: of the weights, order, intensities and the validation split; nothing else is random.
         checkpoint: file to go on from and to write to, at the end of an epoch at most every

@@ -156,13 +156,13 @@ class Regions:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
 
-        from ..plots import grey
+        from ..plots import gray
 
         height, width = self.size
         if ax is None:
             ax = Figure(figsize=(3.2, 4.0), layout="constrained").subplots()
         if image is not None:
-            ax.imshow(grey(image.numpy() if isinstance(image, Tensor) else image), cmap="gray")
+            ax.imshow(gray(image.numpy() if isinstance(image, Tensor) else image), cmap="gray")
         shares = self.inside(landmarks)[0].tolist() if landmarks is not None else [float("nan")] * len(self)
         if landmarks is not None:
             points = landmarks.reshape(-1, 2).numpy()
@@ -272,7 +272,7 @@ def landmark_boxes(landmarks: Tensor, size: Pair) -> Regions:
     """LM1: for each eye, the nose and the mouth a box of 4σ₁ × 4σ₂ (width × height) about its mean place.
 
     The mouth's place is the middle of its corners; σ₁ and σ₂ are population standard deviations of the columns and
-    rows.  A pixel belongs to a box if its centre does.
+    rows.  A pixel belongs to a box if its center does.
 
     Args:
         landmarks: float [N, 5, 2] of the training set, (row, column) in pixels.
@@ -339,7 +339,7 @@ def _landmarks(landmarks: Tensor) -> Tensor:
 
 
 def _edges(low: Tensor, high: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """First pixel whose centre is at least ``low``, and the first past the last at most ``high``; cut at the image."""
+    """First pixel whose center is at least ``low``, and the first past the last at most ``high``; cut at the image."""
     return low.ceil().long().clamp(0, limit), (high.floor().long() + 1).clamp(0, limit)
 
 
@@ -367,7 +367,7 @@ def _bands(
     left, right = torch.zeros_like(tops), torch.full_like(tops, size[1])
     if middle is None:
         return torch.stack([tops, left, bottoms, right], -1)
-    # The pixel whose centre lies on the middle goes to the right half.
+    # The pixel whose center lies on the middle goes to the right half.
     part = middle.ceil().long().clamp(0, size[1])[:, None].expand_as(tops)
     halves = [torch.stack([tops, left, bottoms, part], -1), torch.stack([tops, part, bottoms, right], -1)]
     return torch.stack(halves, 2).flatten(1, 2)

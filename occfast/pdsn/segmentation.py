@@ -165,7 +165,7 @@ class UNet(nn.Module):
         channels: of the images.
         width: multiplies every number of channels (at least 8 remain); 1.0 is the network of the paper.
 
-    Input: float [N, channels, H, W], H and W at least 32, as :meth:`normalise` makes it.
+    Input: float [N, channels, H, W], H and W at least 32, as :meth:`normalize` makes it.
     """
 
     def __init__(self, channels: int = 3, *, width: float = 1.0) -> None:
@@ -179,14 +179,14 @@ class UNet(nn.Module):
         self.decoder = _Decoder(width)
         self.segmentation_head = nn.Sequential(nn.Conv2d(_scaled(_DECODER[-1], width), 1, 3, padding=1))
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 1] -> what the network takes: ImageNet's mean and deviation; grey: 0.45 and 0.22."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 or [0, 1] -> what the network takes: ImageNet's mean and deviation; gray: 0.45 and 0.22."""
         images = as_float(images)
         if images.shape[1] != self.channels:
             raise ValueError(f"images: expected {self.channels} channels, got {images.shape[1]}")
-        colour = self.channels == 3
-        mean = images.new_tensor([0.485, 0.456, 0.406] if colour else [0.45]).view(1, -1, 1, 1)
-        std = images.new_tensor([0.229, 0.224, 0.225] if colour else [0.22]).view(1, -1, 1, 1)
+        color = self.channels == 3
+        mean = images.new_tensor([0.485, 0.456, 0.406] if color else [0.45]).view(1, -1, 1, 1)
+        std = images.new_tensor([0.229, 0.224, 0.225] if color else [0.22]).view(1, -1, 1, 1)
         return (images - mean) / std
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Of all pixels of all images: share labelled right, and intersection over union of the occluded ones."""
+    """Of all pixels of all images: share labeled right, and intersection over union of the occluded ones."""
 
     accuracy: float
     iou: float
@@ -324,7 +324,7 @@ def train_segmentation(
             network.train()
             total = 0.0
             for part in order.split(batch_size):
-                logits = network(network.normalise(covered[part].to(device)))[:, 0]
+                logits = network(network.normalize(covered[part].to(device)))[:, 0]
                 loss = F.binary_cross_entropy_with_logits(logits, labels[part].to(logits))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -373,7 +373,7 @@ def segment(network: UNet, images: Tensor, *, batch_size: int = 16) -> Tensor:
     """Occluded pixels of images, uint8 or float in [0, 1], [N, C, H, W] -> bool [N, H, W]."""
     device = next(network.parameters()).device
     with frozen(network):
-        parts = [network(network.normalise(part.to(device)))[:, 0] > 0 for part in images.split(batch_size)]
+        parts = [network(network.normalize(part.to(device)))[:, 0] > 0 for part in images.split(batch_size)]
     return torch.cat(parts)
 
 
@@ -383,7 +383,7 @@ def _evaluate(network: UNet, images: Tensor, truth: Tensor, batch_size: int) -> 
     loss, predicted = 0.0, []
     with frozen(network):
         for part, label in zip(images.split(batch_size), truth.split(batch_size), strict=True):
-            logits = network(network.normalise(part.to(device)))[:, 0]
+            logits = network(network.normalize(part.to(device)))[:, 0]
             loss += float(F.binary_cross_entropy_with_logits(logits, label.to(logits))) * len(part)
             predicted.append((logits > 0).cpu())
     return loss / len(images), SegmentationScore.of(torch.cat(predicted), truth.cpu())

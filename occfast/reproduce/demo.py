@@ -24,16 +24,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__, checks
-from ..augment import LocationDistribution, NoisyOccluder
+from .. import checks
+from .._version import __version__
 from ..data import ORL
 from ..errors import DataError
 from ..files import write_atomically
 from ..models import PaperNet, Preprocessing
+from ..occlude.locations import LocationDistribution
+from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap, occlusion_map
 from ..train import Augment, Epoch, Jitter, fit, place, predict
 from ..train.augment import TEMPERATURES
-from .trigueros2018 import CONTROL, TABLE_1
+from .trigueros2018.steps import CONTROL, TABLE_1
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,14 +56,14 @@ class DemoSettings:
         seed: of the split, the weights, the batches and the occluders.
         networks: the fine-tuned ones, named as in the paper's Table 1 (R: placed at random, else by P).
         width: of :class:`~occfast.models.PaperNet`; 1.0 is the paper's network.
-        stride: distance of neighbouring positions of the occluder, in pixels; the paper's is 1.
+        stride: distance of neighboring positions of the occluder, in pixels; the paper's is 1.
         split: images of each person for training, for the maps behind P, for the table (disjoint).
         people: the first so many of the 40.
         epochs, learning_rate: of the base network; fine_tune_epochs, fine_tune_learning_rate: of the others.
         batch_size: of training; map_batch_size: positions in a forward pass of a sweep; None: as
             the incremental sweep, which chooses without measuring, finds best.
         covered: share of the training images that get an occluder.
-        level, intensity: ranges of the occluders' noise and colour, on the scale where black is 0 and white 1.
+        level, intensity: ranges of the occluders' noise and color, on the scale where black is 0 and white 1.
     """
 
     seed: int = 0
@@ -98,7 +100,7 @@ class DemoSettings:
 
     @classmethod
     def full(cls, **changes: Any) -> DemoSettings:
-        """All seven networks of Table 1 and a centre on every pixel: hours on a processor."""
+        """All seven networks of Table 1 and a center on every pixel: hours on a processor."""
         return replace(cls(networks=tuple(PAPER)[1:], stride=1), **changes)
 
     def fingerprint(self) -> str:
@@ -306,8 +308,8 @@ class Demo:
         return result
 
 
-#: How images become what the network takes: middle grey is 0, black -2, white 2; channels_last.
-seen = Preprocessing((100, 100), "grey", mean=0.5, std=0.25)
+#: How images become what the network takes: middle gray is 0, black -2, white 2; channels_last.
+seen = Preprocessing((100, 100), "gray", mean=0.5, std=0.25)
 
 
 def occluder(

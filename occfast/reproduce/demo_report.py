@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import write_atomically
-from ..plots import extent, grey, png_data_uri
-from ..train.augment import TEMPERATURES, every_pixel
+from ..plots import extent, gray, png_data_uri
+from ..sweep.maps import every_pixel
+from ..train.augment import TEMPERATURES
 from .demo import PAPER, Result, compare, occluder, occluder_name
 from .report import environment
-from .trigueros2018 import CONTROL
+from .trigueros2018.steps import CONTROL
 
 SIZES = tuple(TEMPERATURES)
-_ACCENT, _GREY = "#b5367a", "#575463"
+_ACCENT, _GRAY = "#b5367a", "#575463"
 
 
 def write(result: Result, output: Path) -> Path:
@@ -134,9 +135,9 @@ def differences(result: Result) -> list[str]:
         "compare the direction of the changes with the paper's, not their size.",
         f"Maps are means over {len(result.parts[1])} and {len(result.parts[2])} images (less those wrong uncovered), "
         "not 1,000.",
-        "Batch normalisation after each convolution: the paper's network has none and would need more faces and time.",
+        "Batch normalization after each convolution: the paper's network has none and would need more faces and time.",
         "Faces are aligned by a similarity transform from five landmarks that a detector found.",
-        "The paper doesn't say what the swept occluder is filled with; here it is middle grey without noise.",
+        "The paper doesn't say what the swept occluder is filled with; here it is middle gray without noise.",
     ]
     if s.width != 1:
         found.append(
@@ -145,7 +146,7 @@ def differences(result: Result) -> list[str]:
         )
     if s.stride != 1:
         found.append(
-            f"The occluder's centre visits every {s.stride}th pixel along each axis; P interpolates between them."
+            f"The occluder's center visits every {s.stride}th pixel along each axis; P interpolates between them."
         )
     missing = [name for name in PAPER if name not in result.maps]
     if missing:
@@ -184,7 +185,7 @@ def picture_placement(result: Result) -> str:
         )
         figure.colorbar(shown, ax=axes[0, column], shrink=0.8, format="%.0f %%")
         weight = every_pixel(m) / max(float(m.values.max()), 1e-12)
-        axes[1, column].imshow(grey(m.mean_image) * weight, cmap="gray", vmin=0, vmax=1)
+        axes[1, column].imshow(gray(m.mean_image) * weight, cmap="gray", vmin=0, vmax=1)
         p = result.placements[size].probabilities.numpy() * _pixels(result)
         shown = axes[2, column].imshow(p, cmap="viridis", interpolation="nearest")
         figure.colorbar(shown, ax=axes[2, column], shrink=0.8, format="%.1f×")
@@ -211,7 +212,7 @@ def picture_networks(result: Result) -> str:
                 interpolation="nearest",
             )
             mean, std = m.accuracy
-            ax.set_xlabel(f"{100 * mean:.2f} ± {100 * std:.2f} %", color=_GREY)
+            ax.set_xlabel(f"{100 * mean:.2f} ± {100 * std:.2f} %", color=_GRAY)
             if column == 0:
                 ax.set_ylabel(_plain(name), fontweight="bold")
             if row == 0:

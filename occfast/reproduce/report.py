@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..files import write_atomically
 from ..plots import png_data_uri
-from .steps import Done
+from .graph import Done
 
 CONFIDENCE = 0.95
 

@@ -1,8 +1,8 @@
 """Occlusion maps: where to put the occluder, how to evaluate it there, and what comes out."""
 
-from .engine import occlusion_map
+from .api import occlusion_map
+from .evaluators.incremental.explain import explain
 from .geometry import SweepGrid
-from .incremental import explain
 from .maps import OcclusionMap
 
 __all__ = ["OcclusionMap", "SweepGrid", "explain", "occlusion_map"]

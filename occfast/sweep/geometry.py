@@ -1,8 +1,8 @@
-"""Where an occluder lies: the grid of its centres over an image.
+"""Where an occluder lies: the grid of its centers over an image.
 
 All sizes are (height, width) in pixels and all coordinates (row, column).  An occluder of height h
-about centre i covers rows i - h // 2 to i - h // 2 + h - 1: an even size has one pixel more before
-its centre than after.
+about center i covers rows i - h // 2 to i - h // 2 + h - 1: an even size has one pixel more before
+its center than after.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Border = Literal["clip", "valid"]
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """A regular grid of occluder centres over an image.
+    """A regular grid of occluder centers over an image.
 
-    Position p (0 <= p < ``positions``) has its centre in grid row p // ``columns`` and grid column
+    Position p (0 <= p < ``positions``) has its center in grid row p // ``columns`` and grid column
     p % ``columns``.
     """
 
@@ -38,9 +38,9 @@ class SweepGrid:
     def over(cls, image: Pair, occluder: Pair, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
         """The grid for images of a size.
 
-        ``border="clip"``: centres at 0, stride, 2 stride, ... below the image's size, the occluder
-        cut at the edge (trigueros2018: a centre on every pixel).  ``"valid"``: only whole occluders,
-        the first centre at h // 2.
+        ``border="clip"``: centers at 0, stride, 2 stride, ... below the image's size, the occluder
+        cut at the edge (trigueros2018: a center on every pixel).  ``"valid"``: only whole occluders,
+        the first center at h // 2.
 
         Raises ValueError if the occluder is larger than the image or the border is unknown.
         """
@@ -65,7 +65,7 @@ class SweepGrid:
 
     @property
     def centers(self) -> tuple[Tensor, Tensor]:
-        """Row and column coordinates of the centres, in pixels: int64 [rows], [columns]."""
+        """Row and column coordinates of the centers, in pixels: int64 [rows], [columns]."""
         return (
             self.first[0] + self.stride[0] * torch.arange(self.rows),
             self.first[1] + self.stride[1] * torch.arange(self.columns),

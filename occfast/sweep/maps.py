@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..augment import LocationDistribution
 from ..checks import in_range
 from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
+from ..occlude.locations import LocationDistribution
 from ..plots import draw_map, extent, png_data_uri
 from .estimate import Disagreement, Sampling, as_json, from_json
 from .geometry import Border, SweepGrid
@@ -31,7 +31,7 @@ _LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class OcclusionMap:
-    """What happens to a network when an occluder is centred on each pixel of a grid.
+    """What happens to a network when an occluder is centered on each pixel of a grid.
 
     Attributes:
         values: float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
@@ -39,7 +39,7 @@ class OcclusionMap:
         standard_error: float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population
             that the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
         per_image: uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
-        grid: the centres
+        grid: the centers
         score, method: what was measured, and how it was evaluated
         n_images, n_skipped: images in the mean; images left out because they are wrong uncovered
         n_evaluations: forward passes of an occluded image
@@ -80,7 +80,7 @@ class OcclusionMap:
 
     @property
     def centers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column coordinates of the occluder's centre, in pixels."""
+        """Row and column coordinates of the occluder's center, in pixels."""
         rows, columns = self.grid.centers
         return rows.numpy(), columns.numpy()
 
@@ -123,7 +123,7 @@ class OcclusionMap:
         weight = weight / max(float(weight.max()), 1e-12)
         height, width = self.grid.image
         rows, columns = self.centers
-        # Each pixel takes the value of the nearest centre.
+        # Each pixel takes the value of the nearest center.
         i = np.abs(np.arange(height)[:, None] - rows).argmin(1)
         j = np.abs(np.arange(width)[:, None] - columns).argmin(1)
         return np.asarray(mean * weight[np.ix_(i, j)])
@@ -221,6 +221,19 @@ class OcclusionMap:
     def __repr__(self) -> str:
         mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.score == "error" else self.score
         return (
-            f"OcclusionMap({self.grid.rows}x{self.grid.columns} centres, occluder {self.occluder}, "
+            f"OcclusionMap({self.grid.rows}x{self.grid.columns} centers, occluder {self.occluder}, "
             f"{self.n_images} images, {mean}, {self.method}{f' in {self.precision}' if self.precision else ''})"
         )
+
+
+def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
+    """Eq. 4 with a center on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
+    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, m.grid.image)
+
+
+def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
+    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centers they are repeated."""
+    rows, columns = m.centers
+    height, width = m.grid.image
+    down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
+    return np.stack([np.interp(np.arange(width), columns, row) for row in down])

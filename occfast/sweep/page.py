@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plots import draw_map, extent, grey, png_data_uri
+from ..plots import draw_map, extent, gray, png_data_uri
 
 if TYPE_CHECKING:
     from .maps import OcclusionMap
@@ -26,7 +26,7 @@ def render(m: OcclusionMap) -> str:
         title=f"Occlusion map {m.occluder[0]}×{m.occluder[1]}",
         headline=_headline(m),
         pictures=[
-            {"uri": _map_picture(m), "text": "Where covering hurts: the value at each centre of the occluder."},
+            {"uri": _map_picture(m), "text": "Where covering hurts: the value at each center of the occluder."},
             {"uri": _masked_picture(m), "text": "The mean image, dark where covering does no harm."},
             {"uri": _histogram(m), "text": "How the locations are distributed."},
             {"uri": _error_picture(m), "text": _error_text(m)},
@@ -39,7 +39,7 @@ def render(m: OcclusionMap) -> str:
 def _version() -> str:
     import torch
 
-    from .. import __version__
+    from .._version import __version__
 
     return f"occfast {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
@@ -56,7 +56,7 @@ def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
         ("occluder (height × width)", f"{m.occluder[0]} × {m.occluder[1]} pixels"),
         ("image (height × width)", f"{m.grid.image[0]} × {m.grid.image[1]} pixels"),
-        ("centres", f"{m.grid.rows} × {m.grid.columns}, stride {m.grid.stride}, border {m.grid.border!r}"),
+        ("centers", f"{m.grid.rows} × {m.grid.columns}, stride {m.grid.stride}, border {m.grid.border!r}"),
         ("score", m.score),
         ("method", m.method),
         ("precision", m.precision or "the images' own"),
@@ -83,7 +83,7 @@ def _map_picture(m: OcclusionMap) -> str:
 
 def _masked_picture(m: OcclusionMap) -> str:
     figure, ax = _figure()
-    ax.imshow(grey(m.masked_mean()), cmap="gray", vmin=0, vmax=1)
+    ax.imshow(gray(m.masked_mean()), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     return png_data_uri(figure)
 

@@ -26,14 +26,14 @@ class Processes:
     """The processes that share a sweep; by default there is one.
 
     Args:
-        group: a process group; None: the default group where ``torch.distributed`` is initialised; False: this
+        group: a process group; None: the default group where ``torch.distributed`` is initialized; False: this
             process alone.
     """
 
     def __init__(self, group: Any = None) -> None:
         there = dist.is_available() and dist.is_initialized()
         if group is not None and group is not False and not there:
-            raise ValueError("group: expected None or False where torch.distributed is not initialised, got a group")
+            raise ValueError("group: expected None or False where torch.distributed is not initialized, got a group")
         self._group = group or None
         alone = group is False or not there
         self.rank: int = 0 if alone else dist.get_rank(self._group)
@@ -58,7 +58,7 @@ class Processes:
                 if shared is not part:
                     part.copy_(shared)
 
-    def told(self, value: _T) -> _T:
+    def broadcast(self, value: _T) -> _T:
         """The first process's value, in all of them."""
         if not self:
             return value
@@ -76,7 +76,7 @@ class Processes:
             dist.all_gather_object(values, value, group=self._group)
             return values
 
-    def same(self, values: dict[str, Any]) -> None:
+    def assert_equal(self, values: dict[str, Any]) -> None:
         """Raises ValueError in all processes where their arguments differ; the message names them."""
         for rank, theirs in enumerate(self.all(values)):
             for name in sorted(values.keys() | theirs.keys()):
@@ -87,7 +87,7 @@ class Processes:
                     )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def guard(self) -> Iterator[None]:
         """An error in this block in one process ends it in all of them, instead of leaving the others waiting."""
         if not self:
             yield
@@ -100,14 +100,14 @@ class Processes:
         except BaseException as error:
             failure = error
         try:
-            told = self.all(None if failure is None else f"{type(failure).__name__}: {failure}")
+            reports = self.all(None if failure is None else f"{type(failure).__name__}: {failure}")
         except ProcessLost:
             if failure is not None:
                 raise failure from None
             raise
         if failure is not None:
             raise failure
-        for rank, text in enumerate(told):
+        for rank, text in enumerate(reports):
             if text is not None:
                 raise ProcessLost(f"process {rank} of {self.size} gave up: {text}")
 

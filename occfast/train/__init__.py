@@ -1,6 +1,7 @@
 """Training: recipes, one loop that everything trains with, and trained networks as files."""
 
-from .augment import Augment, place
+from ..sweep.maps import place
+from .augment import Augment
 from .faces import open_data, split
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict

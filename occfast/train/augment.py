@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..augment import LocationDistribution, NoisyOccluder
 from ..errors import DataError
 from ..files import read_npz
 from ..models import Preprocessing
+from ..occlude.locations import LocationDistribution
+from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap
+from ..sweep.maps import place
 from .jitter import Jitter
 from .recipe import OccluderPart
 
@@ -98,16 +97,3 @@ def locations(path: str | Path, temperature: float | None, size: Any = None) -> 
         if temperature is None:
             raise ValueError("occluder.temperature: expected T of Eq. 4 for a map and this size of occluder, got None")
     return place(found, temperature)
-
-
-def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
-    """Eq. 4 with a centre on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
-    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, m.grid.image)
-
-
-def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
-    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centres they are repeated."""
-    rows, columns = m.centers
-    height, width = m.grid.image
-    down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
-    return np.stack([np.interp(np.arange(width), columns, row) for row in down])

@@ -53,7 +53,7 @@ class Shuffled:
         return indices, number * self.n + indices
 
 
-class Hands:
+class PKBatches:
     """K images each of P people a batch, for losses over triplets: see :class:`~occfast.data.PKSampler`.
 
     Args:
@@ -100,7 +100,7 @@ class FromDisk:
     Args:
         dataset: hands out images of one size.
         indices: the images of ``dataset`` that are numbered 0, 1, … here.
-        channels: 1: grey, 3: RGB; images are converted where they are stored otherwise.
+        channels: 1: gray, 3: RGB; images are converted where they are stored otherwise.
         workers: processes; 0 reads in this one.
         pin: put batches into page-locked memory, from which copies to a GPU overlap with its work.
     """
@@ -129,10 +129,10 @@ class FromDisk:
 class _Images(torch.utils.data.Dataset):
     def __init__(self, dataset: FaceDataset, indices: Tensor, channels: int) -> None:
         self.dataset, self.indices = dataset, indices.tolist()
-        self.grey = channels == 1
+        self.gray = channels == 1
 
     def __getitem__(self, k: int) -> Tensor:
-        return recolor(self.dataset[self.indices[k]].image, self.grey)
+        return recolor(self.dataset[self.indices[k]].image, self.gray)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -45,7 +45,7 @@ class NotFinite(ValueError):
 
 
 @dataclass(frozen=True)
-class Rule:
+class OptimizerConfig:
     """How weights follow the gradient; see ``OptimizerPart`` of :mod:`occfast.train.recipe`."""
 
     name: str = "adamw"
@@ -124,7 +124,7 @@ class Engine:
     plan: Plan
     source: InMemory | FromDisk
     labels: Tensor
-    rule: Rule
+    rule: OptimizerConfig
     epochs: int
     accelerator: Accelerator
     transform: Transform | None = None
@@ -199,7 +199,7 @@ class Engine:
             group["lr"] = rate
         total, right = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         for part, (x, y) in enumerate(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)):
-            with self._synchronised(part == self.accumulate - 1):
+            with self._synchronized(part == self.accumulate - 1):
                 loss, correct = self.wrapped(x, y)
                 loss = loss / self.accumulate if self.accumulate > 1 else loss
                 total, right = total + loss.detach(), right + correct
@@ -210,7 +210,7 @@ class Engine:
         self.optimizer.zero_grad()
         return total, right, rate, norm
 
-    def _synchronised(self, last: bool) -> Any:
+    def _synchronized(self, last: bool) -> Any:
         # Gradients are added up over the processes with the last part only.
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
 

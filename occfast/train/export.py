@@ -60,7 +60,7 @@ def export(
     Args:
         trained: see :func:`occfast.train.weights.load`.
         path: the file, written only if the answers agree.
-        output: "features" (not normalised) or "logits".
+        output: "features" (not normalized) or "logits".
         tolerance: largest difference allowed, over the largest absolute answer.
         batches: sizes to compare with.
 

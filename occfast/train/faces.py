@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import data
 from ..data import FaceDataset
-from ..models.build import imported
+from ..models.registry import imported
 from .recipe import DataPart, ValidationPart
 
 #: Data sets by the names that recipes use.
@@ -33,7 +33,7 @@ def open_data(part: DataPart) -> FaceDataset:
     if part.name == "orl":  # it would align its photographs by itself
         arguments = {"aligned": part.template is None, **arguments}
     elif part.name in DATASETS:
-        arguments = {"grey": part.color == "grey", **arguments}
+        arguments = {"gray": part.color == "gray", **arguments}
     try:
         faces: FaceDataset = make(*([] if part.root is None else [part.root]), **arguments)
     except TypeError as error:
@@ -41,7 +41,7 @@ def open_data(part: DataPart) -> FaceDataset:
     if part.template is None:
         return faces
     size = None if part.size is None else (part.size[0], part.size[1])
-    return data.Aligned(faces, part.template, grey=part.color == "grey", size=size)
+    return data.Aligned(faces, part.template, gray=part.color == "gray", size=size)
 
 
 def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:

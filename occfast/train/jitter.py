@@ -20,7 +20,7 @@ class Jitter:
         shift: largest shift along each axis, in fractions of the image's size.
         scale: largest enlargement or reduction, in fractions.
         turn: largest rotation, in degrees.
-        gain: largest change of contrast about the middle grey, in fractions.
+        gain: largest change of contrast about the middle gray, in fractions.
         offset: largest change of brightness, on the scale where black is 0 and white 1.
 
     All but ``flip`` are drawn uniformly between minus and plus the largest.  Pixels from beyond the edge repeat it.

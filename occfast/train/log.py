@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..files import write_atomically
-from ..losses import TripletStats
+from ..losses.stats import TripletStats
 from .engine import Engine, Step
 
 STEPS, VALIDATIONS, SCORES = "steps.csv", "validations.csv", "scores.jsonl"

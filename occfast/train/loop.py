@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import InMemory, Shuffled
-from .engine import Engine, Rule, Transform, accelerator
+from .engine import Engine, OptimizerConfig, Transform, accelerator
 from .objective import Classify
 
 
@@ -87,7 +87,7 @@ def fit(
         Shuffled(len(images), batch_size),
         InMemory(images),
         labels.cpu(),
-        Rule("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup),
+        OptimizerConfig("adamw", learning_rate, weight_decay=weight_decay, warmup=warmup),
         epochs,
         accelerator(images.device),
         transform,

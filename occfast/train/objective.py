@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss, TripletStats
+from ..losses.cosface import LargeMarginCosine
+from ..losses.stats import TripletStats
+from ..losses.triplet import BatchTripletLoss, TripletLoss
 from ..models import features
 
 
@@ -46,7 +48,7 @@ class Classify(nn.Module):
 
 
 class Embed(nn.Module):
-    """A loss over triplets of L2-normalised features (section 3.2 of trigueros2018)."""
+    """A loss over triplets of L2-normalized features (section 3.2 of trigueros2018)."""
 
     head = None
 

@@ -28,7 +28,7 @@ class DataPart:
         arguments: what else the data set takes.
         template: align the faces to this template of ``occfast.data`` as they are read; None: they are aligned.
         size: [height, width] of the images; None: the template's, or as they come.
-        color: "grey", "RGB" or "BGR": what the network takes.
+        color: "gray", "RGB" or "BGR": what the network takes.
         mean, std: the network's input is (x / 255 - mean) / std of 8-bit pixels x.
         min_images: people with fewer images are left out (the log says how many).
         in_memory: keep all images decoded in memory: True, False, or None: if they take at most ``memory``.
@@ -41,7 +41,7 @@ class DataPart:
     arguments: dict[str, Any] = field(default_factory=dict)
     template: str | None = None
     size: list[int] | None = None
-    color: str = "grey"
+    color: str = "gray"
     mean: float = 0.5
     std: float = 0.5
     min_images: int = 1
@@ -222,7 +222,7 @@ class Recipe:
             ("loss.name", self.loss.name, losses.get(self.stage, ())),
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("precision", self.precision, ("fp32", "bf16", "fp16")),
-            ("data.color", self.data.color, ("grey", "RGB", "BGR")),
+            ("data.color", self.data.color, ("gray", "RGB", "BGR")),
             ("validation.by", self.validation.by, ("images", "people")),
             ("optimizer.name", self.optimizer.name, ("sgd", "adamw")),
             ("optimizer.schedule", self.optimizer.schedule, ("cosine", "constant")),

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from .. import checks
 from ..data import FaceDataset
 from ..files import write_atomically
-from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss
+from ..losses.cosface import LargeMarginCosine
+from ..losses.triplet import BatchTripletLoss, TripletLoss
 from ..models import Preprocessing, build, feature_size
-from ..models.build import takes_classes
+from ..models.registry import takes_classes
 from ..progress import Report, progress
 from .augment import Augment, occluder_of
-from .batches import FromDisk, Hands, InMemory, Plan, Shuffled, source_of
+from .batches import FromDisk, InMemory, PKBatches, Plan, Shuffled, source_of
 from .checkpoint import load_checkpoint, save_checkpoint
-from .engine import Engine, NotFinite, Rule, Step, accelerator
+from .engine import Engine, NotFinite, OptimizerConfig, Step, accelerator
 from .faces import open_data, split
 from .jitter import Jitter
 from .log import Log, Meter
@@ -188,7 +189,7 @@ class _Session:
             raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
         plan: Plan = Shuffled(len(rest), part.size)
         if part.images_each:
-            plan = Hands(labels, part.size // part.images_each, part.images_each, recipe.seed)
+            plan = PKBatches(labels, part.size // part.images_each, part.images_each, recipe.seed)
         rule = asdict(recipe.optimizer)
         torch.manual_seed(recipe.seed + self.accelerator.process_index)
         self.engine = Engine(
@@ -196,7 +197,7 @@ class _Session:
             plan,
             self._source(faces, rest),
             labels,
-            Rule(**rule),
+            OptimizerConfig(**rule),
             recipe.epochs,
             self.accelerator,
             augment,

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import BatchTripletLoss, TripletStats
+from ..losses.stats import TripletStats
+from ..losses.triplet import BatchTripletLoss
 from ..models import features
-from ..models.build import imported
+from ..models.registry import imported
 from .batches import FromDisk, InMemory
 from .engine import Engine, Transform
 from .objective import Classify
@@ -24,7 +25,7 @@ _VIEWED = 2048  # images at most whose pairs make the score distributions
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What a validation found.
 
     Attributes:
@@ -61,13 +62,13 @@ class Validation:
         if self.metric == "verification":
             _pairs(self.labels, self.pairs, self.seed)  # whether there are enough is known before hours of training
 
-    def judge(self, engine: Engine) -> Judgement:
+    def judge(self, engine: Engine) -> Judgment:
         """Look at all images, each process at its share."""
         if self.metric == "accuracy":
             objective = engine.objective
             assert isinstance(objective, Classify)
             answers = self._collect(engine, lambda images: objective.logits(images).argmax(1))
-            return Judgement(float((answers == self.labels).double().mean()), None)
+            return Judgment(float((answers == self.labels).double().mean()), None)
         network = engine.objective.network
         assert isinstance(network, nn.Module)
         found = F.normalize(self._collect(engine, lambda images: features(network)(images).float()))
@@ -78,7 +79,7 @@ class Validation:
             value = verification(found, self.labels, self.pairs, self.seed)
         else:
             value = float(imported(self.metric, "validation.metric")(found, self.labels))
-        return Judgement(value, viewer.stats)
+        return Judgment(value, viewer.stats)
 
     @torch.no_grad()
     def _collect(self, engine: Engine, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -162,4 +163,4 @@ def _same_pairs(labels: Tensor) -> Tensor:
     return torch.cat(found).T if found else torch.empty(2, 0, dtype=torch.int64)
 
 
-__all__ = ["Judgement", "Metric", "Transform", "Validation", "best_threshold", "verification"]
+__all__ = ["Judgment", "Metric", "Transform", "Validation", "best_threshold", "verification"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..losses import LargeMarginCosine
+from ..losses.cosface import LargeMarginCosine
 from ..models import NETWORKS, Preprocessing, build, features
 from .checkpoint import read_state_dict, read_tensors, write_tensors
 
@@ -45,7 +45,7 @@ class Trained:
     about: dict[str, Any] = field(default_factory=dict)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images as they are stored, uint8 [N, C, H, W]; not normalised."""
+        """Features [N, D] of images as they are stored, uint8 [N, C, H, W]; not normalized."""
         return features(self.network)(self.preprocessing(images))
 
     def classifier(self) -> nn.Module:

@@ -14,7 +14,7 @@ from occfast.data import Face, FaceDataset
 
 
 def pixels(seed: int, height: int = 20, width: int = 16, channels: int = 3) -> np.ndarray:
-    """Smooth colours, uint8 [H, W, C], so that JPEG keeps them nearly."""
+    """Smooth colors, uint8 [H, W, C], so that JPEG keeps them nearly."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from occfast import DataError
 from occfast.data import TEMPLATES, Aligned, Alignment, Folder, Subset, Template, WithLandmarks, align_faces
-from occfast.data.align import BORDERS, affine, similarity, warp
-
-from .pictures import InMemory, write_faces
+from occfast.data.warp import BORDERS, affine, similarity, warp
+from tests.data.pictures import InMemory, write_faces
 
 
 def a_face(seed: int, height: int = 150, width: int = 130, channels: int = 3) -> Tensor:
@@ -42,7 +41,7 @@ def as_skimage(matrix: Tensor) -> AffineTransform:
 
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_equals_scikit_image_within_a_grey_level(template: str, border: str) -> None:
+def test_equals_scikit_image_within_a_gray_level(template: str, border: str) -> None:
     landmarks = some_landmarks(0, 8)
     images = torch.stack([a_face(k) for k in range(8)])
     result = align_faces(images, landmarks, template, border=border)
@@ -65,7 +64,7 @@ def test_the_transforms_are_least_squares() -> None:
     landmarks, places = some_landmarks(1)[0], TEMPLATES["arcface-112"].places()
     fitted = SimilarityTransform.from_estimate(places.flip(1).numpy(), landmarks.flip(1).numpy())
     np.testing.assert_allclose(as_skimage(similarity(landmarks, places)).params, fitted.params, atol=1e-9)
-    # scikit-image's affine estimate minimises another error; NumPy's least squares is the definition.
+    # scikit-image's affine estimate minimizes another error; NumPy's least squares is the definition.
     ones = np.concatenate([places.numpy(), np.ones((5, 1))], 1)
     solution = np.linalg.lstsq(ones, landmarks.numpy(), rcond=None)[0].T
     np.testing.assert_allclose(affine(landmarks, places), solution, atol=1e-9)
@@ -129,17 +128,17 @@ def test_boxes_are_resized_as_pillow_resizes() -> None:
         align_faces(image[None], some_landmarks(5), "paper-100", boxes=box)
 
 
-def test_size_colour_and_the_record() -> None:
-    result = align_faces([a_face(6)], some_landmarks(6), "paper-100", size=(50, 50), grey=True, border="black")
+def test_size_color_and_the_record() -> None:
+    result = align_faces([a_face(6)], some_landmarks(6), "paper-100", size=(50, 50), gray=True, border="black")
     assert result.images.shape == (1, 1, 50, 50)
     record = result.alignment
-    assert (record.template, record.size, record.color, record.border) == ("paper-100", (50, 50), "grey", "black")
+    assert (record.template, record.size, record.color, record.border) == ("paper-100", (50, 50), "gray", "black")
     assert record.points[0] == (20.0, 15.5)
     assert Alignment.from_dict(record.as_dict()) == record
     assert Alignment.read(None, "x") is None
     with pytest.raises(DataError, match="x: expected the record of an alignment"):
         Alignment.read({"size": 3}, "x")
-    repeated = align_faces([a_face(6, channels=1)], some_landmarks(6), grey=False).images
+    repeated = align_faces([a_face(6, channels=1)], some_landmarks(6), gray=False).images
     assert repeated.shape[1] == 3 and torch.equal(repeated[0, 0], repeated[0, 2])
     own = Template("mine", (10, 12), tuple((r / 10, c / 10) for r, c in TEMPLATES["paper-100"].points))
     assert align_faces([a_face(6)], some_landmarks(6), own).alignment.template == "mine"
@@ -173,9 +172,9 @@ def test_aligned_data_set() -> None:
     images = [a_face(k, channels=3) for k in range(4)]
     landmarks = some_landmarks(8, 4)
     source = InMemory(images, [0, 0, 1, 2], landmarks)
-    aligned = Aligned(source, "arcface-112", grey=False)
+    aligned = Aligned(source, "arcface-112", gray=False)
     assert len(aligned) == 4 and aligned.people == source.people
-    expected = align_faces(images, landmarks, "arcface-112", grey=False)
+    expected = align_faces(images, landmarks, "arcface-112", gray=False)
     assert align_faces(images, landmarks, "arcface-112").alignment == expected.alignment
     for k, face in enumerate(aligned):
         assert torch.equal(face.image, expected.images[k])
@@ -185,15 +184,15 @@ def test_aligned_data_set() -> None:
     assert Aligned(source)[0].image.shape == (1, 100, 100)
 
 
-def test_files_are_decoded_in_the_colour_that_is_wanted(tmp_path: Path) -> None:
+def test_files_are_decoded_in_the_color_that_is_wanted(tmp_path: Path) -> None:
     write_faces(tmp_path, ["a/1.jpg", "b/2.jpg"], landmarks=True)
     source = Folder(tmp_path)
-    assert source.grey is False
-    for grey in (True, False):
-        direct = Aligned(source, grey=grey)[1].image
-        converted = align_faces([source[1].image], source.landmarks[1:], grey=grey).images[0]
+    assert source.gray is False
+    for gray in (True, False):
+        direct = Aligned(source, gray=gray)[1].image
+        converted = align_faces([source[1].image], source.landmarks[1:], gray=gray).images[0]
         assert torch.equal(direct, converted)
-    assert source.grey is False and source[0].image.shape[0] == 3
+    assert source.gray is False and source[0].image.shape[0] == 3
     assert pickle.loads(pickle.dumps(Aligned(source)))[0].image.shape == (1, 100, 100)
 
 

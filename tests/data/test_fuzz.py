@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from occfast import DataError
-
-from ..fuzz.__main__ import mutate
-from ..fuzz.parsers import targets
+from tests.fuzz.__main__ import mutate
+from tests.fuzz.parsers import targets
 
 TARGETS = targets()
 

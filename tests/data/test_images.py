@@ -14,9 +14,8 @@ from PIL import Image
 
 from occfast import DataError
 from occfast.data import images, read_image
-from occfast.data.images import decode, encode_png, probe, recolor, to_grey
-
-from .pictures import encode, pixels
+from occfast.data.images import decode, encode_png, probe, recolor, to_gray
+from tests.data.pictures import encode, pixels
 
 
 def chw(array: np.ndarray) -> torch.Tensor:
@@ -38,24 +37,24 @@ def test_jpeg_and_gif() -> None:
     assert decode(encode(array[:, :, :1], "GIF"), "x").shape == (3, 20, 16)
 
 
-def test_grey_files() -> None:
+def test_gray_files() -> None:
     array = pixels(2, channels=1)
     data = encode(array, "PNG")
-    assert torch.equal(decode(data, "x", grey=True), chw(array))
+    assert torch.equal(decode(data, "x", gray=True), chw(array))
     assert torch.equal(decode(data, "x"), chw(array).expand(3, -1, -1))
-    assert decode(data, "x", grey=None).shape[0] == 1
-    assert decode(encode(pixels(2), "PNG"), "x", grey=None).shape[0] == 3
+    assert decode(data, "x", gray=None).shape[0] == 1
+    assert decode(encode(pixels(2), "PNG"), "x", gray=None).shape[0] == 3
     bilevel = Image.fromarray(array[:, :, 0] > 128)
     out = io.BytesIO()
     bilevel.save(out, "PNG")
-    assert decode(out.getvalue(), "x", grey=True).unique().tolist() == [0, 255]
+    assert decode(out.getvalue(), "x", gray=True).unique().tolist() == [0, 255]
 
 
-def test_grey_from_colour_is_pillows() -> None:
+def test_gray_from_color_is_pillows() -> None:
     array = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
     expected = torch.from_numpy(np.array(Image.fromarray(array).convert("L")))[None]
-    assert torch.equal(decode(encode(array, "PNG"), "x", grey=True), expected)
-    assert torch.equal(to_grey(chw(array)), expected)
+    assert torch.equal(decode(encode(array, "PNG"), "x", gray=True), expected)
+    assert torch.equal(to_gray(chw(array)), expected)
     assert torch.equal(recolor(expected, False), expected.expand(3, -1, -1))
     assert recolor(expected, True) is expected and recolor(expected, None) is expected
 
@@ -67,8 +66,8 @@ def test_cmyk_is_close_to_its_rgb() -> None:
     image = decode(out.getvalue(), "x")
     assert image.shape == (3, 20, 16)
     assert (image.int() - chw(pixels(3)).int()).abs().float().mean() < 6
-    # Grey by way of RGB, not by Pillow's own rule for CMYK.
-    assert torch.equal(decode(out.getvalue(), "x", grey=True), to_grey(image))
+    # Gray by way of RGB, not by Pillow's own rule for CMYK.
+    assert torch.equal(decode(out.getvalue(), "x", gray=True), to_gray(image))
 
 
 def test_transparent_pixels_are_laid_over_black() -> None:
@@ -80,11 +79,11 @@ def test_transparent_pixels_are_laid_over_black() -> None:
     assert torch.equal(image[:, 10:], chw(array[10:, :, :3]))
     halved = chw(array[5:10, :, :3]).float() * 128 / 255
     assert (image[:, 5:10].float() - halved).abs().max() <= 1
-    grey_alpha = np.concatenate([pixels(5, channels=1), np.full((20, 16, 1), 255, np.uint8)], 2)
-    assert torch.equal(decode(encode(grey_alpha, "PNG"), "x", grey=True), chw(grey_alpha[:, :, :1]))
+    gray_alpha = np.concatenate([pixels(5, channels=1), np.full((20, 16, 1), 255, np.uint8)], 2)
+    assert torch.equal(decode(encode(gray_alpha, "PNG"), "x", gray=True), chw(gray_alpha[:, :, :1]))
 
 
-def test_palette_with_a_transparent_colour() -> None:
+def test_palette_with_a_transparent_color() -> None:
     image = Image.fromarray((pixels(6, channels=1)[:, :, 0] > 128).astype(np.uint8), "P")
     image.putpalette([200, 10, 20, 30, 240, 50])
     out = io.BytesIO()
@@ -98,7 +97,7 @@ def test_palette_with_a_transparent_colour() -> None:
 def test_sixteen_bits_become_eight() -> None:
     wide = np.linspace(0, 65535, 320).astype(np.uint16).reshape(20, 16)
     for form in ("PNG", "TIFF"):
-        got = decode(encode(wide, form), "x", grey=True)
+        got = decode(encode(wide, form), "x", gray=True)
         assert torch.equal(got[0], torch.from_numpy(np.round(wide / 257).astype(np.uint8)))
 
 
@@ -166,6 +165,6 @@ def test_missing_file(tmp_path) -> None:
 def test_encode_png_round_trip() -> None:
     for channels in (1, 3):
         image = chw(pixels(8, channels=channels))
-        assert torch.equal(decode(encode_png(image), "x", grey=channels == 1), image)
+        assert torch.equal(decode(encode_png(image), "x", gray=channels == 1), image)
     with pytest.raises(ValueError, match="image: expected uint8"):
         encode_png(torch.zeros(3, 4, 4))

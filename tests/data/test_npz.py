@@ -14,8 +14,7 @@ import torch
 
 from occfast import DataError
 from occfast.data import Npz, npz, open_dataset
-
-from .pictures import encode, pixels
+from tests.data.pictures import encode, pixels
 
 PIXELS = np.stack([pixels(k) for k in range(5)])
 
@@ -33,10 +32,10 @@ def test_pixels(tmp_path: Path, save, planes: bool) -> None:
         assert torch.equal(faces[k].image, torch.from_numpy(PIXELS[k]).permute(2, 0, 1))
     again = pickle.loads(pickle.dumps(faces))
     assert torch.equal(again[4].image, faces[4].image)
-    assert Npz(tmp_path / "a.npz", grey=True)[0].image.shape == (1, 20, 16)
+    assert Npz(tmp_path / "a.npz", gray=True)[0].image.shape == (1, 20, 16)
 
 
-def test_grey_pixels_texts_and_all_the_rest(tmp_path: Path) -> None:
+def test_gray_pixels_texts_and_all_the_rest(tmp_path: Path) -> None:
     points = np.random.default_rng(0).random((5, 5, 2))
     points[2] = np.nan
     np.savez(
@@ -47,7 +46,7 @@ def test_grey_pixels_texts_and_all_the_rest(tmp_path: Path) -> None:
         landmarks=points,
         about=json.dumps({"alignment": None}),
     )
-    faces = Npz(tmp_path / "a.npz", grey=None)
+    faces = Npz(tmp_path / "a.npz", gray=None)
     assert faces[0].image.shape == (1, 20, 16) and faces.people == ["a", "b", "c"] and faces.names == list("vwxyz")
     assert faces[2].landmarks is None and faces[1].landmarks.tolist() == points[1].tolist()
     assert Npz(tmp_path / "a.npz")[0].image.shape == (3, 20, 16)

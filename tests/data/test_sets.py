@@ -33,8 +33,7 @@ from occfast.data.ar import Shot, shot
 from occfast.data.lfw import read_people
 from occfast.data.matlab import read_mat
 from occfast.data.overlap import read_exclude
-
-from .pictures import encode, pixels, write_faces
+from tests.data.pictures import encode, pixels, write_faces
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -82,7 +81,7 @@ def test_folder(tmp_path: Path) -> None:
     assert faces[0].landmarks.tolist()[4] == [14.0, 10.5] and faces[1].landmarks[4, 0] == 14.1
     assert torch.equal(faces[2].image, read_image(tmp_path / "Bob B/x.JPG"))
     assert faces.encoded(2) == (tmp_path / "Bob B/x.JPG").read_bytes()
-    assert Folder(tmp_path, grey=True)[0].image.shape[0] == 1
+    assert Folder(tmp_path, gray=True)[0].image.shape[0] == 1
     assert faces.counts.tolist() == [2, 1, 1, 1]
     assert isinstance(open_dataset(tmp_path), Folder)
 

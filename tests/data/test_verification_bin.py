@@ -13,8 +13,7 @@ import pytest
 from occfast import DataError
 from occfast.data import VerificationBin, open_dataset, write_verification_bin
 from occfast.data.pickled_pairs import Slice, read_pairs
-
-from .pictures import encode, pixels
+from tests.data.pictures import encode, pixels
 
 IMAGES = [encode(pixels(k)) for k in range(8)]
 SAME = [True, False, False, True]

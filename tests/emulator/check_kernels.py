@@ -1,6 +1,6 @@
 """The emulated CUDA kernels against the CPU module and the PyTorch twins.
 
-``tests/test_cuda_emulated.py`` runs this file in a process that watches every allocation
+``tests/native/test_cuda_emulated.py`` runs this file in a process that watches every allocation
 (``build.environment()``); it is no test module by name, since it can't run in an ordinary one.
 """
 
@@ -213,7 +213,7 @@ def test_running_sums_are_equal_to_the_bit(each):
 # -- noisy occluders -----------------------------------------------------------------------------------
 
 
-def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), grey=False, probability=0.8, seed=2**62 + 12345):
+def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), gray=False, probability=0.8, seed=2**62 + 12345):
     rows, columns = torch.arange(0, height), torch.arange(0, width, 2)
     cdf = torch.rand(
         rows.numel() * columns.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(5)
@@ -233,15 +233,15 @@ def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), grey=False, probabilit
         sizes,
         [0.1, 0.9, 0.0, 1.0],
         list(kinds),
-        grey,
+        gray,
     )
 
 
 @pytest.mark.parametrize("n", [0, 1, 300, 1500])
 @pytest.mark.parametrize("channels", [1, 3, 6])
-@pytest.mark.parametrize("grey", [False, True])
-def test_draws_are_equal_to_the_bit(each, n, channels, grey):
-    _, law = drawn(n, channels, 23, 37, grey=grey)
+@pytest.mark.parametrize("gray", [False, True])
+def test_draws_are_equal_to_the_bit(each, n, channels, gray):
+    _, law = drawn(n, channels, 23, 37, gray=gray)
     for results in zip(*each(lambda: ops.draw_occluders(*law)), strict=True):
         same(*results)
 
@@ -362,7 +362,7 @@ def test_gathered_windows_are_equal_to_the_bit(each, dtype, channels):
 @pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
 @pytest.mark.parametrize("channels", [1, 4, 7])
 def test_gathered_pieces_are_equal_to_the_bit(each, edges, channels):
-    from tests.test_incremental import pieces
+    from tests.sweep.test_incremental import pieces
 
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         arguments = pieces(channels, dtype, edges)

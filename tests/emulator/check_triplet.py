@@ -1,6 +1,6 @@
 """The emulated CUDA kernels of the batch triplet loss against the CPU module and the PyTorch twin.
 
-Run by ``tests/test_triplet_cuda.py`` in a process that watches every allocation.
+Run by ``tests/losses/test_cuda.py`` in a process that watches every allocation.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from occfast.data.occlusions import occlusion
 from occfast.evaluate import all_pairs_roc, embed, identification, pair_scores
-
-from .test_embedding import OFF, PRE, Projection, Squares
+from occfast.occlude.named import occlusion
+from tests.evaluate.test_embedding import OFF, PRE, Projection, Squares
 
 pytestmark = [
     pytest.mark.cuda,

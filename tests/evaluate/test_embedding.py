@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from occfast import DataError, LocationDistribution
 from occfast.data import Face, FaceDataset
 from occfast.data.align import fit
-from occfast.data.occlusions import Band, Block
 from occfast.data.resize import Resized
 from occfast.evaluate import Embeddings, NoisyBlock, embed, named_occlusion
 from occfast.models import Preprocessing
+from occfast.occlude.drawn import Band, Block
 
 POINTS = torch.tensor([[8.0, 7], [8, 13], [12, 10], [16, 7.5], [16, 12.5]], dtype=torch.float64)
 
@@ -48,7 +48,7 @@ class Projection(nn.Module):
         return self.dropout(x.flatten(1) @ self.weight)
 
 
-PRE = Preprocessing((24, 20), "grey")
+PRE = Preprocessing((24, 20), "gray")
 OFF = {"progress": False}
 
 
@@ -130,12 +130,12 @@ def test_files_keep_everything_and_contradictions_are_refused(tmp_path: Path) ->
 
 def test_alignment_that_contradicts_the_weights_is_refused() -> None:
     faces, model = Squares(), Projection()
-    done = fit(POINTS[None], "paper-100", size=(24, 20), grey=True).alignment
+    done = fit(POINTS[None], "paper-100", size=(24, 20), gray=True).alignment
     as_they_came = fit(POINTS[None], "paper-100", size=(24, 20)).alignment
-    other = fit(POINTS[None], "arcface-112", size=(24, 20), grey=True).alignment
+    other = fit(POINTS[None], "arcface-112", size=(24, 20), gray=True).alignment
     faces.alignment = done
     assert len(embed(model, faces, PRE, **OFF).names) == 24  # the weights don't say
-    for agrees in (done, as_they_came):  # the latter was trained on faces that were grey by themselves
+    for agrees in (done, as_they_came):  # the latter was trained on faces that were gray by themselves
         embed(model, faces, replace(PRE, alignment=agrees.as_dict()), **OFF)
     with pytest.raises(ValueError, match="the weights expect faces aligned with points"):
         embed(model, faces, replace(PRE, alignment=other.as_dict()), **OFF)
@@ -174,7 +174,7 @@ def test_a_model_that_gives_no_features_is_refused() -> None:
 
 def test_resized_faces_keep_their_landmarks_in_place() -> None:
     faces = Squares()
-    big = Resized(faces, (48, 60), grey=False)
+    big = Resized(faces, (48, 60), gray=False)
     face = big[3]
     assert face.image.shape == (3, 48, 60) and face.name == "p0/3"
     assert torch.allclose(face.landmarks[0], torch.tensor([16.5, 22.0], dtype=torch.float64))

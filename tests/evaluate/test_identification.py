@@ -1,4 +1,4 @@
-"""Nearest neighbours: by hand, against a plain loop and scikit-learn; closed and open set."""
+"""Nearest neighbors: by hand, against a plain loop and scikit-learn; closed and open set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from occfast.evaluate import identification, normalised_scores, pair_scores
+from occfast.evaluate import identification, normalized_scores, pair_scores
 
 
 def at(degrees: float) -> list[float]:
@@ -35,7 +35,7 @@ def test_ranks_by_hand() -> None:
     assert r.accuracy == pytest.approx(1 / 3) and (r.n_people, r.n_known, r.n_unknown) == (3, 3, 0)
 
 
-def test_a_tie_counts_against_the_recogniser() -> None:
+def test_a_tie_counts_against_the_recognizer() -> None:
     same = torch.ones(4, 2)
     for labels in ([0, 1, 2, 3], [3, 2, 1, 0]):
         r = identification(same, labels, torch.ones(1, 2), [0])
@@ -78,13 +78,13 @@ def test_it_is_the_plain_loop(seed: int, count: str, coarse: bool) -> None:
         assert s[r.nearest[k], k] == pytest.approx(s[:, k].max())
 
 
-def test_rank_1_is_scikit_learns_nearest_neighbour() -> None:
+def test_rank_1_is_scikit_learns_nearest_neighbor() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     random = np.random.default_rng(1)
-    centres = random.normal(size=(30, 16))
+    centers = random.normal(size=(30, 16))
     gl, pl = np.repeat(np.arange(30), 4), np.repeat(np.arange(30), 3)
-    gallery, probes = (centres[y] + 1.2 * random.normal(size=(len(y), 16)) for y in (gl, pl))
+    gallery, probes = (centers[y] + 1.2 * random.normal(size=(len(y), 16)) for y in (gl, pl))
     r = identification(torch.from_numpy(gallery), gl, torch.from_numpy(probes), pl)
     nearest = KNeighborsClassifier(1, metric="cosine").fit(gallery, gl)
     assert r.ranks[1] == pytest.approx(nearest.score(probes, pl)) and 0.3 < r.ranks[1] < 1
@@ -133,37 +133,37 @@ def test_pair_scores_are_cosines_whatever_the_chunk() -> None:
         pair_scores(a, b, i, j[:3])
 
 
-def test_normalised_scores_by_hand() -> None:
+def test_normalized_scores_by_hand() -> None:
     x, y, cohort = torch.tensor([at(0)]), torch.tensor([at(60)]), torch.tensor([at(90), at(60), at(120)])
     score = pair_scores(x, y, torch.tensor([0]), torch.tensor([0])).double()
     to_x = np.cos(np.radians([90, 60, 120]))
     to_y = np.cos(np.radians([30, 0, 60]))
     z, t = (0.5 - to_x.mean()) / to_x.std(), (0.5 - to_y.mean()) / to_y.std()
     for method, expected in (("z", z), ("t", t), ("s", (z + t) / 2)):
-        assert float(normalised_scores(score, x, y, cohort, method)) == pytest.approx(expected, abs=1e-5)
+        assert float(normalized_scores(score, x, y, cohort, method)) == pytest.approx(expected, abs=1e-5)
     top = np.sort(to_x)[-2:]
-    assert float(normalised_scores(score, x, y, cohort, "z", top=2)) == pytest.approx(
+    assert float(normalized_scores(score, x, y, cohort, "z", top=2)) == pytest.approx(
         (0.5 - top.mean()) / top.std(), abs=1e-5
     )
     with pytest.raises(ValueError, match="method: expected"):
-        normalised_scores(score, x, y, cohort, "q")  # type: ignore[arg-type]
+        normalized_scores(score, x, y, cohort, "q")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top: expected 2 to 3"):
-        normalised_scores(score, x, y, cohort, "s", top=9)
+        normalized_scores(score, x, y, cohort, "s", top=9)
 
 
-def test_normalising_helps_where_people_differ_in_level() -> None:
+def test_normalizing_helps_where_people_differ_in_level() -> None:
     from occfast.evaluate import roc
 
     random = torch.Generator().manual_seed(2)
     # People of a crowded part of the space are alike to everybody.
-    centres = torch.randn(120, 16, generator=random) + 2.5 * torch.rand(120, 1, generator=random)
+    centers = torch.randn(120, 16, generator=random) + 2.5 * torch.rand(120, 1, generator=random)
 
     def draw(who: torch.Tensor) -> torch.Tensor:
-        return centres[who] + 0.9 * torch.randn(len(who), 16, generator=random)
+        return centers[who] + 0.9 * torch.randn(len(who), 16, generator=random)
 
     first = torch.arange(60).repeat(20)
     second = torch.where(torch.arange(1200) % 2 == 0, first, (first + 1 + torch.arange(1200) % 59) % 60)
     a, b = draw(first), draw(second)
     scores = F.cosine_similarity(a, b)
-    better = normalised_scores(scores, a, b, draw(torch.arange(60, 120)))
+    better = normalized_scores(scores, a, b, draw(torch.arange(60, 120)))
     assert roc(better, first == second).auc > roc(scores, first == second).auc + 0.01

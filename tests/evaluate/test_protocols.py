@@ -20,7 +20,6 @@ from torch import nn
 
 from occfast import DataError
 from occfast.data import AR, AR10P, LFW, Folder
-from occfast.data.occlusions import Band, Block
 from occfast.data.overlap import read_exclude
 from occfast.evaluate import (
     PairProtocol,
@@ -34,8 +33,8 @@ from occfast.evaluate import (
     read_scores,
     verification,
 )
-
-from .test_embedding import OFF, PRE, Projection, Squares
+from occfast.occlude.drawn import Band, Block
+from tests.evaluate.test_embedding import OFF, PRE, Projection, Squares
 
 
 def pairs_of(faces: Squares, count: int = 200, folds: int = 4) -> PairProtocol:
@@ -95,7 +94,7 @@ def test_ar_of_ten_people() -> None:
     faces = AR10P(root)
     for protocol in ar(faces):
         assert len(protocol.index) == 300 and int(protocol.same.sum()) == 30
-        # Grey levels themselves as features: far better than chance on faces in other light, whatever the network.
+        # Gray levels themselves as features: far better than chance on faces in other light, whatever the network.
         table = faces.images.flatten(1).float()
         result = protocol.judge(table - table.mean(0), table - table.mean(0))
         assert result.n_same == 30 and result.auc > 0.5
@@ -224,7 +223,7 @@ def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     assert about["rows"][1]["cost"] == pytest.approx(report.cost(report.rows[1]))
     assert about["settings"]["preprocessing"] == {
         "size": [24, 20],
-        "color": "grey",
+        "color": "gray",
         "mean": 0.5,
         "std": 0.5,
         "alignment": None,
@@ -395,7 +394,7 @@ def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     network = build("paper", 3, channels=1, size=(100, 100), width=0.1).eval()
     spec = {"name": "paper", "classes": 3, "arguments": {"width": 0.1}}
-    return Trained(network, Preprocessing((100, 100), "grey"), spec).save(tmp_path / "net.safetensors")
+    return Trained(network, Preprocessing((100, 100), "gray"), spec).save(tmp_path / "net.safetensors")
 
 
 def test_command_line_judges_a_network_and_goes_on_where_it_was(

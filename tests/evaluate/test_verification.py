@@ -134,7 +134,7 @@ def test_thresholds_are_the_best_there_are(rows: list, seed: int) -> None:
         assert accuracy == ((scores[ids == f] >= threshold) == same[ids == f]).mean()
 
 
-def test_neighbouring_floats_are_cut_between() -> None:
+def test_neighboring_floats_are_cut_between() -> None:
     low = 0.3
     high = np.nextafter(low, 1)
     assert best_threshold([low, high], [False, True]).threshold == high

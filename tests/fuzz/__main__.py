@@ -22,8 +22,7 @@ import warnings
 from pathlib import Path
 
 from occfast import DataError
-
-from .parsers import targets
+from tests.fuzz.parsers import targets
 
 MEMORY = 3 << 30  # of address space above what is there when it begins
 SECONDS = 5  # for one file

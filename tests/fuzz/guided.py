@@ -16,8 +16,7 @@ import atheris
 
 with atheris.instrument_imports(include=["occfast.data", "occfast.evaluate"]):
     from occfast import DataError
-
-    from .parsers import targets
+    from tests.fuzz.parsers import targets
 
 
 def main() -> None:

@@ -20,14 +20,13 @@ from occfast.data.celeba import read_identities
 from occfast.data.folder import read_list
 from occfast.data.images import decode, probe, read_pgm
 from occfast.data.lfw import read_people
-from occfast.data.occlusions import MaskTemplate
 from occfast.data.overlap import read_exclude
 from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record
 from occfast.data.recordio import read_property
 from occfast.files import read_json
-
-from ..data.pictures import encode, pixels
+from occfast.occlude.masks import MaskTemplate
+from tests.data.pictures import encode, pixels
 
 
 @dataclass(frozen=True)
@@ -50,38 +49,38 @@ def _at(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], ob
 
 
 def _images() -> list[bytes]:
-    colour, grey = pixels(1, 9, 7), pixels(2, 9, 7, 1)
+    color, gray = pixels(1, 9, 7), pixels(2, 9, 7, 1)
     exif = Image.Exif()
     exif[0x0112] = 6
     cmyk = io.BytesIO()
-    Image.fromarray(colour).convert("CMYK").save(cmyk, "JPEG")
+    Image.fromarray(color).convert("CMYK").save(cmyk, "JPEG")
     wide = (np.arange(63, dtype=np.uint16) * 999).reshape(9, 7)
     palette = io.BytesIO()
-    Image.fromarray(colour).quantize(4).save(palette, "PNG", transparency=0)
+    Image.fromarray(color).quantize(4).save(palette, "PNG", transparency=0)
     return [
-        encode(colour),
-        encode(colour, exif=exif),
-        encode(colour, progressive=True),
-        encode(grey),
+        encode(color),
+        encode(color, exif=exif),
+        encode(color, progressive=True),
+        encode(gray),
         cmyk.getvalue(),
-        encode(colour, "PNG"),
-        encode(grey, "PNG"),
+        encode(color, "PNG"),
+        encode(gray, "PNG"),
         encode(wide, "PNG"),
         palette.getvalue(),
-        encode(colour, "BMP"),
-        encode(colour, "PPM"),
-        encode(grey, "PPM"),
-        encode(colour, "TIFF"),
-        encode(colour, "TIFF", compression="tiff_lzw"),
+        encode(color, "BMP"),
+        encode(color, "PPM"),
+        encode(gray, "PPM"),
+        encode(color, "TIFF"),
+        encode(color, "TIFF", compression="tiff_lzw"),
         encode(wide, "TIFF"),
-        encode(colour, "WEBP"),
-        encode(grey, "GIF"),
+        encode(color, "WEBP"),
+        encode(gray, "GIF"),
     ]
 
 
 def _decode(content: bytes, folder: Path) -> object:
     probe(content, "x")
-    return decode(content, "x", grey=None)
+    return decode(content, "x", gray=None)
 
 
 def _use(dataset: object) -> object:

@@ -170,7 +170,7 @@ def draw(n=4000, size=(20, 40), **changes):
         sizes=[size[0]] * 2 + [size[1]] * 2,
         ranges=[0.2, 0.2, 0.5, 0.5],
         kinds=[2],
-        grey=False,
+        gray=False,
     )
     law.update(changes)
     cdf = torch.linspace(0, 1, law["height"] * law["width"] + 1, dtype=torch.float64)[1:]
@@ -217,8 +217,8 @@ def test_sizes_levels_and_intensities_are_uniform():
     for c in range(3):
         assert scipy.stats.kstest(intensity[:, c].numpy(), scipy.stats.uniform(0.25, 0.5).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(intensity.T.numpy())[0, 1]) < 0.03
-    (_, _, _, grey), _ = draw(ranges=[0.1, 0.3, 0.25, 0.75], channels=3, grey=True)
-    assert (grey[:, 0] == grey[:, 1]).all() and (grey[:, 0] == grey[:, 2]).all()
+    (_, _, _, gray), _ = draw(ranges=[0.1, 0.3, 0.25, 0.75], channels=3, gray=True)
+    assert (gray[:, 0] == gray[:, 1]).all() and (gray[:, 0] == gray[:, 2]).all()
 
 
 def test_kinds_are_equally_likely():

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from occfast.pdsn import UNet, build_dictionary, difference_labels, identify, match, segment, train_generators
-
-from .test_identify import bands, problem
-from .test_segmentation import faces
-from .toys import toy_base, toy_images, toy_regions
+from tests.pdsn.test_identify import bands, problem
+from tests.pdsn.test_segmentation import faces
+from tests.pdsn.toys import toy_base, toy_images, toy_regions
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -19,7 +18,7 @@ def test_matching_equals_the_cpu_to_the_bit(soft):
     gallery, labels, probes, (masks, group) = problem(soft)
     here = match(gallery, labels, probes, (masks, group), k=70)
     there = match(gallery.cuda(), labels.cuda(), probes.cuda(), (masks.cuda(), group.cuda()), k=70)
-    assert torch.equal(here.neighbours, there.neighbours.cpu()) and torch.equal(here.labels, there.labels.cpu())
+    assert torch.equal(here.neighbors, there.neighbors.cpu()) and torch.equal(here.labels, there.labels.cpu())
     assert torch.equal(here.similarities, there.similarities.cpu())
 
 

@@ -12,8 +12,7 @@ from torch import nn
 from occfast import DataError
 from occfast.pdsn import Base, MaskDictionary, build_dictionary, grid, train_generators
 from occfast.pdsn.generator import cover
-
-from .toys import CHANNELS, SIZE, toy_base, toy_images, toy_regions
+from tests.pdsn.toys import CHANNELS, SIZE, toy_base, toy_images, toy_regions
 
 
 def made(percentile: float = 25.0, shape: tuple[int, ...] = (5, 4, 4)) -> MaskDictionary:
@@ -54,7 +53,7 @@ def test_papers_percentiles_are_the_defaults():
         assert found.percentile == percentile
 
 
-def test_means_are_of_normalised_outputs():
+def test_means_are_of_normalized_outputs():
     """Against the definition, pair by pair."""
     base, regions, (images, labels) = toy_base(), toy_regions(), toy_images(each=3)
     generators = train_generators(base, regions, images, labels, epochs=2, batch_size=9, show_progress=False)

@@ -11,8 +11,7 @@ from occfast import DataError, LargeMarginCosine
 from occfast.models import PaperNet, iresnet18, resnet18
 from occfast.pdsn import Base, Generators, MaskGenerator, as_base, build_dictionary, grid, pdsn_loss, train_generators
 from occfast.pdsn.generator import cover
-
-from .toys import CHANNELS, DIRTY, SIZE, toy_base, toy_images, toy_regions
+from tests.pdsn.toys import CHANNELS, DIRTY, SIZE, toy_base, toy_images, toy_regions
 
 QUICK = dict(epochs=25, patience=25, batch_size=30, learning_rate=0.02, show_progress=False)
 
@@ -174,7 +173,7 @@ def test_saved_and_loaded(base, generators, tmp_path):
         Generators.load(path)
 
 
-def test_cover_is_a_block_of_one_grey():
+def test_cover_is_a_block_of_one_gray():
     images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
     box = torch.tensor([[0, 0, 4, 12], [5, 2, 9, 7]])
     out = cover(images, box, torch.tensor([0.25, 1.0]))

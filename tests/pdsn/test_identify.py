@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from occfast.pdsn import Base, MaskDictionary, identify, match
-from occfast.pdsn.identify import fixed_point
-
-from .toys import CHANNELS, SIZE, toy_base, toy_images, toy_regions
+from occfast.pdsn.matching import fixed_point
+from tests.pdsn.toys import CHANNELS, SIZE, toy_base, toy_images, toy_regions
 
 SHAPE = (12, 4, 3)
 
@@ -56,7 +55,7 @@ def test_grouping_equals_the_loop_over_pairs_to_the_bit(soft):
     for i in range(len(probes)):
         row = torch.tensor([exact_cosine(p[i], g[j], w[group[i]]) for j in range(len(gallery))], dtype=torch.float64)
         order = sorted(range(20), key=lambda j: (-row[j], j))
-        assert found.neighbours[i].tolist() == order
+        assert found.neighbors[i].tolist() == order
         assert torch.equal(found.similarities[i], row[order])
         assert torch.equal(found.labels[i], labels[order])
 
@@ -71,7 +70,7 @@ def test_grouping_equals_each_probe_alone_to_the_bit(soft, threads):
         alone = match(
             gallery, labels, probes[i : i + 1], (masks[group[i]][None], torch.zeros(1, dtype=torch.int64)), k=70
         )
-        assert torch.equal(alone.neighbours[0], together.neighbours[i])
+        assert torch.equal(alone.neighbors[0], together.neighbors[i])
         assert torch.equal(alone.similarities[0], together.similarities[i])
 
 
@@ -82,7 +81,7 @@ def test_tiles_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "_TILE", 9)
     monkeypatch.setattr(module, "_PROBES", 7)
     tiled = match(gallery, labels, probes, masks, k=70)
-    assert torch.equal(whole.similarities, tiled.similarities) and torch.equal(whole.neighbours, tiled.neighbours)
+    assert torch.equal(whole.similarities, tiled.similarities) and torch.equal(whole.neighbors, tiled.neighbors)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -93,7 +92,7 @@ def test_cosines_of_the_definition(soft):
     for i in range(len(probes)):
         cosine = F.cosine_similarity(gallery.double().flatten(1) * m[i], probes[i].double().flatten()[None] * m[i])
         torch.testing.assert_close(
-            found.similarities[i], cosine[found.neighbours[i]], rtol=0, atol=3e-3 if soft else 1e-6
+            found.similarities[i], cosine[found.neighbors[i]], rtol=0, atol=3e-3 if soft else 1e-6
         )
 
 
@@ -101,7 +100,7 @@ def test_no_mask_is_a_mask_of_ones_to_the_bit():
     gallery, labels, probes, (masks, group) = problem()
     plain = match(gallery, labels, probes, k=70)
     ones = match(gallery, labels, probes, (torch.ones_like(masks), group), k=70)
-    assert torch.equal(plain.similarities, ones.similarities) and torch.equal(plain.neighbours, ones.neighbours)
+    assert torch.equal(plain.similarities, ones.similarities) and torch.equal(plain.neighbors, ones.neighbors)
     assert plain.groups == ones.groups == 1
     mixed = match(gallery, labels, probes, (masks, group), k=70)
     clean = group == 0
@@ -130,14 +129,14 @@ def test_zero_maps_match_nothing():
     probes[3] = 0
     gallery[5] = 0
     found = match(gallery, labels, probes, masks, k=70)
-    assert bool((found.similarities[3] == 0).all()) and found.neighbours[3].tolist() == list(range(70))
+    assert bool((found.similarities[3] == 0).all()) and found.neighbors[3].tolist() == list(range(70))
     assert bool(torch.isfinite(found.similarities).all())
 
 
 def test_of_equals_the_first_wins():
     gallery = maps(1, 1).repeat(6, 1, 1, 1)
     found = match(gallery, torch.arange(6), maps(4, 2), k=3)
-    assert found.neighbours.tolist() == [[0, 1, 2]] * 4
+    assert found.neighbors.tolist() == [[0, 1, 2]] * 4
 
 
 def test_ranking_counts():
@@ -200,7 +199,7 @@ def test_a_segmentation_of_nothing_equals_no_masking(base, dictionary, compare, 
     none = identify(base, None, gallery, labels, probes, None, compare=compare)
     for occlusion in (nothing, None):
         found = identify(base, dictionary, gallery, labels, probes, occlusion, compare=compare, soft=soft)
-        assert torch.equal(found.neighbours, none.neighbours) and found.groups == 1
+        assert torch.equal(found.neighbors, none.neighbors) and found.groups == 1
         if soft:
             torch.testing.assert_close(found.similarities, none.similarities, rtol=0, atol=2e-6)
         else:
@@ -218,7 +217,7 @@ def test_features_go_through_the_tail(base, dictionary):
     g, p = pooled.all_maps(gallery), pooled.all_maps(probes)
     for i in range(len(probes)):
         cosine = F.cosine_similarity(pooled.features(g * mask[i]), pooled.features(p[i : i + 1] * mask[i]))
-        torch.testing.assert_close(found.similarities[i], cosine.double()[found.neighbours[i]], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.similarities[i], cosine.double()[found.neighbors[i]], rtol=0, atol=1e-6)
         alone = match(
             g,
             labels,
@@ -235,7 +234,7 @@ def test_deterministic(base, dictionary):
     gallery, labels = toy_images(each=6)
     probes, occlusion = bands(toy_images(each=4, seed=5)[0])
     a, b = (identify(base, dictionary, gallery, labels, probes, occlusion) for _ in range(2))
-    assert torch.equal(a.similarities, b.similarities) and torch.equal(a.neighbours, b.neighbours)
+    assert torch.equal(a.similarities, b.similarities) and torch.equal(a.neighbors, b.neighbors)
 
 
 def test_bad_input(base, dictionary):

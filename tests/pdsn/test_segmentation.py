@@ -15,7 +15,7 @@ QUICK = dict(epochs=6, batch_size=8, learning_rate=3e-3, show_progress=False)
 
 
 def faces(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Smooth grey images, the same with a white block, and where it lies; [n, 1, 48, 32]."""
+    """Smooth gray images, the same with a white block, and where it lies; [n, 1, 48, 32]."""
     random = torch.Generator().manual_seed(seed)
     coarse = 0.2 + 0.5 * torch.rand(n, 1, 6, 4, generator=random)
     clean = torch.nn.functional.interpolate(coarse, size=(48, 32), mode="bilinear")
@@ -59,7 +59,7 @@ def test_both_libraries_agree(radius):
     assert 0 < int(ours.sum()) < ours.numel() and np.array_equal(ours.numpy(), other)
 
 
-def test_uint8_and_colour():
+def test_uint8_and_color():
     clean = torch.full((1, 3, 40, 40), 100, dtype=torch.uint8)
     covered = clean.clone()
     covered[:, 2, 10:30, 10:30] = 120  # one channel is enough

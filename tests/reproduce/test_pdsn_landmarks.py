@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from occfast import DataError, cli
-from occfast.reproduce import pdsn
-from occfast.reproduce.pdsn import OCCLUSIONS, PAPER, PDSNSettings
-from occfast.reproduce.pdsn_landmarks import Faces, plan, report, settings_of, targets
+from occfast.pdsn.faces import OCCLUSIONS
+from occfast.reproduce.pdsn_landmarks import steps as pdsn
+from occfast.reproduce.pdsn_landmarks.report import Faces, plan, report, settings_of, targets
+from occfast.reproduce.pdsn_landmarks.settings import PAPER, PDSNSettings
 from occfast.reproduce.report import Report
 from tests.reproduce.pages import CHROMIUM, look
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from occfast.reproduce.graph import Done
 from occfast.reproduce.report import Claim, Comparison, Number, Picture, Report, Table, duration, interval, size
-from occfast.reproduce.steps import Done
 from tests.reproduce.pages import CHROMIUM, look
 
 

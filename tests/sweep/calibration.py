@@ -13,8 +13,7 @@ import numpy as np
 
 from occfast import OcclusionMap
 from occfast.sweep.estimate import Disagreement
-
-from .face_maps import FLAT, WIDE, full, looked_up
+from tests.sweep.face_maps import FLAT, WIDE, full, looked_up
 
 PART = 64  # images that a sampled map uses, where it uses a part
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import occfast
 from occfast.data import LFW, ORL, Aligned
+from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
+from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
-from occfast.sweep.incremental import IncrementalEvaluator
-from occfast.sweep.scorer import Scorer
 
 STRIDE = 2  # of the full sweeps; faces are 50×50
 SIZE = (12, 12)  # of the occluder, where it does not matter
@@ -96,16 +96,16 @@ def _known(data: str) -> Known:
         images, labels, train, held = {"orl": _orl, "lfw": _lfw}[data]()
         images = F.avg_pool2d(images.float() / 63.75 - 2, 2)
         network = SmallNet(int(labels.max()) + 1)
-        optimiser = torch.optim.Adam(network.parameters(), 5e-3)
+        optimizer = torch.optim.Adam(network.parameters(), 5e-3)
         steps = len(train) // batch
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
         for _ in range(epochs):
             for part in train[torch.randperm(len(train))][: steps * batch].split(batch):
                 x = torch.roll(images[part], torch.randint(-2, 3, (2,)).tolist(), (2, 3))
                 loss = F.cross_entropy(network(x), labels[part])
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
         network.eval()
         with torch.no_grad():

@@ -219,7 +219,7 @@ def test_a_random_model_is_swept_densely_with_a_warning(
 
 def test_a_model_that_changes_its_mind_is_caught_by_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the checks beforehand overlook: an incremental sweep that is wrong raises."""
-    from occfast.sweep.incremental import IncrementalEvaluator
+    from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 
     net, right = model(F.relu), IncrementalEvaluator.outputs
     monkeypatch.setattr(IncrementalEvaluator, "outputs", lambda self, positions: right(self, positions) * 1.01)

@@ -8,14 +8,13 @@ import torch
 
 import occfast
 from occfast.sweep.estimate import Sampling, count_interval
-from occfast.sweep.kriging import BorderSearch
-from occfast.sweep.refinement import Refinement
-from occfast.sweep.smoothing import Design, Kernel, MeanMap, interpolation
-
-from . import calibration
-from .calibration import covered
-from .face_maps import DATA, FLAT, SIZE, STRIDE, WIDE, full, known, margins
-from .face_maps import looked_up as looking_up
+from occfast.sweep.methods.kriging import BorderSearch
+from occfast.sweep.methods.refinement import Refinement
+from occfast.sweep.methods.smoothing import Design, Kernel, MeanMap, interpolation
+from tests.sweep import calibration
+from tests.sweep.calibration import covered
+from tests.sweep.face_maps import DATA, FLAT, SIZE, STRIDE, WIDE, full, known, margins
+from tests.sweep.face_maps import looked_up as looking_up
 
 pytestmark = pytest.mark.timeout(300)
 

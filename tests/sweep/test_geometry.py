@@ -1,4 +1,4 @@
-"""The grid of centres against the words of the contract."""
+"""The grid of centers against the words of the contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
 @given(sizes, st.data())
-def test_clip_has_a_centre_on_every_stride_th_pixel(image, data):
+def test_clip_has_a_center_on_every_stride_th_pixel(image, data):
     box = tuple(data.draw(st.integers(1, s)) for s in image)
     stride = tuple(data.draw(st.integers(1, 9)) for _ in image)
     grid = SweepGrid.over(image, box, stride)
@@ -26,7 +26,7 @@ def test_clip_has_a_centre_on_every_stride_th_pixel(image, data):
         covered_rows = [r for r in range(i - box[0] // 2, i - box[0] // 2 + box[0]) if 0 <= r < image[0]]
         covered_columns = [c for c in range(j - box[1] // 2, j - box[1] // 2 + box[1]) if 0 <= c < image[1]]
         assert list(range(top, bottom)) == covered_rows and list(range(left, right)) == covered_columns
-        assert top <= i < bottom and left <= j < right  # the centre itself is always covered
+        assert top <= i < bottom and left <= j < right  # the center itself is always covered
 
 
 @given(sizes, st.data())

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from occfast.native import ops
+from occfast.sweep.evaluators.incremental.cuda_graphs import Graphs
+from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.geometry import SweepGrid
-from occfast.sweep.graphs import Graphs
-from occfast.sweep.incremental import IncrementalEvaluator
-from tests.test_incremental import NETWORKS, TOLERANCE, make, some
+from tests.sweep.test_incremental import NETWORKS, TOLERANCE, make, some
 
 _WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique", "masked_select", "is_nonzero", "equal")
 

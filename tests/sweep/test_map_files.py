@@ -210,10 +210,10 @@ def test_a_browser_shows_the_page(map_, tmp_path):
         check=True,
     )
     with Image.open(picture) as image:
-        colours = image.convert("RGB").getcolors(1 << 24)
-        assert colours is not None and len(colours) > 1000  # maps are drawn, not a blank page
+        colors = image.convert("RGB").getcolors(1 << 24)
+        assert colors is not None and len(colors) > 1000  # maps are drawn, not a blank page
 
 
 def test_repr_and_torch_inputs(map_):
-    assert "OcclusionMap(9x5 centres, occluder (5, 4), 6 images" in repr(map_)
+    assert "OcclusionMap(9x5 centers, occluder (5, 4), 6 images" in repr(map_)
     assert isinstance(map_.distribution().probabilities, torch.Tensor)

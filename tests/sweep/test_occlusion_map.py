@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import occfast
-from occfast.sweep import SweepGrid, dense, memory
+from occfast.sweep import SweepGrid, memory
+from occfast.sweep.evaluators import dense
 
 
 def slow_map(net, images, targets, grid, fill, score):
@@ -71,7 +72,7 @@ FILLS = {
 
 @pytest.mark.parametrize("name", FILLS)
 def test_fills(name):
-    from ..conftest import TinyNet
+    from tests.conftest import TinyNet
 
     net, images = TinyNet(channels=3).eval().double(), torch.rand(2, 3, 17, 14, dtype=torch.float64)
     targets = torch.tensor([1, 2])
@@ -177,7 +178,7 @@ def test_captum_gives_the_same_map(stride):
     """Captum averages over the windows that cover a pixel; with windows of its stride we can undo that."""
     from captum.attr import Occlusion
 
-    from ..conftest import TinyNet
+    from tests.conftest import TinyNet
 
     torch.manual_seed(3)
     net = TinyNet().eval().double()

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import occfast
 from occfast.native import ops
 from occfast.sweep import precision as precisions
+from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.geometry import SweepGrid
-from occfast.sweep.incremental import IncrementalEvaluator
-from tests.test_incremental import NETWORKS, make, some
-
-from .test_checkpoint import Interrupted, stop_after
+from tests.sweep.test_checkpoint import Interrupted, stop_after
+from tests.sweep.test_incremental import NETWORKS, make, some
 
 #: bfloat16 keeps 8 bits: of logits, relative to the largest, after up to 50 layers.
 BF16 = 0.04

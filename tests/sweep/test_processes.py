@@ -138,7 +138,7 @@ def test_a_share_is_contiguous_and_whole():
 
 
 def test_a_group_needs_torch_distributed(tiny_net, faces, labels):
-    with pytest.raises(ValueError, match=r"group: expected None or False where torch.distributed is not initialised"):
+    with pytest.raises(ValueError, match=r"group: expected None or False where torch.distributed is not initialized"):
         occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, group=object())
 
 

@@ -16,19 +16,19 @@ from occfast.train.recipe import DataPart
 from tests.train.tiny import Patterns
 
 
-class Coloured(FaceDataset):
-    """RGB images of one colour each."""
+class Colored(FaceDataset):
+    """RGB images of one color each."""
 
     names, labels, people = ["a", "b", "c"], torch.tensor([0, 0, 1]), ["x", "y"]
 
     def __getitem__(self, k: int) -> Face:
-        colour = torch.zeros(3, 1, 1, dtype=torch.uint8)
-        colour[k] = 200
-        return Face(colour.expand(3, 4, 5), int(self.labels[k]), self.names[k], None)
+        color = torch.zeros(3, 1, 1, dtype=torch.uint8)
+        color[k] = 200
+        return Face(color.expand(3, 4, 5), int(self.labels[k]), self.names[k], None)
 
 
-@pytest.mark.parametrize(("color", "channels"), [("grey", 1), ("RGB", 3)])
-def test_folders_open_in_the_colours_wanted(color: str, channels: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("color", "channels"), [("gray", 1), ("RGB", 3)])
+def test_folders_open_in_the_colors_wanted(color: str, channels: int, tmp_path: Path) -> None:
     for person in ("Ada", "Zoë"):
         (tmp_path / person).mkdir()
         for k in range(2):
@@ -70,8 +70,8 @@ def test_what_does_not_fit_into_the_memory_stays_on_the_disk() -> None:
         assert isinstance(found, kind)
 
 
-def test_colours_are_converted_by_the_known_weights() -> None:
-    [grey] = FromDisk(Coloured(), torch.arange(3), 1, 0)(torch.tensor([[0, 1, 2]]))
-    assert grey[:, 0, 0, 0].tolist() == [60, 117, 23]  # ITU-R 601: 0.299, 0.587, 0.114
+def test_colors_are_converted_by_the_known_weights() -> None:
+    [gray] = FromDisk(Colored(), torch.arange(3), 1, 0)(torch.tensor([[0, 1, 2]]))
+    assert gray[:, 0, 0, 0].tolist() == [60, 117, 23]  # ITU-R 601: 0.299, 0.587, 0.114
     [rgb] = FromDisk(Patterns(), torch.arange(2), 3, 0)(torch.tensor([[0, 1]]))
     assert torch.equal(rgb[:, 0], rgb[:, 2]) and rgb.shape == (2, 3, 20, 16)

@@ -75,7 +75,7 @@ def test_packaged_recipes_train(name: str, base: tuple[Path, OcclusionMap], tmp_
     trained = load_network(result.weights)
     assert trained.preprocessing.size == (100, 100)
     assert trained.preprocessing.alignment is not None and trained.preprocessing.alignment["template"] == "paper-100"
-    assert trained.preprocessing.color == ("RGB" if name == "pdsn" else "grey")
+    assert trained.preprocessing.color == ("RGB" if name == "pdsn" else "gray")
     assert (trained.spec["classes"] is None) == (name[0] in "BCp") and (trained.head is None) == (name != "pdsn")
 
 

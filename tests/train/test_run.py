@@ -13,8 +13,8 @@ from occfast import DataError, LargeMarginCosine, LocationDistribution
 from occfast.data import Subset
 from occfast.train import load_network, train
 from occfast.train.augment import Augment, locations, occluder_of
-from occfast.train.batches import Hands, InMemory, Shuffled
-from occfast.train.engine import Engine, NotFinite, Rule, accelerator
+from occfast.train.batches import InMemory, PKBatches, Shuffled
+from occfast.train.engine import Engine, NotFinite, OptimizerConfig, accelerator
 from occfast.train.faces import split
 from occfast.train.log import read_rows
 from occfast.train.objective import Classify
@@ -174,7 +174,9 @@ def test_nan_is_found_within_its_step_with_the_images(gradient: bool, tmp_path: 
     plan = Shuffled(60, 6)
     names = faces.names
     source = InMemory(faces.images.float() / 127.5 - 1)
-    engine = Engine(Classify(model), plan, source, faces.labels, Rule(), 2, accelerator("cpu"), names=names, seed=1)
+    engine = Engine(
+        Classify(model), plan, source, faces.labels, OptimizerConfig(), 2, accelerator("cpu"), names=names, seed=1
+    )
     order, _ = plan.epoch(0, torch.Generator().manual_seed(1))
     step = int((order == 33).any(1).nonzero()[0]) if not gradient else 0
     with pytest.raises(NotFinite, match=f"the {'gradient' if gradient else 'loss'} is no longer finite") as found:
@@ -199,7 +201,7 @@ def test_nan_ends_a_run_with_a_file_of_names(tmp_path: Path) -> None:
 def weights_after(accumulate: int, clip: float | None = None, name: str = "sgd") -> tuple[list[Tensor], list[float]]:
     torch.manual_seed(0)
     faces, model = Patterns(), Net(6, 1, norm=False, dropout=0.0)
-    rule = Rule(name, 0.05, clip=clip)
+    rule = OptimizerConfig(name, 0.05, clip=clip)
     engine = Engine(
         Classify(model),
         Shuffled(60, 12),
@@ -234,7 +236,7 @@ def test_a_batch_must_divide() -> None:
             Shuffled(60, 12),
             InMemory(faces.images),
             faces.labels,
-            Rule(),
+            OptimizerConfig(),
             1,
             accelerator("cpu"),
             accumulate=5,
@@ -242,22 +244,22 @@ def test_a_batch_must_divide() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rule = Rule(learning_rate=1.0, warmup=0.1)
+    rule = OptimizerConfig(learning_rate=1.0, warmup=0.1)
     rates = [rule.factor(step, 100) for step in range(100)]
     assert rates[0] == 0.1 and max(rates) == rates[9] == 1 and rates[-1] < 0.001
     assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
-    assert Rule(schedule="constant", warmup=0.1).factor(99, 100) == 1
+    assert OptimizerConfig(schedule="constant", warmup=0.1).factor(99, 100) == 1
     assert rule.factor(120, 100) == 0  # an epoch that is longer than the first
 
 
 def test_sample_ids_never_repeat() -> None:
     faces = Patterns()
     single = torch.arange(30)  # everybody once: hands are made of repeats
-    for plan in (Shuffled(60, 12), Hands(faces.labels, 3, 4, seed=1), Hands(single, 5, 8, seed=1)):
+    for plan in (Shuffled(60, 12), PKBatches(faces.labels, 3, 4, seed=1), PKBatches(single, 5, 8, seed=1)):
         random = torch.Generator().manual_seed(0)
         ids = torch.cat([plan.epoch(number, random)[1].flatten() for number in range(5)])
         assert len(ids.unique()) == len(ids)
-    indices, _ = Hands(faces.labels, 3, 4, seed=1).epoch(2, random)
+    indices, _ = PKBatches(faces.labels, 3, 4, seed=1).epoch(2, random)
     assert all(len(faces.labels[hand].unique()) == 1 for batch in indices for hand in batch.split(4))
 
 
@@ -321,7 +323,7 @@ def test_augmentation_does_what_its_parts_do() -> None:
     from occfast.train import Jitter
 
     faces, ids = Patterns(), torch.arange(8)
-    p, occluder = Preprocessing(SIZE, "grey", 0.5, 0.25), occluder_of(OccluderPart(share=1.0, size=[6, 6]), SIZE, 1)
+    p, occluder = Preprocessing(SIZE, "gray", 0.5, 0.25), occluder_of(OccluderPart(share=1.0, size=[6, 6]), SIZE, 1)
     uniform = torch.rand(8, 7)
     augment = Augment(p, Jitter(), occluder)
     assert augment.draws == 7 and Augment(p).draws == 0
@@ -337,7 +339,7 @@ def test_unknown_data_and_networks(tmp_path: Path) -> None:
     for change, message in (
         ("data.name=nowhere", "data.name: expected one of orl, lfw, celeba, folder, recordio or module:function"),
         ("data.name=tests.train.tiny:Nothing", "data.name: 'tests.train.tiny:Nothing' can't be imported"),
-        ("data.arguments={colour: 1}", "data.arguments: tests.train.tiny:Patterns doesn't take them"),
+        ("data.arguments={color: 1}", "data.arguments: tests.train.tiny:Patterns doesn't take them"),
         ("network.name=resnet19", "network: expected one of paper, resnet18, .* or module:function, got 'resnet19'"),
         ("network.arguments={depth: 1}", "network: tests.train.tiny:Net takes no argument depth"),
         ("start=nowhere.pt", "there is no file nowhere.pt"),

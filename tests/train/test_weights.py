@@ -28,7 +28,7 @@ from occfast.train.checkpoint import read_state_dict, read_tensors, write_tensor
 def trained() -> Trained:
     network = PaperNet(5, width=0.125, batch_norm=True).to(memory_format=torch.channels_last).eval()
     alignment = {"template": "paper-100", "points": ((40.0, 31.0),)}
-    p = Preprocessing((100, 100), "grey", 0.5, 0.25, alignment)
+    p = Preprocessing((100, 100), "gray", 0.5, 0.25, alignment)
     spec = {"name": "paper", "classes": 5, "arguments": {"width": 0.125, "batch_norm": True}}
     return Trained(network, p, spec, ["Ada", "Zoë", "c", "d", "e"], None, {"step": 7})
 
@@ -264,7 +264,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
     with pytest.raises(ValueError, match="faces aligned with template a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
-    aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "grey"}))
+    aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "gray"}))
     with pytest.raises(TypeError, match="images: expected uint8, got float32"):
         rgb(images.float())
     with pytest.raises(ValueError, match=r"images: expected \[N, 1, 8, 6\], got \[2, 3, 8, 6\]"):

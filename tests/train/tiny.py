@@ -17,7 +17,7 @@ SIZE = (20, 16)
 
 
 class Patterns(FaceDataset):
-    """Each person is a pattern, each image of it has noise: grey [1, 20, 16]."""
+    """Each person is a pattern, each image of it has noise: gray [1, 20, 16]."""
 
     def __init__(self, people: int = 6, each: int = 10, noise: float = 0.15, bad: int | None = None) -> None:
         random = torch.Generator().manual_seed(7)

@@ -95,7 +95,7 @@ def _draw_occluders(
     sizes: list[int],
     ranges: list[float],
     kinds: list[int],
-    grey: bool,
+    gray: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     device = sample_ids.device
     _check_draw(sample_ids, cdf, row_centers, column_centers, height, width, seed, probability, sizes, ranges, kinds)
@@ -114,7 +114,7 @@ def _draw_occluders(
             sizes,
             ranges,
             kinds,
-            grey,
+            gray,
         )
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
@@ -137,7 +137,7 @@ def _draw_occluders(
         sizes,
         ranges,
         kinds,
-        grey,
+        gray,
         *(tensor.data_ptr() for tensor in out),
     )
     return out
@@ -256,7 +256,7 @@ def _draw_and_paint(
     sizes: list[int],
     ranges: list[float],
     kinds: list[int],
-    grey: bool,
+    gray: bool,
     low: float,
     high: float,
     outside: Tensor | None = None,
@@ -283,7 +283,7 @@ def _draw_and_paint(
             sizes,
             ranges,
             kinds,
-            grey,
+            gray,
         )
         reference.paint_occluders(images, out, sample_ids, *drawn, seed, low, high, outside)
         return drawn
@@ -309,7 +309,7 @@ def _draw_and_paint(
         sizes,
         ranges,
         kinds,
-        grey,
+        gray,
         tuple(tensor.data_ptr() for tensor in drawn),
         low,
         high,
@@ -342,7 +342,7 @@ def _fake_occlude_in_place(images: Tensor, sample_ids: Tensor, *_: Any) -> tuple
 #: uint8 [N] (:data:`KINDS`, 255 where not occluded), ``level`` float32 [N], ``intensity`` float32 [N,C].
 draw_occluders = register(
     "draw_occluders(Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int channels, "
-    "int height, int width, int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool grey) "
+    "int height, int width, int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool gray) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _draw_occluders,
     _fake_draw_occluders,
@@ -364,7 +364,7 @@ paint_occluders_ = register(f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()
 
 _OCCLUDE = (
     "Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int seed, float probability, "
-    "int[] sizes, float[] ranges, int[] kinds, bool grey, float low, float high, Tensor(b!)? outside=None)"
+    "int[] sizes, float[] ranges, int[] kinds, bool gray, float low, float high, Tensor(b!)? outside=None)"
 )
 
 #: :data:`draw_occluders` and :data:`paint_occluders` in one call: (images with occluders, boxes, kind, level,

@@ -65,17 +65,17 @@ def _multiply(a: Tensor, b: Tensor, symmetric: bool = False) -> Tensor:
     return out
 
 
-def _centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _center_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     native = module_for(rows.device)
     if native is None:
-        return reference.centre_rows(rows, mean, unit)
+        return reference.center_rows(rows, mean, unit)
     n, dim = rows.shape
     given = mean is not None
     mean = rows.new_empty(dim, dtype=torch.float64) if mean is None else mean
-    centred, squares = torch.empty_like(rows), rows.new_empty(n)
+    centered, squares = torch.empty_like(rows), rows.new_empty(n)
     lengths = rows.new_empty(n, dtype=torch.float64)
     call(
-        native.centre_rows,
+        native.center_rows,
         rows.device,
         rows.data_ptr(),
         OUTPUT_DTYPES[rows.dtype],
@@ -84,11 +84,11 @@ def _centre_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor,
         given,
         unit,
         mean.data_ptr(),
-        centred.data_ptr(),
+        centered.data_ptr(),
         squares.data_ptr(),
         lengths.data_ptr(),
     )
-    return mean, centred, squares, lengths
+    return mean, centered, squares, lengths
 
 
 def _check_triplets(embeddings: Tensor, labels: Tensor, names: tuple[str, str]) -> None:
@@ -145,11 +145,11 @@ def _triplet_loss(
 
     a, a_labels = embeddings.contiguous(), labels.contiguous()
     unit = distance == DISTANCES["cosine"]
-    mean, a, a_squares, lengths = _centre_rows(a, None, unit)
+    mean, a, a_squares, lengths = _center_rows(a, None, unit)
     b, b_labels, b_squares, b_lengths = a, a_labels, a_squares, lengths
     if references is not None and reference_labels is not None:
         b_labels = reference_labels.contiguous()
-        _, b, b_squares, b_lengths = _centre_rows(references.contiguous(), mean, unit)
+        _, b, b_squares, b_lengths = _center_rows(references.contiguous(), mean, unit)
     rows, columns = a.shape[0], b.shape[0]
     values = _multiply(a, b.T, symmetric=own)
     ordered, members = b_labels.sort(stable=True)

@@ -1,0 +1,191 @@
+"""Occlusions for tests: blocks, landmark bands, sunglasses and face masks, drawn on batches of faces.
+
+Each is called with images, their landmarks and sample ids, and returns new images with the mask of covered pixels.
+Pixels outside the mask are the given ones to the bit.  What is drawn at random depends on (seed, sample id) alone, not
+on the batch or its order.
+
+Landmarks are float [N, 5, 2], (row, column) in pixels: left eye, right eye, nose, left and right corner of the mouth,
+as seen in the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .base import Color, Occlusion, OcclusionResult, _color, _paint, _pixels, uniform
+
+
+@dataclass(frozen=True)
+class Block(Occlusion):
+    """A rectangle.
+
+    Attributes:
+        size: (height, width) in pixels.
+        at: its center: (row, column) in pixels; one of :data:`PLACES`, found by the landmarks; None: drawn uniformly
+            over the image.  As in an occlusion map, a block of height h about row i covers rows i − h // 2 to
+            i − h // 2 + h − 1; it is cut at the image's edge.
+        fill: a color, or "noise": uniform noise in every channel of every pixel.
+        seed: of ``at=None`` and of the noise.
+    """
+
+    size: tuple[int, int] = (20, 40)
+    at: tuple[float, float] | str | None = None
+    fill: Color | str = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.pair(self.size, "size")
+        checks.seed(self.seed)
+        if isinstance(self.at, str) and self.at not in PLACES:
+            raise ValueError(f"at: expected (row, column) or one of {', '.join(PLACES)}, got {self.at!r}")
+        if self.fill != "noise":
+            _color(self.fill, 1, "fill")
+
+    @property
+    def needs_landmarks(self) -> bool:  # type: ignore[override]
+        return isinstance(self.at, str)
+
+    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+        n, channels, height, width = images.shape
+        if self.at is None:
+            extent = torch.tensor([height, width], dtype=torch.float64, device=images.device)
+            center = (uniform(self.seed, ids, 2) * extent).floor()
+        elif isinstance(self.at, str):
+            assert landmarks is not None
+            center = landmarks[:, PLACES[self.at]].mean(1).round()
+        else:
+            center = torch.tensor(self.at, dtype=torch.float64, device=images.device).round().expand(n, 2)
+        start = center - torch.tensor([s // 2 for s in self.size], device=images.device)
+        rows, columns = _pixels(images)
+        top, left = start[:, 0, None, None], start[:, 1, None, None]
+        mask = (rows >= top) & (rows < top + self.size[0]) & (columns >= left) & (columns < left + self.size[1])
+        if self.fill == "noise":
+            noise = uniform(self.seed, ids, channels * height * width, stream=1).reshape(images.shape)
+            return _paint(images, mask.float(), noise)
+        return _paint(images, mask.float(), _color(self.fill, channels, "fill"))
+
+
+#: Places of a block by the landmarks whose mean they are.
+PLACES: dict[str, list[int]] = {
+    "left_eye": [0],
+    "right_eye": [1],
+    "eyes": [0, 1],
+    "nose": [2],
+    "mouth": [3, 4],
+    "left_mouth": [3],
+    "right_mouth": [4],
+}
+
+#: Bands across the width, from and to, in distances from the row of the eyes (0) to the row of the mouth (1).  Without
+#: overlap, together they are the whole image.
+BANDS: dict[str, tuple[float, float]] = {
+    "forehead": (-float("inf"), -0.35),
+    "eyes": (-0.35, 0.3),
+    "nose": (0.3, 0.72),
+    "mouth": (0.72, 1.28),
+    "chin": (1.28, float("inf")),
+}
+
+
+@dataclass(frozen=True)
+class Band(Occlusion):
+    """A band across the whole width at a part of the face, as the landmark occlusions of pdsn-landmarks.
+
+    Attributes:
+        region: one of :data:`BANDS`, by the mean row of the eyes and that of the mouth's corners.
+        fill: a color; the paper's is white.
+    """
+
+    region: str = "eyes"
+    fill: Color = 1.0
+
+    def __post_init__(self) -> None:
+        if self.region not in BANDS:
+            raise ValueError(f"region: expected one of {', '.join(BANDS)}, got {self.region!r}")
+        _color(self.fill, 1, "fill")
+
+    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+        assert landmarks is not None
+        eyes, mouth = landmarks[:, :2, 0].mean(1), landmarks[:, 3:, 0].mean(1)
+        if bool((mouth - eyes < 1).any()):
+            k = int((mouth - eyes < 1).nonzero()[0])
+            raise ValueError(f"landmarks: expected the mouth below the eyes, not in image {k}")
+        start, end = (eyes + (mouth - eyes) * edge for edge in BANDS[self.region])
+        rows, columns = _pixels(images)
+        mask = ((rows >= start[:, None, None]) & (rows < end[:, None, None])).expand(-1, -1, columns.shape[-1])
+        return _paint(images, mask.float(), _color(self.fill, images.shape[1], "fill"))
+
+
+#: Of a lens: half width, half height, exponent of the superellipse, drop below the eye; in distances between the eyes.
+_LENSES = {"round": (0.37, 0.36, 2.0, 0.06), "square": (0.43, 0.31, 5.0, 0.07), "aviator": (0.42, 0.38, 2.6, 0.12)}
+
+
+@dataclass(frozen=True)
+class Sunglasses(Occlusion):
+    """Sunglasses, sized and turned by the eyes: two lenses, a bridge and the ends of the temples.
+
+    Attributes:
+        style: "round", "square", "aviator", or None: drawn for each sample.
+        color: of lenses and frame.
+        opacity: of the lenses, in (0, 1].
+        scale: 1.0 covers the brows and the sockets of a frontal face.
+        seed: of the style.
+    """
+
+    style: str | None = None
+    color: Color = (0.05, 0.05, 0.06)
+    opacity: float = 1.0
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.style is not None and self.style not in _LENSES:
+            raise ValueError(f"style: expected one of {', '.join(_LENSES)} or None, got {self.style!r}")
+        _color(self.color, 1, "color")
+        checks.in_range(self.opacity, "opacity", 1 / 255, 1.0)
+        checks.in_range(self.scale, "scale", 0.1, 10.0)
+        checks.seed(self.seed)
+
+    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+        assert landmarks is not None
+        device = images.device
+        if self.style is None:
+            style = (uniform(self.seed, ids, 1)[:, 0] * len(_LENSES)).long()
+        else:
+            style = torch.full((len(images),), list(_LENSES).index(self.style), device=device)
+        lens = torch.tensor(list(_LENSES.values()), dtype=torch.float64, device=device)[style]
+        a, b, power, drop = (v[:, None, None] for v in lens.unbind(1))
+        left, right = landmarks[:, 0], landmarks[:, 1]
+        middle, across = (left + right) / 2, right - left
+        d = across.norm(dim=1)
+        rows, columns = _pixels(images)
+        r, c = rows - middle[:, 0, None, None], columns - middle[:, 1, None, None]
+        # Coordinates in distances between the eyes: x along the line of the eyes, y down from it.
+        u = (across / d[:, None] / d[:, None] / self.scale)[..., None, None]
+        x, y = c * u[:, 1] + r * u[:, 0], r * u[:, 1] - c * u[:, 0]
+        pixel = (d * self.scale)[:, None, None]
+
+        def box(left: Any, right: Any, top: float, bottom: float) -> Tensor:
+            # Of |x|: how much of a pixel lies inside.
+            edges = (x.abs() - left, right - x.abs(), y - top, bottom - y)
+            inside: Tensor = torch.stack(edges).amin(0) * pixel
+            return (inside + 0.5).clamp(0, 1)
+
+        lens_x, lens_y = (x.abs() - 0.5 / self.scale), y - drop
+        norm = ((lens_x / a).abs() ** power + (lens_y / b).abs() ** power) ** (1 / power)
+        lenses = ((1 - norm) * torch.minimum(a, b) * pixel + 0.5).clamp(0, 1)
+        bridge = box(-1.0, 0.5 / self.scale - a + 0.06, -0.13, -0.02)
+        temples = box(0.5 / self.scale + a - 0.06, 1.05, -0.17, -0.06)
+        frame = torch.maximum(bridge, temples)
+        # A part that covers less than a hundredth of a pixel is rounding, not an edge.
+        alpha = torch.maximum(lenses * self.opacity, frame)
+        alpha = torch.where(alpha < 0.01, 0.0, alpha)
+        return _paint(images, alpha, _color(self.color, images.shape[1], "color"))
+
+
+# -- drawing -----------------------------------------------------------------------------------------------------

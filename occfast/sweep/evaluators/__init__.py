@@ -1,0 +1,1 @@
+"""Evaluators: the outputs of a network under an occluder."""

@@ -1,0 +1,160 @@
+"""The dense sweep: a forward pass of the whole network for each position."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...native import ops
+from ..geometry import SweepGrid
+from ..memory import available_bytes, is_out_of_memory, peak_bytes, return_freed
+
+#: Share of the free memory that is used where no limit is given.
+_SHARE_OF_FREE = 0.25
+#: Convolution libraries take scratch memory beside the tensors that PyTorch sees, and a heap has holes.
+_SCRATCH = 2.0
+_LARGEST_BATCH = 4096
+_FIRST_BATCH = {"cpu": 8, "cuda": 64}
+
+
+class DenseEvaluator:
+    """Runs a model on occluded copies of a block of images.
+
+    ``layout`` is what the copies are stored in; :meth:`tune` chooses it with the batch size by
+    measuring, since which one is faster depends on the network and the machine.
+    """
+
+    method = "dense"
+
+    def __init__(self, model: Callable[[Tensor], Tensor], grid: SweepGrid) -> None:
+        self._plain = model
+        self._grid = grid.native()
+        self._images = torch.empty(0)
+        self._fill = torch.empty(0)
+        self._model = model
+        self._last: Callable[[Tensor], Tensor] | None = None
+        self.layout = "contiguous"
+
+    def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        return images.shape[0]
+
+    def start(self, images: Tensor, fill: Tensor) -> None:
+        self._images, self._fill = images, fill
+
+    def outputs(self, positions: Tensor) -> Tensor:
+        copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
+        return self._model(_arranged(copies, self.layout))
+
+    def order(self, positions: Tensor) -> Tensor:
+        return torch.arange(len(positions), device=positions.device)
+
+    def set_layout(self, layout: str) -> None:
+        """ "contiguous" (NCHW) or, if the model runs so, "channels_last" (NHWC); the given model is never changed."""
+        self.layout, self._model = "contiguous", self._plain
+        if layout == "channels_last":
+            self._last = self._last or self._in_channels_last()
+            if self._last is not self._plain:
+                self.layout, self._model = layout, self._last
+
+    def _in_channels_last(self) -> Callable[[Tensor], Tensor]:
+        """A copy of the model in that layout; the model itself where it must not be given such images: a ``view`` of a
+        feature map raises there."""
+        model = _channels_last(self._plain)
+        try:
+            model(_arranged(self._images[:1], "channels_last"))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise
+            return self._plain
+        return model
+
+    def tune(self, total: int, memory_limit: int | None) -> int:
+        """Choose layout and batch size for ``total`` positions; call after :meth:`start`.
+
+        Doubles the batch while that makes it faster, for both layouts, and spends about a twentieth
+        of the time that the sweep will take at most.
+        """
+        device = self._images.device
+        limit = memory_limit or int(_SHARE_OF_FREE * available_bytes(device))
+        limit -= _parameter_bytes(self._plain)  # of the copy in the other layout
+        fits = min(total, largest_batch(lambda b: self.outputs(_some_positions(b, total, device)), limit))
+        return_freed(device)
+        first = min(fits, _FIRST_BATCH[device.type])
+        best, budget = (0.0, first, "channels_last"), math.inf
+        for layout in ("channels_last", "contiguous"):
+            self.set_layout(layout)
+            if self.layout != layout:
+                continue
+            batch = first
+            while budget > 0:
+                rate, spent = self._rate(batch, total, device)
+                return_freed(device)
+                slower = rate < 0.95 * best[0]
+                best = max(best, (rate, batch, layout))
+                budget = min(budget, total / best[0] / 20 if best[0] else 0.0) - spent
+                if slower or 2 * batch > fits:
+                    break
+                batch *= 2
+        self.set_layout(best[2])
+        return best[1]
+
+    def _rate(self, batch: int, total: int, device: torch.device) -> tuple[float, float]:
+        """Positions a second (0 if they don't fit into memory) and the seconds that measuring took."""
+        positions = _some_positions(batch, total, device)
+        started = time.perf_counter()
+        times = []
+        try:
+            for _ in range(3):
+                begin = time.perf_counter()
+                self.outputs(positions)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - begin)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 0.0, time.perf_counter() - started
+        return batch / min(times[1:]), time.perf_counter() - started
+
+
+def _arranged(images: Tensor, layout: str) -> Tensor:
+    if layout == "contiguous":
+        return images.contiguous()
+    n, c, h, w = images.shape
+    if c == 1:  # the memory is the same; only the strides tell the convolution which layout is meant
+        return images.contiguous().as_strided((n, c, h, w), (h * w, 1, w, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(model: Any) -> Callable[[Tensor], Tensor]:
+    try:
+        copied: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    except Exception:  # a module that can't be copied runs as it is, on images in that layout
+        return lambda images: model(images)
+    return copied
+
+
+def _parameter_bytes(model: Any) -> int:
+    return sum(p.nbytes for p in model.parameters()) if isinstance(model, nn.Module) else 0
+
+
+def _some_positions(count: int, total: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, total - 1, count, device=device).long()
+
+
+def largest_batch(run: Callable[[int], Any], limit: int) -> int:
+    """The largest batch whose tensors fit into ``limit`` bytes, from two measured passes; at least 1."""
+    try:
+        one, three = peak_bytes(lambda: run(1)), peak_bytes(lambda: run(3))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
+    each = max(1.0, (three - one) / 2)
+    return max(1, min(_LARGEST_BATCH, int((limit - max(0.0, one - each)) / (_SCRATCH * each))))

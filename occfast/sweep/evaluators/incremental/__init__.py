@@ -1,0 +1,1 @@
+"""The exact incremental sweep: only what an occluder changes is computed again."""

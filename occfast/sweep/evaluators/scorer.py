@@ -1,0 +1,307 @@
+"""The scores of a model on occluded copies of the images of a block, at any of their positions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...native import ops
+from ...native.reference import cosine, first_largest
+from ..geometry import SweepGrid
+from ..memory import is_out_of_memory
+from ..options import EXACT, Options, fill_for
+from ..precision import float32_as
+from ..source import Block
+from .behavior import TOLERANCE, compared_outputs, example
+from .dense import DenseEvaluator
+from .incremental.evaluator import IncrementalEvaluator
+from .incremental.trace import BatchDependent, NotDeterministic, NotIncremental
+from .protocol import Evaluator
+
+_log = logging.getLogger("occfast")
+
+_WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
+_CHECKED = 6  # positions compared with the dense sweep on every call (eight took 2.2 % of a map of W1),
+_CHECK_ANY = 4  # on any of so many images or more
+#: Of outputs of the two sweeps, relative to the largest.  TF32 has the mantissa of float16, bfloat16 an eighth of it.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+_ALONE = 10  # times what rounding explains, until an image's outputs are said to depend on its batch
+_CLEAN_BATCH = 16  # images in an unoccluded forward pass
+_FIXED_BATCH = {"cpu": 8, "cuda": 64}  # of a dense sweep that must not measure
+#: Positions in a call of an estimating method, for the plan: a few hundred of each of some images, so that groups of
+#: positions span images and nothing is worth sharing by the positions of one.
+_FEW = 600
+
+
+class Scorer:
+    """Scores occluded copies of a block of images.
+
+    :meth:`take` a block, :meth:`start` some of its images, :meth:`score` positions of those: flat position
+    ``n * P + p`` is position p of the grid's P on image n of those taken.
+
+    Args:
+        measured: whether a dense sweep may choose its batch by measuring; else it takes one that does not depend on
+            the machine's mood, so that several processes choose alike.
+        method, batch_size, layout: what was chosen before, where a sweep is resumed.
+
+    Attributes:
+        scores: float64 [n, P] of the images taken; 0 where nothing was scored.
+        method, batch_size, layout: what was chosen, "" and 0 before the first :meth:`start`.
+    """
+
+    images: Tensor
+    scores: Tensor
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        grid: SweepGrid,
+        options: Options,
+        *,
+        measured: bool = True,
+        method: str = "",
+        batch_size: int = 0,
+        layout: str = "",
+    ) -> None:
+        self.model, self.grid, self.options = model, grid, options
+        self.method, self.batch_size, self.layout = method, batch_size, layout
+        self._measured = measured
+        self._evaluator: Evaluator | None = None
+        self._checked = False
+        #: For score="error": the largest other output less the label's (above 0 where the class is wrong) instead.
+        self.margins = False
+
+    # -- the images of a block -------------------------------------------------------------------------
+
+    def take(self, block: Block) -> int:
+        """Keep the images of a block that are to be swept; returns their number."""
+        self.images, labels, clean = self._screen(block)
+        self._first = block.first
+        n = self.images.shape[0]
+        self.scores = torch.zeros(n, self.grid.positions, dtype=torch.float64, device=self.images.device)
+        self._bad = torch.zeros(1, dtype=torch.int32, device=self.images.device)
+        if n:
+            self._targets = self._targets_of(labels, clean)
+            self._fill = fill_for(self.options.fill, self.images, self.options.seed)
+        return n
+
+    def _screen(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The images to sweep, their labels and outputs without an occluder."""
+        images, labels = block.images, block.labels
+        outputs = torch.cat([_checked_outputs(self.model(part), part.shape[0]) for part in images.split(_CLEAN_BATCH)])
+        if not bool(outputs.isfinite().all()):
+            wrong = int((~outputs.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
+        classes = outputs.shape[1]
+        if self.options.score == "similarity_drop":
+            _check_references(labels, classes)
+            return images, labels, outputs
+        if labels is None:
+            raise ValueError(f"labels: expected int64 [N] for score={self.options.score!r}, got None")
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise TypeError(f"labels: expected int64 [N], got {str(labels.dtype)[6:]} {list(labels.shape)}")
+        low, high = (int(v) for v in labels.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels: expected classes in [0, {classes}), got values from {low} to {high}")
+        if self.options.skip_misclassified:
+            right = first_largest(outputs) == labels
+            return images[right], labels[right], outputs[right]
+        return images, labels, outputs
+
+    def _targets_of(self, labels: Tensor | None, clean: Tensor) -> dict[str, Tensor | None]:
+        if self.options.score == "error":
+            return {"labels": labels, "references": None, "baseline": None}
+        if self.options.score == "score_drop":
+            assert labels is not None
+            baseline = clean.double().gather(1, labels[:, None])[:, 0]
+            return {"labels": labels, "references": None, "baseline": baseline}
+        mine = clean.double()
+        references = mine if labels is None else labels.double()
+        return {"labels": None, "references": references, "baseline": cosine(mine, references)}
+
+    # -- some of them at a time ------------------------------------------------------------------------
+
+    def images_at_once(self) -> int:
+        """How many images to :meth:`start` at a time, so that memory holds what is kept of them."""
+        self._evaluator = self._evaluator or self._choose_evaluator(self.images)
+        fit = self._evaluator.images_at_once(self.images, self.options.memory_limit)
+        return fit - fit % 8 if fit > 8 else fit  # the evaluator cuts them into eights: always alike
+
+    def start(self, first: int, last: int) -> None:
+        """Get ready for positions of images ``first`` to ``last - 1``."""
+        self._evaluator = self._evaluator or self._choose_evaluator(self.images)
+        part = self.images[first:last]
+        fill = self._fill[first:last] if self._fill.shape[0] == self.images.shape[0] else self._fill
+        self._evaluator.start(part, fill)
+        self._start = first * self.grid.positions
+        self._choose_batch((last - first) * self.grid.positions)
+        if self._evaluator.method != "dense" and not self._checked:
+            self._check_evaluator(part, fill)
+            self._checked = True
+
+    def score(self, positions: Tensor) -> None:
+        """Score flat positions int64 [M] of the images that were started, into :attr:`scores`.
+
+        They run in batches; where memory runs out the batch is halved.
+        """
+        assert self._evaluator is not None
+        positions = positions.to(self.scores.device)
+        kind, done = ops.SCORES[self.options.score], 0
+        targets = (self._targets["labels"], self._targets["references"], self._targets["baseline"])
+        while done < len(positions):
+            part = positions[done : done + self.batch_size]
+            try:
+                outputs = _checked_outputs(self._evaluator.outputs(part - self._start), len(part))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = max(1, self.batch_size // 2)
+                _log.warning("out of memory: the batch size goes down to %d", self.batch_size)
+                if self.scores.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            if self.margins:
+                self._score_margins(outputs, part)
+            else:
+                ops.sweep_score(outputs, part, self.grid.positions, kind, self.scores, self._bad, *targets)
+            done += len(part)
+        if self.scores.device.type == "cpu":  # reading a GPU's flag waits for it
+            self.check_finite()
+
+    def _score_margins(self, outputs: Tensor, positions: Tensor) -> None:
+        labels = self._targets["labels"]
+        assert labels is not None
+        own = labels[positions // self.grid.positions][:, None]
+        others = outputs.scatter(1, own, -torch.inf).amax(1).double()
+        margin = others - outputs.gather(1, own)[:, 0].double()
+        # Of equals the lowest class counts; a right one keeps its 0, a wrong one gets the smallest that is above it.
+        wrong = (margin == 0) & (first_largest(outputs) != own[:, 0])
+        self.scores.view(-1)[positions] = torch.where(wrong, torch.finfo(torch.float64).tiny, margin)
+        self._bad |= ~outputs.isfinite().all()
+
+    def check_finite(self) -> None:
+        """Raises ValueError if any output of this block so far was NaN or infinite."""
+        if int(self._bad):
+            raise ValueError(
+                "model: expected finite outputs, got NaN or infinity for an occluded copy of one of the images "
+                f"from number {self._first} on"
+            )
+
+    def alike(self, positions: Tensor) -> Tensor:
+        """Flat positions, sorted so that those that the evaluator computes together come together."""
+        assert self._evaluator is not None
+        return positions[self._evaluator.order(positions - self._start)]
+
+    # -- the evaluator ---------------------------------------------------------------------------------
+
+    def _choose_evaluator(self, images: Tensor) -> Evaluator:
+        """The one that ``method`` names; for "auto" and the estimating methods the incremental one where it can be
+        had and pays."""
+        dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
+        if "dense" in (method, self.method):
+            self._check_model(images)
+            return dense
+        few: dict[str, Any] = {} if method in EXACT else {"share_early": False, "expected": _FEW}
+        try:
+            if not isinstance(self.model, nn.Module):
+                raise NotIncremental("a function can't be traced, an nn.Module can")
+            incremental = IncrementalEvaluator(
+                self.model, self.grid, images, batch=self.options.batch_size, memory_limit=limit, **few
+            )
+            incremental.images_at_once(images, limit)
+        except NotIncremental as reason:
+            self._check_model(images)  # what is no reason for a dense sweep either
+            if method == "incremental":
+                raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
+            _log.info("the sweep is dense: %s", reason)
+            return dense
+        if method != "incremental" and not self.method and incremental.predicted_speedup < _WORTH_IT:
+            whole = incremental.whole_from
+            _log.info(
+                "the sweep is dense: an incremental one would be %.2f times as fast%s",
+                incremental.predicted_speedup,
+                f"; {whole} needs whole maps" if whole else "",
+            )
+            return dense
+        return incremental
+
+    def _check_model(self, images: Tensor) -> None:
+        """A sweep evaluates an image beside others: that must not matter."""
+        pair = example(images)
+        try:
+            with float32_as("ieee"):
+                compared_outputs(self.model, pair, _ALONE * TOLERANCE[pair.dtype])
+        except BatchDependent as error:
+            raise ValueError(
+                f"model: {error}, so there is no map of it; is there batch norm without running statistics?"
+            ) from error
+        except NotDeterministic as error:
+            _log.warning("model: %s; another sweep will give another map", error)
+
+    def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
+        """Compare a few seeded positions with the dense sweep: a wrong map must never come out.
+
+        They are all on one image, since what the positions of an image share is computed for them too, and of few
+        images on the first, which comes next anyway.
+        """
+        assert self._evaluator is not None
+        n, each, generator = images.shape[0], self.grid.positions, torch.Generator().manual_seed(self.options.seed)
+        image = int(torch.randint(n, (), generator=generator)) if n >= _CHECK_ANY else 0
+        count = max(1, min(_CHECKED, n * each // 500))
+        positions = (image * each + torch.randint(each, (count,), generator=generator)).to(images.device)
+        dense = DenseEvaluator(self.model, self.grid)
+        dense.start(images, fill)
+        expected, got = dense.outputs(positions).double(), self._evaluator.outputs(positions).double()
+        difference = float((got - expected).abs().max())
+        dtype = torch.float16 if self.options.precision == "tf32" else images.dtype
+        allowed = _AGREEMENT[dtype] * float(expected.abs().max())
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, where rounding "
+                f"explains {allowed:.2g}; is the model deterministic, and each row of its output a function of that "
+                "image alone? method='dense' makes no such assumption"
+            )
+
+    def _choose_batch(self, total: int) -> None:
+        """Once for the whole sweep, so that a resumed one runs the same batches."""
+        assert self._evaluator is not None
+        # The incremental sweep takes many positions at a time and cuts them into batches itself.
+        incremental = self._evaluator.method == "incremental"
+        if self.batch_size == 0 or (not self.method and incremental):
+            if incremental or self._measured:
+                self.batch_size = self._evaluator.tune(total, self.options.memory_limit)
+                self.layout = self._evaluator.layout
+            else:
+                self.batch_size, self.layout = _FIXED_BATCH[self.images.device.type], "channels_last"
+        self.method = self._evaluator.method
+        self._evaluator.set_layout(self.layout)
+        self.layout = self._evaluator.layout
+
+
+def _checked_outputs(outputs: Any, rows: int) -> Tensor:
+    """Outputs as float32 or float64 [rows, K]."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"model: expected a tensor [n, K], got {type(outputs).__name__}; wrap the model so that it returns one"
+        )
+    if outputs.dim() != 2 or outputs.shape[0] != rows or outputs.shape[1] == 0:
+        raise ValueError(f"model: expected outputs of shape [{rows}, K], got {list(outputs.shape)}")
+    if not outputs.is_floating_point():
+        raise TypeError(f"model: expected floating-point outputs, got {str(outputs.dtype).removeprefix('torch.')}")
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
+def _check_references(labels: Tensor | None, width: int) -> None:
+    if labels is None:
+        return
+    if not labels.is_floating_point() or labels.dim() != 2 or labels.shape[1] != width:
+        raise ValueError(
+            f"labels: expected None or reference embeddings, floating-point [N, {width}], "
+            f"got {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        )
+    if not bool(labels.isfinite().all()):
+        raise ValueError("labels: expected finite reference embeddings, got NaN or infinity")

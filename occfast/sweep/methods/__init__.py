@@ -1,0 +1,1 @@
+"""Methods: which positions are evaluated, and what a map is made of."""

@@ -1,0 +1,150 @@
+"""Maps of single images from a fraction of their positions: method="adaptive"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..estimate import Disagreement
+from ..maps import OcclusionMap
+from .base import Sweep
+from .kriging import BorderSearch
+from .refinement import Refinement
+
+_SPACING = 8  # pixels between coarse positions, by default
+_IMAGES = 16  # refined together, so that a round is a large batch
+_PIECES = 12  # of a round of refinement at least, so that processes can share it,
+_PIECE = 48  # unless they get smaller than this
+_CHECK = (0.0025, 0.05)  # share of the skipped positions that is checked: least and most,
+_ENOUGH = 300  # in between as many as make this number over all images
+_BEND = 0.05  # of the range of a coarse lattice: the tolerance of real-valued scores
+_CHANCE = 0.1  # that a skipped label is wrong: the tolerance of binary scores
+
+
+class AdaptiveSweep(Sweep):
+    """Refines the maps of a group of images round by round, all positions of a round in one batch.
+
+    Afterwards each position that was left out is evaluated with the same small chance, to count how many were
+    filled in wrongly.
+    """
+
+    def visit(self, n: int) -> None:
+        options, grid = self.options, self.grid
+        self._binary = self.scorer.margins = options.score == "error"
+        height, width = options.spacing or (min(_SPACING, side) for side in grid.occluder)
+        self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
+        with self.processes.guard():
+            at_once = self.scorer.images_at_once()
+        at_once = min(_IMAGES, self.processes.broadcast(at_once))
+        for first in range(self.state.next // grid.positions, n, at_once):
+            last = min(first + at_once, n)
+            with self.processes.guard():
+                self.scorer.start(first, last)
+            tally = self._refine(first, last, n)
+            before = self.state.tally
+            total = {name: before.get(name, 0.0) + value for name, value in tally.items()}
+            total["worst"] = max(before.get("worst", 0.0), tally["worst"])
+            self.state = replace(self.state, tally=total, next=last * grid.positions)
+            self.save_if_due()
+            self._show(n)
+
+    def _refine(self, first: int, last: int, n: int) -> dict[str, float]:
+        """Evaluate and fill in the maps of images ``first`` to ``last - 1``; returns what is counted."""
+        shape = last - first, self.grid.rows, self.grid.columns
+        scores = self.scorer.scores[first:last].view(shape)
+        self._done = self.evaluations()
+        known, filled, limit = (self._follow_border if self._binary else self._follow_bends)(scores, first, n)
+        chosen = ~known & self._drawn(shape, first)
+        values = self._evaluate(chosen, first, scores)
+        if self._binary:
+            values = (values > 0).astype(np.float64)
+        off = np.abs(values - filled)[chosen]
+        filled[chosen] = values[chosen]
+        scores.copy_(torch.from_numpy(filled))
+        return {
+            "evaluated": float(known.sum() + chosen.sum()),
+            "skipped": float((~known).sum()),
+            "checked": float(chosen.sum()),
+            "different": float((off > np.broadcast_to(limit.reshape(-1, 1, 1), shape)[chosen]).sum()),
+            "off": float(off.sum()),
+            "worst": float(off.max(initial=0.0)),
+            "tolerances": float(limit.sum()),
+        }
+
+    def _follow_border(
+        self, scores: torch.Tensor, first: int, n: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+        """Of a binary score: what was evaluated, the maps filled in, and what counts as different."""
+        chance = _CHANCE if self.options.tolerance is None else self.options.tolerance
+        quantile = NormalDist().inv_cdf(1 - chance)
+        search = BorderSearch(self.grid.rows, self.grid.columns, self._spacing, self.grid.stride, quantile, len(scores))
+        while (wanted := search.wanted()).any():
+            search.take(self._evaluate(wanted, first, scores))
+            self._show(n)
+        return search.known, search.labels(), np.full(len(scores), 0.5)
+
+    def _follow_bends(
+        self, scores: torch.Tensor, first: int, n: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+        """The same of a real-valued score."""
+        refinement = Refinement(self.grid.rows, self.grid.columns, self._spacing)
+        known = np.repeat(refinement.first()[None], len(scores), 0)
+        values = self._evaluate(known, first, scores)
+        if self.options.tolerance is None:
+            tolerance: NDArray[np.float64] = _BEND * np.ptp(values[:, refinement.first()], axis=1)
+        else:
+            tolerance = np.full(len(scores), self.options.tolerance)
+        while (wanted := refinement.wanted(known, values, tolerance)).any():
+            known |= wanted
+            values = self._evaluate(wanted, first, scores)
+            self._show(n)
+        return known, refinement.filled(known, values), tolerance
+
+    def _evaluate(self, wanted: NDArray[np.bool_], first: int, scores: torch.Tensor) -> NDArray[np.float64]:
+        """Score the wanted positions; returns all scores of the images, [n, rows, columns]."""
+        positions = torch.from_numpy(np.flatnonzero(wanted)).to(scores.device) + first * self.grid.positions
+        if len(positions):
+            ordered = self.scorer.alike(positions)
+            size = min(self.scorer.batch_size, max(_PIECE, -(-len(ordered) // _PIECES)))
+            pieces = ordered.split(size)
+            with self.processes.guard():
+                for k in self.processes.mine(len(pieces)):
+                    self.scorer.score(pieces[k])
+            self.add(ordered)
+        self._done += len(positions)
+        return scores.cpu().numpy().copy()
+
+    def _drawn(self, shape: tuple[int, ...], first: int) -> NDArray[np.bool_]:
+        """Which positions to check if they were skipped: each with the same chance, whatever is done together."""
+        share = self.options.check
+        if share is None:
+            total = self.source.total
+            share = _CHECK[0] if total is None else _ENOUGH / (total * self.grid.positions)
+            share = min(max(share, _CHECK[0]), _CHECK[1])
+        drawn = np.empty(shape, bool)
+        for k in range(shape[0]):
+            generator = np.random.default_rng([self.options.seed, self.state.used + first + k, 0xC4EC])
+            drawn[k] = generator.random(shape[1:]) < share
+        return drawn
+
+    def _show(self, n: int) -> None:
+        """Positions done, and as many as all images take if they are like those that are finished."""
+        to_come, total = self.images_to_come(), None
+        finished = self.state.used + self.state.next // self.grid.positions
+        if to_come is not None and finished:
+            total = max(self._done, self.evaluations() // finished * (self.state.used + n + to_come))
+        self.report(self._done, total)
+
+    def evaluations(self) -> int:
+        return int(self.state.tally.get("evaluated", 0))
+
+    def result(self, **more: Any) -> OcclusionMap:
+        state = self.state
+        tolerance = None if self.options.score == "error" else state.tally.get("tolerances", 0.0) / max(1, state.used)
+        estimate = Disagreement.of(max(1, state.used) * self.grid.positions, state.tally, tolerance)
+        return super().result(method="adaptive", estimate=estimate, **more)

@@ -1,0 +1,270 @@
+"""What every method does alike: blocks of images, sums over them, checkpoints, the record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...native import ops
+from ...progress import Report
+from ..checkpoint import Checkpoint, SweepState, fingerprint
+from ..evaluators.scorer import Scorer
+from ..geometry import SweepGrid
+from ..maps import OcclusionMap
+from ..options import Options, check_model
+from ..precision import check_precision
+from ..processes import Processes
+from ..source import Block, Source
+
+_log = logging.getLogger("occfast")
+
+BLOCK_IMAGES = 64  # whose scores are summed at a time
+_KEEP_BYTES = 2**30  # per-image scores are part of the result up to this size
+
+
+class Sweep(ABC):
+    """One call of :func:`~occfast.sweep.occlusion_map`, in one of the processes that share it.
+
+    A method says in :meth:`visit` which positions of a block of images it scores.
+    """
+
+    grid: SweepGrid
+    state: SweepState
+    scorer: Scorer
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        source: Source,
+        options: Options,
+        processes: Processes,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        check_model(model)
+        self.model, self.source, self.options, self.processes = model, source, options, processes
+        self.checkpoint = checkpoint
+        self.report: Report = lambda done, total: None
+        self.digest = ""  # of the images in finished blocks
+        self.note = ""  # shown beside the progress
+        self.started = time.perf_counter()
+        self.begun = False
+        self.advanced = False  # beyond what the checkpoint holds
+
+    @abstractmethod
+    def visit(self, n: int) -> None:
+        """Score positions of the ``n`` images that the scorer took, from where ``state.next`` says; every process ends
+        with all scores."""
+
+    def finished(self) -> bool:
+        """Whether no further images are needed."""
+        return False
+
+    def run(self) -> OcclusionMap:
+        try:
+            for block in self._blocks():
+                if not self.begun:
+                    self._begin(block)
+                end = block.first + block.images.shape[0]
+                if end <= self.state.seen:
+                    if end == self.state.seen and self.state.partial is None:
+                        self._check_same_data()
+                elif not self.finished():
+                    self._block(block)
+                self.digest = self.source.digest.hexdigest()
+                if end >= self.state.seen and self.finished():
+                    break
+        except BaseException:
+            if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
+                self.save()
+            raise
+        result = self.result()
+        if self.checkpoint and self.processes.rank == 0:
+            self.checkpoint.remove()
+        return result
+
+    def _begin(self, block: Block) -> None:
+        check_precision(self.options.precision, block.images)
+        size = (int(block.images.shape[-2]), int(block.images.shape[-1]))
+        self.grid = SweepGrid.over(size, self.options.occluder, self.options.stride, self.options.border)
+        shape = list(block.images.shape[1:])
+        stamp: dict[str, Any] = {}
+        if self.checkpoint or self.processes:
+            stamp = fingerprint(self.model, {**self.options.stated(), "image": shape})
+            self.processes.assert_equal({**stamp, "checkpoint": self.checkpoint is not None})
+        saved = None
+        with self.processes.guard():
+            if self.checkpoint and self.processes.rank == 0:
+                self.checkpoint.stamp = stamp
+                saved = self.checkpoint.load()
+        self.state = self.processes.broadcast(saved) or SweepState(
+            total=np.zeros(self.grid.positions),
+            squares=np.zeros(self.grid.positions),
+            image_sum=np.zeros(shape),
+            batch_size=self.options.batch_size or 0,
+            layout="channels_last" if self.options.batch_size else "",  # the faster one, nearly always
+        )
+        state = self.state
+        self.scorer = Scorer(
+            self.model,
+            self.grid,
+            self.options,
+            measured=not self.processes,
+            method=state.method,
+            batch_size=state.batch_size,
+            layout=state.layout,
+        )
+        self.begun = True
+
+    def _blocks(self) -> Iterator[Block]:
+        """The source's blocks, as long as all processes get the same."""
+        blocks = self.source.blocks(BLOCK_IMAGES)
+        while True:
+            with self.processes.guard():
+                block = next(blocks, None)
+            self.processes.assert_equal({"images": "no more" if block is None else self.source.digest.hexdigest()})
+            if block is None:
+                return
+            yield block
+
+    def _block(self, block: Block) -> None:
+        with self.processes.guard():
+            n = self.scorer.take(block)
+            if self.state.partial is not None:
+                self._check_same_data()
+                self.scorer.scores.copy_(torch.from_numpy(self.state.partial))
+            images = self.scorer.images
+        if n:
+            self.visit(n)
+            with self.processes.guard():
+                self.scorer.check_finite()
+        state = self.state
+        # One assignment, so that an interrupt finds the state before the block or after it.
+        self.state = replace(
+            state,
+            **self.earned(self.scorer.scores),
+            image_sum=state.image_sum + images.double().sum(0).cpu().numpy(),
+            partial=None,
+            next=0,
+            seen=block.first + block.images.shape[0],
+            used=state.used + n,
+            skipped=state.skipped + block.images.shape[0] - n,
+        )
+        self.advanced = True
+
+    def earned(self, scores: Tensor) -> dict[str, Any]:
+        """The running sums and the per-image maps with a block's scores added."""
+        state = self.state
+        total, squares = (torch.tensor(v, device=scores.device) for v in (state.total, state.squares))
+        ops.sweep_accumulate(scores, total, squares)
+        kept = torch.uint8 if self.options.score == "error" else torch.float32
+        per_image = [*state.per_image, scores.to(kept).cpu().numpy()] if state.keep_per_image else []
+        keep = state.keep_per_image and sum(part.nbytes for part in per_image) <= _KEEP_BYTES
+        if state.keep_per_image and not keep:
+            _log.warning("per-image maps are over %d MiB and are not kept", _KEEP_BYTES >> 20)
+            per_image = []
+        return {
+            "total": total.cpu().numpy(),
+            "squares": squares.cpu().numpy(),
+            "per_image": per_image,
+            "keep_per_image": keep,
+        }
+
+    # -- the work of several processes -----------------------------------------------------------------
+
+    def add(self, positions: Tensor) -> None:
+        """Give every process the scores of flat positions that each was scored by one of them."""
+        if self.processes:
+            flat = self.scorer.scores.view(-1)
+            part = flat[positions]
+            self.processes.add(part)
+            flat[positions] = part
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    def save_if_due(self) -> None:
+        self.advanced = True
+        if self.checkpoint and self.processes.rank == 0 and self.checkpoint.due():
+            self.scorer.check_finite()
+            self.save()
+
+    def save(self) -> None:
+        if self.checkpoint is None or self.processes.rank:
+            return
+        state, scorer = self.state, self.scorer
+        state.partial = scorer.scores.cpu().numpy() if state.next else None
+        state.method, state.batch_size, state.layout = scorer.method, scorer.batch_size, scorer.layout
+        now = time.perf_counter()
+        state.seconds, self.started = state.seconds + now - self.started, now
+        state.digest = self.source.digest.hexdigest() if state.next else self.digest
+        self.checkpoint.save(state)
+
+    def _check_same_data(self) -> None:
+        if self.source.digest.hexdigest() != self.state.digest:
+            raise ValueError("checkpoint: the images or labels are not those of the sweep that it belongs to")
+
+    # -- the record ------------------------------------------------------------------------------------
+
+    def images_to_come(self) -> int | None:
+        """Images after the block under way, those that may turn out wrong counted too; None: not known."""
+        if self.source.total is None:
+            return None
+        return max(0, self.source.total - self.state.seen - BLOCK_IMAGES)
+
+    def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean over images and its standard error, each [positions]."""
+        state, n = self.state, self.state.used
+        mean = state.total / n
+        if n == 1:
+            return mean, np.full_like(mean, np.nan)
+        variance = np.maximum(state.squares / n - mean * mean, 0) * n / (n - 1)
+        return mean, np.sqrt(variance / n)
+
+    def evaluations(self) -> int:
+        return self.state.used * self.grid.positions + self.state.next
+
+    def result(self, **more: Any) -> OcclusionMap:
+        state, grid, n = self.state, self.grid, self.state.used
+        if n == 0:
+            raise ValueError(
+                f"model: expected some image that it gets right uncovered, got 0 of {state.skipped}; "
+                "check the labels, or pass skip_misclassified=False"
+            )
+        shape = (grid.rows, grid.columns)
+        mean, error = self.mean_and_error()
+        stated = self.options.stated()
+        settings = {
+            "fill": stated["fill"],
+            "seed": self.options.seed,
+            "batch size": self.scorer.batch_size,
+            "layout": self.scorer.layout,
+            "dtype": str(self.scorer.images.dtype).removeprefix("torch."),
+            "skip misclassified": self.options.skip_misclassified,
+        }
+        per_image = np.concatenate(state.per_image).reshape(n, *shape) if state.per_image else None
+        return replace(
+            OcclusionMap(
+                values=mean.reshape(shape),
+                standard_error=error.reshape(shape),
+                per_image=per_image,
+                grid=grid,
+                score=self.options.score,
+                method=self.scorer.method,
+                n_images=n,
+                n_skipped=state.skipped,
+                n_evaluations=self.evaluations(),
+                seconds=state.seconds + time.perf_counter() - self.started,
+                mean_image=(state.image_sum / n).astype(np.float32),
+                settings=settings,
+                precision=self.options.precision,
+            ),
+            **more,
+        )

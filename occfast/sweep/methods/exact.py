@@ -1,0 +1,64 @@
+"""Every position of every image: the methods "auto", "dense" and "incremental"."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from .base import Sweep
+
+_PIECES = 12  # of a block at least, where an image is cut at all; so a single image can be shared by processes
+_ROUND = 10.0  # seconds between two meetings of processes
+
+
+class ExactSweep(Sweep):
+    """Scores all positions, in rounds of equal pieces that the processes share.
+
+    Where the pieces are cut depends on the images alone, never on the number of processes: scores then have the
+    same bits, since a network's outputs depend on its batch in their last bits.
+    """
+
+    _pieces = 1  # for each process in a round
+
+    def visit(self, n: int) -> None:
+        positions, scorer, group = self.grid.positions, self.scorer, self.processes
+        with group.guard():
+            at_once = scorer.images_at_once()
+        at_once = group.broadcast(at_once)
+        for first in range(0, n, at_once):
+            last = min(first + at_once, n)
+            start, end = first * positions, last * positions
+            if self.state.next >= end:
+                continue
+            with group.guard():
+                scorer.start(first, last)
+                order = scorer.alike(torch.arange(start, end, device=scorer.scores.device))
+            whole = -(-_PIECES // (last - first))  # pieces of an image
+            while (done := self.state.next) < end:
+                cut = scorer.method != "dense"  # whose batches are small already
+                piece = min(scorer.batch_size, -(-positions // whole)) if cut else scorer.batch_size
+                stop = min(end, done + self._pieces * group.size * piece)
+                began = time.perf_counter()
+                pieces = order[done - start : stop - start].split(piece)
+                with group.guard():
+                    for k in group.mine(len(pieces)):
+                        scorer.score(pieces[k])
+                self.add(order[done - start : stop - start])
+                self.state.next = stop
+                self.save_if_due()
+                self.report(*self._progress(n))
+                self._pace(time.perf_counter() - began)
+            with group.guard():
+                scorer.check_finite()
+
+    def _pace(self, seconds: float) -> None:
+        """As many pieces in a round as make the processes meet every few seconds."""
+        if self.processes:
+            wanted = int(self._pieces * _ROUND / max(seconds, 1e-3))
+            self._pieces = self.processes.broadcast(max(1, min(wanted, 8 * self._pieces)))
+
+    def _progress(self, n: int) -> tuple[int, int | None]:
+        """Positions done and, as far as it can be told, the number of all; images to come count as right."""
+        to_come = self.images_to_come()
+        return self.evaluations(), None if to_come is None else (self.state.used + n + to_come) * self.grid.positions

@@ -1,0 +1,173 @@
+"""Which positions of a real-valued map decide the rest: a coarse lattice, refined where the map bends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Maps = NDArray[np.float64]
+
+
+def _halved(lines: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lattice lines with one more in the middle of each gap of at least 2."""
+    middles = (lines[:-1] + lines[1:]) // 2
+    return np.union1d(lines, middles)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a lattice: the grid rows (or columns) that it visits, the first and the last among them."""
+
+    lines: NDArray[np.int64]
+
+    @classmethod
+    def coarse(cls, count: int, step: int) -> _Axis:
+        return cls(np.union1d(np.arange(0, count, step), [count - 1]))
+
+    @property
+    def cells(self) -> int:
+        return max(1, len(self.lines) - 1)
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """[count, lines]: linear interpolation from the lines to every grid row."""
+        eye = np.eye(len(self.lines))
+        at = np.arange(self.lines[-1] + 1)
+        return np.stack([np.interp(at, self.lines, column) for column in eye], 1)
+
+    @cached_property
+    def cell_of(self) -> NDArray[np.int64]:
+        """[count]: the cell that each grid row lies in; a row on a line belongs to the cell that begins there."""
+        inside = np.searchsorted(self.lines, np.arange(self.lines[-1] + 1), "right") - 1
+        return np.minimum(inside, self.cells - 1)
+
+    def pooled(self, values: Maps, axis: int) -> Maps:
+        """The largest value in each closed cell, both border lines included."""
+        if len(self.lines) == 1:
+            return values
+        half_open = np.maximum.reduceat(values, self.lines[:-1], axis=axis)
+        return np.maximum(half_open, values.take(self.lines[1:], axis=axis))
+
+    def children(self, finer: _Axis) -> NDArray[np.int64]:
+        """The cell of this axis that each cell of the finer one lies in."""
+        return self.cell_of[finer.lines[: finer.cells]]
+
+
+def _corner_reduce(values: Maps, operation: np.ufunc) -> Maps:
+    """Over the four corners of each cell of lattice values [n, rows, columns]."""
+    for axis in (1, 2):
+        count = values.shape[axis]
+        if count > 1:
+            values = operation(values.take(range(count - 1), axis), values.take(range(1, count), axis))
+    return values
+
+
+def _bends(values: Maps) -> Maps:
+    """What linear interpolation may miss in each cell: half the second differences, the two axes added, [n, cells].
+
+    That is what it misses of a jump, whose height the second difference is; of a parabola it misses a quarter of that.
+    """
+    total = np.zeros_like(_corner_reduce(values, np.maximum))
+    for axis in (1, 2):
+        if values.shape[axis] > 2:
+            bend = np.abs(np.diff(values, 2, axis)) / 2
+            edge = [(1, 1) if k == axis else (0, 0) for k in range(3)]
+            total = total + _corner_reduce(np.pad(bend, edge, mode="edge"), np.maximum)
+    return total
+
+
+def _levels(rows: int, columns: int, spacing: tuple[int, int]) -> list[tuple[_Axis, _Axis]]:
+    """Lattices whose step halves from ``spacing`` to 1."""
+    axes = _Axis.coarse(rows, spacing[0]), _Axis.coarse(columns, spacing[1])
+    levels = [axes]
+    while any(np.diff(axis.lines).max(initial=1) > 1 for axis in axes):
+        axes = _Axis(_halved(axes[0].lines)), _Axis(_halved(axes[1].lines))
+        levels.append(axes)
+    return levels
+
+
+def coarse_lattice(shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
+    """Every ``spacing``-th position of a grid [rows, columns], and the last ones."""
+    mask = np.zeros(shape, bool)
+    mask[np.ix_(*(_Axis.coarse(count, step).lines for count, step in zip(shape, spacing, strict=True)))] = True
+    return mask
+
+
+class Refinement:
+    """Tells which positions of some real-valued maps to evaluate next, and fills in the others.
+
+    The lattices halve their step from ``spacing`` to 1.  A cell of a lattice whose four corners are known is
+    refined, i.e. the corners of its children are wanted, where a known position in it is more than ``tolerance`` from
+    the bilinear interpolation of its corners, or that is to be expected: from the second differences of the coarse
+    lattice, below it from what the interpolation of the parent cell missed.  (That of a smooth score would be a
+    quarter, but a jump is as high in every cell.)
+
+    What a neighbor finds on a shared edge counts, so that a region that one lattice point has hit is followed around
+    its whole boundary.
+
+    Args:
+        rows, columns: of the grid of positions.
+        spacing: of the coarsest lattice, in grid (rows, columns).
+    """
+
+    def __init__(self, rows: int, columns: int, spacing: tuple[int, int]) -> None:
+        self.shape, self._spacing = (rows, columns), spacing
+        self.levels = _levels(rows, columns, spacing)
+
+    def first(self) -> Mask:
+        """The coarse lattice, [rows, columns]."""
+        return coarse_lattice(self.shape, self._spacing)
+
+    def wanted(self, known: Mask, values: Maps, tolerance: Maps | float) -> Mask:
+        """Positions that must be evaluated next; none where the maps are done.
+
+        Args:
+            known, values: [n, rows, columns].
+            tolerance: of each map [n] or of all.
+        """
+        wanted = np.zeros_like(known)
+        allowed = np.reshape(tolerance, (-1, 1, 1))
+        missed: Maps | None = None  # by the parents' interpolation
+        for level, (r, c) in enumerate(self.levels[:-1]):
+            lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)
+            whole = _corner_reduce(known[lattice].astype(float), np.minimum) > 0
+            if not whole.any():
+                break
+            corners = np.where(known[lattice], values[lattice], 0.0)
+            off = np.where(known, np.abs(values - r.weights @ corners @ c.weights.T), 0.0)
+            off = np.where(whole, c.pooled(r.pooled(off, 1), 2), 0.0)
+            if missed is None:
+                expected = _bends(corners)
+            else:
+                above = self.levels[level - 1]
+                expected = missed[np.ix_(np.arange(len(values)), above[0].children(r), above[1].children(c))]
+            restless = whole & ((off > allowed) | (expected > allowed))
+            missed = off
+            wanted |= self._corners_of_children(restless, level)
+        return wanted & ~known
+
+    def _corners_of_children(self, cells: Mask, level: int) -> Mask:
+        (r, c), (finer_r, finer_c) = self.levels[level], self.levels[level + 1]
+        inner = cells[np.ix_(np.arange(len(cells)), r.children(finer_r), c.children(finer_c))]
+        points = np.zeros((len(cells), len(finer_r.lines), len(finer_c.lines)), bool)
+        for i in range(min(2, len(finer_r.lines))):
+            for j in range(min(2, len(finer_c.lines))):
+                points[:, i : i + inner.shape[1], j : j + inner.shape[2]] |= inner
+        mask = np.zeros((len(cells), *self.shape), bool)
+        mask[np.ix_(np.arange(len(cells)), finer_r.lines, finer_c.lines)] = points
+        return mask
+
+    def filled(self, known: Mask, values: Maps) -> Maps:
+        """The maps with every unknown position interpolated from the smallest cell about it with known corners."""
+        result = values.copy()
+        for r, c in self.levels:
+            lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)
+            whole = _corner_reduce(known[lattice].astype(float), np.minimum) > 0
+            guess = r.weights @ np.where(known[lattice], values[lattice], 0.0) @ c.weights.T
+            inside = whole[np.ix_(np.arange(len(values)), r.cell_of, c.cell_of)]
+            result = np.where(inside, guess, result)
+        return np.where(known, values, result)
