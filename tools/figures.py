@@ -238,7 +238,7 @@ def covers() -> None:
     """The occlusions of docs/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
     from skimage import data
 
-    from occfast.evaluate import named_occlusion
+    from occfast.occlude import named_occlusion
 
     image = torch.from_numpy(data.astronaut()[20:220, 127:327].copy()).permute(2, 0, 1)[None]
     points = torch.tensor([[82.0, 79], [85, 122], [111, 100], [121, 77], [123, 120]], dtype=torch.float64)[None]

@@ -11,14 +11,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..checks import MAX_PIXELS
 from ..errors import DataError
 
 #: Endings of the names of image files, in lower case.
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif"))
 #: What is opened at all; Pillow's other plug-ins, some of which start programs, never see a byte.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-#: Images of more pixels are refused: a file of kilobytes can claim gigabytes.
-MAX_PIXELS = 40_000_000
 _ORIENTATION = 0x0112
 
 

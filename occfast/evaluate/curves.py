@@ -137,7 +137,7 @@ class Roc:
 
     def tar_at_far(self, far: float, confidence: float = 0.95) -> TarAtFar:
         """TAR where the FAR is at most ``far``, in (0, 1]; a threshold is a score, nothing is interpolated."""
-        far = checks.in_range(far, "far", 1e-300, 1.0)
+        far = checks.number(far, "far", 1e-300, 1.0)
         k = int(np.searchsorted(self.false_accepts, _allowed(far, self.n_different), side="right")) - 1
         return TarAtFar(
             far,
@@ -160,7 +160,7 @@ class Roc:
         from scipy.optimize import brentq
         from scipy.special import betainc
 
-        far = checks.in_range(far, "far", 1e-300, 1.0)
+        far = checks.number(far, "far", 1e-300, 1.0)
         tail = (1 - _confidence(confidence)) / 2
         n, p = self.n_different, self.n_same
         reach, weight = _binomial_grid(n, far)
@@ -225,7 +225,7 @@ def _allowed(far: float, n: int) -> int:
 
 
 def _confidence(value: float) -> float:
-    value = checks.in_range(value, "confidence", 0.0, 1.0)
+    value = checks.number(value, "confidence", 0.0, 1.0)
     if value in (0.0, 1.0):
         raise ValueError(f"confidence: expected a number between 0 and 1, such as 0.95, got {value:g}")
     return value

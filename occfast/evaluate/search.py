@@ -207,7 +207,7 @@ def _search(
 
 
 def _dir(far: float, score: NDArray[Any], rank: NDArray[Any], known: NDArray[Any], confidence: float) -> DirAtFar:
-    checks.in_range(far, "fars", 1e-300, 1.0)
+    checks.number(far, "fars", 1e-300, 1.0)
     unknown = np.sort(score[~known])[::-1]
     allowed = _allowed(far, len(unknown))
     # The lowest score above that of unknown probe number `allowed` (from 0), so that no more than allowed reach it.

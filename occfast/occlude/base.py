@@ -123,7 +123,7 @@ def _color(value: Any, channels: int, name: str) -> Tensor:
     several = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(several) not in (1, 3):
         raise ValueError(f"{name}: expected a number or three (red, green, blue), got {value!r}")
-    color = torch.tensor([checks.in_range(v, name, 0.0, 1.0) for v in several], dtype=torch.float64)
+    color = torch.tensor([checks.number(v, name, 0.0, 1.0) for v in several], dtype=torch.float64)
     if channels == 1 and len(several) == 3:
         color = (color * torch.tensor(_LUMA, dtype=torch.float64)).sum()[None]
     return color.expand(channels)[:, None, None]

@@ -147,8 +147,8 @@ class Sunglasses(Occlusion):
         if self.style is not None and self.style not in _LENSES:
             raise ValueError(f"style: expected one of {', '.join(_LENSES)} or None, got {self.style!r}")
         _color(self.color, 1, "color")
-        checks.in_range(self.opacity, "opacity", 1 / 255, 1.0)
-        checks.in_range(self.scale, "scale", 0.1, 10.0)
+        checks.number(self.opacity, "opacity", 1 / 255, 1.0)
+        checks.number(self.scale, "scale", 0.1, 10.0)
         checks.seed(self.seed)
 
     def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:

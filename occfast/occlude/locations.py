@@ -86,7 +86,7 @@ class LocationDistribution:
         centers: tuple[Any, Any] | None = None,
     ) -> LocationDistribution:
         """Eq. 4 of trigueros2018: P = exp(O / T) / sum exp(O / T) of a map O [rows, columns], T > 0."""
-        temperature = checks.in_range(temperature, "temperature", 1e-12, 1e12)
+        temperature = checks.number(temperature, "temperature", 1e-12, 1e12)
         o = checks.as_tensor(values, "values").detach().to("cpu", torch.float64)
         if o.dim() != 2 or not bool(o.isfinite().all()):
             raise ValueError(f"values: expected finite numbers [rows, columns], got {list(o.shape)}")
@@ -105,7 +105,7 @@ class LocationDistribution:
         ``spread`` is the standard deviation along each axis in fractions of the image's size; see
         :data:`NORMAL_SPREAD` for the default.
         """
-        spread = checks.in_range(spread, "spread", 1e-6, 1e6)
+        spread = checks.number(spread, "spread", 1e-6, 1e6)
         axes = [
             torch.exp(-0.5 * ((torch.arange(s, dtype=torch.float64) - (s - 1) / 2) / (spread * s)) ** 2)
             for s in image_size
@@ -114,7 +114,7 @@ class LocationDistribution:
 
     def mix(self, other: LocationDistribution, weight: float) -> LocationDistribution:
         """``(1 - weight)`` of this and ``weight`` of another over the same centers, weight in [0, 1]."""
-        weight = checks.in_range(weight, "weight", 0, 1)
+        weight = checks.number(weight, "weight", 0, 1)
         if (
             self.image_size != other.image_size
             or not torch.equal(self.row_centers, other.row_centers)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from ..data.images import MAX_PIXELS
+from ..checks import MAX_PIXELS
 from ..errors import DataError
 from .base import _LUMA, Occlusion, OcclusionResult, _paint, uniform
 

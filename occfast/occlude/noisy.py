@@ -102,7 +102,7 @@ class NoisyOccluder(nn.Module):
         self.noise = names
         self.level = _interval(level, "level", 0.0, 1.0)
         self.intensity = _interval(intensity, "intensity", 0.0, 1.0)
-        self.p = checks.in_range(p, "p", 0.0, 1.0)
+        self.p = checks.number(p, "p", 0.0, 1.0)
         self.seed = checks.seed(seed)
         self.value_range = _interval(value_range, "value_range", -3.4e38, 3.4e38)
         if self.value_range[0] == self.value_range[1]:
@@ -229,7 +229,7 @@ class NoisyOccluder(nn.Module):
 def _interval(value: Sequence[float], name: str, low: float, high: float) -> tuple[float, float]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(f"{name}: expected (low, high), got {value!r}")
-    first, second = (checks.in_range(v, name, low, high) for v in value)
+    first, second = (checks.number(v, name, low, high) for v in value)
     if first > second:
         raise ValueError(f"{name}: expected low <= high, got {tuple(value)!r}")
     return first, second

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import in_range
+from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
 from ..files import read_npz, write_npz
@@ -47,7 +47,7 @@ class MaskDictionary:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        in_range(self.percentile, "percentile", 0.0, 100.0)
+        number(self.percentile, "percentile", 0.0, 100.0)
         if self.means.dim() != 4 or len(self.means) != len(self.regions):
             raise ValueError(f"means: expected shape [{len(self.regions)}, C, H, W], got {list(self.means.shape)}")
 
@@ -70,12 +70,7 @@ class MaskDictionary:
     def with_percentile(self, percentile: float) -> MaskDictionary:
         """The same means cut elsewhere."""
         return MaskDictionary(
-            self.regions,
-            self.means,
-            in_range(percentile, "percentile", 0.0, 100.0),
-            self.base,
-            self.pairs,
-            self.settings,
+            self.regions, self.means, number(percentile, "percentile", 0.0, 100.0), self.base, self.pairs, self.settings
         )
 
     def combine(self, occluded: Tensor, *, soft: bool = False) -> Tensor:
@@ -241,7 +236,7 @@ def build_dictionary(
         raise ValueError(f"generators: they were trained with base {generators.base}, got base {fingerprint}")
     if generators.regions.to_json() != regions.to_json():
         raise ValueError("generators: they were trained for other regions")
-    low, high = (in_range(value, "intensity", 0.0, 1.0) for value in intensity)
+    low, high = (number(value, "intensity", 0.0, 1.0) for value in intensity)
     random = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     pairs = torch.zeros(len(regions), dtype=torch.int64)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import in_range
+from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
 from ..progress import Report, progress
@@ -237,8 +237,8 @@ def train_generators(
     _check_pairs(regions, images, labels, boxes, "images")
     if base.head is None:
         raise ValueError("base: expected a base with a classifier, got one without (head=None)")
-    in_range(weight, "weight", 0.0, math.inf)
-    low, high = (in_range(value, "intensity", 0.0, 1.0) for value in intensity)
+    number(weight, "weight", 0.0, math.inf)
+    low, high = (number(value, "intensity", 0.0, 1.0) for value in intensity)
     if low > high:
         raise ValueError(f"intensity: expected (lowest, highest), got {intensity!r}")
     for name, value in (("epochs", epochs), ("patience", patience)):

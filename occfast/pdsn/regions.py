@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Pair, in_range, pair
+from ..checks import Pair, number, pair
 from ..errors import DataError
 
 #: The parts of a face that five landmarks give, and the landmarks of each (both corners make the mouth).
@@ -117,7 +117,7 @@ class Regions:
 
     def occluded(self, occlusion: Tensor, boxes: Tensor | None = None, share: float = 0.5) -> Tensor:
         """Which regions count as occluded: those covered to ``share`` or more; bool [N, R]."""
-        return self.coverage(occlusion, boxes) >= in_range(share, "share", 1e-9, 1.0)
+        return self.coverage(occlusion, boxes) >= number(share, "share", 1e-9, 1.0)
 
     def inside(self, landmarks: Tensor, *, own: bool = False) -> tuple[Tensor, float]:
         """How many faces have their landmarks where the regions expect them (the paper: about 95 % each, 90 % all).
@@ -262,7 +262,7 @@ def boxes(named: Mapping[str, Sequence[int]], size: Pair, *, percentile: float =
         tuple(named),
         torch.tensor(table, dtype=torch.int64),
         pair(size, "size"),
-        in_range(percentile, "percentile", 0.0, 100.0),
+        number(percentile, "percentile", 0.0, 100.0),
         ((),) * len(table),
         {},
     )

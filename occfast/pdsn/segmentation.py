@@ -19,7 +19,7 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..checks import in_range
+from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
 from ..progress import Report, progress
@@ -51,7 +51,7 @@ def difference_labels(clean: Tensor, covered: Tensor, *, threshold: float = 0.05
     Returns:
         bool [N, H, W].
     """
-    in_range(threshold, "threshold", 0.0, 1.0)
+    number(threshold, "threshold", 0.0, 1.0)
     if radius < 0:
         raise ValueError(f"radius: expected at least 0, got {radius}")
     if clean.shape != covered.shape:

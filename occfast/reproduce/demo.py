@@ -96,7 +96,7 @@ class DemoSettings:
             raise ValueError(f"split: expected three numbers of images, got {self.split}")
         if not self.width > 0:
             raise ValueError(f"width: expected a positive number, got {self.width}")
-        checks.in_range(self.covered, "covered", 0.0, 1.0)
+        checks.number(self.covered, "covered", 0.0, 1.0)
 
     @classmethod
     def full(cls, **changes: Any) -> DemoSettings:

@@ -123,7 +123,7 @@ def occlusion_map(
         batch_size=batch_size,
         memory_limit=None if memory_limit is None else checks.memory(memory_limit, "memory_limit"),
         skip_misclassified=bool(skip_misclassified),
-        tolerance=None if tolerance is None else checks.in_range(tolerance, "tolerance", 0.0, 3.4e38),
+        tolerance=None if tolerance is None else checks.number(tolerance, "tolerance", 0.0, 3.4e38),
         spacing=None if spacing is None else checks.pair(spacing, "spacing"),
         check=check,
         bandwidth=None if bandwidth is None else _widths(bandwidth),
@@ -155,5 +155,5 @@ def _widths(bandwidth: Any) -> tuple[float, float]:
     pair = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str) else (bandwidth, bandwidth)
     if len(pair) != 2:
         raise TypeError(f"bandwidth: expected pixels or two of them (rows, columns), got {bandwidth!r}")
-    rows, columns = (checks.in_range(v, "bandwidth", 0.0, 1e6) for v in pair)
+    rows, columns = (checks.number(v, "bandwidth", 0.0, 1e6) for v in pair)
     return rows, columns

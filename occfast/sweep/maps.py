@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import in_range
+from ..checks import number
 from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
 from ..occlude.locations import LocationDistribution
@@ -94,7 +94,7 @@ class OcclusionMap:
 
     def distribution(self, temperature: float = 0.4) -> LocationDistribution:
         """Where to place occluders in training: softmax of ``values`` / temperature (Eq. 4, T > 0)."""
-        in_range(temperature, "temperature", 1e-12, 1e12)
+        number(temperature, "temperature", 1e-12, 1e12)
         return LocationDistribution.softmax(
             torch.from_numpy(self.values), temperature, self.grid.image, self.grid.centers
         )

@@ -73,7 +73,7 @@ class Options:
         if self.tolerance is not None and (self.method, self.score) == ("adaptive", "error") and self.tolerance > 0.5:
             raise ValueError(f"tolerance: expected the chance of a wrong label, at most 0.5, got {self.tolerance!r}")
         if self.method == "adaptive" and self.check is not None:
-            checks.in_range(self.check, "check", 0.0, 1.0)
+            checks.number(self.check, "check", 0.0, 1.0)
         if self.bandwidth is not None and not min(self.bandwidth) > 0:
             raise ValueError(f"bandwidth: expected pixels above 0, got {self.bandwidth!r}")
 
@@ -134,8 +134,8 @@ def checked_fill(fill: Any) -> Fill:
             raise ValueError("fill: expected finite numbers, got NaN or infinity")
         return tensor
     if isinstance(fill, Sequence):
-        return [checks.in_range(v, "fill", -3.4e38, 3.4e38) for v in fill]
-    return checks.in_range(fill, "fill", -3.4e38, 3.4e38)
+        return [checks.number(v, "fill", -3.4e38, 3.4e38) for v in fill]
+    return checks.number(fill, "fill", -3.4e38, 3.4e38)
 
 
 def fill_for(fill: Fill, images: Tensor, seed: int) -> Tensor:

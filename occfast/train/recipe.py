@@ -251,7 +251,7 @@ class Recipe:
             ("optimizer.warmup", self.optimizer.warmup),
             ("occluder.share", self.occluder.share),
         ):
-            checks.in_range(share, key, 0.0, 1.0)
+            checks.number(share, key, 0.0, 1.0)
         if self.batch.images_each and self.batch.size % self.batch.images_each:
             raise ValueError(
                 f"batch.size: expected a multiple of batch.images_each = {self.batch.images_each}, "

@@ -77,14 +77,14 @@ def test_the_transforms_are_least_squares() -> None:
 
 @pytest.mark.parametrize("border", BORDERS)
 def test_a_batch_of_several_sizes_equals_one_by_one(border: str) -> None:
-    from occfast.data import align
+    from occfast.data import warp as warping
 
     images = [a_face(k, *size) for k, size in enumerate([(150, 130), (40, 200), (1, 9), (1, 1), (90, 90)])]
     matrices = torch.stack([similarity(five, TEMPLATES["paper-100"].places()) for five in some_landmarks(3, 5)])
     each = torch.stack([warp(image, matrix, (50, 40), border) for image, matrix in zip(images, matrices, strict=True)])
     assert torch.equal(warp(images, matrices, (50, 40), border), each)
     # What a GPU runs: one call over a canvas.
-    assert torch.equal(align._sample(*align._canvas(images), matrices.tolist(), (50, 40), border), each)
+    assert torch.equal(warping._sample(*warping._canvas(images), matrices.tolist(), (50, 40), border), each)
 
 
 def test_landmarks_come_to_lie_at_the_template() -> None:

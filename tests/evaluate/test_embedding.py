@@ -13,8 +13,9 @@ from occfast import DataError, LocationDistribution
 from occfast.data import Face, FaceDataset
 from occfast.data.align import fit
 from occfast.data.resize import Resized
-from occfast.evaluate import Embeddings, NoisyBlock, embed, named_occlusion
+from occfast.evaluate import Embeddings, embed
 from occfast.models import Preprocessing
+from occfast.occlude import NoisyBlock, named_occlusion
 from occfast.occlude.drawn import Band, Block
 
 POINTS = torch.tensor([[8.0, 7], [8, 13], [12, 10], [16, 7.5], [16, 12.5]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""pdsn-landmarks: :mod:`~occfast.reproduce.pdsn_landmarks.steps` as a graph of steps, and its tables and figures as a report.
+"""The graph of steps of the pdsn-landmarks reproduction, and its report: tables and figures.
 
 A base network, mask generators and dictionaries for a grid and for regions on landmarks, a segmentation network; then
 covered faces are looked for among clean ones (Table 1).

@@ -113,7 +113,7 @@ class Settings:
             raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
         for seed in self.seeds:
             checks.seed(seed)
-        checks.in_range(self.share, "share", 0.0, 0.9)
+        checks.number(self.share, "share", 0.0, 0.9)
 
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
