@@ -72,7 +72,7 @@ def occlusion_map(
             "similarity_drop": the drop of the cosine similarity to the reference embedding
         method: "dense": a forward pass a position; "incremental": only what the occluder changes is computed again,
             equal to the dense sweep but for rounding; "auto": incremental where the model can be swept so and it
-            pays.  ``OcclusionMap.method`` says which ran.  Two estimate (docs/estimated-maps.md), and
+            pays.  ``OcclusionMap.method`` says which ran.  Two estimate (docs/method/estimated-maps.md), and
             ``OcclusionMap.estimate`` says how well: "adaptive": each image's map from a coarse lattice, refined where
             it changes; "sampled": the mean map from a few positions of each image
         tolerance: "sampled": stop when every location's standard error is at most this; None: all images are visited.

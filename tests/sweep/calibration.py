@@ -1,4 +1,4 @@
-"""``python -m tests.sweep.calibration``: how well estimated maps state their error, as in docs/estimated-maps.md.
+"""``python -m tests.sweep.calibration``: how well estimated maps state their error, as in docs/method/estimated-maps.md.
 
 On small networks for faces of 50×50 that are trained for it, ORL's and (where $OCCFAST_DATA has it) LFW's.
 """
