@@ -18,15 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness import RESULTS, environment, write
 from occfast import NoisyOccluder, OcclusionMap, occlusion_map
 from occfast.data import LFW, Aligned
 from occfast.models import PaperNet
-from occfast.native.build import instruction_set
 
 BATCHES = (4, 8, 16, 32, 64)  # that Captum may choose from
 _HELD_OUT = 0.35
@@ -281,9 +278,7 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
     parser.add_argument("--swept", type=int, default=12, help="images of the part processes")
     parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "estimate-cpu.json")
     options = parser.parse_args()
     if options.train:
         train(options.lfw, options.train, options.epochs, options.occlude)
@@ -307,22 +302,12 @@ def main() -> int:
         "truth": lambda: truth(network, faces, occluder, options.known, options.stride),
         "processes": lambda: processes(network, faces, occluder, options.swept, options.rounds),
     }
-    result: dict[str, Any] = {
-        "command": "python -m bench.estimate " + " ".join(sys.argv[1:]),
-        "date": str(date.today()),
-        "device": "cpu",
-        "occluder": options.occluder,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
-        "versions": {name: metadata.version(name) for name in ("torch", "captum", "numpy")},
-    }
+    result: dict[str, Any] = {**environment("captum"), "occluder": options.occluder}
     for part in options.parts:
         began = time.perf_counter()
         result[part] = runs[part]()
         print(f"{part}, {time.perf_counter() - began:.0f} s: {json.dumps(result[part], indent=1)}", flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.output, result)
     print(f"written to {options.output}")
     return 0
 

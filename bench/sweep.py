@@ -20,35 +20,31 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import json
-import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.harness import RESULTS, caption, environment, lively, write
+from occfast.models import PaperNet, iresnet18, resnet34
 from occfast.native import ops
-from occfast.native.build import instruction_set
 from occfast.sweep import occlusion_map
 from occfast.sweep.evaluators.incremental import evaluator as incremental_module
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.memory import return_freed
-from tests import networks
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
-    "paper": (lambda: networks.Yi(1000), (1, 100, 100)),
-    "resnet34": (lambda: networks.ResNet((3, 4, 6, 3)), (3, 128, 96)),
-    "iresnet18": (lambda: networks.IResNet((2, 2, 2, 2)), (3, 112, 112)),
+    "paper": (lambda: PaperNet(1000), (1, 100, 100)),
+    "resnet34": (lambda: resnet34(1000), (3, 128, 96)),
+    "iresnet18": (lambda: iresnet18(), (3, 112, 112)),
 }
 SAMPLE = {"paper": None, "resnet34": 1536, "iresnet18": 1536}  # positions of an image; None: all
 # What is added in turn.
@@ -207,8 +203,8 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = networks.lively(build())
-    last = networks.lively(build()).to(memory_format=torch.channels_last)
+    model = lively(build())
+    last = lively(build()).to(memory_format=torch.channels_last)
     image = torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     sample = 64 if options.quick else 256
@@ -300,10 +296,8 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of a result: for each workload a row for each contender and two columns for each occluder."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
-        f"`{result['command']}`, {result['date']}, {result['processor']} ({', '.join(result['features'])}), "
-        f"{result['threads']} threads, {versions}.",
+        f"{caption(result)}.",
         "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
     ]
     if any(row["who"] == "batch" for row in result["rows"]):
@@ -372,7 +366,7 @@ def markdown(result: dict[str, Any]) -> str:
 def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
     """How the size of a batch matters: positions a second by the bytes of one layer's rectangles in it."""
     build, shape = WORKLOADS[workload]
-    model, image = networks.lively(build()), torch.rand(1, *shape)
+    model, image = lively(build()), torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     evaluator = IncrementalEvaluator(model, grid, image)
     positions = torch.arange(grid.positions)[grid.positions // 3 : grid.positions // 3 + 2000]
@@ -413,8 +407,8 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     """What each adds at most to the resident memory, peers with eight images a batch; the second of two runs."""
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
-    model, image = networks.lively(build()), torch.rand(1, *shape)
-    last = networks.lively(build()).to(memory_format=torch.channels_last)
+    model, image = lively(build()), torch.rand(1, *shape)
+    last = lively(build()).to(memory_format=torch.channels_last)
     grid = SweepGrid.over(shape[1:], occluder)
     positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
 
@@ -447,12 +441,6 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="W1, 20x20, a sample")
@@ -466,23 +454,13 @@ def main() -> int:
     parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
     parser.add_argument("--memory", action="store_true", help="compare the memory that each adds instead")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "sweep-cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "sweep-cpu.json")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
     rows: list[dict[str, Any]] = []
-    result = {
-        "command": " ".join(["python -m bench.sweep", *sys.argv[1:]]),
-        "date": str(date.today()),
-        "threads": options.threads,
-        "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
-        "versions": versions,
-        "quick": options.quick,
-        "rows": rows,
-    }
+    result = {**environment("captum", "monai"), "quick": options.quick, "rows": rows}
     for workload in options.workloads or (["paper"] if options.quick else list(WORKLOADS)):
         given = options.occluders or (
             ["20x20"] if options.quick else ["20x20", "20x40", "40x40"] if workload == "paper" else ["20x40"]
@@ -495,7 +473,7 @@ def main() -> int:
                 rows += memory(workload, (height, width))
             else:
                 rows += run(workload, (height, width), options)
-            write(options.output, result)
+            write(options.output, result, markdown(result))
     print(f"ratio: to the faster of plain PyTorch and Captum; written to {options.output}")
     return 0
 
