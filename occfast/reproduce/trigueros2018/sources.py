@@ -34,7 +34,7 @@ from ...data.align import template_named
 from ...data.overlap import Shared, read_exclude, shared_names
 from ...data.roots import find_root
 from ...errors import DataError
-from ...evaluate import PairProtocol, ar, lfw, packed
+from ...evaluate import PairProtocol, ar, lfw, packed_pairs
 from ...occlude.base import Occlusion
 from ...occlude.named import occlusion
 from ..graph import fingerprint
@@ -236,7 +236,7 @@ class Sources:
             return CachedDataset(faces), held_out_pairs(faces.labels)
         inner = self._lfw.dataset if isinstance(self._lfw, WithLandmarks) else self._lfw
         if isinstance(inner, VerificationBin):
-            protocol = packed(inner)
+            protocol = packed_pairs(inner)
         elif isinstance(inner, LFW):
             with warnings.catch_warnings():  # a missing image is counted in the protocol, and reported
                 warnings.simplefilter("ignore")
