@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from bench.harness import RESULTS, environment, write
 from occfast import NoisyOccluder, OcclusionMap, occlusion_map
@@ -87,7 +88,7 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
     order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
     cut = round((1 - _HELD_OUT) * len(faces))
     chosen, held = order[:cut], order[cut:]
-    network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)
+    network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     occluder = NoisyOccluder(((10, 40), (10, 40)), p=0.5)
     steps, batch = len(chosen) // 32, 32
@@ -255,7 +256,7 @@ def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], images
     for _ in range(rounds):
         for ranks, found in rates.items():
             with tempfile.TemporaryDirectory() as folder:
-                torch.multiprocessing.spawn(_sweep_in_process, (ranks, folder, work), nprocs=ranks)
+                spawn(_sweep_in_process, (ranks, folder, work), nprocs=ranks)
                 m = OcclusionMap.load(Path(folder) / "map.npz")
                 found.append(m.n_evaluations / m.seconds)
     one, two = (statistics.median(found) for found in rates.values())

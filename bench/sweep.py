@@ -142,7 +142,7 @@ def captum(model: nn.Module, image: Tensor, occluder: tuple[int, int], step: int
 
 
 def monai(model: nn.Module, image: Tensor, occluder: tuple[int, int], batch: int) -> int:
-    from monai.visualize import OcclusionSensitivity
+    from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 
     peer = OcclusionSensitivity(model, mask_size=occluder, n_batch=batch, overlap=0.6, activate=False, verbose=False)
     return counted(model, lambda: peer(image))
@@ -166,7 +166,7 @@ def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> di
         real(self, *given)
         spent[0] += time.perf_counter() - started
 
-    Scorer._check_evaluator = timed_check  # type: ignore[method-assign]
+    Scorer._check_evaluator = timed_check  # type: ignore[method-assign, assignment]
     try:
         m = occlusion_map(model, image, None, occluder, score="similarity_drop", method="incremental", progress=False)
     finally:
@@ -204,7 +204,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = lively(build())
-    last = lively(build()).to(memory_format=torch.channels_last)
+    last = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     sample = 64 if options.quick else 256
@@ -347,7 +347,7 @@ def markdown(result: dict[str, Any]) -> str:
         for who in dict.fromkeys(row["who"] for row in rows if row["who"] != "self-check"):
             cells = []
             for box in boxes:
-                row = next((r for r in rows if (r["who"], r["occluder"]) == (who, box)), {})
+                row: dict[str, Any] = next((r for r in rows if (r["who"], r["occluder"]) == (who, box)), {})
                 if "failed" in row:
                     cells += ["failed", row["failed"].replace("|", "/")]
                 elif "ratio" in row:
@@ -408,7 +408,7 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
     model, image = lively(build()), torch.rand(1, *shape)
-    last = lively(build()).to(memory_format=torch.channels_last)
+    last = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     grid = SweepGrid.over(shape[1:], occluder)
     positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
 
@@ -424,10 +424,11 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
         contenders["Captum"] = lambda: captum(model, image, occluder, 8, 8)
     if importlib.util.find_spec("monai"):
         contenders["MONAI"] = lambda: monai(model, image, occluder, 8)
-    contenders |= {name: lambda given=given: ours(given) for name, given in STEPS.items()}  # type: ignore[misc]
+    contenders |= {name: lambda given=given: ours(given) for name, given in STEPS.items()}
     rows = []
     for name, contender in contenders.items():
-        row = {"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "memory", "name": name}
+        row: dict[str, Any] = {"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "memory"}
+        row["name"] = name
         try:
             contender()
             trim()

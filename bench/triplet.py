@@ -69,7 +69,10 @@ def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | Non
     metric = distances.LpDistance(normalize_embeddings=False, power=2)
     if mining in ("all", "violating"):  # its default reducer averages over the triplets that violate
         reducer = reducers.MeanReducer() if mining == "all" else None
-        return losses.TripletMarginLoss(margin=margin, distance=metric, reducer=reducer)
+        found: Callable[[Tensor, Tensor], Tensor] = losses.TripletMarginLoss(
+            margin=margin, distance=metric, reducer=reducer
+        )
+        return found
     loss = losses.TripletMarginLoss(margin=margin, distance=metric, reducer=reducers.MeanReducer())
     miner: Any
     if mining == "semihard":

@@ -74,7 +74,7 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     small = device == "cpu"
     rows = []
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
-        network = w1_network(0.125 if small else 1.0).to(device, dtype, memory_format=torch.channels_last)
+        network = w1_network(0.125 if small else 1.0).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = _pixels((4, 1, 100, 100), dtype, device)
         for batch in (8,) if small else (256, 1024):
             positions = torch.randint(0, 40_000, (batch,), device=device)
@@ -150,7 +150,7 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
 
 def _dense_rate(network: nn.Module, image: Tensor, batches: tuple[int, ...], clock: Clock) -> float:
     """Positions a second of the dense sweep in PyTorch, channels_last and as a CUDA graph, at its better batch."""
-    network, best = network.to(memory_format=torch.channels_last), 0.0
+    network, best = network.to(memory_format=torch.channels_last), 0.0  # type: ignore[call-overload]
     for batch in batches:
         positions = torch.randint(0, 10_000, (batch,), device=image.device)
         sweep = _graphed(_sweepers(network, image, positions)["pytorch"], image.device.type)
