@@ -86,9 +86,9 @@ def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | Non
 
 def provider(name: str, mining: str, margin: float = 0.5) -> Callable[[Tensor, Tensor], Tensor] | None:
     if name == "occfast":
-        return TripletLoss(margin, mining)
+        return TripletLoss(margin, mining=mining)
     if name == "occfast, no statistics":
-        return TripletLoss(margin, mining, statistics=False)
+        return TripletLoss(margin, mining=mining, statistics=False)
     if name == "occfast, Eq. 9":
         return BatchTripletLoss(margin, mining=mining)
     return peer(mining, margin) if name == PEER else plain(mining, margin)

@@ -1,5 +1,6 @@
-"""Losses: triplet losses over every triplet of a batch, their statistics, and large margin cosine loss."""
+"""Losses: triplet losses over all triplets of a batch with their statistics, and large margin cosine loss."""
 
+from .adapters import for_metric_learning
 from .cosface import LargeMarginCosine
 from .miner import TripletMiner
 from .stats import TripletStats, plot_score_distributions
@@ -11,5 +12,6 @@ __all__ = [
     "TripletLoss",
     "TripletMiner",
     "TripletStats",
+    "for_metric_learning",
     "plot_score_distributions",
 ]
