@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..packages import require
 from .miner import TripletMiner
 from .triplet import BatchTripletLoss, TripletLoss
 
@@ -28,16 +29,15 @@ def for_metric_learning(loss: BatchTripletLoss | TripletLoss) -> nn.Module:
 
     Raises:
         TypeError: If ``loss`` is not one of the two triplet losses.
-        ValueError: If ``loss`` has ``distributed=True``, or if pytorch-metric-learning is not installed.
+        ValueError: If ``loss`` has ``distributed=True``.
+        MissingPackage: If pytorch-metric-learning is not installed.
     """
     if not isinstance(loss, (BatchTripletLoss, TripletLoss)):
         raise TypeError(f"loss: expected BatchTripletLoss or TripletLoss, got {type(loss).__name__}")
     if loss.distributed:
         raise ValueError("loss: expected distributed=False, since DistributedLossWrapper gathers the batches, got True")
-    try:
-        from pytorch_metric_learning.losses import BaseMetricLossFunction
-    except ImportError as error:
-        raise ValueError("pytorch-metric-learning is not installed: pip install pytorch-metric-learning") from error
+    require("for_metric_learning", "pytorch_metric_learning", extra="peers")
+    from pytorch_metric_learning.losses import BaseMetricLossFunction
 
     # CrossBatchMemory accepts a loss by the name of its class.
     class TripletMarginLoss(BaseMetricLossFunction):  # type: ignore[misc]

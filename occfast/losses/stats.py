@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import MissingPackage
 from ..native import reference
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _pyplot() -> ModuleType:
     try:
         import matplotlib.pyplot
     except ImportError as error:
-        raise ValueError("plots need the package matplotlib: pip install matplotlib") from error
+        raise MissingPackage("plots need the package matplotlib: pip install matplotlib") from error
     return matplotlib.pyplot
 
 

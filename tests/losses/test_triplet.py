@@ -785,6 +785,7 @@ import sys
 for name in ("matplotlib", "scipy", "sklearn", "skimage", "PIL", "omegaconf", "safetensors", "rich", "typer", "jinja2"):
     sys.modules[name] = None
 import torch
+from occfast import MissingPackage
 from occfast.losses import BatchTripletLoss, LargeMarginCosine, TripletMiner
 x, y = torch.randn(8, 4, requires_grad=True), torch.arange(8) // 2
 loss = BatchTripletLoss()
@@ -793,7 +794,7 @@ LargeMarginCosine(4, 4)(x, y).sum().backward()
 TripletMiner()(x, y)
 try:
     loss.stats.plot()
-except ValueError as error:
+except MissingPackage as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
