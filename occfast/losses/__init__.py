@@ -2,13 +2,16 @@
 
 from .adapters import for_metric_learning
 from .cosface import LargeMarginCosine
+from .inputs import Distance, Mining
 from .miner import TripletMiner
 from .stats import TripletStats, plot_score_distributions
 from .triplet import BatchTripletLoss, TripletLoss
 
 __all__ = [
     "BatchTripletLoss",
+    "Distance",
     "LargeMarginCosine",
+    "Mining",
     "TripletLoss",
     "TripletMiner",
     "TripletStats",
