@@ -96,7 +96,7 @@ class OcclusionMap:
         """Where to place occluders in training: softmax of ``values`` / temperature (Eq. 4, T > 0)."""
         number(temperature, "temperature", 1e-12, 1e12)
         return LocationDistribution.softmax(
-            torch.from_numpy(self.values), temperature, self.grid.image, self.grid.centers
+            torch.from_numpy(self.values), temperature, image_size=self.grid.image, centers=self.grid.centers
         )
 
     # -- pictures --------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class OcclusionMap:
 
 def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
     """Eq. 4 with a center on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
-    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, m.grid.image)
+    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, image_size=m.grid.image)
 
 
 def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
