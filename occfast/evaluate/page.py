@@ -129,8 +129,8 @@ def readable(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    # Matplotlib reads text between dollar signs as a formula, and labels that begin with "_" are not shown.
-    return text.replace("$", r"\$").replace("_", "\u200a_", 1) if text.startswith("_") else text.replace("$", r"\$")
+    # Matplotlib reads text between dollar signs as a formula, and leaves labels that begin with "_" out of the legend.
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _picture(image: Tensor) -> str:

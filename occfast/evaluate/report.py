@@ -297,7 +297,9 @@ class Comparison:
         return f"{text} {self.notes.get(protocol, '')}".rstrip()
 
     def roc_csv(self, points: int = 2000) -> str:
-        """Return the ROC curves as CSV: ``protocol,occlusion,far,tar,threshold``, with ``model`` where there are several.
+        """Return the ROC curves as CSV with the columns ``protocol,occlusion[,model],far,tar,threshold``.
+
+        There is a column ``model`` if there are several networks.
 
         Args:
             points: Approximate number of points of each curve.
