@@ -137,8 +137,7 @@ def map_(
                 border=border,  # type: ignore[arg-type]
                 fill=_fill(fill, preparation),
                 score=score,  # type: ignore[arg-type]
-                method=method,
-                tolerance=tolerance,
+                method=_method(method, tolerance),
                 seed=seed,
                 batch_size=batch_size,
                 memory_limit=memory_limit,
@@ -265,6 +264,18 @@ class _Batches:
             numbers = self.dataset[first : first + _BATCH]
             images = self._preparation(torch.stack([recolor(self._faces[k].image, gray) for k in numbers]))
             yield images if self._labels is None else (images, self._labels[numbers])
+
+
+def _method(name: str, tolerance: float | None) -> Any:
+    """Return the method with its options; what does not exist is left to ``occlusion_map`` to refuse."""
+    from ..sweep import Adaptive, Sampled
+
+    kinds: dict[str, Any] = {"adaptive": Adaptive, "sampled": Sampled}
+    if tolerance is None:
+        return name
+    if name not in kinds:
+        raise ValueError(f"--tolerance: expected --method adaptive or sampled, got {name}")
+    return kinds[name](tolerance=tolerance)
 
 
 def _pair(text: str, name: str) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def test_maps_pictures_pages_and_tables(folder: Path, tmp_path: Path) -> None:
     images = torch.stack([torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.glob("*/*.png"))])
     labels = torch.tensor([int(p.parent.name[-1]) for p in sorted(folder.glob("*/*.png"))])
     mine = occfast.occlusion_map(
-        factory().eval(), images[:, None].float() / 127.5 - 1, labels, (6, 5), 2, fill=-1.0, progress=False
+        factory().eval(), images[:, None].float() / 127.5 - 1, labels, (6, 5), stride=2, fill=-1.0, progress=False
     )
     assert np.array_equal(mine.values, occfast.OcclusionMap.load(out["maps"][0]["files"]["map"]).values)
 
