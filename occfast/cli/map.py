@@ -300,6 +300,8 @@ _FILES = {"map": ".npz", "picture": ".png", "page": ".html", "table": ".csv"}
 
 
 def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
+    import numpy as np
+
     from ..files import write_atomically
 
     m.save(stem.with_suffix(_FILES["map"]))
@@ -310,9 +312,9 @@ def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
     columns: dict[str, Any] = {"value": m.values, "standard_error": m.standard_error}
     if m.interval is not None:
         columns |= {"low": m.interval[0], "high": m.interval[1]}
-    columns["probability"] = m.distribution(temperature).probabilities.numpy()
-    writer.writerow(["row", "column", *columns])
     rows, across = m.centers
+    columns["probability"] = m.distribution(temperature).probabilities.numpy()[np.ix_(rows, across)]
+    writer.writerow(["row", "column", *columns])
     for i, row in enumerate(rows.tolist()):
         for j, column in enumerate(across.tolist()):
             writer.writerow([row, column, *(f"{values[i, j]:.6g}" for values in columns.values())])

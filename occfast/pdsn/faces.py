@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import LFW, ORL, Aligned, FaceDataset
+from ..data import FaceDataset, open_dataset
 from ..models import Preprocessing
 from ..occlude.drawn import Sunglasses
 from ..occlude.masks import FaceMask
@@ -57,8 +58,9 @@ def open_faces(
     """
     if data not in ("lfw", "orl"):
         raise ValueError(f"data: expected 'lfw' or 'orl', got {data!r}")
-    faces: FaceDataset = LFW(root, min_images=10) if data == "lfw" else ORL(root, aligned=False)
-    return Aligned(faces, "pdsn-128x96", gray=data == "orl" if gray is None else gray, size=size)
+    options: dict[str, Any] = {"min_images": 10} if data == "lfw" else {}
+    gray = data == "orl" if gray is None else gray
+    return open_dataset(data, root=root, template="pdsn-128x96", size=size, gray=gray, **options)
 
 
 def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
