@@ -20,7 +20,7 @@ from ..data import FaceDataset
 from ..errors import DataError
 from ..files import write_atomically
 from ..models import Preprocessing
-from ..occlude.base import Cover
+from ..occlude.base import OcclusionLike
 from ..plots import png_data_uri
 from ..progress import Report as Progress
 from .embedding import Embeddings, Flip, described, embed, fingerprint
@@ -265,7 +265,7 @@ def compare(
     model: Callable[[Tensor], Tensor],
     dataset: FaceDataset,
     preprocessing: Preprocessing,
-    occlusions: Mapping[str, Cover] | None = None,
+    occlusions: Mapping[str, OcclusionLike] | None = None,
     *,
     cover: Literal["probe", "both"] = "probe",
     flip: Flip = "sum",
@@ -294,7 +294,7 @@ def compare(
     names = [p.name for p in several]
     if not several or len(set(names)) < len(names):
         raise ValueError(f"protocols: expected at least one and different names, got {names}")
-    covers: dict[str, Cover | None] = {CLEAN: None, **(occlusions or {})}
+    covers: dict[str, OcclusionLike | None] = {CLEAN: None, **(occlusions or {})}
     if occlusions and CLEAN in occlusions:
         raise ValueError(f"occlusions: the name {CLEAN!r} is that of faces without any")
     if cover not in ("probe", "both"):
@@ -304,7 +304,7 @@ def compare(
     everything = torch.cat([references, probes]).unique()
     folder = None if cache is None else Path(cache)
 
-    def features(name: str, occlusion: Cover | None, indices: Tensor) -> Embeddings:
+    def features(name: str, occlusion: OcclusionLike | None, indices: Tensor) -> Embeddings:
         path = None
         if folder is not None:
             key = _key(fingerprint(model), preprocessing.to_json(), flip, occlusion, dataset, indices)
@@ -399,7 +399,12 @@ def _at_clean_threshold(protocol: PairProtocol, clean: Result, references: Tenso
 
 
 def _key(
-    weights: str | None, preprocessing: str, flip: str, cover: Cover | None, dataset: FaceDataset, indices: Tensor
+    weights: str | None,
+    preprocessing: str,
+    flip: str,
+    cover: OcclusionLike | None,
+    dataset: FaceDataset,
+    indices: Tensor,
 ) -> str:
     """What features depend on; of the images their names, landmarks, and the pixels of a few."""
     if weights is None:
@@ -422,7 +427,7 @@ def _key(
 
 
 def _examples(
-    dataset: FaceDataset, probes: Tensor, covers: Mapping[str, Cover | None], count: int = 32
+    dataset: FaceDataset, probes: Tensor, covers: Mapping[str, OcclusionLike | None], count: int = 32
 ) -> dict[str, Tensor]:
     """The mean of some faces at their mean landmarks: shows what covers without showing anybody."""
     chosen = [dataset[k] for k in probes[torch.linspace(0, len(probes) - 1, min(count, len(probes))).long()].tolist()]

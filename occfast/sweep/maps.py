@@ -107,7 +107,9 @@ class OcclusionMap:
         Args:
             temperature: T, above 0. With a stride above 1 the map O is interpolated, see :meth:`every_pixel`.
         """
-        return LocationDistribution.softmax(torch.from_numpy(self.every_pixel()), temperature, self.grid.image)
+        return LocationDistribution.softmax(
+            torch.from_numpy(self.every_pixel()), temperature, image_size=self.grid.image
+        )
 
     # -- pictures --------------------------------------------------------------------------------------
 
