@@ -194,7 +194,7 @@ def pixel_grid(images: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(images.shape[3], dtype=torch.float64, device=images.device).view(1, 1, -1)
 
 
-def color_of(value: Color, channels: int, name: str) -> Tensor:
+def color_of(value: Color | str, channels: int, name: str) -> Tensor:
     """Return a color for images of ``channels`` channels, float64 [channels, 1, 1]; ``name`` is for errors."""
     several = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(several) not in (1, 3):

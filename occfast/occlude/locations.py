@@ -207,7 +207,8 @@ class LocationDistribution:
         """
         from ..plots import draw_map
 
-        return draw_map(self.probabilities.numpy(), self._extent(), ax=ax, image=image, label="probability")
+        axes: Axes = draw_map(self.probabilities.numpy(), self._extent(), ax=ax, image=image, label="probability")
+        return axes
 
     def _extent(self) -> tuple[float, float, float, float]:
         from ..plots import extent

@@ -370,12 +370,13 @@ class PerImage:
         if isinstance(image, Tensor):
             if image.dim() != 3:
                 raise ValueError(f"image: expected shape [C, H, W], got {list(image.shape)}")
-            return self.occluder(image[None], ids)[0]
+            occluded: Tensor = self.occluder(image[None], ids)[0]
+            return occluded
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3):
                 raise ValueError(f"image: expected shape [H, W] or [H, W, C], got {list(image.shape)}")
             planes = torch.tensor(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
-            out = self.occluder(planes[None], ids)[0].permute(1, 2, 0).contiguous().numpy()
+            out: np.ndarray = self.occluder(planes[None], ids)[0].permute(1, 2, 0).contiguous().numpy()
             return out if image.ndim == 3 else out[..., 0]
         if hasattr(image, "getbands") and hasattr(image, "tobytes"):  # a PIL image; PIL is optional
             if image.mode not in ("L", "RGB"):
