@@ -15,9 +15,7 @@ WHO = ["occfast", "PyTorch twin"]
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(("name", "shape"), [("gray 100×100", (4, 1, 100, 100)), ("RGB 112×112", (4, 3, 112, 112))])
-def test_occlude_positions(
-    compare: Compare, who: str, layout: str, name: str, shape: tuple[int, ...]
-) -> None:
+def test_occlude_positions(compare: Compare, who: str, layout: str, name: str, shape: tuple[int, ...]) -> None:
     images = torch.rand(shape)
     if layout == "NHWC":
         images = images.contiguous(memory_format=torch.channels_last)

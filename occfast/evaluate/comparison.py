@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import checks
 from ..data import FaceDataset
 from ..models import Preprocessing
-from ..occlude.base import Cover
+from ..occlude.base import OcclusionLike
 from ..progress import Report as Progress
 from .curves import FARS
 from .embedding import Embeddings, Flip, described, embed
@@ -59,7 +59,7 @@ def compare(
     model: Callable[[Tensor], Tensor],
     dataset: FaceDataset,
     preprocessing: Preprocessing,
-    occlusions: Mapping[str, Cover] | None = None,
+    occlusions: Mapping[str, OcclusionLike] | None = None,
     *,
     cover: Literal["probe", "both"] = "probe",
     flip: Flip = "sum",
@@ -100,7 +100,7 @@ def compare(
     names = [p.name for p in several]
     if not several or len(set(names)) < len(names):
         raise ValueError(f"protocols: expected at least one and different names, got {names}")
-    covers: dict[str, Cover | None] = {CLEAN: None, **(occlusions or {})}
+    covers: dict[str, OcclusionLike | None] = {CLEAN: None, **(occlusions or {})}
     if occlusions and CLEAN in occlusions:
         raise ValueError(f"occlusions: the name {CLEAN!r} is reserved for faces without occlusion")
     checks.choice(cover, "cover", ("probe", "both"))
@@ -112,7 +112,7 @@ def compare(
     if checkpoint is not None:
         store = _FeatureStore(Path(checkpoint), model, preprocessing, flip, dataset, everything, progress)
 
-    def features(name: str, occlusion: Cover | None, indices: Tensor) -> Embeddings:
+    def features(name: str, occlusion: OcclusionLike | None, indices: Tensor) -> Embeddings:
         path = None if store is None else store.path(occlusion, indices)
         if path is not None and resume and path.is_file():
             return Embeddings.load(path)
@@ -228,7 +228,7 @@ class _FeatureStore:
             "flip": flip,
         }
 
-    def path(self, occlusion: Cover | None, indices: Tensor) -> Path:
+    def path(self, occlusion: OcclusionLike | None, indices: Tensor) -> Path:
         about = {**self.about, "occlusion": None if occlusion is None else described(occlusion)}
         digest = hashlib.sha256(json.dumps(about, default=repr, sort_keys=True).encode())
         for k in indices.tolist():
@@ -237,7 +237,7 @@ class _FeatureStore:
 
 
 def _examples(
-    dataset: FaceDataset, probes: Tensor, covers: Mapping[str, Cover | None], count: int = 32
+    dataset: FaceDataset, probes: Tensor, covers: Mapping[str, OcclusionLike | None], count: int = 32
 ) -> dict[str, Tensor]:
     """Return the mean of some faces under each occlusion, which shows nobody in particular."""
     chosen = [dataset[k] for k in probes[torch.linspace(0, len(probes) - 1, min(count, len(probes))).long()].tolist()]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from .scores import Floats, Values, check_same, check_scores
+from .scores import Features, Floats, Values, check_same, check_scores
 
 #: False acceptance rates that a result lists by default: the axis of Figure 6 of trigueros2018.
 FARS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -405,7 +405,7 @@ class StreamingRoc:
         return Roc(np.r_[0, x], np.r_[0, y], np.r_[np.inf, edges], uncertainty=mixed)
 
 
-def all_pairs_roc(features: Values, labels: Values, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
+def all_pairs_roc(features: Features, labels: Values, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
     """Compute the ROC curve of the cosine similarities of all N (N − 1) / 2 pairs, in memory independent of N².
 
     Args:

@@ -17,7 +17,7 @@ from ..data import Face, FaceDataset
 from ..errors import DataError
 from ..files import read_npz, write_npz
 from ..models import Preprocessing
-from ..occlude.base import Cover
+from ..occlude.base import OcclusionLike
 from ..progress import Report
 from ..progress import progress as show_progress
 from .fingerprints import fingerprint, module_of
@@ -101,7 +101,7 @@ def embed(
     preprocessing: Preprocessing,
     *,
     indices: Sequence[int] | Tensor | None = None,
-    occlusion: Cover | None = None,
+    occlusion: OcclusionLike | None = None,
     flip: Flip = "sum",
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -177,13 +177,8 @@ def embed(
     return Embeddings(torch.cat(features), names, labels, torch.cat(covered), about)
 
 
-def described(cover: Cover) -> dict[str, Any]:
+def described(cover: OcclusionLike) -> dict[str, Any]:
     """Return the settings of an occlusion, for JSON."""
-    from ..occlude.base import Occlusion
-    from ..occlude.named import describe
-
-    if isinstance(cover, Occlusion):
-        return describe(cover)
     about = getattr(cover, "about", None)
     return dict(about()) if callable(about) else {"kind": type(cover).__name__, "settings": repr(cover)}
 
@@ -212,7 +207,7 @@ def _batches(
 
 
 def _prepared(
-    faces: list[Face], numbers: list[int], preprocessing: Preprocessing, occlusion: Cover | None, device: Any
+    faces: list[Face], numbers: list[int], preprocessing: Preprocessing, occlusion: OcclusionLike | None, device: Any
 ) -> tuple[Tensor, Tensor]:
     expected = (preprocessing.channels, *preprocessing.size)
     for face in faces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from ..errors import DataError
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 #: Numbers in a sequence, a NumPy array, a tensor, or any array with ``__dlpack__``.
-Values = ArrayLike | Tensor
+Values = ArrayLike | Tensor | checks.SupportsDLPack
+#: Features in a tensor, or in any array with ``__dlpack__``.
+Features = Tensor | checks.SupportsDLPack
 
 #: Score normalization by the reference's cohort scores, by the probe's, or by the mean of both.
 Normalization = Literal["z", "t", "s"]
@@ -32,8 +34,8 @@ def as_array(values: Values, name: str) -> NDArray[Any]:
         values = values.detach().cpu()
         return np.asarray(values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy())
     if hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray):
-        return as_array(checks.as_tensor(values, name), name)
-    return np.asarray(values)
+        return as_array(checks.as_tensor(cast(checks.SupportsDLPack, values), name), name)
+    return np.asarray(cast(ArrayLike, values))
 
 
 def check_scores(scores: Values, name: str = "scores") -> Floats:
@@ -79,7 +81,7 @@ def check_same(same: Values, count: int, name: str = "same") -> Bools:
     return array
 
 
-def check_features(features: Values, name: str) -> Tensor:
+def check_features(features: Features, name: str) -> Tensor:
     """Return features scaled to unit length, float [N, D], so that dot products are cosines.
 
     Raises:
@@ -103,7 +105,7 @@ def check_features(features: Values, name: str) -> Tensor:
     return F.normalize(x)
 
 
-def pair_scores(a: Values, b: Values, first: Values, second: Values, *, chunk: int = 65_536) -> Tensor:
+def pair_scores(a: Features, b: Features, first: Values, second: Values, *, chunk: int = 65_536) -> Tensor:
     """Compute the cosine similarity of row ``first[p]`` of ``a`` and row ``second[p]`` of ``b`` for each pair p.
 
     Peak memory beyond the result is that of two chunks of features.
@@ -144,9 +146,9 @@ def _indices(values: Values, limit: int, name: str) -> Tensor:
 
 def normalized_scores(
     scores: Values,
-    first: Values,
-    second: Values,
-    cohort: Values,
+    first: Features,
+    second: Features,
+    cohort: Features,
     method: Normalization = "s",
     *,
     top: int | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import checks
 from .curves import Interval, allowed_accepts
 from .resampling import RESAMPLES, rate_interval
-from .scores import Values, as_array, check_features
+from .scores import Features, Values, as_array, check_features
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Identification:
 
 
 def identification(
-    gallery: Values,
+    gallery: Features,
     gallery_labels: Values,
-    probes: Values,
+    probes: Features,
     probe_labels: Values,
     ranks: Sequence[int] = (1, 5),
     *,
