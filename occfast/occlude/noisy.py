@@ -153,7 +153,7 @@ class NoisyOccluder(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         count, device = state.pop("counter", (None, None))
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if count is not None:
             self._buffers["counter"] = torch.tensor(count, device=device)
 
@@ -212,8 +212,8 @@ class NoisyOccluder(nn.Module):
             result = _Occlude.apply(self._validates(batch), *arguments)  # type: ignore[no-untyped-call]
         else:
             result = _occlude(self._validates(batch), *arguments)
-        out, *drawn = result
-        return (out, OccluderInfo(*drawn, ids)) if return_info else out
+        out, boxes, kind, level, intensity = result
+        return (out, OccluderInfo(boxes, kind, level, intensity, ids)) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: ArrayLike | None = None) -> OccluderInfo:
         """Occlude the images in place and return the random choices.
@@ -247,7 +247,8 @@ class NoisyOccluder(nn.Module):
             drawn.extend(ops.occlude_(images, ids, *params, low, high))
             if not (images.is_inference() or torch.compiler.is_compiling()):
                 torch.autograd.graph.increment_version(images)  # what autograd saved of them is stale now
-        return OccluderInfo(*drawn, ids)
+        boxes, kind, level, intensity = drawn
+        return OccluderInfo(boxes, kind, level, intensity, ids)
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU, reading the result would wait for the device.
