@@ -296,10 +296,14 @@ class NoisyOccluder(nn.Module):
         return ids
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _tables(occluder: NoisyOccluder, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     # torch.compile cannot trace the checks of a distribution, and need not: it is the same for every batch.
     return occluder.distribution(height, width).tables(device)
+
+
+# This is all that torch.compiler.assume_constant_result does, but the decorator imports the compiler, which takes longer
+# than the import of this package.
+_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _occlude(validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
