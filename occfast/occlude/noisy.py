@@ -301,8 +301,8 @@ def _tables(occluder: NoisyOccluder, height: int, width: int, device: torch.devi
     return occluder.distribution(height, width).tables(device)
 
 
-# This is all that torch.compiler.assume_constant_result does, but the decorator imports the compiler, which takes longer
-# than the import of this package.
+# torch.compiler.assume_constant_result does just this, but it imports the compiler, which takes longer than the import
+# of this package.
 _tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
