@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import RESULTS, environment, installed, write
-from occfast.losses.triplet import BatchTripletLoss, TripletLoss
+from occfast.losses import BatchTripletLoss, Mining, TripletLoss
 
 PEER = "pytorch-metric-learning"
 
@@ -84,11 +84,11 @@ def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | Non
     return lambda x, y: loss(x, y, miner(x, y))
 
 
-def provider(name: str, mining: str, margin: float = 0.5) -> Callable[[Tensor, Tensor], Tensor] | None:
+def provider(name: str, mining: Mining, margin: float = 0.5) -> Callable[[Tensor, Tensor], Tensor] | None:
     if name == "occfast":
-        return TripletLoss(margin, mining)
+        return TripletLoss(margin, mining=mining)
     if name == "occfast, no statistics":
-        return TripletLoss(margin, mining, statistics=False)
+        return TripletLoss(margin, mining=mining, statistics=False)
     if name == "occfast, Eq. 9":
         return BatchTripletLoss(margin, mining=mining)
     return peer(mining, margin) if name == PEER else plain(mining, margin)
@@ -118,7 +118,7 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(b: int, k: int, d: int, mining: str, rounds: int, limits: dict[str, int]) -> list[dict[str, Any]]:
+def measure(b: int, k: int, d: int, mining: Mining, rounds: int, limits: dict[str, int]) -> list[dict[str, Any]]:
     x, y = batch(b, k, d)
     rate = library_rate(d, x.dtype)
     names = ["occfast", "occfast, no statistics", "occfast, Eq. 9"]
@@ -167,7 +167,7 @@ def _fits(name: str, b: int, k: int, limits: dict[str, int]) -> bool:
     return name not in limits or need < limits[name] << 30
 
 
-def peak_memory(b: int, k: int, d: int, mining: str, name: str) -> dict[str, Any]:
+def peak_memory(b: int, k: int, d: int, mining: Mining, name: str) -> dict[str, Any]:
     """Peak resident memory of one step in a process of its own, and of that process before it."""
     # The kernel's own mark of this process: ru_maxrss begins with that of the process it was forked from.
     code = (
