@@ -22,6 +22,7 @@ from ..losses.cosface import LargeMarginCosine
 from ..losses.inputs import Mining
 from ..losses.triplet import BatchTripletLoss, TripletLoss
 from ..models import Preprocessing, build, feature_size
+from ..models.preprocessing import Color
 from ..models.registry import takes_classes
 from ..progress import Report, progress
 from .augment import Augment, occluder_of
@@ -167,7 +168,7 @@ class _Session:
         self.left_out = len(faces) - len(rest) - len(held)
         image = faces[int(rest[0])].image
         alignment = None if faces.alignment is None else faces.alignment.as_dict()
-        size, color = (image.shape[1], image.shape[2]), recipe.data.color
+        size, color = (image.shape[1], image.shape[2]), cast("Color", recipe.data.color)
         self.preprocessing = Preprocessing(size, color, recipe.data.mean, recipe.data.std, alignment)
         network, self.spec = _network(recipe, len(self.people), self.preprocessing)
         objective = _objective(

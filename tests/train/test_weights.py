@@ -264,7 +264,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
         with pytest.raises(ValueError, match=message):
             rgb.require(other)
     aligned = [Preprocessing((8, 6), alignment={"template": name}) for name in ("a", "b")]
-    with pytest.raises(ValueError, match="faces aligned with template a, got b"):
+    with pytest.raises(ValueError, match="faces aligned to a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
     aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "gray"}))
