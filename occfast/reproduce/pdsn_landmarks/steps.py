@@ -50,7 +50,7 @@ from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, face_pixels, mixed, occlud
 from ...pdsn.generator import cover
 from ...progress import progress
 from ...sweep import occlusion_map
-from ...train import Jitter, Trained, load_network, place
+from ...train import Jitter, Trained, load_network
 from ...train.batches import InMemory, Shuffled
 from ...train.checkpoint import load_checkpoint, save_checkpoint
 from ...train.engine import Engine, OptimizerConfig, accelerator
@@ -301,7 +301,7 @@ class _Run:
                 fill=0.5,
                 progress=self.show,
             )
-            place(found, 0.4).save(path)
+            found.distribution(0.4).save(path)
         return LocationDistribution.load(path)
 
     def dictionary(self, kind: str, strategy: str) -> MaskDictionary:
