@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..native import ops
+from .evaluators.behavior import in_training
 from .geometry import Border
 from .precision import PRECISIONS, Precision
 
@@ -101,7 +102,7 @@ class Options:
 def check_model(model: Any) -> None:
     if not callable(model):
         raise TypeError(f"model: expected an nn.Module or a function, got {type(model).__name__}")
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+    if isinstance(model, nn.Module) and in_training(model):
         raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
 
 
