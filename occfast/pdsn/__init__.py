@@ -1,6 +1,7 @@
 """PDSN: discard the features that an occlusion corrupts, then recognize by the rest (pdsn-landmarks).
 
-Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbor.  docs/pdsn.md tells how.
+Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbor.
+See docs/guides/pdsn.md.
 """
 
 from .base import Base, as_base

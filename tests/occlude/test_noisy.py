@@ -45,7 +45,7 @@ def test_only_positive_cell_is_always_drawn():
 
 def test_centers_of_a_coarse_map_are_in_pixels():
     p = LocationDistribution.softmax(
-        torch.rand(3, 4, dtype=torch.float64), 0.5, (30, 40), ([5, 15, 25], [0, 10, 20, 39])
+        torch.rand(3, 4, dtype=torch.float64), 0.5, image_size=(30, 40), centers=([5, 15, 25], [0, 10, 20, 39])
     )
     info = NoisyOccluder((4, 6), p).draw(torch.zeros(2000, 1, 30, 40))
     rows = set((info.boxes[:, 0] + 2).tolist())
@@ -85,7 +85,7 @@ def test_temperature_moves_between_the_maximum_and_uniform():
 
 def test_saved_and_loaded(tmp_path):
     p = LocationDistribution.softmax(
-        np.random.default_rng(0).random((4, 5)), 0.3, (40, 50), (range(0, 40, 10), range(0, 50, 10))
+        np.random.default_rng(0).random((4, 5)), 0.3, image_size=(40, 50), centers=(range(0, 40, 10), range(0, 50, 10))
     )
     p.save(tmp_path / "p.npz")
     q = LocationDistribution.load(tmp_path / "p.npz")
@@ -302,7 +302,12 @@ def test_bad_settings(name):
 @pytest.mark.parametrize(
     ("images", "ids", "error", "message"),
     [
-        (torch.rand(2, 1, 30, 31), None, ValueError, "images: expected 30x30 pixels, which the locations are for"),
+        (
+            torch.rand(2, 1, 30, 31),
+            None,
+            ValueError,
+            "images: expected 30x30 pixels, the size that the locations are made for",
+        ),
         (torch.rand(1, 30, 30), None, ValueError, r"images: expected shape \[N, C, H, W\]"),
         (torch.rand(2, 1, 30, 30).double(), None, TypeError, "images: expected dtype"),
         (torch.rand(2, 1, 30, 30), torch.arange(3), ValueError, r"sample_ids: expected shape \[2\], got \[3\]"),
@@ -331,7 +336,7 @@ def test_an_occluder_larger_than_the_image():
         (lambda: LocationDistribution.from_weights(torch.full((3, 3), torch.nan)), "weights: expected finite"),
         (lambda: LocationDistribution.softmax(torch.rand(3, 3), 0.0), "temperature: expected a number"),
         (
-            lambda: LocationDistribution.from_weights(torch.ones(2, 2), (5, 5), ([0, 5], [0, 1])),
+            lambda: LocationDistribution.from_weights(torch.ones(2, 2), image_size=(5, 5), centers=([0, 5], [0, 1])),
             "row_centers: expected incr",
         ),
         (
