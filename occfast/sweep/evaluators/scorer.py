@@ -53,11 +53,13 @@ class Scorer:
         method, batch_size, layout: what was chosen before, where a sweep is resumed.
 
     Attributes:
+        kept: int64 [n], the images taken, numbered within their block.
         scores: float64 [n, P] of the images taken; 0 where nothing was scored.
         method, batch_size, layout: what was chosen, "" and 0 before the first :meth:`start`.
     """
 
     images: Tensor
+    kept: Tensor
     scores: Tensor
 
     def __init__(
@@ -106,6 +108,12 @@ class Scorer:
             wrong = int((~outputs.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
         classes = outputs.shape[1]
+        self.kept = torch.arange(images.shape[0])
+        if classes == 1 and self.options.score != "score_drop":
+            raise ValueError(
+                f"model: expected outputs [n, K] with K of at least 2 for score={self.options.score!r}, got [n, 1]; a "
+                "single logit x with threshold t has the class scores torch.cat([t - x, x - t], 1)"
+            )
         if self.options.score == "similarity_drop":
             _check_references(labels, classes)
             return images, labels, outputs
@@ -118,6 +126,7 @@ class Scorer:
             raise ValueError(f"labels: expected classes in [0, {classes}), got values from {low} to {high}")
         if self.options.skip_misclassified:
             right = first_largest(outputs) == labels
+            self.kept = right.nonzero()[:, 0].cpu()
             return images[right], labels[right], outputs[right]
         return images, labels, outputs
 
