@@ -197,10 +197,10 @@ def load_recognizer(
 
         if device == "cuda":
             raise ValueError("--device: ONNX networks run on the CPU, got cuda")
-        loaded_onnx = OnnxNetwork(what)
-        if loaded_onnx.size is not None and size is None:
-            plain = dataclasses.replace(plain, size=loaded_onnx.size)
-        return Recognizer(loaded_onnx, plain)
+        graph = OnnxNetwork(what)
+        if graph.preprocessing is not None:
+            return Recognizer(graph, dataclasses.replace(graph.preprocessing, **given))
+        return Recognizer(graph, plain if size or not graph.size else dataclasses.replace(plain, size=graph.size))
     loaded = load_any(what, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
     preprocessing = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
     return Recognizer(features(loaded.network.to(place)), preprocessing)

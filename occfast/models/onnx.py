@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..packages import require
+from .preprocessing import Preprocessing
 
 
 class OnnxNetwork(nn.Module):
@@ -23,6 +24,7 @@ class OnnxNetwork(nn.Module):
     Attributes:
         size: (height, width) of the input; None if the file leaves it open.
         channels: Number of input channels; None if the file leaves it open.
+        preprocessing: How images become the input, as ``occfast export`` records it; None for files of other programs.
         digest: SHA-256 digest of the file, uint8 [32]: a buffer, so that it stands for the weights.
 
     Raises:
@@ -56,6 +58,8 @@ class OnnxNetwork(nn.Module):
         self._batch = batch if isinstance(batch, int) else None
         self.channels = channels if isinstance(channels, int) else None
         self.size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        described = self._session.get_modelmeta().custom_metadata_map.get("preprocessing")
+        self.preprocessing = None if described is None else Preprocessing.from_json(described, str(path))
         digest = hashlib.sha256(path.read_bytes()).digest()
         self.register_buffer("digest", torch.from_numpy(np.frombuffer(digest, np.uint8).copy()))
 

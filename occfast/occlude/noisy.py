@@ -143,6 +143,20 @@ class NoisyOccluder(nn.Module):
         self._built: dict[tuple[int, int], LocationDistribution] = {}
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor that is sent to a process started by spawn or forkserver would be shared with it, and all workers
+        # would advance one counter. Each of them gets a copy, as under fork.
+        state = self.__dict__.copy()
+        state["_buffers"] = {**self._buffers, "counter": None}
+        state["counter"] = int(self.counter), str(self.counter.device)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        count, device = state.pop("counter", (None, None))
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if count is not None:
+            self._buffers["counter"] = torch.tensor(count, device=device)
+
     def extra_repr(self) -> str:
         return (
             f"size={self.sizes}, locations={self.locations!r}, noise={self.noise}, level={self.level}, "
@@ -192,40 +206,53 @@ class NoisyOccluder(nn.Module):
         """
         batch = checks.as_tensor(images, "images")
         ids, params = self._params(batch, sample_ids)
-        outside = torch.zeros(1, dtype=torch.int32, device=batch.device) if self._validates(batch) else None
-        out: Tensor
-        out, boxes, kind, level, intensity = ops.occlude(batch, ids, *params, *self.value_range, outside)
-        if outside is not None and int(outside):
-            raise self._outside(batch)
+        arguments = (batch, ids, *params, *self.value_range)
+        result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+        if batch.requires_grad and torch.is_grad_enabled():
+            result = _Occlude.apply(self._validates(batch), *arguments)  # type: ignore[no-untyped-call]
+        else:
+            result = _occlude(self._validates(batch), *arguments)
+        out, boxes, kind, level, intensity = result
         return (out, OccluderInfo(boxes, kind, level, intensity, ids)) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: ArrayLike | None = None) -> OccluderInfo:
         """Occlude the images in place and return the random choices.
 
+        Autograd treats this as any in-place operation of PyTorch.
+
         Args:
             images: as in :meth:`forward`; contiguous or channels_last.
             sample_ids: as in :meth:`forward`.
+
+        Raises:
+            TypeError: if an argument has the wrong dtype.
+            ValueError: as in :meth:`forward`; or if the images are a leaf that requires grad, or a view of one.
         """
+        records = images.requires_grad and torch.is_grad_enabled()
+        if records and (images if images._base is None else images._base).is_leaf:
+            raise ValueError(
+                "images: expected a tensor that can be changed in place, got a leaf that requires grad; occlude a "
+                "clone, or disable gradients with torch.no_grad()"
+            )
         ids, params = self._params(images, sample_ids)
         low, high = self.value_range
         if images.numel() and self._validates(images):  # before anything is changed
             least, most = images.aminmax()
             if not bool((least >= low) & (most <= high)):  # false for NaN, which aminmax propagates
-                raise self._outside(images)
-        drawn: tuple[Tensor, Tensor, Tensor, Tensor] = ops.occlude_(images, ids, *params, low, high)
-        return OccluderInfo(*drawn, ids)
+                raise ops.outside_range(images, low, high)
+        drawn: list[Tensor] = []
+        if records:
+            _OccludeInPlace.apply(images, drawn, ids, *params, low, high)  # type: ignore[no-untyped-call]
+        else:
+            drawn.extend(ops.occlude_(images, ids, *params, low, high))
+            if not (images.is_inference() or torch.compiler.is_compiling()):
+                torch.autograd.graph.increment_version(images)  # what autograd saved of them is stale now
+        boxes, kind, level, intensity = drawn
+        return OccluderInfo(boxes, kind, level, intensity, ids)
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU, reading the result would wait for the device.
         return images.is_floating_point() and (self.validate or images.device.type == "cpu")
-
-    def _outside(self, images: Tensor) -> ValueError:
-        low, high = self.value_range
-        found = [f"{float(v):g}" for v in images.float().aminmax()]
-        return ValueError(
-            f"images: expected values in [{low:g}, {high:g}], the value_range of this occluder, "
-            f"got values from {found[0]} to {found[1]}"
-        )
 
     def draw(self, images: Tensor, sample_ids: ArrayLike | None = None) -> OccluderInfo:
         """Return the random choices for a batch of this shape without painting anything."""
@@ -244,8 +271,11 @@ class NoisyOccluder(nn.Module):
         (h0, h1), (w0, w1) = self.sizes
         if h1 > height or w1 > width:
             raise ValueError(f"size: expected at most the images' {height}x{width} pixels, got {h1}x{w1}")
+        cdf, rows, columns = _tables(self, height, width, images.device)
         return self._sample_ids(sample_ids, n, images.device), _Params(
-            *self.distribution(height, width).tables(images.device),
+            cdf,
+            rows,
+            columns,
             seed=self.seed,
             p=self.p,
             sizes=[h0, h1, w0, w1],
@@ -264,6 +294,73 @@ class NoisyOccluder(nn.Module):
             # Each worker has a copy of the counter. Its seed, which changes every epoch, keeps the workers apart.
             ids = ids + ((worker.seed & 0x3FFFFFFF) << 32)
         return ids
+
+
+def _tables(occluder: NoisyOccluder, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    # torch.compile cannot trace the checks of a distribution, and need not: it is the same for every batch.
+    return occluder.distribution(height, width).tables(device)
+
+
+# torch.compiler.assume_constant_result does just this, but it imports the compiler, which takes longer than the import
+# of this package.
+_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _occlude(validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the native op; with ``validate``, refuse images outside the value range."""
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    if not validate:
+        result = ops.occlude(images, *arguments)
+    elif torch.compiler.is_compiling():
+        result = ops.occlude_validated(images, *arguments)
+    else:
+        outside = torch.zeros(1, dtype=torch.int32, device=images.device)
+        result = ops.occlude(images, *arguments, outside)
+        if int(outside):
+            raise ops.outside_range(images, *arguments[-2:])
+    return result
+
+
+def _uncovered(gradient: Tensor, boxes: Tensor) -> Tensor:
+    """Return a gradient [N, C, H, W] with zeros inside the boxes [N, 4]."""
+    i = torch.arange(gradient.shape[2], device=boxes.device).view(1, 1, -1, 1)
+    j = torch.arange(gradient.shape[3], device=boxes.device).view(1, 1, 1, -1)
+    top, left, bottom, right = (boxes[:, k].view(-1, 1, 1, 1) for k in range(4))
+    return gradient.masked_fill((i >= top) & (i < bottom) & (j >= left) & (j < right), 0.0)
+
+
+class _Occlude(torch.autograd.Function):
+    """Native op with the gradient of ``torch.where(mask, occluder, images)``."""
+
+    @staticmethod
+    def forward(ctx: Any, validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        out, *drawn = _occlude(validate, images, *arguments)
+        ctx.save_for_backward(drawn[0])
+        ctx.mark_non_differentiable(*drawn)
+        ctx.arguments = len(arguments)
+        return (out, *drawn)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (boxes,) = ctx.saved_tensors
+        return (None, _uncovered(gradient, boxes), *[None] * ctx.arguments)
+
+
+class _OccludeInPlace(torch.autograd.Function):
+    """In-place native op with the same gradient; the random choices are appended to a list."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, drawn: list[Tensor], *arguments: Any) -> Tensor:
+        drawn.extend(ops.occlude_(images, *arguments))
+        ctx.mark_dirty(images)
+        ctx.save_for_backward(drawn[0])
+        ctx.arguments = len(arguments)
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (boxes,) = ctx.saved_tensors
+        return (_uncovered(gradient, boxes), None, *[None] * ctx.arguments)
 
 
 def _interval(value: Sequence[float], name: str, low: float, high: float) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..packages import require
 from .batches import FromDisk, InMemory, Plan
+from .pointwise import safe_pointwise_gradients
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -164,6 +165,10 @@ class Engine:
                 GPU, which is not waited for, within the next step); after the last step, if the weights or the
                 network's answers to its batch are not finite.
         """
+        with safe_pointwise_gradients(self.objective):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[Step]:
         while self.epoch < self.epochs:
             if self.batch == 0:
                 self._epoch_start = self.generator.get_state()
