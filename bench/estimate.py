@@ -53,7 +53,7 @@ class Faces:
 
 
 def lfw(root: Path | None) -> Aligned:
-    return Aligned(LFW(root, min_images=10))
+    return Aligned(LFW(root, min_images=10), gray=True)
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def generators(args: argparse.Namespace) -> dict[str, Any]:
                     epochs=args.epochs,
                     patience=args.epochs,
                     batch_size=60,
-                    show_progress=False,
+                    progress=False,
                 )
             )
             times[title].append(taken)
@@ -154,11 +154,11 @@ def till_as_good(args: argparse.Namespace) -> dict[str, Any]:
     """Each region alone till it stagnates; five together till each has reached what it reached alone (ORL)."""
     trained = load_network(args.base)
     base, size = base_of(trained), trained.preprocessing.size
-    found = read_faces(open_faces("orl", size=size), 0, show=False)
+    found = read_faces(open_faces("orl", size=size), 0, progress=False)
     together = landmark_bands(found.landmarks[found.train], size)
     data = found.images[found.train], found.labels[found.train]
     held = found.images[found.validation], found.labels[found.validation]
-    common: dict[str, Any] = {"validation": held, "batch_size": 60, "show_progress": False}
+    common: dict[str, Any] = {"validation": held, "batch_size": 60, "progress": False}
     goal, took = {}, {}
     for name, one in alone(together, together.names):
         took[name], done = seconds(lambda one=one: train_generators(base, one, *data, epochs=60, patience=3, **common))

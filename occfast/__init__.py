@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ._version import __version__
-from .errors import DataError, NativeUnavailable, ProcessLost
+from .errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from .losses.cosface import LargeMarginCosine
 from .losses.miner import TripletMiner
 from .losses.stats import TripletStats, plot_score_distributions
@@ -28,6 +28,7 @@ __all__ = [
     "DataError",
     "LargeMarginCosine",
     "LocationDistribution",
+    "MissingPackage",
     "NativeUnavailable",
     "NoisyOccluder",
     "OccluderInfo",

@@ -344,7 +344,7 @@ def pdsn() -> None:
     dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
     base = base_of(load_network(steps / "base plain.safetensors"))
     size = dictionary.regions.size
-    faces = read_faces(open_faces("orl", size=size), 0, show=False)
+    faces = read_faces(open_faces("orl", size=size), 0, progress=False)
     landmarks = faces.landmarks[faces.train]
     mean = faces.images[faces.train].float().mean(0).numpy()
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")

@@ -57,7 +57,7 @@ def evaluate(
         int | None, typer.Option(help="Equal runs of a list without folds. [default: 10 for bin]", min=2)
     ] = None,
     gallery: Annotated[int, typer.Option(help="Images of each person in the gallery (search).", min=1)] = 1,
-    strangers: Annotated[
+    impostors: Annotated[
         float, typer.Option(help="Share of the people left out of the gallery (search, open set).", min=0, max=0.99)
     ] = 0.0,
     count: Annotated[str, typer.Option(help="What a rank counts (search): people or images.")] = "people",
@@ -75,7 +75,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of random occlusions, the gallery and the strangers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random occlusions, the gallery and the impostors.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report and of features.")] = Path(
         "evaluation"
     ),
@@ -94,12 +94,12 @@ def evaluate(
     what = dataset or PROTOCOLS[protocol][1]
     if what is None:
         raise ValueError(f"dataset: expected one after {protocol}")
-    from ..evaluate import compare, judge_scores, read_scores
+    from ..evaluate import compare, evaluate_scores, read_scores
     from ..occlude import named_occlusion
 
     if protocol == "scores":
         scores, same, ids = read_scores(what)
-        report = judge_scores(scores, same, ids if ids is not None else folds, name=Path(what).stem)
+        report = evaluate_scores(scores, same, ids if ids is not None else folds, name=Path(what).stem)
     else:
         if weights is None:
             raise ValueError("--model: expected weights (.safetensors), got none")
@@ -107,7 +107,7 @@ def evaluate(
 
         network, preprocessing = load_network(weights, trust, device)
         source = open_dataset(what)
-        chosen = _protocols(protocol, source, pairs, folds, gallery, strangers, count, seed)
+        chosen = _protocols(protocol, source, pairs, folds, gallery, impostors, count, seed)
         if landmarks is not None:
             source = WithLandmarks(source, read_landmarks(landmarks).of(source.names))
         faces = prepared(source, preprocessing, template, resize)
@@ -139,7 +139,7 @@ def _protocols(
     pairs: Path | None,
     folds: int | None,
     gallery: int,
-    strangers: float,
+    impostors: float,
     count: str,
     seed: int,
 ) -> list[AnyProtocol]:
@@ -158,17 +158,17 @@ def _protocols(
     if isinstance(source, data.LFW) and name in ("lfw", "lfw-view1"):
         return [evaluate.lfw(source, 2 if name == "lfw" else 1)]
     if isinstance(source, data.VerificationBin) and name == "bin":
-        return [evaluate.packed(source, folds or 10)]
+        return [evaluate.packed_pairs(source, folds or 10)]
     if isinstance(source, data.AR | data.AR10P) and name == "ar":
         return [*evaluate.ar(source)]
     if pairs is not None:
-        return [evaluate.listed(source, pairs, None, **({} if folds is None else {"folds": folds}))]
-    fars = (0.01, 0.1) if strangers else ()
+        return [evaluate.listed_pairs(source, pairs, None, **({} if folds is None else {"folds": folds}))]
+    fars = (0.01, 0.1) if impostors else ()
     return [
         evaluate.gallery_and_probes(
             source,
             gallery,
-            strangers=strangers,
+            impostors=impostors,
             fars=fars,
             seed=seed,
             count=count,  # type: ignore[arg-type]

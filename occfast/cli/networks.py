@@ -173,9 +173,9 @@ def prepared(source: FaceDataset, preprocessing: Preprocessing, template: str | 
     if resize:
         return Resized(source, preprocessing.size, gray)
     if template is not None:
-        return Aligned(source, template, gray, size=preprocessing.size)
+        return Aligned(source, template, gray=gray, size=preprocessing.size)
     if preprocessing.alignment is None or source.alignment is not None:
         return source  # embed refuses another size, colors or alignment
     how = Alignment.read(preprocessing.alignment, "weights")
     assert how is not None
-    return Aligned(source, Template(how.template, how.size, how.points, how.transform), gray, border=how.border)
+    return Aligned(source, Template(how.template, how.size, how.points, how.transform), gray=gray, border=how.border)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from .faces import Face, FaceDataset, number_people
 from .folder import ImageFiles, find_images
+from .images import recolor
 from .landmarks import LandmarkTable
 from .matlab import read_mat
 from .roots import find_root
@@ -171,6 +172,7 @@ class AR10P(_Shots, FaceDataset):
 
     Args:
         path: the file, or a folder with it; None: ``ar10p/warpAR10P.mat`` in $OCCFAST_DATA.
+        gray: False repeats the gray channel to RGB, [3, 60, 40]; True and None return gray images, [1, 60, 40].
 
     Attributes:
         numbers: 1 to 13 of each image, int64 [N].
@@ -182,7 +184,8 @@ class AR10P(_Shots, FaceDataset):
 
     SIZE = (60, 40)
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, *, gray: bool | None = None) -> None:
+        self.gray = gray
         path = Path(path) if path is not None else find_root(None, "ar10p", "AR10P: warpAR10P.mat")
         path = path / "warpAR10P.mat" if path.is_dir() else path
         values, identities = _read_mat(path)
@@ -200,7 +203,7 @@ class AR10P(_Shots, FaceDataset):
 
     def __getitem__(self, k: int) -> Face:
         k = self._index(k)
-        return Face(self.images[k], int(self.labels[k]), self.names[k], None)
+        return Face(recolor(self.images[k], self.gray), int(self.labels[k]), self.names[k], None)
 
 
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:

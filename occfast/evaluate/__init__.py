@@ -3,8 +3,8 @@
 from .curves import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
 from .embedding import Embeddings, embed
 from .pairs import Cut, Verification, best_threshold, bootstrap_people, held_out, verification
-from .protocols import PairProtocol, SearchProtocol, ar, gallery_and_probes, lfw, listed, packed
-from .report import Comparison, Row, compare, judge_scores, read_scores
+from .protocols import PairProtocol, SearchProtocol, ar, gallery_and_probes, lfw, listed_pairs, packed_pairs
+from .report import Comparison, Row, compare, evaluate_scores, read_scores
 from .scores import normalized_scores, pair_scores
 from .search import DirAtFar, Identification, identification
 
@@ -29,14 +29,14 @@ __all__ = [
     "bootstrap_people",
     "compare",
     "embed",
+    "evaluate_scores",
     "gallery_and_probes",
     "held_out",
     "identification",
-    "judge_scores",
     "lfw",
-    "listed",
+    "listed_pairs",
     "normalized_scores",
-    "packed",
+    "packed_pairs",
     "pair_scores",
     "read_scores",
     "roc",

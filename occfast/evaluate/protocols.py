@@ -53,7 +53,7 @@ class PairProtocol:
         """Numbers of the images that are covered."""
         return self.index[:, 1]
 
-    def judge(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Verification:
+    def evaluate(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Verification:
         """The result from features by image number, float [N, D] each (rows of other images are not looked at).
 
         ``resamples``: of a bootstrap over people; 0: none.
@@ -95,8 +95,8 @@ class SearchProtocol:
         """Numbers of the images that stay clean where only probes are covered."""
         return self.gallery
 
-    def judge(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Identification:
-        """As :meth:`PairProtocol.judge`, without a bootstrap: probes are taken as independent."""
+    def evaluate(self, references: Tensor, probes: Tensor, resamples: int = 0) -> Identification:
+        """As :meth:`PairProtocol.evaluate`, without a bootstrap: probes are taken as independent."""
         return identification(
             references[self.gallery],
             self.labels[self.gallery],
@@ -108,7 +108,7 @@ class SearchProtocol:
         )
 
 
-Judged = Verification | Identification
+Result = Verification | Identification
 AnyProtocol = PairProtocol | SearchProtocol
 
 
@@ -119,7 +119,7 @@ def _used(a: Tensor, b: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     return a[first], b[second], i, j
 
 
-def listed(dataset: FaceDataset, path: str | Path, name: str | None = None, **settings: Any) -> PairProtocol:
+def listed_pairs(dataset: FaceDataset, path: str | Path, name: str | None = None, **settings: Any) -> PairProtocol:
     """Pairs of a list (:func:`occfast.data.pairs.read_pairs`); with its folds, else without accuracy.
 
     A pair that names a missing image is told of in a warning and counted in ``missing``.  ``settings`` are those of
@@ -143,15 +143,15 @@ def lfw(dataset: LFW, view: Literal[1, 2] = 2, lists: str | Path | None = None) 
     """
     folder = dataset.base if lists is None else Path(lists)
     if view == 2:
-        return listed(dataset, folder / "pairs.txt", "LFW View 2")
+        return listed_pairs(dataset, folder / "pairs.txt", "LFW View 2")
     if view != 1:
         raise ValueError(f"view: expected 1 or 2, got {view!r}")
-    train = listed(dataset, folder / "pairsDevTrain.txt", "LFW View 1, training")
-    test = listed(dataset, folder / "pairsDevTest.txt", "LFW View 1", folds=None, train=train)
+    train = listed_pairs(dataset, folder / "pairsDevTrain.txt", "LFW View 1, training")
+    test = listed_pairs(dataset, folder / "pairsDevTest.txt", "LFW View 1", folds=None, train=train)
     return replace(test, missing=test.missing + train.missing)
 
 
-def packed(dataset: VerificationBin, folds: int | None = 10) -> PairProtocol:
+def packed_pairs(dataset: VerificationBin, folds: int | None = 10) -> PairProtocol:
     """The pairs of a verification ``.bin``; ``folds`` runs of equal length, as their makers judge them."""
     return PairProtocol(dataset.path.stem, dataset.pairs, dataset.same, folds)
 
@@ -192,7 +192,7 @@ def gallery_and_probes(
     *,
     ranks: Sequence[int] = (1, 5),
     fars: Sequence[float] = (),
-    strangers: float = 0.0,
+    impostors: float = 0.0,
     seed: int = 0,
     count: Literal["people", "images"] = "people",
 ) -> SearchProtocol:
@@ -200,13 +200,13 @@ def gallery_and_probes(
 
     Args:
         gallery_images: of each person, drawn at random by ``seed``.  People without another image have no probe.
-        strangers: share of the people, drawn at random, in [0, 1), who are left out of the gallery (open set); all
+        impostors: share of the people, drawn at random, in [0, 1), who are left out of the gallery (open set); all
             their images are probes.
     """
     if gallery_images < 1:
         raise ValueError(f"gallery_images: expected at least 1, got {gallery_images}")
-    if not 0 <= strangers < 1:
-        raise ValueError(f"strangers: expected a share in [0, 1), got {strangers}")
+    if not 0 <= impostors < 1:
+        raise ValueError(f"impostors: expected a share in [0, 1), got {impostors}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator)
     order = order[dataset.labels[order].argsort(stable=True)]
@@ -215,10 +215,10 @@ def gallery_and_probes(
     place = torch.arange(len(order)) - starts
     people = len(dataset.people)
     unknown = torch.zeros(people, dtype=torch.bool)
-    unknown[torch.randperm(people, generator=generator)[: round(strangers * people)]] = True
+    unknown[torch.randperm(people, generator=generator)[: round(impostors * people)]] = True
     in_gallery = (place < gallery_images) & ~unknown[person]
     gallery, probes = order[in_gallery].sort().values, order[~in_gallery].sort().values
     if not len(gallery) or not len(probes):
         raise ValueError(f"gallery_images: expected people with more than {gallery_images} images, there are none")
-    name = f"gallery of {gallery_images} a person" + (f", {strangers:.0%} strangers" if strangers else "")
+    name = f"gallery of {gallery_images} a person" + (f", {impostors:.0%} impostors" if impostors else "")
     return SearchProtocol(name, gallery, probes, dataset.labels, tuple(ranks), tuple(fars), count)

@@ -25,7 +25,7 @@ from ..plots import png_data_uri
 from ..progress import Report as Progress
 from .embedding import Embeddings, Flip, described, embed, fingerprint
 from .pairs import Verification
-from .protocols import AnyProtocol, Judged, PairProtocol
+from .protocols import AnyProtocol, PairProtocol, Result
 from .search import Identification
 
 CLEAN = "clean"
@@ -46,7 +46,7 @@ class Row:
     protocol: str
     occlusion: str
     covered: float
-    result: Judged
+    result: Result
     at_clean_threshold: float | None = None
 
     @property
@@ -93,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Protocols, clean and covered: the result of :func:`compare` and of :func:`judge_scores`.
+    """Protocols, clean and covered: the result of :func:`compare` and of :func:`evaluate_scores`.
 
     Attributes:
         rows: of the protocols in their order, each clean first.
@@ -160,8 +160,8 @@ class Comparison:
         gone = f" {missing} listed pairs name images that are not there." if missing else ""
         level = f"{100 * result.confidence:g} % intervals in brackets"
         if isinstance(result, Identification):
-            strangers = f" and {result.n_unknown} unknown" if result.n_unknown else ""
-            return f"Per cent; {level}; {result.n_known} known{strangers} probes, {result.n_people} people.{gone}"
+            impostors = f" and {result.n_unknown} unknown" if result.n_unknown else ""
+            return f"Per cent; {level}; {result.n_known} known{impostors} probes, {result.n_people} people.{gone}"
         level += " from a bootstrap over people" if result.people else ""
         folds = f"mean ± standard deviation over {len(result.folds)} folds; " if len(result.folds) > 1 else ""
         return f"Per cent; {folds}{level}; {result.n_same} + {result.n_different} pairs.{gone}"
@@ -253,7 +253,7 @@ class Comparison:
         return write_atomically(folder / "report.html", self.to_html().encode())
 
 
-def judge_scores(scores: Any, same: Any, folds: Any = 10, *, name: str = "scores", **options: Any) -> Comparison:
+def evaluate_scores(scores: Any, same: Any, folds: Any = 10, *, name: str = "scores", **options: Any) -> Comparison:
     """A report of scores that some other program computed; ``options`` are those of ``verification``."""
     from .pairs import verification
 
@@ -340,7 +340,7 @@ def compare(
         clean = table if clean is None else clean
         reference = clean if cover == "probe" else table
         for protocol in several:
-            result = _judge(protocol, clean, reference, table, resamples)
+            result = _evaluate(protocol, clean, reference, table, resamples)
             before = rows.get((protocol.name, CLEAN))
             at_clean = None
             if isinstance(protocol, PairProtocol) and before is not None and protocol.train is None:
@@ -369,21 +369,21 @@ def compare(
     return Comparison(ordered, settings, _examples(dataset, probes, covers))
 
 
-def _judge(protocol: AnyProtocol, clean: Tensor, references: Tensor, probes: Tensor, resamples: int) -> Judged:
+def _evaluate(protocol: AnyProtocol, clean: Tensor, references: Tensor, probes: Tensor, resamples: int) -> Result:
     if isinstance(protocol, PairProtocol) and protocol.train is not None:
         # The threshold is chosen on clean pairs whatever covers the test.
         merged = references.clone()
         rows = protocol.train.index.flatten().unique()
         merged[rows] = clean[rows]
-        return protocol.judge(merged, probes, resamples)
-    return protocol.judge(references, probes, resamples)
+        return protocol.evaluate(merged, probes, resamples)
+    return protocol.evaluate(references, probes, resamples)
 
 
-def _has_folds(result: Judged) -> bool:
+def _has_folds(result: Result) -> bool:
     return isinstance(result, Verification) and len(result.folds) > 1
 
 
-def _at_clean_threshold(protocol: PairProtocol, clean: Judged, references: Tensor, probes: Tensor) -> float | None:
+def _at_clean_threshold(protocol: PairProtocol, clean: Result, references: Tensor, probes: Tensor) -> float | None:
     from .pairs import fold_ids
     from .protocols import _used
     from .scores import pair_scores

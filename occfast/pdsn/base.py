@@ -6,13 +6,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..losses.cosface import LargeMarginCosine
 from ..models import IResNet, PaperNet, ResNet
-from ..train import Trained
+
+if TYPE_CHECKING:
+    from ..train import Trained
 
 
 class Base(nn.Module):

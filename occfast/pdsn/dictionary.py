@@ -17,7 +17,8 @@ from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
 from ..files import read_npz, write_npz
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from .base import as_base, frozen
 from .generator import Generators, cover, train_generators
 from .regions import Regions
@@ -194,7 +195,7 @@ def build_dictionary(
     intensity: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 32,
     seed: int = 0,
-    show_progress: bool | Report = True,
+    progress: bool | Report = True,
     **training: Any,
 ) -> MaskDictionary:
     """Average the generators' masks over pairs of clean and covered images (pdsn-landmarks, 3.3).
@@ -219,15 +220,7 @@ def build_dictionary(
     check_seed(seed)
     if generators is None:
         generators = train_generators(
-            base,
-            regions,
-            images,
-            labels,
-            boxes=boxes,
-            intensity=intensity,
-            seed=seed,
-            show_progress=show_progress,
-            **training,
+            base, regions, images, labels, boxes=boxes, intensity=intensity, seed=seed, progress=progress, **training
         )
     elif training:
         raise TypeError(f"build_dictionary: {sorted(training)} are for training, but trained generators were given")
@@ -242,22 +235,22 @@ def build_dictionary(
     pairs = torch.zeros(len(regions), dtype=torch.int64)
     own = boxes if boxes is not None else regions.boxes.expand(len(images), -1, -1)
     title = f"mask dictionary, {regions.kind}"
-    with torch.no_grad(), frozen(base), frozen(generators), progress(title, "images", show_progress) as report:
-        for number in torch.arange(len(images)).split(batch_size):
-            clean = base.maps(images[number])
+    with torch.no_grad(), frozen(base), frozen(generators), show_progress(title, "images", progress) as report:
+        for rows in torch.arange(len(images)).split(batch_size):
+            clean = base.maps(images[rows])
             if total is None:
                 total = torch.zeros(len(regions), *clean.shape[1:], dtype=torch.float64, device=clean.device)
             for k, each in enumerate(generators.each):
-                gray = low + (high - low) * torch.rand(len(number), generator=random)
-                box = own[number, k]
+                gray = low + (high - low) * torch.rand(len(rows), generator=random)
+                box = own[rows, k]
                 there = ((box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])).nonzero()[:, 0]
                 if len(there) == 0:
                     continue
-                covered = base.maps(cover(images[number[there]], box[there], gray[there]))
+                covered = base.maps(cover(images[rows[there]], box[there], gray[there]))
                 mask = _stretch(each((clean[there.to(clean.device)] - covered).abs()))
                 total[k] += mask.double().sum(0)
                 pairs[k] += len(there)
-            report(int(number[-1]) + 1, len(images))
+            report(int(rows[-1]) + 1, len(images))
     if total is None or int(pairs.min()) == 0:
         raise ValueError(f"boxes: no image has a region {regions.names[int(pairs.argmin())]!r} that is not empty")
     means = (total.cpu() / pairs[:, None, None, None]).float()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import LFW, ORL, Aligned, FaceDataset
+from ..data import FaceDataset, open_dataset
 from ..models import Preprocessing
 from ..occlude.drawn import Sunglasses
 from ..occlude.masks import FaceMask
-from ..progress import progress
-from . import Regions
-from .regions import paint
+from ..progress import Report
+from ..progress import progress as show_progress
+from .regions import Regions, paint
 
 #: Bands across the face, as LM2's regions.
 BANDS = ("forehead", "eyes", "nose", "mouth", "chin")
@@ -57,8 +58,9 @@ def open_faces(
     """
     if data not in ("lfw", "orl"):
         raise ValueError(f"data: expected 'lfw' or 'orl', got {data!r}")
-    faces: FaceDataset = LFW(root, min_images=10) if data == "lfw" else ORL(root, aligned=False)
-    return Aligned(faces, "pdsn-128x96", gray=data == "orl" if gray is None else gray, size=size)
+    options: dict[str, Any] = {"min_images": 10} if data == "lfw" else {}
+    gray = data == "orl" if gray is None else gray
+    return open_dataset(data, root=root, template="pdsn-128x96", size=size, gray=gray, **options)
 
 
 def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,12 +85,14 @@ def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> 
     return a, b, c
 
 
-def read_faces(dataset: FaceDataset, seed: int, people: int | None = None, show: bool = True) -> FaceSet:
+def read_faces(
+    dataset: FaceDataset, seed: int, people: int | None = None, *, progress: bool | Report = True
+) -> FaceSet:
     """Read all images (of the first so many people) into memory and split them."""
     count = len(dataset.people) if people is None else min(people, len(dataset.people))
     kept = (dataset.labels < count).nonzero()[:, 0].tolist()
     images = []
-    with progress("reading faces", "images", show) as report:
+    with show_progress("reading faces", "images", progress) as report:
         for done, k in enumerate(kept):
             images.append(dataset[k].image)
             report(done + 1, len(kept))

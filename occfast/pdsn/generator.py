@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from . import checkpoint as files
 from .base import Base, as_base, as_float, frozen
 from .regions import Regions, paint
@@ -203,7 +204,7 @@ def train_generators(
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
-    show_progress: bool | Report = True,
+    progress: bool | Report = True,
     on_epoch: Callable[[GeneratorEpoch], None] | None = None,
 ) -> Generators:
     """Train the mask generators of all regions together, with the base frozen.
@@ -277,7 +278,7 @@ def train_generators(
         trainer = _Trainer(base, regions, images, labels, boxes, validation, validation_boxes, settings)
         resumed = trainer.resume(Path(checkpoint)) if checkpoint is not None else False
         last = time.monotonic()
-        with progress(f"mask generators, {regions.kind}", "epochs", show_progress) as report:
+        with show_progress(f"mask generators, {regions.kind}", "epochs", progress) as report:
             if not resumed:
                 report(0, epochs)
             while len(trainer.generators.history) < epochs and min(trainer.watch.stale) < patience:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..checks import number
 from ..checks import seed as check_seed
 from ..errors import DataError
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from . import checkpoint as files
 from .base import as_float, frozen
 
@@ -268,7 +269,7 @@ def train_segmentation(
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
-    show_progress: bool | Report = True,
+    progress: bool | Report = True,
     on_epoch: Callable[[SegmentationEpoch], None] | None = None,
 ) -> list[SegmentationEpoch]:
     """Train in place with binary cross-entropy and Adam; left as it was when the validation loss was lowest.
@@ -317,7 +318,7 @@ def train_segmentation(
         optimizer.load_state_dict(content["optimizer"])
         best, history = content["best"], [SegmentationEpoch(**epoch) for epoch in json.loads(content["history"])]
     last = time.monotonic()
-    with progress("segmentation", "epochs", show_progress) as report:
+    with show_progress("segmentation", "epochs", progress) as report:
         while len(history) < epochs and not _stagnates([epoch.loss for epoch in history], patience):
             started, number = time.perf_counter(), len(history)
             order = torch.randperm(len(covered), generator=torch.Generator().manual_seed((seed << 20) + number))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..packages import require
 from .batches import FromDisk, InMemory, Plan
 
 if TYPE_CHECKING:
@@ -349,13 +350,13 @@ def accelerator(device: torch.device | str, precision: str = "fp32") -> Accelera
     """The processes (those of ``torchrun``, if it started this one), their device and precision.
 
     Raises:
-        ValueError: accelerate is not installed; the precision is not possible on the device.
+        MissingPackage: accelerate is not installed.
+        ValueError: the precision is not possible on the device.
     """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise ValueError("training needs the package accelerate: pip install 'occfast[train]'") from error
+    require("training", "accelerate", extra="train")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     kind = torch.device(device).type
     if precision == "fp16" and kind == "cpu":
         raise ValueError("precision: expected 'fp32' or 'bf16' on a CPU, got 'fp16'")

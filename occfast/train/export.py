@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..files import write_atomically
 from ..models import features
+from ..packages import require
 from .weights import Trained
 
 #: What an exported network gives.
@@ -65,17 +66,14 @@ def export(
         batches: sizes to compare with.
 
     Raises:
-        ValueError: a network that gives no logits; answers that differ by more than ``tolerance``; onnx, onnxscript or
-            onnxruntime is not installed.
+        ValueError: a network that gives no logits; answers that differ by more than ``tolerance``.
+        MissingPackage: onnx, onnxscript or onnxruntime is not installed.
     """
     if output not in OUTPUTS:
         raise ValueError(f"output: expected one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"export needs the package {error.name}: pip install 'occfast[train]'") from error
+    require("export", "onnx", "onnxruntime", "onnxscript", extra="export")
+    import onnx
+
     network = (_Features(trained.network) if output == "features" else trained.classifier()).eval().cpu()
     preprocessing = trained.preprocessing
     shape = (preprocessing.channels, *preprocessing.size)

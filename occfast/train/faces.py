@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import data
-from ..data import FaceDataset
+from ..data import Aligned, FaceDataset, open_dataset
+from ..data.open import KINDS
 from ..models.registry import imported
 from .recipe import DataPart, ValidationPart
 
-#: Data sets by the names that recipes use.
-DATASETS = {"orl": "ORL", "lfw": "LFW", "celeba": "CelebA", "folder": "Folder", "recordio": "RecordIO"}
-
 
 def open_data(part: DataPart) -> FaceDataset:
-    """The data set of a recipe, aligned if it says so.
+    """Open the data set that a recipe names, aligned if the recipe has a template.
 
     Raises:
-        ValueError: an unknown name, or arguments that the data set doesn't take.
-        DataError: what is there can't be read.
+        ValueError: if the name is unknown, or the data set does not accept the arguments.
+        DataError: if the data set cannot be read.
     """
-    if part.name in DATASETS:
-        make: Any = getattr(data, DATASETS[part.name])
-    elif ":" in part.name:
-        make = imported(part.name, "data.name")
-    else:
-        raise ValueError(f"data.name: expected one of {', '.join(DATASETS)} or module:function, got {part.name!r}")
-    arguments = dict(part.arguments)
-    if part.name == "orl":  # it would align its photographs by itself
-        arguments = {"aligned": part.template is None, **arguments}
-    elif part.name in DATASETS:
-        arguments = {"gray": part.color == "gray", **arguments}
+    size = None if part.size is None or part.template is None else (part.size[0], part.size[1])
+    gray = part.color == "gray"
     try:
-        faces: FaceDataset = make(*([] if part.root is None else [part.root]), **arguments)
+        if part.name in KINDS:
+            options = {"gray": gray, **part.arguments}
+            if part.name == "orl":  # without a template, ORL aligns its photographs by itself
+                options.setdefault("aligned", part.template is None)
+            return open_dataset(part.name, root=part.root, template=part.template, size=size, **options)
+        if ":" not in part.name:
+            raise ValueError(f"data.name: expected one of {', '.join(KINDS)} or module:function, got {part.name!r}")
+        make = imported(part.name, "data.name")
+        faces: FaceDataset = make(*([] if part.root is None else [part.root]), **part.arguments)
     except TypeError as error:
         raise ValueError(f"data.arguments: {part.name} doesn't take them ({error})") from error
-    if part.template is None:
-        return faces
-    size = None if part.size is None else (part.size[0], part.size[1])
-    return data.Aligned(faces, part.template, gray=part.color == "gray", size=size)
+    return faces if part.template is None else Aligned(faces, part.template, gray=gray, size=size)
 
 
 def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:

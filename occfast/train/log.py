@@ -14,6 +14,7 @@ import torch
 
 from ..files import write_atomically
 from ..losses.stats import TripletStats
+from ..packages import require
 from .engine import Engine, Step
 
 STEPS, VALIDATIONS, SCORES = "steps.csv", "validations.csv", "scores.jsonl"
@@ -32,7 +33,7 @@ class Log:
         tensorboard: also write for TensorBoard.
 
     Raises:
-        ValueError: TensorBoard is not installed.
+        MissingPackage: TensorBoard is not installed.
         OSError: the disk is full.
     """
 
@@ -44,12 +45,9 @@ class Log:
         _keep_lines(folder / SCORES, done)
         self._board: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "log.tensorboard: TensorBoard is not installed: pip install 'occfast[train]', or false"
-                ) from error
+            require("log.tensorboard=true", "tensorboard", extra="train")
+            from torch.utils.tensorboard import SummaryWriter
+
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else 0)
 
     def step(self, row: dict[str, float]) -> None:

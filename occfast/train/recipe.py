@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import checks
+from ..packages import require
 from .jitter import Jitter
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -295,6 +296,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: an unknown recipe or key, a value of the wrong kind or that is missing; the message names it.
     """
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import MissingMandatoryValue, OmegaConf
 
     settings = _merged(recipe, overrides)
@@ -311,6 +313,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def show(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
     """A recipe with every default as YAML; what has to be stated is ``???``."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(_merged(recipe, overrides))
@@ -318,12 +321,14 @@ def show(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def to_yaml(recipe: Recipe) -> str:
     """Every value of a recipe, readable by :func:`load`."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
 def _merged(recipe: str | Path, overrides: Sequence[str]) -> Any:
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -348,6 +353,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str]) -> Any:
 
 def _chain(recipe: str | Path) -> list[tuple[str, Any]]:
     """The files behind a recipe, the one that extends nothing first."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import DictConfig, OmegaConf
 
     chain: list[tuple[str, Any]] = []

@@ -178,7 +178,7 @@ def test_refusals(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert "half.pt" in says(tmp_path / "half.pt", folder)
     assert "expected height x width as in 20x40, got 'big'" in says(FACTORY, folder, "-o", "big")
     assert "--fill: expected black" in says(FACTORY, folder, "--fill", "plaid")
-    assert "not there, and none of" in says(FACTORY, tmp_path / "nothing")
+    assert "no such file or folder, and not a known data set" in says(FACTORY, tmp_path / "nothing")
     (tmp_path / "people.txt").write_text("x\ny\nz\n")
     assert "whom the network knows, got none" in says(FACTORY, folder, "--people", tmp_path / "people.txt")
 

@@ -23,17 +23,32 @@ def call(*arguments: object) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A base network, trained for a moment."""
-    from occfast.pdsn import landmark_bands
+    """A base network of the people of ORL, trained for a moment."""
+    import torch
+    import torch.nn.functional as F
+
+    from occfast import LargeMarginCosine
+    from occfast.models import build
     from occfast.pdsn.faces import open_faces, read_faces
-    from occfast.reproduce.pdsn_landmarks.settings import PDSNSettings
-    from occfast.reproduce.pdsn_landmarks.steps import train_base
+    from occfast.train import Trained
 
     folder = tmp_path_factory.mktemp("cli")
-    faces = read_faces(open_faces("orl", size=(64, 48)), 0, show=False)
-    settings = PDSNSettings.small(size=(64, 48), width=8, epochs=3)
-    bands = landmark_bands(faces.landmarks[faces.train], (64, 48))
-    train_base(settings, "plain", faces, bands, 0, folder, show=False).save(folder / "base.safetensors")
+    faces = read_faces(open_faces("orl", size=(64, 48)), 0, progress=False)
+    torch.manual_seed(0)
+    arguments = {"width": 8, "stem_pool": False}
+    network = build("resnet18", None, channels=1, size=(64, 48), **arguments)
+    head = LargeMarginCosine(network.feature_size, len(faces.people), 30.0, 0.35)
+    optimizer = torch.optim.Adam([*network.parameters(), *head.parameters()], lr=1e-3)
+    for rows in faces.train[torch.randperm(len(faces.train))].split(40):
+        loss = F.cross_entropy(
+            head(network(faces.preprocessing(faces.images[rows])), faces.labels[rows]), faces.labels[rows]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    spec = {"name": "resnet18", "classes": None, "arguments": arguments}
+    trained = Trained(network.eval(), faces.preprocessing, spec, faces.people, head, {"head": True})
+    trained.save(folder / "base.safetensors")
     return folder
 
 

@@ -47,7 +47,7 @@ def test_open_set_by_hand() -> None:
     probes = torch.tensor([at(a) for a in (1, 42, 80, 20, 65, 5)])
     r = identification(GALLERY, LABELS, probes, [7, 3, 3, 100, 101, 102], fars=(0.01, 1 / 3, 2 / 3, 1.0))
     assert (r.n_known, r.n_unknown) == (3, 3) and r.rank.tolist()[3:] == [0, 0, 0]
-    # Best scores of the strangers: cos 5°, cos 15°, cos 20°.
+    # Best scores of the impostors: cos 5°, cos 15°, cos 20°.
     none, one, two, every = r.dir_at_far.values()
     assert (none.false_alarms, none.rate) == (0, pytest.approx(2 / 3))  # 1° and 2° are above 5°
     assert none.threshold == pytest.approx(math.cos(math.radians(2)))

@@ -26,10 +26,10 @@ from occfast.evaluate import (
     ar,
     compare,
     embed,
+    evaluate_scores,
     gallery_and_probes,
-    judge_scores,
     lfw,
-    listed,
+    listed_pairs,
     read_scores,
     verification,
 )
@@ -96,7 +96,7 @@ def test_ar_of_ten_people() -> None:
         assert len(protocol.index) == 300 and int(protocol.same.sum()) == 30
         # Gray levels themselves as features: far better than chance on faces in other light, whatever the network.
         table = faces.images.flatten(1).float()
-        result = protocol.judge(table - table.mean(0), table - table.mean(0))
+        result = protocol.evaluate(table - table.mean(0), table - table.mean(0))
         assert result.n_same == 30 and result.auc > 0.5
 
 
@@ -115,7 +115,7 @@ def test_lfw_view_2_in_the_official_folds(tmp_path: Path) -> None:
     protocol = lfw(faces)
     assert protocol.same.tolist() == [True, True, False, False] * 2 and protocol.folds.tolist() == [0] * 4 + [1] * 4
     x = torch.eye(len(faces.people))[faces.labels] + 0.1
-    assert protocol.judge(x, x).accuracy == 1.0
+    assert protocol.evaluate(x, x).accuracy == 1.0
 
 
 def test_lfw_view_1_reports_the_pair_whose_image_is_missing(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_lfw_view_1_reports_the_pair_whose_image_is_missing(tmp_path: Path) -> N
         protocol = lfw(faces, view=1)
     assert protocol.missing == 1 and len(protocol.same) == 3 and len(protocol.train.same) == 4
     x = torch.eye(len(faces.people))[faces.labels] + 0.1
-    result = protocol.judge(x, x)
+    result = protocol.evaluate(x, x)
     assert result.accuracy == 1.0 and result.accuracy_std is None and len(result.thresholds) == 1
     assert repr(result).startswith("Verification(accuracy 100.00%, AUC")
     with pytest.raises(ValueError, match="view: expected 1 or 2"):
@@ -139,22 +139,22 @@ def test_gallery_probes_and_strangers() -> None:
     assert not set(protocol.gallery.tolist()) & set(protocol.probes.tolist())
     again, other = gallery_and_probes(faces, 2, seed=1), gallery_and_probes(faces, 2, seed=2)
     assert torch.equal(protocol.gallery, again.gallery) and not torch.equal(protocol.gallery, other.gallery)
-    opened = gallery_and_probes(faces, 1, strangers=0.3, fars=(0.1,))
+    opened = gallery_and_probes(faces, 1, impostors=0.3, fars=(0.1,))
     known = set(faces.labels[opened.gallery].tolist())
     assert len(known) == 7 and len(opened.probes) == 7 * 3 + 3 * 4
     x = faces.images.flatten(1).float()
-    result = opened.judge(x, x)
+    result = opened.evaluate(x, x)
     assert (result.n_known, result.n_unknown) == (21, 12) and 0.1 in result.dir_at_far
     with pytest.raises(ValueError, match="gallery_images: expected people with more than 4"):
         gallery_and_probes(faces, 4)
-    with pytest.raises(ValueError, match="strangers: expected a share"):
-        gallery_and_probes(faces, strangers=1.0)
+    with pytest.raises(ValueError, match="impostors: expected a share"):
+        gallery_and_probes(faces, impostors=1.0)
 
 
 def test_listed_pairs_of_a_folder(tmp_path: Path) -> None:
     images(tmp_path / "faces", [f"{p}/{p}_{k:04d}.png" for p in ("Ann", "Ben") for k in (1, 2)])
     (tmp_path / "pairs.csv").write_text("Ann, 1, 2\nAnn, 1, Ben, 2\n")
-    protocol = listed(Folder(tmp_path / "faces"), tmp_path / "pairs.csv")
+    protocol = listed_pairs(Folder(tmp_path / "faces"), tmp_path / "pairs.csv")
     assert protocol.name == "pairs" and protocol.folds is None and protocol.same.tolist() == [True, False]
 
 
@@ -174,7 +174,7 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
         embed(model, faces, PRE, occlusion=covers["big"], **OFF).features,
     )
     # The reference stays clean, the probe is covered.
-    expected = pairs.judge(clean, big)
+    expected = pairs.evaluate(clean, big)
     row = report["pairs", "big"]
     assert row.result.as_dict() == expected.as_dict()
     assert row.covered == pytest.approx(20 * 16 / 480)
@@ -185,9 +185,9 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     assert row.at_clean_threshold == pytest.approx(float(((scores >= thresholds) == pairs.same).double().mean()))
     assert report.cost(row) == pytest.approx(report["pairs", "clean"].result.accuracy - row.result.accuracy)
     assert report.cost(report["pairs", "clean"]) is None and report["pairs", "clean"].result.accuracy > 0.9
-    assert report["gallery of 1 a person", "big"].result.ranks == search.judge(clean, big).ranks
+    assert report["gallery of 1 a person", "big"].result.ranks == search.evaluate(clean, big).ranks
     both = compare(pairs, model, faces, PRE, covers, cover="both", **OFF)
-    assert both["pairs", "big"].result.auc == pairs.judge(big, big).auc != expected.auc
+    assert both["pairs", "big"].result.auc == pairs.evaluate(big, big).auc != expected.auc
 
 
 def test_intervals_over_people_in_the_report() -> None:
@@ -305,7 +305,7 @@ def test_score_files(tmp_path: Path) -> None:
     found, flags, folds = read_scores(path)
     assert np.array_equal(found, scores) and np.array_equal(flags, same) and np.array_equal(folds, np.arange(400) % 4)
     assert (
-        judge_scores(found, flags, folds).rows[0].result.accuracy
+        evaluate_scores(found, flags, folds).rows[0].result.accuracy
         == verification(scores, same, np.arange(400) % 4).accuracy
     )
     for content, message in (

@@ -32,7 +32,7 @@ TINY = PDSNSettings.small(
 
 
 def tiny_faces() -> pdsn.FaceSet:
-    return read_faces(open_faces("orl", size=TINY.size), 0, TINY.people, show=False)
+    return read_faces(open_faces("orl", size=TINY.size), 0, TINY.people, progress=False)
 
 
 def test_split_is_the_papers():

@@ -67,7 +67,7 @@ def _orl() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _lfw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Half of the images of people with 30 or more to train on; a quarter held out, another than settings were chosen
     by (that one lies between the two)."""
-    faces = Aligned(LFW(min_images=30))
+    faces = Aligned(LFW(min_images=30), gray=True)
     order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
     train, held = order[: len(faces) // 2], order[3 * len(faces) // 4 :]
     return torch.stack([face.image for face in faces]), faces.labels, train, held

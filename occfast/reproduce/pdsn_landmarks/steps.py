@@ -245,7 +245,7 @@ class _Run:
     @property
     def faces(self) -> FaceSet:
         found: FaceSet = self.once(
-            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, self.show)
+            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, progress=self.show)
         )
         return found
 
@@ -325,7 +325,7 @@ class _Run:
                         batch_size=s.generator_batch,
                         learning_rate=s.generator_rate,
                         seed=self.seed,
-                        show_progress=self.show,
+                        progress=self.show,
                         checkpoint=self.folder / f"generators {name}.checkpoint",
                     ).save(trained)
                 generators = Generators.load(trained).to(base.device)
@@ -337,7 +337,7 @@ class _Run:
                     [(images[chosen], labels[chosen])],
                     generators=generators,
                     seed=self.seed,
-                    show_progress=self.show,
+                    progress=self.show,
                 ).save(path)
             return MaskDictionary.load(path)
 
@@ -369,7 +369,7 @@ class _Run:
                     learning_rate=s.segmentation_rate,
                     seed=self.seed,
                     checkpoint=self.folder / "segmentation.checkpoint",
-                    show_progress=self.show,
+                    progress=self.show,
                 )
                 network.save(path)
             return UNet.load(path).to(checks.device(self.device))
