@@ -77,7 +77,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object.  DataError where the file can't be read or has none."""
+    """A JSON object. DataError where the file can't be read or has none."""
     try:
         value = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:

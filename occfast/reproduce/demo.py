@@ -33,7 +33,7 @@ from ..models import PaperNet, Preprocessing
 from ..occlude.locations import LocationDistribution
 from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap, occlusion_map
-from ..train import Augment, Epoch, Jitter, fit, place, predict
+from ..train import Augment, Epoch, Jitter, fit, predict
 from ..train.augment import TEMPERATURES
 from .trigueros2018.steps import CONTROL, TABLE_1
 
@@ -184,7 +184,7 @@ class Demo:
         train, first, second = self.parts
         base = self.network("A", None, None)
         placement_maps = {size: self.map("A", base, size, first, "for P") for size in TEMPERATURES}
-        placements = {size: place(placement_maps[size], t) for size, t in TEMPERATURES.items()}
+        placements = {size: placement_maps[size].distribution(t) for size, t in TEMPERATURES.items()}
         networks = {"A": base, CONTROL: self.network(CONTROL, base, None)}
         for name in s.networks:
             networks[name] = self.network(name, base, occluder(s, name, placements))

@@ -26,7 +26,7 @@ class SweepState:
     """All that a sweep has earned so far.
 
     ``seen`` images were taken from the source in finished blocks; ``partial`` holds the scores of the
-    block under way, of which the first ``next`` positions, in the order of the sweep, are done.  ``tally`` counts what
+    block under way, of which the first ``next`` positions, in the order of the sweep, are done. ``tally`` counts what
     a method counts, ``samples`` are the scores that an estimate is made from.
     """
 
@@ -79,8 +79,8 @@ def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
 class Checkpoint:
     """One file that holds a :class:`SweepState`; ``stamp`` says whose it is."""
 
-    def __init__(self, path: Path, every: float = 30.0) -> None:
-        self.path = path
+    def __init__(self, path: Path, every: float = 30.0, *, resume: bool = True) -> None:
+        self.path, self.resume = path, resume
         self.every = every  # seconds
         self.stamp: dict[str, Any] = {}
         self._last = time.monotonic()
@@ -89,7 +89,7 @@ class Checkpoint:
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: SweepState) -> None:
-        """Write atomically.  A full disk costs the checkpoint, never the sweep: it is a warning."""
+        """Write atomically. A full disk costs the checkpoint, never the sweep: it is a warning."""
         self._last = time.monotonic()
         content: dict[str, Any] = {
             "kind": _KIND,
@@ -118,6 +118,8 @@ class Checkpoint:
             ValueError: If it belongs to other settings or weights; the message names what differs.
         """
         path = self.path
+        if not self.resume:
+            return None
         try:
             content = read_npz(path)
         except FileNotFoundError:

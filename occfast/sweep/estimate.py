@@ -105,7 +105,7 @@ class Sampling:
 
     Attributes:
         images, part: images used, and their share f of the set; the map, its standard error and its interval are
-            about the full sweep of the whole set.  0: the set's size is not known, it counts as a population.
+            about the full sweep of the whole set. 0: the set's size is not known, it counts as a population.
         bandwidth: standard deviation of the kernel in pixels, (rows, columns).
         spacing: of an image's lattice, in pixels; checks: positions of each image that lie anywhere.
         largest_error: the largest standard error; tolerance: what was asked for, or None; reached: whether it was.

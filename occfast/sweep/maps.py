@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import number
 from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
 from ..occlude.locations import LocationDistribution
 from ..plots import draw_map, extent, png_data_uri
 from .estimate import Disagreement, Sampling, as_json, from_json
-from .geometry import Border, SweepGrid
+from .geometry import SweepGrid
 
 _KIND = "occfast.OcclusionMap"
 _OPTIONAL = ("per_image", "interval", "bias")
@@ -36,7 +35,7 @@ class OcclusionMap:
     Attributes:
         values: float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
             trigueros2018, the mean of Eq. 3)
-        standard_error: float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population
+        standard_error: float64 [rows, columns]; NaN with one image. Of the mean as an estimate for the population
             that the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
         per_image: uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
         grid: the centers
@@ -92,11 +91,24 @@ class OcclusionMap:
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
 
+    def every_pixel(self) -> NDArray[np.float64]:
+        """Return the values at every pixel, float64 [H, W].
+
+        They are interpolated linearly between the centers and constant beyond the outermost ones.
+        """
+        rows, columns = self.centers
+        height, width = self.grid.image
+        down = np.stack([np.interp(np.arange(height), rows, column) for column in self.values.T], 1)
+        return np.stack([np.interp(np.arange(width), columns, row) for row in down])
+
     def distribution(self, temperature: float = 0.4) -> LocationDistribution:
-        """Where to place occluders in training: softmax of ``values`` / temperature (Eq. 4, T > 0)."""
-        number(temperature, "temperature", 1e-12, 1e12)
+        """Return where to place occluders in training: P = softmax(O / T) at every pixel (Eq. 4).
+
+        Args:
+            temperature: T, above 0. With a stride above 1 the map O is interpolated, see :meth:`every_pixel`.
+        """
         return LocationDistribution.softmax(
-            torch.from_numpy(self.values), temperature, self.grid.image, self.grid.centers
+            torch.from_numpy(self.every_pixel()), temperature, image_size=self.grid.image
         )
 
     # -- pictures --------------------------------------------------------------------------------------
@@ -104,7 +116,7 @@ class OcclusionMap:
     def plot(self, ax: Any = None, image: Any = None) -> Any:
         """Draw the map, over an image [C, H, W] or [H, W] if given; returns the Matplotlib axes.
 
-        Bright is where covering hurts.  ``image="mean"`` takes the mean of the images.
+        Bright is where covering hurts. ``image="mean"`` takes the mean of the images.
         """
         if isinstance(image, str):
             if image != "mean":
@@ -196,8 +208,7 @@ class OcclusionMap:
             raise DataError(f"{path}: not a saved OcclusionMap")
         try:
             about = json.loads(str(content["about"]))
-            border: Border = about["border"]
-            grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], border)
+            grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], about["border"])
             more: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
             loaded = cls(
                 values=content["values"],
@@ -224,16 +235,3 @@ class OcclusionMap:
             f"OcclusionMap({self.grid.rows}x{self.grid.columns} centers, occluder {self.occluder}, "
             f"{self.n_images} images, {mean}, {self.method}{f' in {self.precision}' if self.precision else ''})"
         )
-
-
-def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
-    """Eq. 4 with a center on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
-    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, m.grid.image)
-
-
-def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
-    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centers they are repeated."""
-    rows, columns = m.centers
-    height, width = m.grid.image
-    down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
-    return np.stack([np.interp(np.arange(width), columns, row) for row in down])

@@ -27,9 +27,9 @@ class Block:
 class Source:
     """Yields checked blocks of at most ``block`` images, always cut at the same places.
 
-    ``total`` is the number of images where it is known.  ``digest`` runs over all that was yielded,
-    so that a resumed sweep can tell whether it gets the same data.  ``shuffle`` is the seed of a random
-    order; only a tensor is shuffled.  ``dtype`` is what images are swept in, if not their own.
+    ``total`` is the number of images where it is known. ``digest`` runs over all that was yielded,
+    so that a resumed sweep can tell whether it gets the same data. ``shuffle`` is the seed of a random
+    order; only a tensor is shuffled. ``dtype`` is what images are swept in, if not their own.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def many(tiny_net):
 @pytest.mark.parametrize("stops", [[1], [700], [3960, 3970], [2000, 5000, 8000], [9216]])
 def test_interrupted_and_resumed_equals_uninterrupted(tiny_net, many, tmp_path, stops, score):
     images, labels = many
-    arguments = dict(occluder=(4, 3), batch_size=37, score=score)
+    arguments = dict(occluder=(4, 3), batch_size=37, score=score, skip_misclassified=True)
     whole = occfast.occlusion_map(tiny_net, images, labels, progress=False, **arguments)
     assert whole.n_evaluations == 128 * 72
     path = tmp_path / "sweep.npz"
