@@ -28,11 +28,7 @@ html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"source_repository": f"{REPOSITORY}/", "source_branch": "main", "source_directory": "docs/"}
 
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# GitHub's spelling of headings, so that an anchor works there and here.
-myst_heading_slug_func = "docutils.nodes.make_id"
-suppress_warnings = ["myst.strikethrough"]
 
 autodoc_default_options = {"members": True, "imported-members": True, "undoc-members": True}
 autodoc_member_order = "groupwise"
