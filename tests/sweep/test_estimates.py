@@ -323,6 +323,9 @@ def test_interrupted_and_resumed(method, looked_up, tmp_path):
     again = looked_up(130, method=method, checkpoint=path)
     assert np.array_equal(again.values, whole.values) and np.array_equal(again.standard_error, whole.standard_error)
     assert again.estimate == whole.estimate and again.n_evaluations == whole.n_evaluations
+    finished = looked_up(130, method=method, checkpoint=path)  # from the checkpoint alone
+    assert np.array_equal(finished.values, whole.values) and finished.estimate == whole.estimate
+    finished.save(tmp_path / "map.npz")
     assert not path.exists()
 
 

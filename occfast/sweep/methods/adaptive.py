@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...checks import pair
+from ..checkpoint import SweepState
 from ..estimate import Disagreement
 from ..maps import OcclusionMap
 from .base import Sweep
@@ -142,6 +143,14 @@ class AdaptiveSweep(Sweep):
         if to_come is not None and finished:
             total = max(self._done, self.evaluations() // finished * (self.state.used + n + to_come))
         self.report(self._done, total)
+
+    def check_state(self, state: SweepState) -> None:
+        super().check_state(state)
+        names = ("evaluated", "skipped", "checked", "different")
+        evaluated, skipped, checked, different = (state.tally.get(name, 0.0) for name in names)
+        positions = (state.used + (0 if state.partial is None else len(state.partial))) * self.grid.positions
+        if not (0 <= different <= checked <= skipped <= positions and 0 <= evaluated <= positions):
+            raise ValueError("the counts contradict each other")
 
     def evaluations(self) -> int:
         return int(self.state.tally.get("evaluated", 0))

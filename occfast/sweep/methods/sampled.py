@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...checks import pair
+from ..checkpoint import SweepState
 from ..estimate import CONFIDENCE, Sampling
 from ..maps import OcclusionMap
 from .base import Sweep
@@ -77,6 +78,12 @@ class SampledSweep(Sweep):
             "samples": [*self.state.samples, block.astype(kept)],
             "tally": {"evaluated": self.evaluations() + self._evaluated},
         }
+
+    def check_state(self, state: SweepState) -> None:
+        kept = np.uint8 if self.options.score == "error" else np.float64
+        visited = sum(len(self.design.positions(k)) for k in range(state.used))
+        if sum(map(len, state.samples)) != visited or any(part.dtype != kept for part in state.samples):
+            raise ValueError(f"expected {visited} scores")
 
     # -- how well it is known --------------------------------------------------------------------------
 
