@@ -1,8 +1,8 @@
 """``python -m bench.predictions``: the speed-ups that ``occfast.explain`` predicts for incremental sweeps, into
 ``bench/results/predictions.json``.
 
-Predictions count operations and calls; nothing is timed, so the file is the same on every machine.  They are made for the
-networks that occfast ships, for several strides, and include those that gain little.
+Predictions count operations and calls; nothing is timed, so the file is the same on every machine. They cover the
+networks that occfast ships and several strides, including those that gain little.
 """
 
 from __future__ import annotations

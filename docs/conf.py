@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the API pages describe this checkout
 
-import occfast  # noqa: E402
+import occfast
 
 project = "occfast"
 author = "The occfast authors"

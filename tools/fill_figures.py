@@ -3,8 +3,8 @@
     <!-- figure: adaptive-captum -->96×<!-- end -->
 
 A figure has a name and stands between two comments, which neither GitHub nor the site shows. ``figures`` computes all
-values from the JSON files under ``bench/results`` and ``results``. ``--check`` writes nothing and exits with 1 if a page
-differs; a test does the same. ``--list`` prints names and values.
+values from the JSON files under ``bench/results`` and ``results``. ``--check`` writes nothing and exits with 1 if a
+page differs; a test does the same. ``--list`` prints names and values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ BENCH = ROOT / "bench" / "results"
 def figures() -> dict[str, str]:
     """Return every figure by its name."""
     found: dict[str, str] = {}
-    for part in (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation()):
+    parts = (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation(), _pdsn(), _recorded())
+    for part in parts:
         if twice := found.keys() & part.keys():
             raise SystemExit(f"two figures have the name {', '.join(sorted(twice))}")
         found |= part
@@ -169,6 +170,40 @@ def _evaluation() -> dict[str, str]:
         who="scikit-learn NearestNeighbors",
     )
     return {"roc-sklearn": _times(roc["occfast_is"]), "search-sklearn": _times(search["occfast_is"])}
+
+
+def _pdsn() -> dict[str, str]:
+    """Return the tables of pdsn-landmarks on LFW: means over seeds, the paper's values in brackets."""
+    report = json.loads((ROOT / "results/pdsn-landmarks/small/report.json").read_text())
+    tables = {table["name"]: table for table in report["tables"]}
+    known, past = tables["Table 1, occlusion known"], tables["Past the paper"]
+    rows = [
+        [
+            name,
+            *(
+                _with_paper(cell, there["paper"])
+                for cell, there in zip(cells, tables["Table 1"]["rows"][name], strict=True)
+            ),
+        ]
+        for name, cells in known["rows"].items()
+    ]
+    more = [[name, *(_with_paper(cell, None) for cell in cells)] for name, cells in past["rows"].items()]
+    return {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(past["header"], more)}
+
+
+def _with_paper(cell: dict[str, Any], paper: float | None) -> str:
+    return f"{cell['mean']:.1f}" + ("" if paper is None else f" ({paper:g})")
+
+
+def _recorded() -> dict[str, str]:
+    """Return the tables of results/recorded.json: measured earlier, without a file of their own."""
+    recorded = json.loads((ROOT / "results/recorded.json").read_text())
+    return {name: _table(table["header"], table["rows"]) for name, table in recorded.items()}
+
+
+def _table(header: list[str], cells: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
 
 
 def main() -> None:

@@ -30,13 +30,13 @@ class Names(ast.NodeVisitor):
         self.known: dict[str, Any] = {"occfast": occfast}
         self.wrong: list[str] = []
 
-    def visit_Import(self, node: ast.Import) -> None:  # noqa: N802
+    def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             if alias.name.split(".")[0] == "occfast":
                 module = importlib.import_module(alias.name)
                 self.known[alias.asname or "occfast"] = module if alias.asname else occfast
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.module and node.module.split(".")[0] == "occfast":
             module = importlib.import_module(node.module)
             for alias in node.names:
@@ -57,11 +57,11 @@ class Names(ast.NodeVisitor):
             return getattr(owner, node.attr)
         return None
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         self.resolve(node)
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         target = self.resolve(node.func)
         if callable(target) and not any(isinstance(a, ast.Starred) for a in node.args):
             keywords = {k.arg: None for k in node.keywords if k.arg is not None}

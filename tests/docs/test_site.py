@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -51,5 +53,42 @@ def test_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "occlusion_map" in (tmp_path / "api" / "sweep.html").read_text()
-    fetched = [p.name for p in tmp_path.rglob("*.html") if re.search(r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', p.read_text())]
+    fetched = [
+        p.name
+        for p in tmp_path.rglob("*.html")
+        if re.search(r'(src|href)="https?://[^"]*\.(js|css|woff2?)"', p.read_text())
+    ]
     assert fetched == []  # it reads offline too
+
+
+def test_messages_are_those_of_the_code() -> None:
+    """Every message in the first column of errors.md is raised somewhere; … stands for what changes."""
+    said = {
+        node.value
+        for path in (ROOT / "occfast").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    tables = (DOCS / "errors.md").read_text().split("## Occlusion maps")[1]
+    messages = re.findall(r"^\| `([^`]+)` \|", tables, re.MULTILINE)
+    assert len(messages) > 20
+    unknown = [
+        part
+        for message in messages
+        for part in map(str.strip, message.split("…"))
+        if len(part) > 3 and not any(part in text for text in said)
+    ]
+    assert unknown == []
+
+
+def test_new_names_of_the_migration_exist() -> None:
+    rows = re.findall(r"^\| .* \| (.*) \|$", (DOCS / "migration.md").read_text(), re.MULTILINE)
+    names = re.findall(r"`(occfast(?:\.\w+)+)`", "\n".join(rows))
+    assert len(names) > 15
+    for name in names:
+        parts = name.split(".")
+        owner = occfast
+        for k, part in enumerate(parts[1:], 2):
+            if not hasattr(owner, part):
+                importlib.import_module(".".join(parts[:k]))
+            owner = getattr(owner, part)
