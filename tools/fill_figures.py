@@ -67,7 +67,7 @@ def _times(value: float) -> str:
 
 
 def _sweeps() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     peers = {"plain": "plain PyTorch", "compile": "torch.compile", "captum": "Captum", "monai": "MONAI"}
     for occluder in ("20x20", "20x40", "40x40"):
         rates = {
@@ -91,7 +91,7 @@ def _sweeps() -> dict[str, str]:
 
 
 def _predictions() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for row in _read("predictions")["rows"]:
         name = f"predicted-{row['network']}-{row['occluder']}"
         found[name + (f"-stride-{row['stride']}" if row["stride"] > 1 else "")] = _times(row["speedup"])
@@ -99,7 +99,7 @@ def _predictions() -> dict[str, str]:
 
 
 def _estimates() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     files = {"": "estimate-cpu", "-40x40": "estimate-40x40-cpu"}
     files |= {"-occluded": "estimate-occluded-cpu", "-weak": "estimate-weak-cpu"}
     for name, file in files.items():
@@ -132,7 +132,7 @@ def _estimates() -> dict[str, str]:
 
 
 def _noise() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     peers = {"plain": "plain PyTorch", "skimage": "scikit-image", "kornia": "kornia RandomErasing"}
     for dtype in ("float32", "uint8"):
         for name, who in peers.items():
@@ -143,7 +143,7 @@ def _noise() -> dict[str, str]:
 
 
 def _losses() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     size = {"batch": 2048, "per_class": 8, "dim": 320}
     for mining in ("all", "violating"):
         peer = _row("triplet", provider="pytorch-metric-learning", mining=mining, **size)
