@@ -151,8 +151,8 @@ class _Machine:
         called = f", {name}" if name else ""
         return DataError(
             f"{self.where}: refused: expected lists of bytes (or of NumPy's uint8 arrays) and booleans, got the pickle "
-            f"instruction {_NAMES.get(code, repr(code))} at offset {start}, which is not executed{called}; if you trust "
-            "the file, load it with pickle and write it anew (write_verification_bin)"
+            f"instruction {_NAMES.get(code, repr(code))} at offset {start}, which is not executed{called}; if you "
+            "trust the file, load it with pickle and write it anew (write_verification_bin)"
         )
 
     def name(self, module: object, attribute: object, code: bytes, start: int) -> None:
@@ -362,9 +362,10 @@ def read_pairs(data: Any, size: int, where: str) -> tuple[list[Slice], list[bool
 
 
 def _image(value: Any, k: int, where: str) -> Slice:
-    if isinstance(value, _Array) and value.data is not None:
-        if value.dtype in ("u1", "|u1") and value.shape == (value.data.length,):
-            return value.data
+    is_bytes = isinstance(value, _Array) and value.dtype in ("u1", "|u1")
+    if is_bytes and value.data is not None and value.shape == (value.data.length,):
+        data: Slice = value.data
+        return data
     if not isinstance(value, Slice):
         raise DataError(f"{where}: expected bytes for image {k}, got {_kind(value)}")
     return value
