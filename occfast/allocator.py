@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     PyTorch frees the activations of a step and allocates them again in the next. glibc returns blocks above some
     hundred KiB to the system each time, which then clears every page again: in training the paper's network on two
-    cores this took almost half of the time. The commands of ``occfast`` call this function; in your own program call it once,
-    before the first large tensor. It applies to the whole process and its forks, whose memory stays as large as it once
-    was. GPU memory is not affected; PyTorch keeps it anyway.
+    cores this took almost half of the time. The commands of ``occfast`` call this function; in your own program call it
+    once, before the first large tensor. It applies to the whole process and its forks, whose memory stays as large as
+    it once was. GPU memory is not affected; PyTorch keeps it anyway.
 
     Returns:
         Whether the C library supports it: True for glibc, else False.
