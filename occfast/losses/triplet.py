@@ -231,7 +231,9 @@ def _in_backward() -> bool:
 class BatchTripletLoss(_Triplets):
     r"""Batch triplet loss (S1 Eq. 9) over all mined triplets of the batch.
 
-    .. math:: L = (1 - \beta)(\mu_{ap} - \mu_{an} + \alpha) + \beta(\sigma^2_{ap} + \sigma^2_{an})
+    ::
+
+        L = (1 - β)(μ_ap - μ_an + α) + β(σ²_ap + σ²_an)
 
     μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets.  The mined set
     counts as constant: the gradient is that of the formula for this set.  Triplets are never listed; memory is O(B²).
