@@ -366,7 +366,8 @@ def test_same_bits_for_any_threads(mining: str, dtype: torch.dtype) -> None:
 def test_threads_are_used() -> None:
     from occfast.native import loader
 
-    assert loader.module("cpu").workers(2, 0) == 2
+    native = loader.module("cpu")
+    assert native.workers(native.ExecContext(threads=2, stream=None)) == 2
 
 
 def test_beta_joins_equation_7_and_the_variances() -> None:
