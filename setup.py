@@ -11,17 +11,18 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 NATIVE_FOLDERS = ("", "core", "cpu", "cuda")
+PREBUILD = os.environ.get("OCCFAST_AOT") == "1"
 
 
-class BuildPy(build_py):
+class BuildPy(build_py):  # type: ignore[misc]
     """Copies csrc/ into the package, and prebuilt modules beside the loader."""
 
-    def run(self):
+    def run(self) -> None:
         super().run()
         if self.editable_mode:
             target = ROOT / "occfast"
@@ -32,11 +33,11 @@ class BuildPy(build_py):
                 for source in sorted((ROOT / "csrc" / folder).iterdir()):
                     if source.suffix in {".h", ".cpp", ".cu", ".cuh"}:
                         shutil.copy2(source, target / "csrc" / folder / source.name)
-        if os.environ.get("OCCFAST_AOT") == "1":
+        if PREBUILD:
             self.prebuild(target / "native")
 
     @staticmethod
-    def prebuild(target):
+    def prebuild(target: Path) -> None:
         sys.path.insert(0, str(ROOT))
         from occfast.native import build, loader
 
@@ -47,21 +48,24 @@ class BuildPy(build_py):
             loader.module(backend)
             module = f"occfast_{backend}.so"
             built = loader.cached_path(backend) or loader.prebuilt_path(backend)
+            assert built is not None  # it was loaded from there
             shutil.copy2(built, target / module)
             (target / f"occfast_{backend}.json").write_text(
                 json.dumps({"key": build.key(backend).digest(), "module": module})
             )
 
 
+class BinaryDistribution(Distribution):  # type: ignore[misc]
+    """With prebuilt modules a wheel is for one Python and one platform, and its tag says so."""
+
+    def has_ext_modules(self) -> bool:
+        """Return whether the wheel holds compiled code."""
+        return PREBUILD
+
+
 setup(
-    packages=[
-        "occfast",
-        *(
-            f"occfast.{path.parent.relative_to(ROOT / 'occfast').as_posix().replace('/', '.')}"
-            for path in sorted((ROOT / "occfast").rglob("__init__.py"))
-            if path.parent != ROOT / "occfast"
-        ),
-    ],
-    package_data={"": ["*.csv", "*.html", "*.css", "recipes/*.yaml", "py.typed"]},
+    packages=find_namespace_packages(include=["occfast", "occfast.*"], exclude=["occfast.csrc*"]),
+    package_data={"": ["*.csv", "*.html", "*.css", "*.yaml", "py.typed"]},
     cmdclass={"build_py": BuildPy},
+    distclass=BinaryDistribution,
 )

@@ -11,23 +11,19 @@ another.  Added memory is the most that a contender's resident memory rose while
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench.harness import RESULTS, environment, write
 from bench.sweep import Peak
 from occfast import evaluate
-from occfast.occlude.named import occlusion
+from occfast.occlude.named import named_occlusion
 
-RESULTS = Path(__file__).resolve().parent / "results"
 #: Workload, what is counted, how many of them a run does, and who does it how.
 Workload = tuple[str, str, int, dict[str, Callable[[], Any]]]
 
@@ -169,7 +165,7 @@ def occlusions(scale: int) -> Iterator[Workload]:
     images = torch.randint(0, 256, (n, 3, 112, 112), dtype=torch.uint8, generator=random)
     landmarks = face + torch.randn(n, 5, 2, generator=random)
     for name in ("eyes", "sunglasses", "mask:surgical", "block:20x40"):
-        cover = occlusion(name)
+        cover = named_occlusion(name)
         yield f"{name}, {n} RGB images of 112×112", "images", n, {"occfast": lambda c=cover: c(images, landmarks)}
 
 
@@ -230,18 +226,7 @@ def main() -> None:
                     flush=True,
                 )
                 rows.append(row)
-    packages = ("torch", "numpy", "scikit-learn", "scipy")
-    about = {
-        "command": "python -m bench.evaluation" + (" --quick" if options.quick else ""),
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "rows": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(about, indent=1) + "\n")
+    write(options.output, {**environment("scikit-learn", "scipy"), "rows": rows})
 
 
 if __name__ == "__main__":

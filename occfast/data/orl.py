@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DataError
 from .align import TEMPLATES, fit
 from .faces import Face, FaceDataset
-from .images import read_pgm
+from .images import read_pgm, recolor
 from .landmarks import read_landmarks
 from .warp import warp
 
@@ -42,14 +42,21 @@ class ORL(FaceDataset):
             landmarks of each photograph were found by MTCNN and are stored beside this file
             (``tools/orl_landmarks.py`` finds them again).  False hands out the photographs as they are,
             112×92, and ``size`` is not used.
+        gray: False repeats the gray channel to RGB, [3, H, W]; True and None return gray images, [1, H, W].
 
     Raises:
         DataError: where a file is missing or damaged; it says which.
     """
 
     def __init__(
-        self, root: str | Path | None = None, *, size: tuple[int, int] = (100, 100), aligned: bool = True
+        self,
+        root: str | Path | None = None,
+        *,
+        size: tuple[int, int] = (100, 100),
+        aligned: bool = True,
+        gray: bool | None = None,
     ) -> None:
+        self.gray = gray
         self.root = find_orl() if root is None else Path(root)
         self.size = (112, 92) if not aligned else size
         self.aligned = aligned
@@ -75,11 +82,11 @@ class ORL(FaceDataset):
             raise DataError(f"{self._path(name)}: expected 112×92 pixels, got {image.shape[1]}×{image.shape[2]}")
         if self.aligned:
             image = warp(image, self._fit.matrices[k], self.size)
-        return Face(image, k // IMAGES_EACH, name, self.landmarks_of(k))
+        return Face(recolor(image, self.gray), k // IMAGES_EACH, name, self.landmarks_of(k))
 
     @cached_property
     def images(self) -> Tensor:
-        """All images, uint8 [400, 1, H, W]."""
+        """All images, uint8 [400, C, H, W]."""
         return torch.stack([face.image for face in self])
 
     def split(self, counts: Sequence[int], seed: int = 0) -> list[Tensor]:

@@ -33,7 +33,7 @@ from ..models import PaperNet, Preprocessing
 from ..occlude.locations import LocationDistribution
 from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap, occlusion_map
-from ..train import Augment, Epoch, Jitter, fit, place, predict
+from ..train import Augment, Epoch, Jitter, fit, predict
 from ..train.augment import TEMPERATURES
 from .trigueros2018.steps import CONTROL, TABLE_1
 
@@ -184,7 +184,7 @@ class Demo:
         train, first, second = self.parts
         base = self.network("A", None, None)
         placement_maps = {size: self.map("A", base, size, first, "for P") for size in TEMPERATURES}
-        placements = {size: place(placement_maps[size], t) for size, t in TEMPERATURES.items()}
+        placements = {size: placement_maps[size].distribution(t) for size, t in TEMPERATURES.items()}
         networks = {"A": base, CONTROL: self.network(CONTROL, base, None)}
         for name in s.networks:
             networks[name] = self.network(name, base, occluder(s, name, placements))
@@ -263,7 +263,7 @@ class Demo:
                     learning_rate=s.learning_rate if base is None else s.fine_tune_learning_rate,
                     weight_decay=s.weight_decay,
                     transform=Augment(seen, s.jitter, cover),
-                    progress=lambda epoch: report(epoch.number, count),
+                    on_epoch=lambda epoch: report(epoch.number, count),
                 )
             epochs, seconds = history.epochs, time.perf_counter() - start
             content = {"weights": network.state_dict(), "epochs": [asdict(e) for e in epochs], "seconds": seconds}

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..files import write_atomically
 from ..plots import extent, gray, png_data_uri
-from ..sweep.maps import every_pixel
 from ..train.augment import TEMPERATURES
 from .demo import PAPER, Result, compare, occluder, occluder_name
 from .report import environment
@@ -184,7 +183,7 @@ def picture_placement(result: Result) -> str:
             100 * m.values, extent=where, cmap="inferno", vmin=0, vmax=top, interpolation="nearest"
         )
         figure.colorbar(shown, ax=axes[0, column], shrink=0.8, format="%.0f %%")
-        weight = every_pixel(m) / max(float(m.values.max()), 1e-12)
+        weight = m.every_pixel() / max(float(m.values.max()), 1e-12)
         axes[1, column].imshow(gray(m.mean_image) * weight, cmap="gray", vmin=0, vmax=1)
         p = result.placements[size].probabilities.numpy() * _pixels(result)
         shown = axes[2, column].imshow(p, cmap="viridis", interpolation="nearest")

@@ -1,7 +1,7 @@
-"""Training: recipes, one loop that everything trains with, and trained networks as files."""
+"""Training: recipes, one training loop, and trained networks as files."""
 
-from ..sweep.maps import place
 from .augment import Augment
+from .export import Exported, export_onnx
 from .faces import open_data, split
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict
@@ -14,17 +14,18 @@ from .weights import load as load_network
 __all__ = [
     "Augment",
     "Epoch",
+    "Exported",
     "History",
     "Jitter",
     "Recipe",
     "Result",
     "Trained",
+    "export_onnx",
     "fit",
     "load_into",
     "load_network",
     "load_recipe",
     "open_data",
-    "place",
     "predict",
     "split",
     "train",

@@ -79,7 +79,7 @@ def test_show_corrupt_files(run, root: Path) -> None:
 
 def test_mistakes_are_one_line(run, root: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        (("show", tmp_path / "none"), "not there, and none of"),
+        (("show", tmp_path / "none"), "no such file or folder, and not a known data set"),
         (("convert", root, tmp_path / "x.rec", "--template", "mine"), "template: expected one of"),
         (("convert", root, tmp_path / "x.rec", "--gray"), "--gray: expected together with --template"),
         (("fetch", "casia"), "name: expected one of lfw, olivetti"),

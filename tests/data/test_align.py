@@ -181,19 +181,25 @@ def test_aligned_data_set() -> None:
         torch.testing.assert_close(face.landmarks, expected.landmarks[k])
         assert face.label == source.labels[k]
     assert aligned.alignment == expected.alignment
-    assert Aligned(source)[0].image.shape == (1, 100, 100)
+    assert Aligned(source, gray=True)[0].image.shape == (1, 100, 100)
+    own = Aligned(source, "sphereface-112x96")  # the images' own colors, whatever the template
+    assert own[0].image.shape == (3, 112, 96)
+    with pytest.raises(TypeError):
+        Aligned(source, "arcface-112", True)  # colors are given by keyword
 
 
 def test_files_are_decoded_in_the_color_that_is_wanted(tmp_path: Path) -> None:
     write_faces(tmp_path, ["a/1.jpg", "b/2.jpg"], landmarks=True)
     source = Folder(tmp_path)
     assert source.gray is False
-    for gray in (True, False):
-        direct = Aligned(source, gray=gray)[1].image
+    for gray in (True, False, None):
+        aligned = Aligned(source, gray=gray)
+        assert aligned.alignment.color == ("gray" if gray else "RGB")
+        direct = aligned[1].image
         converted = align_faces([source[1].image], source.landmarks[1:], gray=gray).images[0]
         assert torch.equal(direct, converted)
     assert source.gray is False and source[0].image.shape[0] == 3
-    assert pickle.loads(pickle.dumps(Aligned(source)))[0].image.shape == (1, 100, 100)
+    assert pickle.loads(pickle.dumps(Aligned(source, gray=True)))[0].image.shape == (1, 100, 100)
 
 
 def test_images_without_landmarks_are_reported_not_dropped() -> None:

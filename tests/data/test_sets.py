@@ -17,6 +17,7 @@ from occfast.data import (
     AR,
     AR10P,
     LFW,
+    Alignment,
     CelebA,
     Face,
     FaceDataset,
@@ -370,6 +371,11 @@ def test_damaged_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DataError, match=message):
             read_mat(path)
     path.write_bytes(content)
+    scipy.io.savemat(path, {name: np.zeros(100) for name in "abcdefgh"}, do_compression=True)
+    monkeypatch.setattr(matlab, "MAX_BYTES", 4000)  # each of them takes 864 bytes, together they take more
+    with pytest.raises(DataError, match="expected at most 4,000 bytes once decompressed"):
+        read_mat(path)
+    path.write_bytes(content)
     monkeypatch.setattr(matlab, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed"):
         read_mat(path)
@@ -400,16 +406,51 @@ def test_tables_of_landmarks(tmp_path: Path) -> None:
             read_landmarks(path)
 
 
-def test_opening_by_words(tmp_path: Path) -> None:
+def test_opening_by_name_or_path(tmp_path: Path) -> None:
     for what, error, message in (
-        (tmp_path / "none", DataError, "not there, and none of orl, lfw"),
+        (tmp_path / "none", DataError, r"no such file or folder, and not a known data set \(orl, lfw"),
         ("folder", ValueError, "folder: expected a path after it"),
-        (__file__, ValueError, "expected a folder or an ending of"),
+        (__file__, ValueError, "expected a folder or one of the suffixes"),
     ):
         with pytest.raises(error, match=message):
             open_dataset(what)
     write_faces(tmp_path, ["a/1.jpg"])
     assert isinstance(open_dataset(f"folder:{tmp_path}"), Folder)
+    assert isinstance(open_dataset("folder", root=tmp_path), Folder)
+
+
+def test_one_function_opens_aligns_and_selects(tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", ["a/1.jpg", "a/2.jpg", "b/3.jpg"], landmarks=True)
+    faces = open_dataset(tmp_path / "faces", template="arcface-112", gray=True, min_images=2)
+    assert faces.people == ["a"] and faces[0].image.shape == (1, 112, 112)
+    assert faces.alignment is not None and faces.alignment.color == "gray"
+    sized = open_dataset("folder", root=tmp_path / "faces", template="arcface-112", size=(56, 56), border="black")
+    assert sized[0].image.shape == (3, 56, 56) and sized.alignment.border == "black"
+    table = tmp_path / "points.csv"
+    write_landmarks(table, ["a/2.jpg"], torch.arange(10.0).reshape(1, 5, 2).double())
+    listed = open_dataset(tmp_path / "faces", landmarks=table)
+    assert isinstance(listed, Folder) and listed.landmarks_of(1) is not None and listed.landmarks_of(0) is None
+    for source, options, error, message in (
+        (tmp_path / "faces", {"wrong": 1}, TypeError, "wrong: data sets of kind 'folder' accept landmarks, min_images"),
+        (tmp_path / "faces", {"size": (9, 9)}, ValueError, "size: expected together with template"),
+        (tmp_path / "faces", {"root": tmp_path}, ValueError, "root: expected together with a kind"),
+        (f"folder:{tmp_path}", {"root": tmp_path}, ValueError, "root: expected together with a kind"),
+    ):
+        with pytest.raises(error, match=message):
+            open_dataset(source, **options)
+
+
+def test_gray_sets_open_in_the_color_that_is_wanted() -> None:
+    assert open_dataset("orl")[0].image.shape == (1, 112, 92)
+    color = open_dataset("orl", gray=False)[0].image
+    assert color.shape == (3, 112, 92) and torch.equal(color[:1], open_dataset("orl", gray=True)[0].image)
+
+
+def test_alignments_written_by_version_0_1_0_load() -> None:
+    """That version spelled the color "grey"."""
+    points = [[1.0, 2.0]] * 5
+    old = {"template": "t", "size": [9, 9], "points": points, "transform": "box", "border": "repeat", "color": "grey"}
+    assert Alignment.from_dict(old).color == "gray"
 
 
 @needs("lfw")

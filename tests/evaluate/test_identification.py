@@ -47,7 +47,7 @@ def test_open_set_by_hand() -> None:
     probes = torch.tensor([at(a) for a in (1, 42, 80, 20, 65, 5)])
     r = identification(GALLERY, LABELS, probes, [7, 3, 3, 100, 101, 102], fars=(0.01, 1 / 3, 2 / 3, 1.0))
     assert (r.n_known, r.n_unknown) == (3, 3) and r.rank.tolist()[3:] == [0, 0, 0]
-    # Best scores of the strangers: cos 5°, cos 15°, cos 20°.
+    # Best scores of the impostors: cos 5°, cos 15°, cos 20°.
     none, one, two, every = r.dir_at_far.values()
     assert (none.false_alarms, none.rate) == (0, pytest.approx(2 / 3))  # 1° and 2° are above 5°
     assert none.threshold == pytest.approx(math.cos(math.radians(2)))
@@ -108,8 +108,8 @@ def test_rank_1_is_scikit_learns_nearest_neighbor() -> None:
             r"1 probes show people who are not in the gallery, the first is probe 1 \(5\)",
         ),
         ({"fars": (0.1,)}, "fars: expected some probes of people who are not"),
-        ({"ranks": (0,)}, "ranks: expected numbers of at least 1"),
-        ({"count": "faces"}, "count: expected 'people' or 'images'"),
+        ({"ranks": (0,)}, "ranks: expected an int of at least 1"),
+        ({"count": "faces"}, "count: expected one of 'people', 'images', got 'faces'"),
     ],
 )
 def test_one_clear_error_for_bad_input(changed: dict, message: str) -> None:
@@ -147,7 +147,7 @@ def test_normalized_scores_by_hand() -> None:
     )
     with pytest.raises(ValueError, match="method: expected"):
         normalized_scores(score, x, y, cohort, "q")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="top: expected 2 to 3"):
+    with pytest.raises(ValueError, match=r"top: expected an int in \[2, 3\]"):
         normalized_scores(score, x, y, cohort, "s", top=9)
 
 

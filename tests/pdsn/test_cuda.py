@@ -24,10 +24,10 @@ def test_matching_equals_the_cpu_to_the_bit(soft):
 
 def test_every_step_on_the_device():
     base, (images, labels) = toy_base().cuda(), toy_images(each=6)
-    quick = dict(epochs=3, batch_size=9, show_progress=False)
+    quick = dict(epochs=3, batch_size=9, progress=False)
     generators = train_generators(base, toy_regions(), images, labels, **quick)
     assert all(parameter.is_cuda for parameter in generators.parameters())
-    dictionary = build_dictionary(base, toy_regions(), [(images, labels)], generators=generators, show_progress=False)
+    dictionary = build_dictionary(base, toy_regions(), [(images, labels)], generators=generators, progress=False)
     probes, occlusion = bands(toy_images(each=4, seed=5)[0])
     there = identify(base, dictionary, images, labels, probes, occlusion)
     here = identify(base.cpu(), dictionary, images, labels, probes, occlusion)
@@ -36,7 +36,7 @@ def test_every_step_on_the_device():
 
 def test_images_may_live_on_the_device():
     base, (images, labels) = toy_base().cuda(), toy_images(each=6)
-    quick = dict(epochs=2, batch_size=9, show_progress=False)
+    quick = dict(epochs=2, batch_size=9, progress=False)
     a = train_generators(base, toy_regions(), images, labels, **quick)
     b = train_generators(base, toy_regions(), images.cuda(), labels.cuda(), **quick)
     for name, tensor in a.state_dict().items():

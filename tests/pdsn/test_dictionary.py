@@ -49,14 +49,14 @@ def test_papers_percentiles_are_the_defaults():
     )
     wanted = {25: grid(3, 3, SIZE), 20: landmark_boxes(landmarks, SIZE), 30: landmark_bands(landmarks, SIZE)}
     for percentile, regions in wanted.items():
-        found = build_dictionary(base, regions, [(images, labels)], epochs=1, batch_size=15, show_progress=False)
+        found = build_dictionary(base, regions, [(images, labels)], epochs=1, batch_size=15, progress=False)
         assert found.percentile == percentile
 
 
 def test_means_are_of_normalized_outputs():
     """Against the definition, pair by pair."""
     base, regions, (images, labels) = toy_base(), toy_regions(), toy_images(each=3)
-    generators = train_generators(base, regions, images, labels, epochs=2, batch_size=9, show_progress=False)
+    generators = train_generators(base, regions, images, labels, epochs=2, batch_size=9, progress=False)
     dictionary = build_dictionary(
         base,
         regions,
@@ -64,7 +64,7 @@ def test_means_are_of_normalized_outputs():
         generators=generators,
         intensity=(0.5, 0.5),
         batch_size=4,
-        show_progress=False,
+        progress=False,
     )
     assert dictionary.means.shape == (3, CHANNELS, 4, 3) and dictionary.pairs == (15, 15, 15)
     with torch.no_grad():
@@ -126,13 +126,13 @@ def test_saved_and_loaded(tmp_path):
 
 def test_another_base_is_refused():
     base, (images, labels) = toy_base(), toy_images(each=3)
-    dictionary = build_dictionary(base, toy_regions(), [(images, labels)], epochs=1, batch_size=9, show_progress=False)
+    dictionary = build_dictionary(base, toy_regions(), [(images, labels)], epochs=1, batch_size=9, progress=False)
     dictionary.check_base(base)
     with torch.no_grad():
         base.trunk[0].bias[0] += 1e-3
     with pytest.raises(ValueError, match="features differ"):
         dictionary.check_base(base)
-    generators = train_generators(base, toy_regions(), images, labels, epochs=1, batch_size=9, show_progress=False)
+    generators = train_generators(base, toy_regions(), images, labels, epochs=1, batch_size=9, progress=False)
     other = Base(base.trunk, nn.Flatten(), base.head, mean=0.4)
     with pytest.raises(ValueError, match="trained with base"):
         build_dictionary(other, toy_regions(), [(images, labels)], generators=generators)
@@ -174,5 +174,5 @@ def test_bad_input():
         made().combine(torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="loader"):
         build_dictionary(toy_base(), toy_regions(), [])
-    with pytest.raises(TypeError, match="for training"):
+    with pytest.raises(TypeError, match="epochs: only valid without generators"):
         build_dictionary(toy_base(), toy_regions(), [toy_images(each=1)], generators=object(), epochs=3)

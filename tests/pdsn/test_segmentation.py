@@ -11,7 +11,7 @@ from occfast import DataError
 from occfast.pdsn import SegmentationScore, UNet, difference_labels, segment, train_segmentation
 from occfast.pdsn.segmentation import _open_close
 
-QUICK = dict(epochs=6, batch_size=8, learning_rate=3e-3, show_progress=False)
+QUICK = dict(epochs=6, batch_size=8, learning_rate=3e-3, progress=False)
 
 
 def faces(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

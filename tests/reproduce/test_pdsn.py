@@ -32,7 +32,7 @@ TINY = PDSNSettings.small(
 
 
 def tiny_faces() -> pdsn.FaceSet:
-    return read_faces(open_faces("orl", size=TINY.size), 0, TINY.people, show=False)
+    return read_faces(open_faces("orl", size=TINY.size), 0, TINY.people, progress=False)
 
 
 def test_split_is_the_papers():
@@ -169,7 +169,7 @@ def test_a_base_with_occluders_sees_all_kinds():
 
     data = tiny_faces()
     bands = landmark_bands(data.landmarks[data.train], TINY.size)
-    where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, TINY.size)
+    where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, image_size=TINY.size)
     augment = pdsn.BaseAugment("occluders", data, bands, where, 0)
     n = len(data.train)
     images = data.images[data.train]

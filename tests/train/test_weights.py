@@ -49,7 +49,10 @@ def test_files_tell_of_themselves(tmp_path: Path) -> None:
 
 
 def test_heads_go_beside(tmp_path: Path) -> None:
-    network, head = iresnet18(width=8, size=(32, 32), feature_size=16).eval(), LargeMarginCosine(16, 4, 30.0, 0.2)
+    network, head = (
+        iresnet18(width=8, size=(32, 32), feature_size=16).eval(),
+        LargeMarginCosine(16, 4, scale=30.0, margin=0.2),
+    )
     p = Preprocessing((32, 32), "RGB")
     spec = {"name": "iresnet18", "classes": None, "arguments": {"width": 8, "feature_size": 16}}
     Trained(network, p, spec, list("abcd"), head, {"head": True}).save(tmp_path / "best.safetensors")
@@ -223,7 +226,7 @@ class Evil:
 def test_files_that_hold_no_weights(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: not a (whole safetensors )?file"):
+        with pytest.raises(DataError, match=f"{name}: not a (file of weights|(whole )?.safetensors file)"):
             read_state_dict(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(DataError, match=r"none.pt: expected a state dict"):
@@ -236,7 +239,7 @@ def test_other_safetensors_are_not_taken_for_networks(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": "pt"})
     assert read_tensors(tmp_path / "a.safetensors")[1] == {}
-    with pytest.raises(DataError, match="weights that don't tell of which network; build it and use load_into"):
+    with pytest.raises(DataError, match="no architecture is recorded in this file; name it with network="):
         load_network(tmp_path / "a.safetensors")
     about = {"kind": "occfast.network", "network": {}, "people": [], "about": {}, "preprocessing": {}}
     write_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, about)
@@ -261,7 +264,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
         with pytest.raises(ValueError, match=message):
             rgb.require(other)
     aligned = [Preprocessing((8, 6), alignment={"template": name}) for name in ("a", "b")]
-    with pytest.raises(ValueError, match="faces aligned with template a, got b"):
+    with pytest.raises(ValueError, match="faces aligned to a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
     aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "gray"}))

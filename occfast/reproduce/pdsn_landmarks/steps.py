@@ -50,7 +50,7 @@ from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, face_pixels, mixed, occlud
 from ...pdsn.generator import cover
 from ...progress import progress
 from ...sweep import occlusion_map
-from ...train import Jitter, Trained, load_network, place
+from ...train import Jitter, Trained, load_network
 from ...train.batches import InMemory, Shuffled
 from ...train.checkpoint import load_checkpoint, save_checkpoint
 from ...train.engine import Engine, OptimizerConfig, accelerator
@@ -150,7 +150,7 @@ def train_base(
         network = build(settings.network, None, channels=faces.preprocessing.channels, size=settings.size, **arguments)
         assert isinstance(network, ResNet)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head = LargeMarginCosine(network.feature_size, len(faces.people), settings.scale, settings.margin)
+        head = LargeMarginCosine(network.feature_size, len(faces.people), scale=settings.scale, margin=settings.margin)
         objective = Classify(network, head).to(found)
         train = faces.train
         engine = Engine(
@@ -245,7 +245,7 @@ class _Run:
     @property
     def faces(self) -> FaceSet:
         found: FaceSet = self.once(
-            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, self.show)
+            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, progress=self.show)
         )
         return found
 
@@ -301,7 +301,7 @@ class _Run:
                 fill=0.5,
                 progress=self.show,
             )
-            place(found, 0.4).save(path)
+            found.distribution(0.4).save(path)
         return LocationDistribution.load(path)
 
     def dictionary(self, kind: str, strategy: str) -> MaskDictionary:
@@ -325,7 +325,7 @@ class _Run:
                         batch_size=s.generator_batch,
                         learning_rate=s.generator_rate,
                         seed=self.seed,
-                        show_progress=self.show,
+                        progress=self.show,
                         checkpoint=self.folder / f"generators {name}.checkpoint",
                     ).save(trained)
                 generators = Generators.load(trained).to(base.device)
@@ -337,7 +337,7 @@ class _Run:
                     [(images[chosen], labels[chosen])],
                     generators=generators,
                     seed=self.seed,
-                    show_progress=self.show,
+                    progress=self.show,
                 ).save(path)
             return MaskDictionary.load(path)
 
@@ -369,7 +369,7 @@ class _Run:
                     learning_rate=s.segmentation_rate,
                     seed=self.seed,
                     checkpoint=self.folder / "segmentation.checkpoint",
-                    show_progress=self.show,
+                    progress=self.show,
                 )
                 network.save(path)
             return UNet.load(path).to(checks.device(self.device))

@@ -13,7 +13,6 @@ import torch
 from ...occlude.noisy import NoisyOccluder
 from ...plots import extent, gray
 from ...sweep import OcclusionMap
-from ...train import place
 from ...train.augment import TEMPERATURES
 from ..graph import Done
 from ..report import Claim, Comparison, Number, Picture, Report, Table
@@ -311,7 +310,12 @@ def _figure_1(look: _Look, command: str) -> Picture:
         m = look.placement(size)
         mean = gray(m.mean_image)
         where = NoisyOccluder(
-            size, place(m, TEMPERATURES[size]), noise=("gaussian",), level=(0.0, 0.0), intensity=(0.5, 0.5), seed=3
+            size,
+            m.distribution(TEMPERATURES[size]),
+            noise=("gaussian",),
+            level=(0.0, 0.0),
+            intensity=(0.5, 0.5),
+            seed=3,
         )
         covered = where(torch.from_numpy(mean)[None, None].float(), torch.tensor([column]))
         axes[0, column].imshow(covered[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
@@ -341,7 +345,7 @@ def _figure_2(look: _Look, command: str) -> Picture:
     m = look.placement((20, 40))
     face = torch.from_numpy(gray(m.mean_image))[None, None].float()
     for row, kind in enumerate(kinds):
-        occluder = NoisyOccluder((20, 40), place(m, TEMPERATURES[20, 40]), noise=(kind,), seed=row)  # type: ignore[arg-type]
+        occluder = NoisyOccluder((20, 40), m.distribution(TEMPERATURES[20, 40]), noise=(kind,), seed=row)  # type: ignore[arg-type]
         covered = occluder(face.expand(columns, -1, -1, -1), torch.arange(columns))
         for ax, image in zip(axes[row], covered, strict=True):
             ax.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)

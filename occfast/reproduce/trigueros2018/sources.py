@@ -16,15 +16,27 @@ import torch
 from torch import Tensor
 
 from ... import checks
-from ...data import AR, AR10P, LFW, ORL, TEMPLATES, Aligned, Face, FaceDataset, Subset, VerificationBin, WithLandmarks
-from ...data import open_dataset as open_named
+from ...data import (
+    AR,
+    AR10P,
+    LFW,
+    ORL,
+    TEMPLATES,
+    Aligned,
+    Face,
+    FaceDataset,
+    Subset,
+    VerificationBin,
+    WithLandmarks,
+    open_dataset,
+)
 from ...data.align import template_named
 from ...data.overlap import Shared, read_exclude, shared_names
 from ...data.roots import find_root
 from ...errors import DataError
-from ...evaluate import PairProtocol, ar, lfw, packed
+from ...evaluate import PairProtocol, ar, lfw, packed_pairs
 from ...occlude.base import Occlusion
-from ...occlude.named import occlusion
+from ...occlude.named import named_occlusion
 from ..graph import fingerprint
 
 TEMPLATE = "paper-100"
@@ -138,11 +150,11 @@ class Sources:
 
     def _open(self, role: str) -> FaceDataset:
         what, _, template = self.where(role).partition("@")
-        if self.root is not None and role not in self.given and what != "orl":
-            what = f"{what}:{self.root / what}" if what != "webface" else str(self.root / what)
-        elif what == "webface":
-            what = str(find_root(None, "webface", "CASIA-WebFace: a folder a person, or one with the .rec file"))
-        faces = open_named(what)
+        root = None if self.root is None or role in self.given or what == "orl" else self.root / what
+        if what == "webface":
+            what = str(find_root(root, "webface", "CASIA-WebFace: a folder a person, or one with the .rec file"))
+            root = None
+        faces = open_dataset(what, root=root)
         if isinstance(faces, AR10P) and not template:
             return WithLandmarks(faces, torch.tensor(AR10P_LANDMARKS).expand(len(faces), 5, 2))
         if template:
@@ -168,9 +180,9 @@ class Sources:
         """Aligned faces to train on, without people that the pairs have too."""
         faces = self._open("train")
         if isinstance(faces, ORL):
-            return CachedDataset(Subset(Aligned(faces, TEMPLATE), range(10 * _TRAINED)))
+            return CachedDataset(Subset(Aligned(faces, TEMPLATE, gray=True), range(10 * _TRAINED)))
         exclude = self._shared(faces)
-        faces = Aligned(faces, TEMPLATE)
+        faces = Aligned(faces, TEMPLATE, gray=True)
         return CachedDataset(faces.select(exclude=exclude) if exclude else faces)
 
     def _shared(self, faces: FaceDataset) -> list[str]:
@@ -220,18 +232,18 @@ class Sources:
     def pairs(self) -> tuple[CachedDataset, PairProtocol]:
         """Faces that are compared in pairs, and the pairs."""
         if self._on_orl:
-            faces = Subset(Aligned(self._lfw, TEMPLATE), range(10 * _TRAINED, 400))
+            faces = Subset(Aligned(self._lfw, TEMPLATE, gray=True), range(10 * _TRAINED, 400))
             return CachedDataset(faces), held_out_pairs(faces.labels)
         inner = self._lfw.dataset if isinstance(self._lfw, WithLandmarks) else self._lfw
         if isinstance(inner, VerificationBin):
-            protocol = packed(inner)
+            protocol = packed_pairs(inner)
         elif isinstance(inner, LFW):
             with warnings.catch_warnings():  # a missing image is counted in the protocol, and reported
                 warnings.simplefilter("ignore")
                 protocol = lfw(inner)
         else:
             raise DataError(f"{self.where('lfw')}: expected LFW in its own layout or a verification .bin")
-        return CachedDataset(Aligned(self._lfw, TEMPLATE)), protocol
+        return CachedDataset(Aligned(self._lfw, TEMPLATE, gray=True)), protocol
 
     # -- real occlusions -------------------------------------------------------------------------------
 
@@ -240,14 +252,20 @@ class Sources:
         """Faces with and without real occlusions, and what is compared; at smoke scale they are drawn."""
         if self.where("ar").startswith("orl"):
             faces, protocol = self.pairs[0], drawn_pairs(self.pairs[0].labels)
-            covers = {"clean": None, "sunglasses": occlusion("sunglasses"), "scarf": occlusion("mask:cloth")}
+            covers = {
+                "clean": None,
+                "sunglasses": named_occlusion("sunglasses"),
+                "scarf": named_occlusion("mask:cloth"),
+            }
             return faces, [Condition(name, protocol, cover) for name, cover in covers.items()]
         faces_ = self._open("ar")
         inner = faces_.dataset if isinstance(faces_, WithLandmarks) else faces_
         if not isinstance(inner, AR | AR10P):
             raise DataError(f"{self.where('ar')}: expected the AR faces (ar or ar10p)")
         named = zip(("clean", "sunglasses", "scarf"), ar(inner), strict=True)
-        return CachedDataset(Aligned(faces_, TEMPLATE)), [Condition(name, protocol) for name, protocol in named]
+        return CachedDataset(Aligned(faces_, TEMPLATE, gray=True)), [
+            Condition(name, protocol) for name, protocol in named
+        ]
 
     @property
     def fingerprints(self) -> dict[str, Callable[[], str]]:

@@ -21,6 +21,7 @@ from ...evaluate import TarAtFar, embed, pair_scores, verification
 from ...files import write_npz
 from ...models import build, features
 from ...sweep import occlusion_map
+from ...sweep.types import MethodName
 from ...train import Recipe, Trained, load_network, load_recipe, predict, train
 from ...train.augment import TEMPERATURES
 from ...train.faces import split
@@ -105,7 +106,7 @@ class Settings:
     placement_images: int = 1000
     table_images: int = 1000
     stride: int = 1
-    map_method: str = "auto"
+    map_method: MethodName = "auto"
     control: bool = False
 
     def __post_init__(self) -> None:
@@ -324,7 +325,7 @@ class _Seed:
         if self.sources.train.fits:  # this process keeps them in memory; workers would each read them again
             recipe.data.workers = 0
         output = place.folder / name.replace(" ", "-")
-        found = train(recipe, output, resume=True, show=place.show, faces=self.sources.train)
+        found = train(recipe, output, resume=True, progress=place.show, faces=self.sources.train)
         if found.stopped == "interrupted":
             raise KeyboardInterrupt
         # The last weights, not the best by validation: the validation images make P and the table.

