@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from occfast.train.export import export  # noqa: E402
+from occfast.train import export_onnx  # noqa: E402
 
 
 def settled(network: nn.Module) -> nn.Module:
@@ -47,7 +47,7 @@ def arcface() -> Trained:
 def test_onnxruntime_agrees_at_any_batch(make: type[Trained], output: str, tmp_path: Path) -> None:
     trained = make()
     path = tmp_path / "model.onnx"
-    result = export(trained, path, output=output)
+    result = export_onnx(trained, path, output=output)
     assert result.largest_difference < 1e-5 and result.batches == [1, 3, 8] and result.output == output
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     stored = torch.randint(0, 256, (5, trained.preprocessing.channels, *trained.preprocessing.size), dtype=torch.uint8)
@@ -74,9 +74,9 @@ class Unstable(nn.Module):
 def test_nothing_is_written_where_answers_differ(tmp_path: Path) -> None:
     trained = Trained(Unstable(), Preprocessing((8, 8)), {"name": "x:y", "classes": None, "arguments": {}})
     with pytest.raises(ValueError, match=r"expected onnxruntime to agree with PyTorch within 0.0001"):
-        export(trained, tmp_path / "model.onnx")
+        export_onnx(trained, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="output: expected one of 'features', 'logits', got 'scores'"):
-        export(trained, tmp_path / "model.onnx", output="scores")
+        export_onnx(trained, tmp_path / "model.onnx", output="scores")
     with pytest.raises(ValueError, match="classifier: expected a network that was trained to classify"):
-        export(trained, tmp_path / "model.onnx", output="logits")
+        export_onnx(trained, tmp_path / "model.onnx", output="logits")
     assert not (tmp_path / "model.onnx").exists()

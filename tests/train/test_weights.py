@@ -226,7 +226,7 @@ class Evil:
 def test_files_that_hold_no_weights(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: not a (whole safetensors )?file"):
+        with pytest.raises(DataError, match=f"{name}: not a (file of weights|(whole )?.safetensors file)"):
             read_state_dict(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(DataError, match=r"none.pt: expected a state dict"):
@@ -239,7 +239,7 @@ def test_other_safetensors_are_not_taken_for_networks(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": "pt"})
     assert read_tensors(tmp_path / "a.safetensors")[1] == {}
-    with pytest.raises(DataError, match="weights that don't tell of which network; build it and use load_into"):
+    with pytest.raises(DataError, match="no architecture is recorded in this file; name it with network="):
         load_network(tmp_path / "a.safetensors")
     about = {"kind": "occfast.network", "network": {}, "people": [], "about": {}, "preprocessing": {}}
     write_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, about)
@@ -264,7 +264,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
         with pytest.raises(ValueError, match=message):
             rgb.require(other)
     aligned = [Preprocessing((8, 6), alignment={"template": name}) for name in ("a", "b")]
-    with pytest.raises(ValueError, match="faces aligned with template a, got b"):
+    with pytest.raises(ValueError, match="faces aligned to a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
     aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "gray"}))
