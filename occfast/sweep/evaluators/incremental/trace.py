@@ -190,7 +190,7 @@ class _Proxy(fx.Proxy):
     def __len__(self) -> int:
         count = _parts(self.node)
         if count is None:
-            return super().__len__()  # type: ignore[no-any-return]
+            return super().__len__()
         return count
 
 
