@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..native import ops, reference
+from ..native import ops
+from ..native.enums import Slot
 from .distributed import gather_batch
 from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
 from .stats import TripletStats
@@ -174,7 +175,7 @@ class _Triplets(nn.Module):
     @staticmethod
     def _check_mined(totals: Tensor, labels: Tensor, ref_labels: Tensor | None) -> None:
         """Refuse one class, and warn of labels without a positive pair: both make every such loss 0 in silence."""
-        if float(totals[reference.MINED_POSITIVE]) > 0:
+        if float(totals[Slot.MINED_POSITIVE]) > 0:
             return
         every = labels if ref_labels is None else torch.cat((labels, ref_labels))
         if bool((every == every[0]).all()):
