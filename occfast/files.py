@@ -1,4 +1,4 @@
-"""Files that are never left half written."""
+"""Atomic writing of files, and reading with clear errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,12 +17,17 @@ import numpy as np
 
 from .errors import DataError
 
+#: Larger files are refused where whole files are read.
+MAX_BYTES = 1 << 30
+MAX_JSON_BYTES = 64 << 20
+
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name when the ``with`` block ends well; else the old content stays.
+    """Open a file for writing that gets its name only when the ``with`` block succeeds; else the old content stays.
 
-    Raises OSError naming the file if the disk is full or the folder can't be written.
+    Raises:
+        OSError: The disk is full or the folder can't be written; the message names the file.
     """
     target = Path(path)
     try:
@@ -47,23 +53,25 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file so that its name holds the old content or the new one, never a part; see :func:`writing`."""
+    """Write a file that holds the old content or the new one, never a part; see :func:`writing`. Return its path."""
     with writing(path) as file:
         file.write(content)
     return Path(path)
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Any) -> Path:
-    """A compressed ``.npz`` written atomically."""
+    """Write a compressed ``.npz`` file atomically. Return its path."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return write_atomically(path, buffer.getvalue())
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz``; nothing in it is ever unpickled.
+    """Return all arrays of an ``.npz`` file. Nothing in it is ever unpickled.
 
-    Raises FileNotFoundError if there is none, DataError if it is damaged.
+    Raises:
+        FileNotFoundError: There is no file.
+        DataError: It is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -76,12 +84,36 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: damaged ({error})") from error
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object. DataError where the file can't be read or has none."""
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes.
+
+    Raises:
+        DataError: if the file cannot be read, is larger than ``limit``, or is a folder, pipe, socket or device.
+    """
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        # A pipe without a writer would block; O_NONBLOCK has no effect on regular files.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - an open descriptor has no path
+            state = os.fstat(handle)
+            if not stat.S_ISREG(state.st_mode):
+                raise DataError(f"{path}: expected a regular file")
+            if state.st_size > limit:
+                raise DataError(f"{path}: expected at most {limit:,} bytes, got {state.st_size:,}")
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises DataError if it can't be read or holds something else."""
+    try:
+        value = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig"))
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON ({error})") from error
     if not isinstance(value, dict):

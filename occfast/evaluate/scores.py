@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .. import checks
-from ..data.folder import read_lines
+from ..data.lists import read_lines
 from ..errors import DataError
 
 Floats = NDArray[np.floating[Any]]

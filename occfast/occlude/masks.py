@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import DataError
+from ..files import read_bytes, read_json
 from .base import LUMA, Occlusion, OcclusionResult, paint, uniform
 
 
@@ -224,14 +225,14 @@ def _plate(square: Tensor) -> Tensor:
 def _read_anchors(folder: Path) -> dict[str, Tensor]:
     path = folder / "anchors.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         points = {name: [[entry[key][1], entry[key][0]] for key in "abcdef"] for name, entry in content.items()}
         anchors = {name: torch.tensor(p, dtype=torch.float64) for name, p in points.items()}
         if any(p.shape != (6, 2) or not bool(p.isfinite().all()) for p in anchors.values()):
             raise ValueError("not six points")
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected {{name: {{a: [x, y], …, f: [x, y]}}}} ({error!r})") from error
     return anchors
 
@@ -239,8 +240,9 @@ def _read_anchors(folder: Path) -> dict[str, Tensor]:
 def _read_rgba(path: Path) -> Tensor:
     from PIL import Image
 
+    content = read_bytes(path, 1 << 30)
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.size[0] * image.size[1] > checks.MAX_PIXELS:
                 raise DataError(f"{path}: expected at most {checks.MAX_PIXELS:,} pixels, got {image.size}")
             if image.mode != "RGBA":

@@ -263,7 +263,7 @@ class Demo:
                     learning_rate=s.learning_rate if base is None else s.fine_tune_learning_rate,
                     weight_decay=s.weight_decay,
                     transform=Augment(seen, s.jitter, cover),
-                    progress=lambda epoch: report(epoch.number, count),
+                    on_epoch=lambda epoch: report(epoch.number, count),
                 )
             epochs, seconds = history.epochs, time.perf_counter() - start
             content = {"weights": network.state_dict(), "epochs": [asdict(e) for e in epochs], "seconds": seconds}

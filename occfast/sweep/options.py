@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..native import ops
+from .evaluators.behavior import in_training
 from .precision import PRECISIONS
 from .types import Border, Fill, MethodName, Precision, Score
 
@@ -202,7 +203,7 @@ def check_model(model: object) -> None:
     """Raise TypeError for what can't be called, ValueError for a module in training mode."""
     if not callable(model):
         raise TypeError(f"model: expected an nn.Module or a function, got {type(model).__name__}")
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+    if isinstance(model, nn.Module) and in_training(model):
         raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
 
 

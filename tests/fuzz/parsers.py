@@ -17,9 +17,9 @@ from PIL import Image
 
 from occfast.data import AR10P, Npz, RecordIO, VerificationBin, read_landmarks
 from occfast.data.celeba import read_identities
-from occfast.data.folder import read_list
 from occfast.data.images import decode, probe, read_pgm
 from occfast.data.lfw import read_people
+from occfast.data.lists import read_list
 from occfast.data.overlap import read_exclude
 from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record
@@ -167,6 +167,11 @@ def targets() -> dict[str, Target]:
                 pickle.dumps(_PAIR, 4),
                 pickle.dumps(_PAIR, 3),
                 pickle.dumps(_PAIR, 2),
+                *(
+                    pickle.dumps(([np.frombuffer(image, np.uint8).copy() for image in _PAIR[0]], np.array(_PAIR[1])), p)
+                    for p in (3, 4, 5)
+                ),
+                pickle.dumps((_PAIR[0], [np.bool_(value) for value in _PAIR[1]]), 4),
                 b"(]q\0(U\2abq\1e]q\2(I01\netq\3.",
             ],
             _at("a.bin", lambda path: _use(VerificationBin(path))),

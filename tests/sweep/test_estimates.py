@@ -76,6 +76,14 @@ def test_a_smooth_score_needs_no_intervals_of_note(looked_up):
     assert float((m.values - truth)[inside].abs().max()) < 0.05 * float(truth.max() - truth.min())
 
 
+def test_a_kernel_that_reaches_no_position_is_named():
+    design = Design((200, 200), (50.0, 50.0), seed=0)
+    scores = [torch.rand(len(design.positions(k)), dtype=torch.float64) for k in range(3)]
+    assert bool(MeanMap(design, scores, (9.0, 9.0), 1.0, False).values.isfinite().all())
+    with pytest.raises(ValueError, match=r"bandwidth: expected a kernel that reaches a visited position .* 3 images"):
+        MeanMap(design, scores, (0.1, 0.1), 1.0, False)
+
+
 def test_every_position_is_as_likely():
     seen = torch.zeros(24 * 30)
     for seed in range(40):
@@ -323,6 +331,9 @@ def test_interrupted_and_resumed(method, looked_up, tmp_path):
     again = looked_up(130, method=method, checkpoint=path)
     assert np.array_equal(again.values, whole.values) and np.array_equal(again.standard_error, whole.standard_error)
     assert again.estimate == whole.estimate and again.n_evaluations == whole.n_evaluations
+    finished = looked_up(130, method=method, checkpoint=path)  # from the checkpoint alone
+    assert np.array_equal(finished.values, whole.values) and finished.estimate == whole.estimate
+    finished.save(tmp_path / "map.npz")
     assert not path.exists()
 
 

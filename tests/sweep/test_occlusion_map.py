@@ -316,7 +316,7 @@ BAD = {
     "always wrong": (
         dict(model=lambda x: torch.eye(5)[[4]].expand(len(x), 5), labels=torch.zeros(6).long()),
         ValueError,
-        "model: expected some image that it gets right uncovered, got 0 of 6",
+        "model: expected to be right about some image without an occluder, got 0 of 6",
     ),
 }
 
