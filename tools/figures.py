@@ -30,6 +30,7 @@ def face() -> torch.Tensor:
 
 
 def save(figure: Figure, name: str) -> None:
+    """Write a figure to docs/images."""
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / name, dpi=80)
     print(IMAGES / name)
@@ -79,6 +80,8 @@ def orl() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Network(nn.Module):
+    """A small convolutional network with normalized features [N, 64]."""
+
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -87,6 +90,7 @@ class Network(nn.Module):
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute features from images [N, 1, 50, 50]."""
         return F.normalize(self.features(x))
 
 

@@ -172,6 +172,7 @@ class AR(_Shots, ImageFiles):
         return self.names[k].lower().endswith(".raw")
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k; None for raw files, which hold pixels only."""
         return None if self._is_raw(k) else super().encoded(k)
 
     def __getitem__(self, k: int) -> Face:

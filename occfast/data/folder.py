@@ -58,9 +58,11 @@ class ImageFiles(EncodedFaces):
         return self.root / self.names[k]
 
     def encoded(self, k: int) -> bytes | None:
+        """Read the file of image k."""
         return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
+        """Return the path of image k."""
         return f"{self.root}/{self.names[k]}"
 
 

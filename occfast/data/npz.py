@@ -128,9 +128,11 @@ class Npz(EncodedFaces):
         return people, torch.from_numpy(numbers.astype(np.int64))
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return f"{self.path}, image {k}"
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k; None where the archive holds pixels."""
         if "images" in self._arrays:
             return None
         begin, end = (int(v) for v in self._arrays["offsets"][k : k + 2])

@@ -174,9 +174,11 @@ class RecordIO(EncodedFaces):
         return self.file.header(int(self._records[self._index(k)]))[0]
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
+        """Read the stored image file of image k; raise DataError if its label is not that of its identity."""
         label, content = self.file.labeled(int(self._records[k]))
         if label != self._labels[k]:
             raise DataError(

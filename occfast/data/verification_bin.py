@@ -73,9 +73,11 @@ class VerificationBin(EncodedFaces):
         return self._map
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return f"{self.path}, offset {self._slices[k].start}"
 
     def encoded(self, k: int) -> bytes:
+        """Return the stored image file of image k; raise DataError if the file was truncated meanwhile."""
         part = self._slices[k]
         content = self._content
         # Reading mapped memory beyond the end of a file that was truncated meanwhile kills the process.

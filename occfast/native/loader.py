@@ -45,6 +45,7 @@ def cache_root() -> Path:
 
 
 def cache_folder(backend: Backend) -> Path:
+    """Return the folder in the cache of this build of a backend."""
     return cache_root() / f"{backend}-{build.key(backend).digest()}"
 
 
