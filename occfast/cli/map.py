@@ -50,8 +50,7 @@ def map_(
         ),
     ],
     occluder: Annotated[
-        list[str] | None,
-        typer.Option(help="Height x width in pixels. Repeat it for more maps. [default: 20x40]", show_default=False),
+        list[str] | None, typer.Option(help="Height x width in pixels. Repeat it for more maps.", show_default="20x40")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the maps.")] = Path("maps"),
     score: Annotated[
@@ -97,25 +96,19 @@ def map_(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Height x width of the network's input. [default: as the weights record, else the images']",
-            show_default=False,
+            help="Height x width of the network's input.", show_default="as the weights record, else the images'"
         ),
     ] = None,
     color: Annotated[
-        str | None,
-        typer.Option(help="gray, RGB or BGR. [default: as the weights record, else the images']", show_default=False),
+        str | None, typer.Option(help="gray, RGB or BGR.", show_default="as the weights record, else the images'")
     ] = None,
     mean: Annotated[
         float | None,
-        typer.Option(
-            help="The input is (pixel / 255 - mean) / std. [default: as the weights record, else 0.5]",
-            show_default=False,
-        ),
+        typer.Option(help="The input is (pixel / 255 - mean) / std.", show_default="as the weights record, else 0.5"),
     ] = None,
     std: Annotated[float | None, typer.Option(help="See --mean.", show_default=False)] = None,
     template: Annotated[
-        str | None,
-        typer.Option(help="Align faces to this template. [default: as the weights record]", show_default=False),
+        str | None, typer.Option(help="Align faces to this template.", show_default="as the weights record")
     ] = None,
     landmarks: Annotated[
         Path | None,
@@ -128,9 +121,8 @@ def map_(
     people: Annotated[
         Path | None,
         typer.Option(
-            help="Text file with the name of each class, one per line. [default: as the weights record, else the data "
-            "set's people]",
-            show_default=False,
+            help="Text file with the name of each class, one per line.",
+            show_default="as the weights record, else the data set's people",
         ),
     ] = None,
     limit: Annotated[
@@ -140,26 +132,22 @@ def map_(
         bool | None,
         typer.Option(
             "--keep-misclassified/--skip-misclassified",
-            help="Keep images that are misclassified even without an occluder. [default: skip for error, else keep]",
-            show_default=False,
+            help="Keep images that are misclassified even without an occluder.",
+            show_default="skip for error, else keep",
         ),
     ] = None,
     temperature: Annotated[
         float, typer.Option(help="Temperature of the probabilities in the table (Eq. 4).", min=1e-6)
     ] = 0.4,
     precision: Annotated[
-        str | None,
-        typer.Option(help="tf32 (GPU) or bf16: faster and less exact. [default: float32]", show_default=False),
+        str | None, typer.Option(help="tf32 (GPU) or bf16: faster and less exact.", show_default="float32")
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Positions per forward pass. [default: chosen automatically]", min=1, show_default=False),
+        int | None, typer.Option(help="Positions per forward pass.", min=1, show_default="chosen automatically")
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(
-            help="Memory limit for forward passes, e.g. 2GiB. [default: a quarter of what is free]", show_default=False
-        ),
+        typer.Option(help="Memory limit for forward passes, e.g. 2GiB.", show_default="a quarter of what is free"),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Random seed for --limit, noise and the positions of estimates.")] = 0,

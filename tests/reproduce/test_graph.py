@@ -201,7 +201,7 @@ def test_flops_are_counted_and_rates_measured():
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from occfast.reproduce.steps import Graph, Step
+from occfast.reproduce.graph import Graph, Step
 from occfast.train import train
 from tests.train.tiny import recipe
 
