@@ -325,7 +325,7 @@ class _Seed:
         if self.sources.train.fits:  # this process keeps them in memory; workers would each read them again
             recipe.data.workers = 0
         output = place.folder / name.replace(" ", "-")
-        found = train(recipe, output, resume=True, show=place.show, faces=self.sources.train)
+        found = train(recipe, output, resume=True, progress=place.show, faces=self.sources.train)
         if found.stopped == "interrupted":
             raise KeyboardInterrupt
         # The last weights, not the best by validation: the validation images make P and the table.
