@@ -345,7 +345,8 @@ def _functional(traced: fx.GraphModule) -> None:
 
 def _without_views(traced: fx.GraphModule) -> None:
     """``view`` asks for a memory layout that channels_last maps don't have; now that nothing writes in place any more,
-    ``reshape`` means the same."""
+    ``reshape`` means the same.
+    """
     for node in traced.graph.nodes:
         shapes = not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
         if node.op == "call_method" and node.target in ("view", "view_as") and shapes:
