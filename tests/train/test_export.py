@@ -64,6 +64,32 @@ def test_onnxruntime_agrees_at_any_batch(make: type[Trained], output: str, tmp_p
     assert str(Path.home()) not in path.read_bytes().decode("latin1")
 
 
+def test_weights_without_a_description_are_exported_by_their_architecture(tmp_path: Path) -> None:
+    from occfast import cli
+
+    network = settled(iresnet18(size=(32, 32)))
+    torch.save({"net_state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    path, images = tmp_path / "w.onnx", torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    given = ["--network", "iresnet18", "--size", "32x32", "--color", "BGR", "--std", "0.25", "-o", str(path)]
+    cli.app(["export", str(tmp_path / "w.pth"), *given, "--opset", "19"], standalone_mode=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    preprocessing = Preprocessing.from_json(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert preprocessing == Preprocessing((32, 32), "BGR", std=0.25)
+    [got] = session.run(None, {"images": preprocessing(images).contiguous().numpy()})
+    expected = network(preprocessing(images)).detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(abs(expected).max()))
+    assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 19
+    for arguments, message in (
+        (given[:2], "--size: required with --network"),
+        (given[:4], "--color: required with --network"),
+        (["--size", "32x32"], "--size: only valid with --network"),
+        ([*given[:3], "32", *given[4:]], "--size: expected height x width, as in 112x96, got '32'"),
+        ([], "no architecture is recorded in this file; name it with network= .--network."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.app(["export", str(tmp_path / "w.pth"), *arguments], standalone_mode=False)
+
+
 class Unstable(nn.Module):
     """Answers otherwise each time."""
 
