@@ -495,10 +495,10 @@ def estimates() -> None:
         f"{(adaptive.values == one).mean():.2%} right",
         "sampled": "sampled: one image's lattice",
     }
-    for ax, (method, title) in zip(axes[0, 1:], titles.items(), strict=True):
+    for ax, method in zip(axes[0, 1:], methods, strict=True):
         ax.imshow(one, cmap="gray_r", vmin=0, vmax=3, extent=extent)
-        ax.plot(*np.transpose(watched[method].centers)[::-1], ".", color="#b5367a", markersize=3)
-        ax.set_title(title, fontsize=10)
+        ax.plot(*np.array(watched[method].centers).T[::-1], ".", color="#b5367a", markersize=3)
+        ax.set_title(titles[method], fontsize=10)
     highest = float(full.values.max())
     for ax, m, name in ((axes[1, 0], full, "full sweep"), (axes[1, 1], sampled, "sampled")):
         plot(m, ax, highest)
