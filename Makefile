@@ -29,7 +29,7 @@ bench: $(READY)
 
 # On a machine with a GPU: CUDA tests and benches, one JSON.  PYTHON's own packages are used.
 gpu-check:
-	$(PYTHON) -m bench.gpu_check $(ARGS)
+	$(PYTHON) -m bench.gpu $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

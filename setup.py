@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parent
 NATIVE_FOLDERS = ("", "core", "cpu", "cuda")
 
 
-class BuildPy(build_py):
+class BuildPy(build_py):  # type: ignore[misc]
     """Copies csrc/ into the package, and prebuilt modules beside the loader."""
 
-    def run(self):
+    def run(self) -> None:
         super().run()
         if self.editable_mode:
             target = ROOT / "occfast"
@@ -36,7 +36,7 @@ class BuildPy(build_py):
             self.prebuild(target / "native")
 
     @staticmethod
-    def prebuild(target):
+    def prebuild(target: Path) -> None:
         sys.path.insert(0, str(ROOT))
         from occfast.native import build, loader
 
@@ -47,6 +47,7 @@ class BuildPy(build_py):
             loader.module(backend)
             module = f"occfast_{backend}.so"
             built = loader.cached_path(backend) or loader.prebuilt_path(backend)
+            assert built is not None  # it was loaded from there
             shutil.copy2(built, target / module)
             (target / f"occfast_{backend}.json").write_text(
                 json.dumps({"key": build.key(backend).digest(), "module": module})

@@ -12,25 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 
-from occfast.native.build import instruction_set
+from bench.harness import RESULTS, caption, environment, write
 
 FOLDER = Path(__file__).resolve().parent
-PACKAGES = ("torch", "captum", "monai", "kornia", "scikit-image", "numpy")
+PACKAGES = ("captum", "monai", "kornia", "scikit-image")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("-k", default="", help="select workloads, as in pytest")
-    parser.add_argument("--output", type=Path, default=FOLDER / "results" / "bench-cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "bench-cpu.json")
     options = parser.parse_args()
     raw = options.output.with_suffix(".raw.json")
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +48,8 @@ def main() -> int:
         return int(status)
     result = summary(json.loads(raw.read_text()))
     raw.unlink()
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
     text = table(result)
-    options.output.with_suffix(".md").write_text(text)
+    write(options.output, result, text)
     print(text)
     return 0
 
@@ -81,22 +76,12 @@ def summary(raw: dict) -> dict:
             best[key] = row
     ours = {workload: row["rate"] for (workload, who), row in best.items() if who == "occfast"}
     rows = [{**row, "ratio": ours[row["workload"]] / row["rate"]} for row in best.values() if row["workload"] in ours]
-    return {
-        "command": "python -m bench " + " ".join(sys.argv[1:]),
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "instruction_set": " ".join(f for f in instruction_set().split() if f.startswith(("x86", "avx", "aarch"))),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "rows": rows,
-    }
+    return {**environment(*PACKAGES), "rows": rows}
 
 
 def table(result: dict) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
-        f"`{result['command'].strip()}`, {result['date']}, CPU, {result['threads']} threads, {versions}",
+        caption(result),
         "",
         "| workload | who | setting | per second | GB/s | of `clone()` | occfast is |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import occfast
+from bench.conftest import Compare
 from occfast.models import PaperNet
 
 OCCLUDER, STRIDE = (20, 40), 4
@@ -24,7 +25,7 @@ def network() -> torch.nn.Module:
 WORKLOAD = "occlusion map, W1, 20×40, one image"
 
 
-def test_occfast(compare, network):
+def test_occfast(compare: Compare, network: torch.nn.Module) -> None:
     image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
     compare(
         lambda: occfast.occlusion_map(network, image, label, OCCLUDER, progress=False, skip_misclassified=False),
@@ -37,7 +38,7 @@ def test_occfast(compare, network):
 
 
 @pytest.mark.parametrize("batch", [8, 32, 64])
-def test_occfast_dense(compare, network, batch):
+def test_occfast_dense(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
     grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
     compare(
@@ -62,7 +63,7 @@ def test_occfast_dense(compare, network, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 64])
-def test_captum(compare, network, batch):
+def test_captum(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     from captum.attr import Occlusion
 
     image = torch.rand(1, 1, 100, 100)
@@ -85,8 +86,8 @@ def test_captum(compare, network, batch):
 
 
 @pytest.mark.parametrize("batch", [8, 64])
-def test_monai(compare, network, batch):
-    from monai.visualize import OcclusionSensitivity
+def test_monai(compare: Compare, network: torch.nn.Module, batch: int) -> None:
+    from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 
     image = torch.rand(1, 1, 100, 100)
     # MONAI strides by a share of the window, so its windows can't be those exactly; its rate is a position's.
@@ -95,7 +96,7 @@ def test_monai(compare, network, batch):
     )
     counted = []
 
-    def count(module, inputs):
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         counted.append(inputs[0].shape[0])
 
     handle = network.register_forward_pre_hook(count)
@@ -112,13 +113,13 @@ def test_monai(compare, network, batch):
 
 
 @pytest.mark.parametrize("batch", [8, 32, 64])
-def test_plain_pytorch(compare, network, batch):
+def test_plain_pytorch(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     image = torch.rand(1, 1, 100, 100)
     grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
     windows = [grid.window(p) for p in range(grid.positions)]
-    last = network.to(memory_format=torch.channels_last)
+    last = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def run():
+    def run() -> None:
         for start in range(0, len(windows), batch):
             part = windows[start : start + batch]
             copies = image.repeat(len(part), 1, 1, 1)

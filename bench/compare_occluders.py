@@ -7,11 +7,13 @@ the floor.  kornia's RandomErasing and albumentations' CoarseDropout do less (on
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bench.conftest import Compare
 from occfast import LocationDistribution, NoisyOccluder
 from occfast.native import ops, reference
 
@@ -89,7 +91,7 @@ WHO = [
 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("name", BATCHES)
-def test_noisy_occluder(compare, who, name):
+def test_noisy_occluder(compare: Compare, who: str, name: str) -> None:
     dtype, shape = BATCHES[name]
     images = (torch.rand(shape) * (255 if dtype == torch.uint8 else 1)).to(dtype)
     size = shape[-2:]
@@ -104,9 +106,9 @@ def test_noisy_occluder(compare, who, name):
     elif who == "PyTorch twin":
         ids, out = torch.arange(shape[0]), torch.empty_like(images)
         kinds = [ops.KINDS[k] for k in ("salt_and_pepper", "speckle", "gaussian")]
-        law = (shape[1], *size, 0, 1.0, [20, 20, 40, 40], [0.0, 0.3, 0.0, 1.0], kinds, False)
+        law: tuple[Any, ...] = (shape[1], *size, 0, 1.0, [20, 20, 40, 40], [0.0, 0.3, 0.0, 1.0], kinds, False)
 
-        def run():
+        def run() -> None:
             drawn = reference.draw_occluders(ids, *locations.tables(images.device), *law)
             reference.paint_occluders(images, out, ids, *drawn, 0, 0.0, 1.0)
     elif who == "plain PyTorch":

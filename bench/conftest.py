@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+#: Times one row of the comparison, see :func:`compare`.
+Compare = Callable[..., None]
+
 
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., None]:
+def compare(benchmark: Any) -> Compare:
     """Time ``run`` as one row: who did it, on which workload, how many items a call, and how many bytes
     it must read and write (0: not stated)."""
 

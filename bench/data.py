@@ -12,16 +12,11 @@ the random access alone: the bytes of images in a shuffled order.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bench.harness import RESULTS, environment, write
 from occfast.data import Aligned, Face, FaceDataset, Folder, Npz, RecordIO, Subset, open_dataset, write_landmarks
 from occfast.data.convert import convert
 
@@ -126,7 +122,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "data.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "data.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -181,19 +177,15 @@ def main() -> int:
         )
         print(f"{workload:24} {who:24} {rate:10,.0f}/s {rate / each:10,.0f}/s a worker {rate / base:6.2f}x")
     result = {
-        "date": str(date.today()),
+        **environment("pillow"),
         "data": options.data or "astronaut, 150x150 JPEG",
         "images": len(order),
         "template": TEMPLATE,
         "batch": BATCH,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
         "ratio": "to the Pillow loop; of read: to the folder",
         "rows": rows,
-        "versions": {name: metadata.version(name) for name in ("torch", "pillow", "numpy")},
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
     return 0
 
 

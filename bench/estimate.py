@@ -18,15 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +31,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
+from bench.harness import RESULTS, environment, write
 from occfast import NoisyOccluder, OcclusionMap, occlusion_map
 from occfast.data import LFW, Aligned
 from occfast.models import PaperNet
-from occfast.native.build import instruction_set
 
 BATCHES = (4, 8, 16, 32, 64)  # that Captum may choose from
 _HELD_OUT = 0.35
@@ -90,7 +88,7 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
     order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
     cut = round((1 - _HELD_OUT) * len(faces))
     chosen, held = order[:cut], order[cut:]
-    network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)
+    network = PaperNet(len(faces.people), batch_norm=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     occluder = NoisyOccluder(((10, 40), (10, 40)), p=0.5)
     steps, batch = len(chosen) // 32, 32
@@ -258,7 +256,7 @@ def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], images
     for _ in range(rounds):
         for ranks, found in rates.items():
             with tempfile.TemporaryDirectory() as folder:
-                torch.multiprocessing.spawn(_sweep_in_process, (ranks, folder, work), nprocs=ranks)
+                spawn(_sweep_in_process, (ranks, folder, work), nprocs=ranks)
                 m = OcclusionMap.load(Path(folder) / "map.npz")
                 found.append(m.n_evaluations / m.seconds)
     one, two = (statistics.median(found) for found in rates.values())
@@ -281,9 +279,7 @@ def main() -> int:
     parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
     parser.add_argument("--swept", type=int, default=12, help="images of the part processes")
     parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).resolve().parent / "results" / "estimate-cpu.json"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "estimate-cpu.json")
     options = parser.parse_args()
     if options.train:
         train(options.lfw, options.train, options.epochs, options.occlude)
@@ -307,22 +303,12 @@ def main() -> int:
         "truth": lambda: truth(network, faces, occluder, options.known, options.stride),
         "processes": lambda: processes(network, faces, occluder, options.swept, options.rounds),
     }
-    result: dict[str, Any] = {
-        "command": "python -m bench.estimate " + " ".join(sys.argv[1:]),
-        "date": str(date.today()),
-        "device": "cpu",
-        "occluder": options.occluder,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
-        "versions": {name: metadata.version(name) for name in ("torch", "captum", "numpy")},
-    }
+    result: dict[str, Any] = {**environment("captum"), "occluder": options.occluder}
     for part in options.parts:
         began = time.perf_counter()
         result[part] = runs[part]()
         print(f"{part}, {time.perf_counter() - began:.0f} s: {json.dumps(result[part], indent=1)}", flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.output, result)
     print(f"written to {options.output}")
     return 0
 

@@ -11,23 +11,19 @@ another.  Added memory is the most that a contender's resident memory rose while
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bench.harness import RESULTS, environment, write
 from bench.sweep import Peak
 from occfast import evaluate
 from occfast.occlude.named import occlusion
 
-RESULTS = Path(__file__).resolve().parent / "results"
 #: Workload, what is counted, how many of them a run does, and who does it how.
 Workload = tuple[str, str, int, dict[str, Callable[[], Any]]]
 
@@ -230,18 +226,7 @@ def main() -> None:
                     flush=True,
                 )
                 rows.append(row)
-    packages = ("torch", "numpy", "scikit-learn", "scipy")
-    about = {
-        "command": "python -m bench.evaluation" + (" --quick" if options.quick else ""),
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "rows": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(about, indent=1) + "\n")
+    write(options.output, {**environment("scikit-learn", "scipy"), "rows": rows})
 
 
 if __name__ == "__main__":

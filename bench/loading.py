@@ -12,12 +12,8 @@ is as fast, and the share as large, as it gets.  They are crops of scikit-image'
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +21,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from bench.harness import RESULTS, environment, write
 from occfast import NoisyOccluder, PerImage
 
 HOWS = ("none", "batch", "tensor", "array")
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Faces(Dataset):
@@ -130,16 +126,7 @@ def main() -> None:
                     f"occlude {occluding * 1e6:.1f} us: {occluding / loading:.1%} of the loading time",
                     flush=True,
                 )
-    environment = {
-        "date": str(date.today()),
-        "workers": 2,
-        "rounds": options.rounds,
-        "cpu_count": os.cpu_count(),
-        "torch": torch.__version__,
-        "pillow": version("pillow"),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({**environment, "rows": rows}, indent=1) + "\n")
+    write(options.output, {**environment("pillow"), "workers": 2, "rounds": options.rounds, "rows": rows})
 
 
 if __name__ == "__main__":

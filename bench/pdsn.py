@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness import RESULTS, environment, write
 from occfast.losses.cosface import LargeMarginCosine
 from occfast.models import resnet34
 from occfast.pdsn import Regions, as_base, landmark_bands, match, train_generators
@@ -36,8 +35,6 @@ from occfast.pdsn import boxes as own_boxes
 from occfast.pdsn.base import base_of
 from occfast.pdsn.faces import open_faces, read_faces
 from occfast.train import load_network
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def maps(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -214,17 +211,9 @@ def main() -> None:
     if args.base is not None:
         work["till-as-good"] = till_as_good
     rows = [run(args) for name, run in work.items() if args.only in (None, name)]
-    content = {
-        "torch": torch.__version__,
-        "threads": args.threads,
-        "cores": os.cpu_count(),
-        "machine": f"{platform.machine()} {platform.system()}, {torch.backends.cpu.get_cpu_capability()}",
-        "rows": rows,
-    }
-    text = json.dumps(content, indent=1)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text + "\n")
-    print(text)
+    content = {**environment(), "rows": rows}
+    write(args.output, content)
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

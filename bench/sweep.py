@@ -20,35 +20,31 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import json
-import platform
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.harness import RESULTS, caption, environment, lively, write
+from occfast.models import PaperNet, iresnet18, resnet34
 from occfast.native import ops
-from occfast.native.build import instruction_set
 from occfast.sweep import occlusion_map
 from occfast.sweep.evaluators.incremental import evaluator as incremental_module
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
 from occfast.sweep.memory import return_freed
-from tests import networks
 
 WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
-    "paper": (lambda: networks.Yi(1000), (1, 100, 100)),
-    "resnet34": (lambda: networks.ResNet((3, 4, 6, 3)), (3, 128, 96)),
-    "iresnet18": (lambda: networks.IResNet((2, 2, 2, 2)), (3, 112, 112)),
+    "paper": (lambda: PaperNet(1000), (1, 100, 100)),
+    "resnet34": (lambda: resnet34(1000), (3, 128, 96)),
+    "iresnet18": (lambda: iresnet18(), (3, 112, 112)),
 }
 SAMPLE = {"paper": None, "resnet34": 1536, "iresnet18": 1536}  # positions of an image; None: all
 # What is added in turn.
@@ -146,7 +142,7 @@ def captum(model: nn.Module, image: Tensor, occluder: tuple[int, int], step: int
 
 
 def monai(model: nn.Module, image: Tensor, occluder: tuple[int, int], batch: int) -> int:
-    from monai.visualize import OcclusionSensitivity
+    from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 
     peer = OcclusionSensitivity(model, mask_size=occluder, n_batch=batch, overlap=0.6, activate=False, verbose=False)
     return counted(model, lambda: peer(image))
@@ -170,7 +166,7 @@ def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> di
         real(self, *given)
         spent[0] += time.perf_counter() - started
 
-    Scorer._check_evaluator = timed_check  # type: ignore[method-assign]
+    Scorer._check_evaluator = timed_check  # type: ignore[method-assign, assignment]
     try:
         m = occlusion_map(model, image, None, occluder, score="similarity_drop", method="incremental", progress=False)
     finally:
@@ -207,8 +203,8 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = networks.lively(build())
-    last = networks.lively(build()).to(memory_format=torch.channels_last)
+    model = lively(build())
+    last = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     sample = 64 if options.quick else 256
@@ -300,10 +296,8 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of a result: for each workload a row for each contender and two columns for each occluder."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
-        f"`{result['command']}`, {result['date']}, {result['processor']} ({', '.join(result['features'])}), "
-        f"{result['threads']} threads, {versions}.",
+        f"{caption(result)}.",
         "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
     ]
     if any(row["who"] == "batch" for row in result["rows"]):
@@ -353,7 +347,7 @@ def markdown(result: dict[str, Any]) -> str:
         for who in dict.fromkeys(row["who"] for row in rows if row["who"] != "self-check"):
             cells = []
             for box in boxes:
-                row = next((r for r in rows if (r["who"], r["occluder"]) == (who, box)), {})
+                row: dict[str, Any] = next((r for r in rows if (r["who"], r["occluder"]) == (who, box)), {})
                 if "failed" in row:
                     cells += ["failed", row["failed"].replace("|", "/")]
                 elif "ratio" in row:
@@ -372,7 +366,7 @@ def markdown(result: dict[str, Any]) -> str:
 def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
     """How the size of a batch matters: positions a second by the bytes of one layer's rectangles in it."""
     build, shape = WORKLOADS[workload]
-    model, image = networks.lively(build()), torch.rand(1, *shape)
+    model, image = lively(build()), torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
     evaluator = IncrementalEvaluator(model, grid, image)
     positions = torch.arange(grid.positions)[grid.positions // 3 : grid.positions // 3 + 2000]
@@ -413,8 +407,8 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     """What each adds at most to the resident memory, peers with eight images a batch; the second of two runs."""
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
-    model, image = networks.lively(build()), torch.rand(1, *shape)
-    last = networks.lively(build()).to(memory_format=torch.channels_last)
+    model, image = lively(build()), torch.rand(1, *shape)
+    last = lively(build()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     grid = SweepGrid.over(shape[1:], occluder)
     positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
 
@@ -430,10 +424,11 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
         contenders["Captum"] = lambda: captum(model, image, occluder, 8, 8)
     if importlib.util.find_spec("monai"):
         contenders["MONAI"] = lambda: monai(model, image, occluder, 8)
-    contenders |= {name: lambda given=given: ours(given) for name, given in STEPS.items()}  # type: ignore[misc]
+    contenders |= {name: lambda given=given: ours(given) for name, given in STEPS.items()}
     rows = []
     for name, contender in contenders.items():
-        row = {"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "memory", "name": name}
+        row: dict[str, Any] = {"workload": workload, "occluder": f"{occluder[0]}x{occluder[1]}", "who": "memory"}
+        row["name"] = name
         try:
             contender()
             trim()
@@ -445,12 +440,6 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
         rows.append(row)
         print(f"{workload:<10} {row['occluder']:<7} {name:<20} {row.get('mib', 'failed'):>6} MiB", flush=True)
     return rows
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
 
 
 def main() -> int:
@@ -466,23 +455,13 @@ def main() -> int:
     parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
     parser.add_argument("--memory", action="store_true", help="compare the memory that each adds instead")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results" / "sweep-cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "sweep-cpu.json")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    versions = {name: metadata.version(name) for name in ("torch", "captum", "monai") if importlib.util.find_spec(name)}
     rows: list[dict[str, Any]] = []
-    result = {
-        "command": " ".join(["python -m bench.sweep", *sys.argv[1:]]),
-        "date": str(date.today()),
-        "threads": options.threads,
-        "processor": platform.processor() or platform.machine(),
-        "features": [f for f in instruction_set().split() if f in ("avx2", "avx512f", "fma")],
-        "versions": versions,
-        "quick": options.quick,
-        "rows": rows,
-    }
+    result = {**environment("captum", "monai"), "quick": options.quick, "rows": rows}
     for workload in options.workloads or (["paper"] if options.quick else list(WORKLOADS)):
         given = options.occluders or (
             ["20x20"] if options.quick else ["20x20", "20x40", "40x40"] if workload == "paper" else ["20x40"]
@@ -495,7 +474,7 @@ def main() -> int:
                 rows += memory(workload, (height, width))
             else:
                 rows += run(workload, (height, width), options)
-            write(options.output, result)
+            write(options.output, result, markdown(result))
     print(f"ratio: to the faster of plain PyTorch and Captum; written to {options.output}")
     return 0
 

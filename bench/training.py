@@ -22,14 +22,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.harness import RESULTS, caption, environment, write
 from occfast import BatchTripletLoss
 from occfast.data import Face, FaceDataset
 from occfast.models import build, features
-from occfast.native.build import instruction_set
 from occfast.train import Recipe, load_recipe, train
 from occfast.train.engine import OptimizerConfig
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Noise(FaceDataset):
@@ -282,17 +278,7 @@ def _backward(network: nn.Module, loss: Tensor) -> None:
 
 def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str, Any]:
     """All rows."""
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} "
-        f"{'AVX-512' if 'avx512f' in instruction_set().split() else 'AVX2'}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-        "loop": [],
-        "triplets": [],
-        "memory": [],
-    }
+    result: dict[str, Any] = {**environment(device=device), "loop": [], "triplets": [], "memory": []}
     for name in names:
         result["loop"].append(loop(name, device, steps))
         if name != "resnet18":
@@ -305,7 +291,7 @@ def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str,
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    lines = [f"{result['device']}, torch {result['torch']}"]
+    lines = [caption(result)]
     for row in result["loop"]:
         lines.append(
             f"{row['workload']:36} bare {row['bare_images_per_s']:9,.1f}  loop {row['loop_images_per_s']:9,.1f} "
@@ -338,8 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = ["quick"] if options.quick else ["paper", "resnet18"]
     result = measure(options.device, names, options.steps, options.rounds)
     output = options.output or RESULTS / f"training-{options.device}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write(output, result)
     print(table(result))
     return 0
 

@@ -19,14 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from occfast.losses.triplet import BatchTripletLoss, TripletLoss
+from bench.harness import RESULTS, environment, installed, write
+from occfast.losses import BatchTripletLoss, Mining, TripletLoss
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PEER = "pytorch-metric-learning"
 
 
@@ -72,7 +69,10 @@ def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | Non
     metric = distances.LpDistance(normalize_embeddings=False, power=2)
     if mining in ("all", "violating"):  # its default reducer averages over the triplets that violate
         reducer = reducers.MeanReducer() if mining == "all" else None
-        return losses.TripletMarginLoss(margin=margin, distance=metric, reducer=reducer)
+        found: Callable[[Tensor, Tensor], Tensor] = losses.TripletMarginLoss(
+            margin=margin, distance=metric, reducer=reducer
+        )
+        return found
     loss = losses.TripletMarginLoss(margin=margin, distance=metric, reducer=reducers.MeanReducer())
     miner: Any
     if mining == "semihard":
@@ -84,11 +84,11 @@ def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | Non
     return lambda x, y: loss(x, y, miner(x, y))
 
 
-def provider(name: str, mining: str, margin: float = 0.5) -> Callable[[Tensor, Tensor], Tensor] | None:
+def provider(name: str, mining: Mining, margin: float = 0.5) -> Callable[[Tensor, Tensor], Tensor] | None:
     if name == "occfast":
-        return TripletLoss(margin, mining)
+        return TripletLoss(margin, mining=mining)
     if name == "occfast, no statistics":
-        return TripletLoss(margin, mining, statistics=False)
+        return TripletLoss(margin, mining=mining, statistics=False)
     if name == "occfast, Eq. 9":
         return BatchTripletLoss(margin, mining=mining)
     return peer(mining, margin) if name == PEER else plain(mining, margin)
@@ -118,7 +118,7 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(b: int, k: int, d: int, mining: str, rounds: int, limits: dict[str, int]) -> list[dict[str, Any]]:
+def measure(b: int, k: int, d: int, mining: Mining, rounds: int, limits: dict[str, int]) -> list[dict[str, Any]]:
     x, y = batch(b, k, d)
     rate = library_rate(d, x.dtype)
     names = ["occfast", "occfast, no statistics", "occfast, Eq. 9"]
@@ -141,7 +141,7 @@ def measure(b: int, k: int, d: int, mining: str, rounds: int, limits: dict[str, 
         rows.append(
             {
                 "provider": name,
-                "version": _version(name),
+                "version": installed({PEER: PEER, "plain PyTorch": "torch"}.get(name, "occfast")),
                 "batch": b,
                 "per_class": k,
                 "dim": d,
@@ -167,17 +167,7 @@ def _fits(name: str, b: int, k: int, limits: dict[str, int]) -> bool:
     return name not in limits or need < limits[name] << 30
 
 
-def _version(name: str) -> str:
-    package = {PEER: PEER, "plain PyTorch": "torch"}.get(name, "occfast")
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        from occfast import __version__
-
-        return __version__
-
-
-def peak_memory(b: int, k: int, d: int, mining: str, name: str) -> dict[str, Any]:
+def peak_memory(b: int, k: int, d: int, mining: Mining, name: str) -> dict[str, Any]:
     """Peak resident memory of one step in a process of its own, and of that process before it."""
     # The kernel's own mark of this process: ru_maxrss begins with that of the process it was forked from.
     code = (
@@ -196,19 +186,6 @@ def peak_memory(b: int, k: int, d: int, mining: str, name: str) -> dict[str, Any
     return {**row, "peak_bytes": peak, "before_bytes": before, "seconds": seconds}
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "peer": _version(PEER),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "load": os.getloadavg(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 2048, 4096])
@@ -221,7 +198,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "triplet.json")
     chosen = parser.parse_args()
     limits = {PEER: chosen.peer_memory, "plain PyTorch": chosen.peer_memory}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {PEER} {_version(PEER)}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {PEER} {installed(PEER)}")
     rows = []
     for b in chosen.batches:
         for k in chosen.per_class:
@@ -244,8 +221,7 @@ def main() -> None:
                 continue
             memory.append(peak_memory(b, 8, chosen.dims[0], "violating", name))
             print(memory[-1], flush=True)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps({"environment": environment(), "rows": rows, "memory": memory}, indent=1))
+    write(chosen.output, {**environment(PEER), "rows": rows, "memory": memory})
     print(f"peak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 

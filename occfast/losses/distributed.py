@@ -1,4 +1,4 @@
-"""Gather embeddings across processes with gradients."""
+"""Gather embeddings across processes, with gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of every rank, in the order of the ranks; the gradient is this rank's part times the number of ranks."""
+    """Concatenate the rows of all ranks; the backward pass returns this rank's rows times the number of ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
@@ -21,7 +21,7 @@ class _GatherRows(torch.autograd.Function):
 
         rank = dist.get_rank(group)
         ctx.first, ctx.size, ctx.ranks = sum(sizes[:rank]), sizes[rank], len(sizes)
-        # As bytes, padded to the largest: any type and any backend can send that.
+        # Sent as bytes, padded to the longest part: every backend sends bytes, whatever the dtype.
         longest = max(sizes)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: sizes[rank]] = rows
@@ -36,7 +36,17 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.first : ctx.first + ctx.size] * ctx.ranks, None, None
 
 
-def _gather(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def gather_batch(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Return the embeddings and labels of all ranks, in rank order; batch sizes may differ.
+
+    Args:
+        embeddings: This rank's rows [B, D].
+        labels: This rank's labels, int64 [B].
+        group: Process group; None for the default group.
+
+    Raises:
+        ValueError: If no process group is initialized.
+    """
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):

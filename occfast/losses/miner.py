@@ -2,81 +2,123 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..native import reference
-from .triplet import _check_batch, _check_rule, _listed_distances, _working
-
-if TYPE_CHECKING:
-    pass
+from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
 
 
 class TripletMiner:
-    """Lists the triplets that a loss would mine, for small batches and for pytorch-metric-learning's losses.
+    """List the triplets that a loss would mine: for small batches and for pytorch-metric-learning's losses.
 
-    Called with (embeddings [B,D], labels [B], ref_emb [M,D], ref_labels [M]); returns int64 (anchors, positives,
-    negatives), by anchor, positive, negative.  Parameters as of :class:`BatchTripletLoss`.  Distances are computed in
-    float64, so a triplet at the very margin may differ from a float32 loss's.
+    Distances are computed in float64, so a triplet exactly at the margin may be classified differently by a float32
+    loss.
 
-    Raises:
-        ValueError: If the labels allow more than ``max_candidates`` triplets; as of the losses for bad input.
+    Args:
+        margin, mining, distance, seed: As for :class:`~occfast.losses.BatchTripletLoss`.
+        max_candidates: Largest number of candidate triplets of a batch, at least 1.
     """
 
     def __init__(
         self,
         margin: float = 0.5,
-        mining: str = "violating",
-        distance: str = "squared_euclidean",
+        *,
+        mining: Mining = "violating",
+        distance: Distance = "squared_euclidean",
         seed: int = 0,
         max_candidates: int = 100_000_000,
     ) -> None:
-        _check_rule(margin, mining, distance, seed)
-        self.margin, self.mining, self.distance, self.seed = margin, mining, distance, seed
-        self.max_candidates = max_candidates
+        self.margin = check_options(margin, mining, distance, seed)
+        self.mining, self.distance, self.seed = mining, distance, seed
+        self.max_candidates = checks.integer(max_candidates, "max_candidates", 1)
         self.step = 0
 
     @torch.no_grad()
     def __call__(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        labels = _check_batch(embeddings, labels, ("embeddings", "labels"))
+        """List the mined triplets of a batch.
+
+        Args:
+            embeddings: Floating point [B, D].
+            labels: Integers [B].
+            ref_emb, ref_labels: Source of positives and negatives, [M, D] and [M]; by default the batch itself.
+
+        Returns:
+            Indices of anchors, positives and negatives, int64 [T] each, sorted by anchor, positive and negative.
+
+        Raises:
+            TypeError, ValueError: If an argument is invalid, or if the labels allow more than ``max_candidates``
+                triplets.
+        """
+        labels = check_batch(embeddings, labels, ("embeddings", "labels"))
         own = ref_emb is None or ref_emb is embeddings
-        a = _working(embeddings.double(), self.distance)
+        a = prepare(embeddings.double(), self.distance)
         if own or ref_emb is None:
             b, b_labels = a, labels
         else:
             if ref_labels is None:
                 raise ValueError("ref_labels: expected a tensor with ref_emb, got None")
-            b_labels = _check_batch(ref_emb, ref_labels, ("ref_emb", "ref_labels"))
-            b = _working(ref_emb.double(), self.distance)
+            b_labels = check_batch(ref_emb, ref_labels, ("ref_emb", "ref_labels"))
+            b = prepare(ref_emb.double(), self.distance)
         same = labels[:, None] == b_labels
         positive = same.clone().fill_diagonal_(False) if own else same
-        candidates = int((positive.sum(1) * (~same).sum(1)).sum())
+        self._check_count(int((positive.sum(1) * (~same).sum(1)).sum()))
+        return self._mine(a, b, ((i, positive[i].nonzero()[:, 0], (~same[i]).nonzero()[:, 0]) for i in range(len(a))))
+
+    @torch.no_grad()
+    def among_pairs(
+        self, embeddings: Tensor, pairs: tuple[Tensor, ...], ref_emb: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """List the mined triplets among those that listed pairs allow.
+
+        Args:
+            embeddings: Floating point [B, D].
+            pairs: (anchors, positives, anchors, negatives), int64, as pytorch-metric-learning's pair miners return.
+            ref_emb: Source of positives and negatives, [M, D]; by default ``embeddings``.
+
+        Returns:
+            As the call of the miner.
+        """
+        first, positives, second, negatives = pairs
+        a = prepare(embeddings.double(), self.distance)
+        b = a if ref_emb is None else prepare(ref_emb.double(), self.distance)
+        counts = [at.bincount(minlength=len(a)) for at in (first, second)]
+        self._check_count(int((counts[0] * counts[1]).sum()))
+        anchors = ((counts[0] > 0) & (counts[1] > 0)).nonzero()[:, 0].tolist()
+        return self._mine(a, b, ((i, positives[first == i], negatives[second == i]) for i in anchors))
+
+    def _check_count(self, candidates: int) -> None:
         if candidates > self.max_candidates:
             raise ValueError(
                 f"embeddings: expected at most {self.max_candidates} candidate triplets "
                 f"(max_candidates), got {candidates}"
             )
+
+    def _mine(
+        self, a: Tensor, b: Tensor, anchors: Iterable[tuple[int, Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Select triplets of each (anchor, indices of its positives, indices of its negatives)."""
         found: list[Tensor] = []
-        for i in range(a.shape[0]):
-            p, n = positive[i].nonzero()[:, 0], (~same[i]).nonzero()[:, 0]
+        for i, p, n in anchors:
             if p.numel() and n.numel():
-                at = torch.full_like(b_labels, i)
-                d = _listed_distances(a, b, at, torch.arange(len(b), device=b.device), self.distance)
-                for j, k in self._choose(d[p], d[n], i, p):
-                    found.append(torch.stack((torch.full_like(j, i), p[j], n[k])))
+                at = torch.full((len(b),), i, device=b.device)
+                d = listed_distances(a, b, at, torch.arange(len(b), device=b.device), self.distance)
+                j, k = self._choose(d[p], d[n], i, p)
+                found.append(torch.stack((torch.full_like(j, i), p[j], n[k])))
         if self.mining == "semihard_random":
             self.step = (self.step + 1) % 2**32
-        triplets = torch.cat(found, 1) if found else labels.new_empty((3, 0))
+        triplets = torch.cat(found, 1) if found else torch.empty((3, 0), dtype=torch.int64, device=a.device)
         return triplets[0], triplets[1], triplets[2]
 
-    def _choose(self, ap: Tensor, an: Tensor, anchor: int, p: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Indices into the anchor's positives and negatives."""
+    def _choose(self, ap: Tensor, an: Tensor, anchor: int, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Return indices into the anchor's positives and negatives, one pair for each selected triplet."""
         if self.mining == "hardest":
-            return [((ap == ap.max()).nonzero()[:1, 0], (an == an.min()).nonzero()[:1, 0])]
+            return (ap == ap.max()).nonzero()[:1, 0], (an == an.min()).nonzero()[:1, 0]
         chosen = torch.ones((len(ap), len(an)), dtype=torch.bool, device=ap.device)
         if self.mining != "all":
             chosen = an < ap[:, None] + self.margin
@@ -86,4 +128,4 @@ class TripletMiner:
             pick = reference.draw_negatives(torch.full_like(p, anchor), p, chosen.sum(1), self.seed, self.step)
             chosen &= chosen.cumsum(1) == pick[:, None] + 1
         j, k = chosen.nonzero(as_tuple=True)
-        return [(j, k)]
+        return j, k

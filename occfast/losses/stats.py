@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..errors import MissingPackage
 from ..native import reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class TripletStats:
-    """What a batch looked like to a triplet loss.
+    """Statistics of one batch as a triplet loss saw it.
 
-    Every figure is a detached tensor on the device of the embeddings; nothing waits for the device until it is read.
-    Distances are in the unit of the loss's ``distance``.  ``ap`` is anchor-positive, ``an`` anchor-negative.
+    All values are detached tensors on the device of the embeddings; reading one waits for the device.  Distances are
+    those of the loss's ``distance``; ``ap`` stands for anchor-positive, ``an`` for anchor-negative.  "Candidates" are
+    all triplets that the labels allow.  Properties marked * need a loss with ``statistics=True`` and raise ValueError
+    otherwise.
     """
 
     totals: Tensor  #: float64 [22], slots of ``csrc/core/mining.h``
     nearest: Tensor  #: [2, B], see :attr:`nearest_positive`
     histogram: Tensor  #: int64 [2, bins]: positive and negative pairs
-    histogram_top: Tensor  #: float64 [1], the upper edge of the last bin; larger distances are counted in it
+    histogram_top: Tensor  #: float64 [1], upper edge of the last bin, which also counts all larger distances
     lengths: Tensor  #: float64 [B], squared lengths of the embeddings (cosine: of the unit vectors)
     squares: Tensor  #: [B], squared distances of the embeddings from their mean
     margin: float
-    complete: bool  #: whether the loss was made with ``statistics=True``
+    complete: bool  #: True for a loss with ``statistics=True``
 
     def _total(self, slot: int, needs_all: bool = False) -> Tensor:
         if needs_all and not self.complete:
-            raise ValueError("statistics: expected True at the making of the loss to read this figure, got False")
+            raise ValueError("statistics: expected True when the loss was created to read this value, got False")
         return self.totals[slot]
 
     def _variance(self, slot: int, needs_all: bool = False) -> Tensor:
@@ -42,48 +47,48 @@ class TripletStats:
 
     @property
     def n_triplets(self) -> Tensor:
-        """Mined triplets, int64."""
+        """Number of mined triplets, int64."""
         return self._total(reference.MINED_POSITIVE).round().long()
 
     @property
     def n_candidates(self) -> Tensor:
-        """Triplets (anchor, positive, negative) that the labels allow, int64."""
+        """Number of candidates, int64 (*)."""
         return self._total(reference.CANDIDATES, True).round().long()
 
     @property
     def n_violating(self) -> Tensor:
-        """Candidates with d_ap + margin > d_an, int64: the semi-hard and the hard ones."""
+        """Number of candidates with d_ap + margin > d_an, int64: the semi-hard and hard ones (*)."""
         return self._total(reference.VIOLATING_TRIPLETS, True).round().long()
 
     @property
     def n_hard(self) -> Tensor:
-        """Violating candidates with d_an <= d_ap, int64."""
+        """Number of violating candidates with d_an <= d_ap, int64 (*)."""
         return self._total(reference.HARD_TRIPLETS, True).round().long()
 
     @property
     def n_semihard(self) -> Tensor:
-        """Candidates with d_ap < d_an < d_ap + margin, int64."""
+        """Number of candidates with d_ap < d_an < d_ap + margin, int64 (*)."""
         return self.n_violating - self.n_hard
 
     @property
     def n_easy(self) -> Tensor:
-        """Candidates that don't violate, int64."""
+        """Number of candidates that do not violate, int64 (*)."""
         return self.n_candidates - self.n_violating
 
     @property
     def active_fraction(self) -> Tensor:
-        """Violating candidates / candidates, whatever the mining; 0 where there is no candidate."""
+        """Fraction of violating candidates, for any mining rule; 0 without candidates (*)."""
         violating, candidates = (self._total(k, True) for k in (reference.VIOLATING_TRIPLETS, reference.CANDIDATES))
         return violating / candidates.clamp(min=1)
 
     @property
     def mean_ap(self) -> Tensor:
-        """Mean anchor-positive distance over the mined triplets (0 where none is)."""
+        """Mean anchor-positive distance over the mined triplets; 0 without any."""
         return self._total(reference.MINED_POSITIVE + 1)
 
     @property
     def mean_an(self) -> Tensor:
-        """Mean anchor-negative distance over the mined triplets."""
+        """Mean anchor-negative distance over the mined triplets; 0 without any."""
         return self._total(reference.MINED_NEGATIVE + 1)
 
     @property
@@ -98,7 +103,7 @@ class TripletStats:
 
     @property
     def decidability(self) -> Tensor:
-        """d' over the mined triplets (S1 Eq. 8); 0 where the means are equal."""
+        """Decidability d' over the mined triplets (S1 Eq. 8); 0 if the means are equal."""
         return _decidability(self.mean_ap, self.mean_an, self.var_ap, self.var_an)
 
     @property
@@ -108,7 +113,7 @@ class TripletStats:
 
     @property
     def pair_mean_an(self) -> Tensor:
-        """Mean distance of all negative pairs."""
+        """Mean distance of all negative pairs (*)."""
         return self._total(reference.NEGATIVE_PAIRS + 1, True)
 
     @property
@@ -118,41 +123,41 @@ class TripletStats:
 
     @property
     def pair_var_an(self) -> Tensor:
-        """Population variance of the distances of all negative pairs."""
+        """Population variance of the distances of all negative pairs (*)."""
         return self._variance(reference.NEGATIVE_PAIRS, True)
 
     @property
     def pair_decidability(self) -> Tensor:
-        """d' (S1 Eq. 8) over all pairs."""
+        """Decidability d' over all pairs (S1 Eq. 8) (*)."""
         return _decidability(self.pair_mean_ap, self.pair_mean_an, self.pair_var_ap, self.pair_var_an)
 
     @property
     def nearest_positive(self) -> Tensor:
-        """Distance of each anchor's nearest positive [B]; infinite where it has none."""
+        """Distance of each anchor's nearest positive, [B]; infinite for anchors without one (*)."""
         self._total(0, True)
         return self.nearest[0]
 
     @property
     def nearest_negative(self) -> Tensor:
-        """Distance of each anchor's nearest negative [B]; infinite where it has none."""
+        """Distance of each anchor's nearest negative, [B]; infinite for anchors without one (*)."""
         self._total(0, True)
         return self.nearest[1]
 
     @property
     def histogram_positive(self) -> Tensor:
-        """Positive pairs in each bin, int64 [bins] (each pair of a batch with itself once)."""
+        """Number of positive pairs in each bin, int64 [bins]; each pair within a batch counts once (*)."""
         self._total(0, True)
         return self.histogram[0]
 
     @property
     def histogram_negative(self) -> Tensor:
-        """Negative pairs in each bin, int64 [bins]."""
+        """Number of negative pairs in each bin, int64 [bins] (*)."""
         self._total(0, True)
         return self.histogram[1]
 
     @property
     def histogram_edges(self) -> Tensor:
-        """Edges of the bins, float64 [bins + 1]."""
+        """Edges of the histogram bins, float64 [bins + 1]."""
         bins = self.histogram.shape[1]
         return torch.arange(bins + 1, dtype=torch.float64, device=self.totals.device) * (self.histogram_top / bins)
 
@@ -168,17 +173,17 @@ class TripletStats:
 
     @property
     def collapsed(self) -> Tensor:
-        """Alarm, bool: the embeddings shrink to a point.
+        """True if the embeddings collapse to a point, bool (*).
 
-        True where the spread is below 1 % of the root mean squared length, or where the mean negative pair is
-        nearer than 5 % of the margin (the loss then stays at the margin whatever the labels).
+        That is, if the spread is below 1 % of the root mean squared length, or if the mean distance of negative pairs
+        is below 5 % of the margin (the loss then stays at the margin for any labels).
         """
         point = self.spread < 0.01 * self.lengths.mean().sqrt()
         negatives = self._total(reference.NEGATIVE_PAIRS, True) > 0
         return point | (negatives & (self.pair_mean_an < 0.05 * self.margin))
 
     def as_dict(self) -> dict[str, float]:
-        """Every single figure as a Python number.  Waits for the device."""
+        """Return all scalar statistics as Python numbers; waits for the device."""
         names = [
             "n_triplets",
             "mean_ap",
@@ -208,9 +213,16 @@ class TripletStats:
         return dict(zip(names, values, strict=True))
 
     def plot(self, ax: Axes | None = None, title: str | None = None) -> Axes:
-        """Draw the distributions of both kinds of pairs (S1 Figure 4); returns the axes.  Waits for the device."""
-        import matplotlib.pyplot as plt
+        """Draw the distance distributions of matching and non-matching pairs (S1 Figure 4) (*).
 
+        Args:
+            ax: Matplotlib axes; None creates a figure.
+            title: Text before d' in the title.
+
+        Returns:
+            The axes.
+        """
+        plt = _pyplot()
         ax = plt.subplots(figsize=(5, 3))[1] if ax is None else ax
         edges = self.histogram_edges.cpu().numpy()
         for name, color, counts in (
@@ -227,18 +239,29 @@ class TripletStats:
         return ax
 
 
+def _pyplot() -> ModuleType:
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise MissingPackage("plots need the package matplotlib: pip install matplotlib") from error
+    return matplotlib.pyplot
+
+
 def _decidability(mean_ap: Tensor, mean_an: Tensor, var_ap: Tensor, var_an: Tensor) -> Tensor:
     apart = (mean_ap - mean_an).abs()
     return torch.where(apart == 0, 0.0, apart / ((var_ap + var_an) / 2).sqrt())
 
 
-def plot_score_distributions(stats: Mapping[str, TripletStats]) -> Any:
-    """Draw the score distributions of several moments (say, before and after training) one above the other.
+def plot_score_distributions(stats: Mapping[str, TripletStats]) -> Figure:
+    """Draw several score distributions, such as before and after training, one above the other (S1 Figure 4).
 
-    ``stats``: title -> statistics.  Returns the matplotlib figure; the axes share their scale, as in S1 Figure 4.
+    Args:
+        stats: Statistics by title, at least one.
+
+    Returns:
+        A Matplotlib figure whose axes share their scale.
     """
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     if not stats:
         raise ValueError("stats: expected at least one TripletStats, got none")
     figure, axes = plt.subplots(len(stats), 1, sharex=True, figsize=(6, 0.6 + 2.2 * len(stats)), squeeze=False)
@@ -246,4 +269,5 @@ def plot_score_distributions(stats: Mapping[str, TripletStats]) -> Any:
         one.plot(ax, title)
         ax.label_outer()
     figure.tight_layout()
-    return figure
+    result: Figure = figure
+    return result

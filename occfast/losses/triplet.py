@@ -1,83 +1,31 @@
-"""Triplet losses over every triplet of a batch, without a list of them, and the large margin cosine head.
+"""Triplet losses over every triplet of a batch, computed without listing the triplets.
 
 Sáez Trigueros, Meng, Hartnett 2018 (S1): triplet loss (Eqs. 5-7), decidability (Eq. 8), batch triplet loss (Eq. 9).
-Wang et al. 2018, "CosFace": large margin cosine loss.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from ..native import ops
-from .distributed import _gather
+from .. import checks
+from ..native import ops, reference
+from .distributed import gather_batch
+from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
 from .stats import TripletStats
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-__all__ = ["BatchTripletLoss", "TripletLoss", "TripletStats"]
-
 _BINS = 64
 
 
-# -- statistics ----------------------------------------------------------------------------------------
-
-
-# -- the global batch ----------------------------------------------------------------------------------
-
-
-# -- triplet losses ------------------------------------------------------------------------------------
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_rule(margin: float, mining: str, distance: str, seed: int) -> None:
-    if not _is_number(margin) or margin < 0:
-        raise ValueError(f"margin: expected a finite number, not negative, got {margin!r}")
-    for name, value, known in (("mining", mining, ops.MININGS), ("distance", distance, ops.DISTANCES)):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
-
-
-def _check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str]) -> Tensor:
-    """The labels as int64.  Looks at shapes, types and devices only."""
-    if not isinstance(embeddings, Tensor):
-        raise TypeError(f"{names[0]}: expected a tensor, got {type(embeddings).__name__}")
-    if embeddings.dim() != 2:
-        raise ValueError(f"{names[0]}: expected shape [B, D], got {list(embeddings.shape)}")
-    if not embeddings.is_floating_point():
-        raise TypeError(f"{names[0]}: expected a floating-point tensor, got {embeddings.dtype}")
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{names[1]}: expected a tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{names[1]}: expected an integer tensor, got {labels.dtype}")
-    if tuple(labels.shape) != (embeddings.shape[0],):
-        raise ValueError(f"{names[1]}: expected shape [{embeddings.shape[0]}], got {list(labels.shape)}")
-    if labels.device != embeddings.device:
-        raise ValueError(f"{names[1]}: expected a tensor on {embeddings.device}, got {labels.device}")
-    return labels.long()
-
-
-def _working(embeddings: Tensor, distance: str) -> Tensor:
-    """float32 or float64, and of length 1 (or 0) where the distance is the cosine's."""
-    working = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    if distance != "cosine":
-        return working
-    length = torch.linalg.vector_norm(working, dim=1, keepdim=True, dtype=torch.float64)
-    unit: Tensor = working / torch.where(length > 0, length, 1.0).to(working.dtype) * (length > 0)
-    return unit
-
-
 class _Triplets(nn.Module):
-    """What the two losses share; see :class:`BatchTripletLoss`."""
+    """Common part of the two losses; see :class:`BatchTripletLoss`."""
 
     hinge: bool
 
@@ -85,9 +33,10 @@ class _Triplets(nn.Module):
         self,
         margin: float,
         beta: float,
-        mining: str,
+        *,
+        mining: Mining,
         distributed: bool,
-        distance: str,
+        distance: Distance,
         statistics: bool,
         bins: int,
         histogram_range: float | None,
@@ -96,23 +45,23 @@ class _Triplets(nn.Module):
         process_group: dist.ProcessGroup | None,
     ) -> None:
         super().__init__()
-        _check_rule(margin, mining, distance, seed)
-        if not _is_number(beta) or not 0 <= beta <= 1:
-            raise ValueError(f"beta: expected a number in [0, 1], got {beta!r}")
-        if not isinstance(bins, int) or not 1 <= bins <= ops.MAX_BINS:
-            raise ValueError(f"bins: expected an integer in [1, {ops.MAX_BINS}], got {bins!r}")
-        if histogram_range is not None and (not _is_number(histogram_range) or histogram_range <= 0):
-            raise ValueError(f"histogram_range: expected a positive distance or None, got {histogram_range!r}")
-        self.margin, self.beta, self.mining, self.distance = float(margin), float(beta), mining, distance
-        self.distributed, self.process_group = distributed, process_group
-        self.statistics, self.bins, self.histogram_range = statistics, bins, histogram_range
-        self.seed, self.check_finite = seed, check_finite
+        self.margin = check_options(margin, mining, distance, seed)
+        self.beta = checks.number(beta, "beta", 0.0, 1.0)
+        self.mining, self.distance, self.seed = mining, distance, seed
+        self.bins = checks.integer(bins, "bins", 1, ops.MAX_BINS)
+        if histogram_range is not None:
+            histogram_range = checks.number(histogram_range, "histogram_range", above=0.0)
+        self.histogram_range = histogram_range
+        self.distributed = checks.flag(distributed, "distributed")
+        self.statistics = checks.flag(statistics, "statistics")
+        self.check_finite = checks.flag(check_finite, "check_finite")
+        self.process_group = process_group
         self.step = 0
         self._stats: TripletStats | None = None
 
     @property
     def stats(self) -> TripletStats | None:
-        """Of the latest call; None before the first, and after one with ``indices_tuple``."""
+        """Statistics of the latest call; None before the first, and after one with ``indices_tuple``."""
         return self._stats
 
     def forward(
@@ -123,32 +72,38 @@ class _Triplets(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar: float64 for float64 embeddings, else float32.
+        """Compute the loss.
 
         Args:
-            embeddings: float16, bfloat16, float32 or float64 [B, D]; used as given (normalize before).
-            labels: integer [B]
-            indices_tuple: (anchors, positives, negatives), or (anchors, positives, anchors, negatives) of pairs,
-                int64: the triplets to use in place of mining, as pytorch-metric-learning's miners give them.
-            ref_emb, ref_labels: [M, D] and [M]: where positives and negatives come from; by default the batch itself,
-                no item being its own positive.  They get a gradient too.
+            embeddings: float16, bfloat16, float32 or float64 [B, D], B at least 1; used as given (normalize before).
+            labels: Integers [B], of at least two classes.
+            indices_tuple: Triplets to use in place of mining, int64: (anchors, positives, negatives), or pairs
+                (anchors, positives, anchors, negatives), as pytorch-metric-learning's miners return them.
+            ref_emb, ref_labels: Source of positives and negatives, [M, D] and [M]; by default the batch itself, in
+                which no item is its own positive.  ``ref_emb`` receives a gradient too.
+
+        Returns:
+            A scalar: float64 for float64 embeddings, else float32.
 
         Raises:
-            ValueError, TypeError: For a wrong shape, device, dtype; with ``check_finite`` for NaN or infinite
-                embeddings.
+            TypeError, ValueError: If an argument has a wrong dtype, shape or device; if all labels are equal, which
+                leaves no triplet; with ``check_finite``, if embeddings are NaN or infinite.  Equal labels are
+                detected on the CPU, and on a GPU with ``check_finite``.
+            NotImplementedError: In forward-mode differentiation.
+            RuntimeError: If ``mining="semihard_random"`` is recomputed by activation checkpointing.
         """
         if labels is None and indices_tuple is not None:  # listed triplets need no labels
             labels = torch.zeros(len(embeddings), dtype=torch.int64, device=embeddings.device)
             if ref_emb is not None and ref_labels is None:
                 ref_labels = torch.zeros(len(ref_emb), dtype=torch.int64, device=ref_emb.device)
-        labels = _check_batch(embeddings, labels, ("embeddings", "labels"))
+        labels = check_batch(embeddings, labels, ("embeddings", "labels"), empty=self.distributed)
         if (ref_emb is None) != (ref_labels is None):
             missing = "ref_labels" if ref_labels is None else "ref_emb"
             raise ValueError(f"{missing}: expected a tensor beside the other of ref_emb and ref_labels, got None")
         if ref_emb is embeddings:
             ref_emb = ref_labels = None
         if ref_emb is not None:
-            ref_labels = _check_batch(ref_emb, ref_labels, ("ref_emb", "ref_labels"))
+            ref_labels = check_batch(ref_emb, ref_labels, ("ref_emb", "ref_labels"), empty=self.distributed)
             if ref_emb.shape[1] != embeddings.shape[1]:
                 raise ValueError(f"ref_emb: expected {embeddings.shape[1]} columns, got {ref_emb.shape[1]}")
             if ref_emb.device != embeddings.device:
@@ -165,12 +120,17 @@ class _Triplets(nn.Module):
                 raise ValueError("indices_tuple: expected None with distributed=True, got a tuple")
             self._stats = None
             return self._listed(embeddings, indices_tuple, ref_emb)
-        embeddings = _working(embeddings, self.distance)
-        references = None if ref_emb is None else _working(ref_emb, self.distance)
+        if not torch.compiler.is_compiling():
+            self._check_autograd(embeddings, ref_emb)
+        embeddings = prepare(embeddings, self.distance)
+        references = None if ref_emb is None else prepare(ref_emb, self.distance)
         if self.distributed:
-            embeddings, labels = _gather(embeddings, labels, self.process_group)
+            embeddings, labels = gather_batch(embeddings, labels, self.process_group)
             if references is not None and ref_labels is not None:
-                references, ref_labels = _gather(references, ref_labels, self.process_group)
+                references, ref_labels = gather_batch(references, ref_labels, self.process_group)
+            for name, rows in (("embeddings", embeddings), ("ref_emb", references)):
+                if rows is not None and rows.shape[0] == 0:
+                    raise ValueError(f"{name}: expected at least one row over all ranks, got none")
         needs_gradient = torch.is_grad_enabled() and (
             embeddings.requires_grad or (references is not None and references.requires_grad)
         )
@@ -191,15 +151,47 @@ class _Triplets(nn.Module):
             self.histogram_range or 0.0,
             needs_gradient,
         )
+        if not torch.compiler.is_compiling() and (totals.device.type == "cpu" or self.check_finite):
+            self._check_mined(totals, labels, ref_labels)
         if self.mining == "semihard_random":
             self.step = (self.step + 1) % 2**32
         self._stats = TripletStats(totals, nearest, histogram, edge, lengths, squares, self.margin, self.statistics)
         result: Tensor = loss
         return result
 
+    def _check_autograd(self, embeddings: Tensor, ref_emb: Tensor | None) -> None:
+        for tensor in (embeddings, ref_emb):
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError(
+                    "the triplet losses have no forward-mode derivative; use backward (or torch.func.grad)"
+                )
+        if self.mining == "semihard_random" and _in_backward():
+            raise RuntimeError(
+                "mining: 'semihard_random' draws anew at each call, so activation checkpointing can't recompute it; "
+                "call the loss outside of torch.utils.checkpoint"
+            )
+
+    @staticmethod
+    def _check_mined(totals: Tensor, labels: Tensor, ref_labels: Tensor | None) -> None:
+        """Refuse one class, and warn of labels without a positive pair: both make every such loss 0 in silence."""
+        if float(totals[reference.MINED_POSITIVE]) > 0:
+            return
+        every = labels if ref_labels is None else torch.cat((labels, ref_labels))
+        if bool((every == every[0]).all()):
+            raise ValueError(
+                f"labels: expected at least two classes in a batch, got {len(every)} labels of one ({int(every[0])})"
+            )
+        positives = torch.isin(labels, ref_labels) if ref_labels is not None else None
+        if not bool(positives.any()) if positives is not None else len(labels.unique()) == len(labels):
+            warnings.warn(
+                "labels: no two embeddings of the batch have the same label, so there is no triplet and the loss is 0; "
+                "occfast.data.PKSampler makes batches with several images of each person",
+                stacklevel=4,
+            )
+
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
-        anchors = _working(embeddings, self.distance)
-        others = anchors if ref_emb is None else _working(ref_emb, self.distance)
+        anchors = prepare(embeddings, self.distance)
+        others = anchors if ref_emb is None else prepare(ref_emb, self.distance)
         if len(indices_tuple) == 4:
             first, positives, second, negatives = indices_tuple
             i, j = (first[:, None] == second).nonzero(as_tuple=True)
@@ -210,8 +202,8 @@ class _Triplets(nn.Module):
             raise ValueError(f"indices_tuple: expected 3 or 4 tensors, got {len(indices_tuple)}")
         if a.numel() == 0:
             return (anchors.sum() + others.sum()) * 0
-        d_ap = _listed_distances(anchors, others, a, p, self.distance)
-        d_an = _listed_distances(anchors, others, a, n, self.distance)
+        d_ap = listed_distances(anchors, others, a, p, self.distance)
+        d_an = listed_distances(anchors, others, a, n, self.distance)
         if self.hinge:
             return (d_ap - d_an + self.margin).clamp(min=0).mean()
         spread = d_ap.var(correction=0) + d_an.var(correction=0)
@@ -231,45 +223,50 @@ class _Triplets(nn.Module):
         self.step = int(state["step"])
 
 
-def _listed_distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor, distance: str) -> Tensor:
-    squares = (a[i] - b[j]).square().sum(1)
-    if distance == "euclidean":  # the derivative at 0 is taken as 0
-        return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
-    if distance == "cosine":
-        zero = (a.detach()[i] == 0).all(1) | (b.detach()[j] == 0).all(1)
-        return torch.where(zero, 1.0, squares * 0.5)
-    return squares
+def _in_backward() -> bool:
+    """Return whether a backward pass is running: a forward pass inside it is a recomputation."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class BatchTripletLoss(_Triplets):
-    r"""Batch triplet loss (S1 Eq. 9) over every mined triplet of the batch.
+    r"""Batch triplet loss (S1 Eq. 9) over all mined triplets of the batch.
 
     .. math:: L = (1 - \beta)(\mu_{ap} - \mu_{an} + \alpha) + \beta(\sigma^2_{ap} + \sigma^2_{an})
 
-    with the means and population variances of d(a, p) and d(a, n) over the mined triplets, which count as constant:
-    the gradient is that of the formula for this very set.  No triplet is ever listed; memory is O(B²).
+    μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets.  The mined set
+    counts as constant: the gradient is that of the formula for this set.  Triplets are never listed; memory is O(B²).
+
+    If nothing is mined, the loss and its gradient are 0.  A batch of one class is an error.  Second derivatives and
+    forward-mode derivatives raise an error.
 
     Args:
-        margin: α, >= 0.  The paper's 0.5 is for squared distances of unit vectors.
-        beta: β in [0, 1].  0 is Eq. 7, 1 the variances alone.
-        mining: which triplets, d_ap and d_an being the distances of a's positive and negative:
-            "violating" (d_ap + α > d_an), "semihard" (d_ap < d_an < d_ap + α), "semihard_random" (one such negative
-            for each pair a, p, chosen by ``seed`` and the number of the call), "hardest" (each anchor's furthest
-            positive with its nearest negative; of equals the first), "all".
-        distributed: mine over the batches of all ranks.  Contract: every rank returns the same loss, that of the
-            global batch (in the order of the ranks; sizes may differ), and gives its own embeddings *world size*
-            times that loss's gradient.  DistributedDataParallel averages over the ranks, so parameters get exactly
-            the gradient of the one global loss: nothing is to be multiplied by hand.  (Where gradients are added up
-            and not averaged, divide by the number of ranks.)  The loss must be scaled alike on every rank.  One small
-            wait for the sizes a call.
-        distance: "squared_euclidean" (as the paper), "euclidean" (derivative 0 at distance 0) or "cosine" (1 -
-            cosine; an embedding of length 0 is at distance 1 from everything and gets no gradient).
-        statistics: also what the loss itself doesn't need, for :attr:`stats`.
-        bins, histogram_range: of the histograms; by default over [0, a bound from the lengths] (4 for unit vectors).
-        check_finite: raise on NaN or infinite embeddings.  It waits for the device; without it the loss is NaN.
-        process_group: for ``distributed``; by default the whole world.
+        margin: α >= 0.  The paper's 0.5 applies to squared distances of unit vectors.
+        beta: β in [0, 1]; 0 gives Eq. 7, 1 the variances alone.
+        mining: Rule that selects triplets by the distances d_ap and d_an of a positive and a negative from the anchor:
 
-    Where nothing is mined the loss is 0 and so is its gradient.  A second derivative is refused.
+            - ``"violating"``: d_ap + α > d_an (the paper's rule);
+            - ``"semihard"``: d_ap < d_an < d_ap + α;
+            - ``"semihard_random"``: one semi-hard negative for each pair (a, p), drawn from ``seed`` and the number of
+              the call;
+            - ``"hardest"``: the farthest positive and the nearest negative of each anchor (the first among equals);
+            - ``"all"``: every triplet.
+        distributed: Mine over the batches of all ranks.  Every rank returns the loss of the global batch (in rank
+            order; sizes may differ) and gives its own embeddings *world size* times that loss's gradient.
+            DistributedDataParallel averages gradients over the ranks, so parameters receive exactly the gradient of
+            the global loss.  Divide by the number of ranks where gradients are summed instead.  Scale the loss
+            equally on every rank.  Each call waits once for the batch sizes.
+        distance: ``"squared_euclidean"`` (the paper's), ``"euclidean"`` (derivative 0 at distance 0) or ``"cosine"``
+            (1 - cosine; an embedding of length 0 has distance 1 from everything and receives no gradient).
+        statistics: Also compute the statistics in :attr:`stats` that the loss itself does not need.
+        bins: Number of histogram bins.
+        histogram_range: Upper edge of the histograms, > 0; by default a bound from the lengths (4 for unit vectors).
+        seed: Seed of ``"semihard_random"``, in [0, 2**63).
+        check_finite: Raise ValueError for NaN or infinite embeddings, which otherwise make the loss NaN.  On a GPU
+            this waits for the device.
+        process_group: Process group for ``distributed``; by default all processes.
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type or value; the message names it.
     """
 
     hinge = False
@@ -278,10 +275,10 @@ class BatchTripletLoss(_Triplets):
         self,
         margin: float = 0.5,
         beta: float = 0.7,
-        mining: str = "violating",
-        distributed: bool = False,
         *,
-        distance: str = "squared_euclidean",
+        mining: Mining = "violating",
+        distributed: bool = False,
+        distance: Distance = "squared_euclidean",
         statistics: bool = True,
         bins: int = _BINS,
         histogram_range: float | None = None,
@@ -292,23 +289,23 @@ class BatchTripletLoss(_Triplets):
         super().__init__(
             margin,
             beta,
-            mining,
-            distributed,
-            distance,
-            statistics,
-            bins,
-            histogram_range,
-            seed,
-            check_finite,
-            process_group,
+            mining=mining,
+            distributed=distributed,
+            distance=distance,
+            statistics=statistics,
+            bins=bins,
+            histogram_range=histogram_range,
+            seed=seed,
+            check_finite=check_finite,
+            process_group=process_group,
         )
 
 
 class TripletLoss(_Triplets):
     r"""Triplet loss (S1 Eqs. 5-7): the mean of max(0, d_ap - d_an + α) over the mined triplets.
 
-    With "violating" this is Eq. 7, with "all" the mean over every triplet that the labels allow.  Parameters, contract
-    and statistics are those of :class:`BatchTripletLoss`.
+    ``mining="violating"`` gives Eq. 7, ``"all"`` the mean over all triplets that the labels allow.  Arguments,
+    behavior across processes and statistics are those of :class:`BatchTripletLoss`.
     """
 
     hinge = True
@@ -316,10 +313,10 @@ class TripletLoss(_Triplets):
     def __init__(
         self,
         margin: float = 0.5,
-        mining: str = "violating",
-        distributed: bool = False,
         *,
-        distance: str = "squared_euclidean",
+        mining: Mining = "violating",
+        distributed: bool = False,
+        distance: Distance = "squared_euclidean",
         statistics: bool = True,
         bins: int = _BINS,
         histogram_range: float | None = None,
@@ -330,16 +327,13 @@ class TripletLoss(_Triplets):
         super().__init__(
             margin,
             0.0,
-            mining,
-            distributed,
-            distance,
-            statistics,
-            bins,
-            histogram_range,
-            seed,
-            check_finite,
-            process_group,
+            mining=mining,
+            distributed=distributed,
+            distance=distance,
+            statistics=statistics,
+            bins=bins,
+            histogram_range=histogram_range,
+            seed=seed,
+            check_finite=check_finite,
+            process_group=process_group,
         )
-
-
-# -- large margin cosine -------------------------------------------------------------------------------

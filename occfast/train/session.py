@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .. import checks
 from ..data import FaceDataset
 from ..files import write_atomically
 from ..losses.cosface import LargeMarginCosine
+from ..losses.inputs import Mining
 from ..losses.triplet import BatchTripletLoss, TripletLoss
 from ..models import Preprocessing, build, feature_size
 from ..models.registry import takes_classes
@@ -91,16 +92,19 @@ def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple
 
 def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Preprocessing, world: int) -> Objective:
     loss = recipe.loss
+    mining = cast("Mining", loss.mining)
     if recipe.stage == "embed":
         if loss.name == "triplet":
-            return Embed(network, TripletLoss(loss.margin, loss.mining, world > 1, seed=recipe.seed))
-        return Embed(network, BatchTripletLoss(loss.margin, loss.beta, loss.mining, world > 1, seed=recipe.seed))
+            return Embed(network, TripletLoss(loss.margin, mining=mining, distributed=world > 1, seed=recipe.seed))
+        return Embed(
+            network, BatchTripletLoss(loss.margin, loss.beta, mining=mining, distributed=world > 1, seed=recipe.seed)
+        )
     if own:
         return Classify(network, label_smoothing=loss.label_smoothing)
     size = feature_size(network, p.channels, p.size)
     head: nn.Module = nn.Linear(size, people)
     if loss.name == "large_margin_cosine":
-        head = LargeMarginCosine(size, people, loss.scale, loss.cosine_margin)
+        head = LargeMarginCosine(size, people, scale=loss.scale, margin=loss.cosine_margin)
     return Classify(network, head, loss.label_smoothing)
 
 

@@ -127,7 +127,7 @@ def _load_head(path: Path) -> nn.Module:
     try:
         classes, size = state["weight"].shape
         if metadata["kind"] == "LargeMarginCosine":
-            head: nn.Module = LargeMarginCosine(size, classes, metadata["scale"], metadata["margin"])
+            head: nn.Module = LargeMarginCosine(size, classes, scale=metadata["scale"], margin=metadata["margin"])
         else:
             head = nn.Linear(size, classes)
         head.load_state_dict(state)

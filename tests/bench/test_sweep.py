@@ -26,7 +26,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     monkeypatch.setattr(sweep, "monai", lambda model, image, *_: len(model(image)))
     monkeypatch.setattr(torch, "compile", lambda model, **_: failing)
     monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name == "captum")
-    monkeypatch.setattr(sweep.metadata, "version", lambda name: "0")
 
     def run(*arguments: str) -> tuple[dict[str, Any], str]:
         output = tmp_path / "made" / "sweep.json"

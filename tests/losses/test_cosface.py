@@ -76,15 +76,17 @@ def test_learns() -> None:
 
 def test_bad_input() -> None:
     for arguments, message in (
-        ((0, 3), "in_features: expected a positive integer, got 0"),
-        ((3, 0), "n_classes"),
-        ((3, 2.0), "n_classes"),
-        ((3, 3, 0.0), "scale: expected a positive number"),
-        ((3, 3, 64.0, -0.1), "margin"),
-        ((3, 3, math.inf), "scale"),
+        ({"in_features": 0}, "in_features: expected an int of at least 1, got 0"),
+        ({"n_classes": 0}, "n_classes"),
+        ({"scale": 0.0}, "scale: expected a number above 0, got 0.0"),
+        ({"margin": -0.1}, "margin"),
+        ({"scale": math.inf}, "scale"),
     ):
         with pytest.raises(ValueError, match=message):
-            LargeMarginCosine(*arguments)
+            LargeMarginCosine(**{"in_features": 3, "n_classes": 3, **arguments})
+    for arguments in ({"n_classes": 2.0}, {"in_features": True}, {"scale": "64"}, {"margin": None}):
+        with pytest.raises(TypeError, match=next(iter(arguments))):
+            LargeMarginCosine(**{"in_features": 3, "n_classes": 3, **arguments})
     head, x, y = LargeMarginCosine(4, 3), torch.randn(2, 4), torch.tensor([0, 2])
     for arguments, kind, message in (
         ((x[:, :3], y), ValueError, r"features: expected shape \[N, 4\], got \[2, 3\]"),
@@ -92,6 +94,8 @@ def test_bad_input() -> None:
         ((x, y.float()), TypeError, "labels: expected an integer tensor"),
         ((x, y[:1]), ValueError, r"labels: expected shape \[2\]"),
         ((x, y + 1), ValueError, r"labels: expected values in \[0, 3\), got \[1, 3\]"),
+        ((x[:0], y[:0]), ValueError, r"features: expected at least one row, got shape \[0, 4\]"),
+        ((x[:0],), ValueError, "features: expected at least one row"),
         ((x.to("meta"), y), ValueError, "features: expected a tensor on cpu"),
     ):
         with pytest.raises(kind, match=message):

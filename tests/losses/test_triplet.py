@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ import occfast.losses
 from occfast.losses.miner import TripletMiner
 from occfast.losses.stats import plot_score_distributions
 from occfast.losses.triplet import BatchTripletLoss, TripletLoss
-from occfast.native import ops
+from occfast.native import ops, reference
 
 MININGS = ("all", "violating", "semihard", "hardest")
 DISTANCES = ("squared_euclidean", "euclidean", "cosine")
@@ -92,8 +96,8 @@ def definition(
 
 def make(mining: str, margin: float, beta: float | None, distance: str, **options):
     if beta is None:
-        return TripletLoss(margin, mining, distance=distance, **options)
-    return BatchTripletLoss(margin, beta, mining, distance=distance, **options)
+        return TripletLoss(margin, mining=mining, distance=distance, **options)
+    return BatchTripletLoss(margin, beta, mining=mining, distance=distance, **options)
 
 
 def batch(kind: str, distance: str = "") -> tuple[Tensor, Tensor]:
@@ -146,6 +150,10 @@ KINDS = (
 )
 
 
+#: Batches without a negative, which the losses refuse.
+ONE_CLASS = ("one class", "0", "1")
+
+
 def relative(got: Tensor, want: Tensor) -> float:
     scale = float(want.abs().max()) if want.numel() else 0.0
     return float((got.double() - want).abs().max()) / (scale or 1.0) if want.numel() else 0.0
@@ -153,7 +161,8 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("mining", MININGS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ONE_CLASS])
+@pytest.mark.filterwarnings("ignore:labels. no two embeddings")
 def test_definition(kind: str, mining: str, distance: str) -> None:
     x, y = batch(kind, distance)
     margin = 0.5 if kind not in ("huge", "clusters") else 0.7 * float(x.abs().max()) ** 2
@@ -173,6 +182,38 @@ def test_definition(kind: str, mining: str, distance: str) -> None:
         )
         assert int(loss.stats.n_triplets) == len(mined)
         assert int(loss.stats.n_candidates) == len(every)
+
+
+@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("kind", ONE_CLASS)
+def test_batches_of_one_class_are_refused(kind: str, mining: str) -> None:
+    x, y = batch(kind)
+    message = "embeddings: expected at least one row" if kind == "0" else "labels: expected at least two classes"
+    for beta in (0.7, None):
+        loss = make(mining, 0.5, beta, "squared_euclidean")
+        with pytest.raises(ValueError, match=message):
+            loss(x, y)
+        assert loss.stats is None
+    # The operator under them gives 0, as the definition has it.
+    want, mined, every = definition(x, y, mining, 0.5, 0.7, "squared_euclidean")
+    at = x.clone().requires_grad_()
+    options = (ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 8, 0.0, True)
+    got, totals, *_ = ops.triplet_loss(at, y, None, None, 0, *options)
+    got.backward()
+    assert float(got) == float(want) == 0 and not mined and not every
+    assert float(totals[reference.CANDIDATES]) == float(totals[reference.MINED_POSITIVE]) == 0
+    assert at.grad.shape == x.shape and not at.grad.any()
+
+
+def test_batches_without_a_positive_pair_are_pointed_out() -> None:
+    x, y = batch("all distinct")
+    with pytest.warns(UserWarning, match="no two embeddings of the batch have the same label"):
+        assert BatchTripletLoss()(x, y) == 0
+    with pytest.warns(UserWarning, match="no two embeddings"):
+        assert BatchTripletLoss()(x, y, None, x.clone(), y + 100) == 0
+    with warnings.catch_warnings():  # nothing violates: that is success, not an error
+        warnings.simplefilter("error")
+        assert BatchTripletLoss(margin=0.0)(torch.eye(2)[[0, 0, 1, 1]] * 9, torch.tensor([0, 0, 1, 1])) == 0
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -602,15 +643,15 @@ def test_agrees_with_pytorch_metric_learning(power: int) -> None:
         ("hardest", lambda at: mean(at, y, hardest(at, y))),
     ):
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        got, want = TripletLoss(0.3, mining, distance=distance)(a, y), peer(b)
+        got, want = TripletLoss(0.3, mining=mining, distance=distance)(a, y), peer(b)
         got.backward()
         want.backward()
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11)
     # Its miners feed this loss, and this miner feeds its losses.
     listed = TripletLoss(0.3, distance=distance)(x, y, indices_tuple=hardest(x, y))
-    torch.testing.assert_close(listed, TripletLoss(0.3, "hardest", distance=distance)(x, y), rtol=1e-9, atol=0)
-    mine = TripletMiner(0.3, "semihard", distance)(x, y)
+    torch.testing.assert_close(listed, TripletLoss(0.3, mining="hardest", distance=distance)(x, y), rtol=1e-9, atol=0)
+    mine = TripletMiner(0.3, mining="semihard", distance=distance)(x, y)
     theirs = semihard(x, y)
     assert sorted(zip(*map(Tensor.tolist, mine), strict=True)) == sorted(zip(*map(Tensor.tolist, theirs), strict=True))
 
@@ -623,7 +664,7 @@ def test_listed_triplets_are_the_mined_ones(mining: str, distance: str) -> None:
         rule = make(mining, 0.5, beta, distance)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
         want = rule(a, y)
-        triplets = TripletMiner(0.5, mining, distance)(x, y)
+        triplets = TripletMiner(0.5, mining=mining, distance=distance)(x, y)
         assert len(triplets[0]) == int(rule.stats.n_triplets)
         got = rule(b, indices_tuple=triplets)
         assert rule.stats is None
@@ -648,7 +689,7 @@ def test_pairs_as_indices() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -0.1}, "margin: expected a finite number, not negative, got -0.1"),
+        ({"margin": -0.1}, "margin: expected a number of at least 0, got -0.1"),
         ({"margin": math.nan}, "margin"),
         ({"beta": 1.5}, r"beta: expected a number in \[0, 1\], got 1.5"),
         ({"beta": -0.1}, "beta"),
@@ -665,6 +706,30 @@ def test_bad_options(options: dict, message: str) -> None:
         BatchTripletLoss(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": "a"}, "margin: expected a number, got 'a'"),
+        ({"margin": True}, "margin"),
+        ({"beta": None}, "beta: expected a number, got None"),
+        ({"mining": 3}, "mining: expected one of .*, got 3"),
+        ({"distance": None}, "distance"),
+        ({"seed": 1.5}, "seed: expected an int, got 1.5"),
+        ({"bins": 8.0}, "bins: expected an int, got 8.0"),
+        ({"histogram_range": "4"}, "histogram_range: expected a number, got '4'"),
+        ({"distributed": 1}, "distributed: expected True or False, got 1"),
+        ({"statistics": "no"}, "statistics"),
+        ({"check_finite": None}, "check_finite"),
+    ],
+)
+def test_options_of_a_wrong_type(options: dict, message: str) -> None:
+    for kind in (BatchTripletLoss, TripletLoss, TripletMiner):
+        known = {k: v for k, v in options.items() if k in inspect.signature(kind).parameters}
+        if known:
+            with pytest.raises(TypeError, match=message):
+                kind(**known)
+
+
 def test_bad_batches() -> None:
     rule, x, y = BatchTripletLoss(), torch.randn(6, 3), torch.arange(6) // 2
     for arguments, kind, message in (
@@ -679,6 +744,8 @@ def test_bad_batches() -> None:
         ((x, y, None, x[:, :2].clone(), y), ValueError, "ref_emb: expected 3 columns, got 2"),
         ((x, y, None, x.double(), y), TypeError, "ref_emb: expected the dtype"),
         ((x, y, (y, y)), ValueError, "indices_tuple: expected 3 or 4 tensors, got 2"),
+        ((x[:0], y[:0]), ValueError, r"embeddings: expected at least one row, got shape \[0, 3\]"),
+        ((x, y, None, x[:0], y[:0]), ValueError, "ref_emb: expected at least one row"),
     ):
         with pytest.raises(kind, match=message):
             rule(*arguments)
@@ -686,6 +753,8 @@ def test_bad_batches() -> None:
         BatchTripletLoss(distributed=True)(x, y)
     with pytest.raises(ValueError, match="candidate triplets"):
         TripletMiner(max_candidates=3)(x, y)
+    with pytest.raises(ValueError, match="embeddings: expected at least one row"):
+        TripletMiner()(x[:0], y[:0])
 
 
 @pytest.mark.parametrize("value", (math.nan, math.inf))
@@ -706,5 +775,88 @@ def test_smaller_integer_labels() -> None:
 
 
 def test_public_names() -> None:
-    for name in occfast.losses.__all__:
+    for name in set(occfast.losses.__all__) - {"Distance", "Mining", "for_metric_learning"}:
         assert getattr(occfast, name) is getattr(occfast.losses, name)
+
+
+def test_only_torch_and_numpy_are_imported() -> None:
+    script = """
+import sys
+for name in ("matplotlib", "scipy", "sklearn", "skimage", "PIL", "omegaconf", "safetensors", "rich", "typer", "jinja2"):
+    sys.modules[name] = None
+import torch
+from occfast import MissingPackage
+from occfast.losses import BatchTripletLoss, LargeMarginCosine, TripletMiner
+x, y = torch.randn(8, 4, requires_grad=True), torch.arange(8) // 2
+loss = BatchTripletLoss()
+loss(x, y).backward()
+LargeMarginCosine(4, 4)(x, y).sum().backward()
+TripletMiner()(x, y)
+try:
+    loss.stats.plot()
+except MissingPackage as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "plots need the package matplotlib: pip install matplotlib\n"
+
+
+# -- autograd ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", (True, False))
+def test_saved_tensors_are_read_once(own: bool) -> None:
+    x, y = batch("unit")
+    refs = () if own else (None, x.flip(0).clone(), y.flip(0))
+    plain = x.clone().requires_grad_()
+    BatchTripletLoss()(plain, y, *refs).backward()
+
+    unpacked = []
+
+    def unpack(packed: tuple[int, Tensor]) -> Tensor:
+        unpacked.append(packed[0])
+        return packed[1]
+
+    at, packed = x.clone().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (packed.append(0), (len(packed), t))[1], unpack):
+        loss = BatchTripletLoss()(at, y, *refs)
+    loss.backward()
+    assert packed and len(unpacked) == len(set(unpacked)) == len(packed)
+    for saving in (
+        torch.autograd.graph.save_on_cpu(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),
+    ):
+        again = x.clone().requires_grad_()
+        with saving:
+            loss = BatchTripletLoss()(again, y, *refs)
+        loss.backward()
+        assert torch.equal(again.grad, plain.grad)
+
+
+@pytest.mark.parametrize("reentrant", (False, True))
+def test_activation_checkpointing(reentrant: bool) -> None:
+    x, y = batch("unit")
+    plain, at = (x.clone().requires_grad_() for _ in range(2))
+    rule = BatchTripletLoss()
+    want = rule(2 * plain, y)
+    want.backward()
+    got = torch.utils.checkpoint.checkpoint(lambda a: rule(2 * a, y), at, use_reentrant=reentrant)
+    got.backward()
+    assert torch.equal(got, want) and torch.equal(at.grad, plain.grad)
+    # A second draw would be another loss than the one that was returned.
+    drawn = BatchTripletLoss(mining="semihard_random")
+    with pytest.raises(RuntimeError, match="mining: 'semihard_random' draws anew at each call"):
+        torch.utils.checkpoint.checkpoint(lambda a: drawn(2 * a, y), at, use_reentrant=reentrant).backward()
+
+
+def test_forward_mode_is_refused() -> None:
+    x, y = batch("unit")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        for arguments in ((dual, y), (x, y, None, dual, y)):
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                BatchTripletLoss()(*arguments)
+        assert BatchTripletLoss()(x, y) > 0
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda a: TripletLoss()(a, y), (x,), (torch.ones_like(x),))

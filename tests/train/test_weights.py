@@ -49,7 +49,10 @@ def test_files_tell_of_themselves(tmp_path: Path) -> None:
 
 
 def test_heads_go_beside(tmp_path: Path) -> None:
-    network, head = iresnet18(width=8, size=(32, 32), feature_size=16).eval(), LargeMarginCosine(16, 4, 30.0, 0.2)
+    network, head = (
+        iresnet18(width=8, size=(32, 32), feature_size=16).eval(),
+        LargeMarginCosine(16, 4, scale=30.0, margin=0.2),
+    )
     p = Preprocessing((32, 32), "RGB")
     spec = {"name": "iresnet18", "classes": None, "arguments": {"width": 8, "feature_size": 16}}
     Trained(network, p, spec, list("abcd"), head, {"head": True}).save(tmp_path / "best.safetensors")

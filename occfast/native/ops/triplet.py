@@ -317,8 +317,9 @@ def _triplet_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | 
         return None, None, None, None, *nothing
     if not ctx.gradient:
         raise RuntimeError("triplet_loss: called with gradient=False, so it kept nothing to differentiate")
-    by_a, by_b = triplet_loss_backward(grad, *ctx.saved_tensors)
-    return by_a, None, None if ctx.saved_tensors[-1] is None else by_b, None, *nothing
+    saved = ctx.saved_tensors  # read once: each access unpacks, and activation checkpointing unpacks a tensor once
+    by_a, by_b = triplet_loss_backward(grad, *saved)
+    return by_a, None, None if saved[-1] is None else by_b, None, *nothing
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:

@@ -150,7 +150,7 @@ def train_base(
         network = build(settings.network, None, channels=faces.preprocessing.channels, size=settings.size, **arguments)
         assert isinstance(network, ResNet)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head = LargeMarginCosine(network.feature_size, len(faces.people), settings.scale, settings.margin)
+        head = LargeMarginCosine(network.feature_size, len(faces.people), scale=settings.scale, margin=settings.margin)
         objective = Classify(network, head).to(found)
         train = faces.train
         engine = Engine(

@@ -9,13 +9,16 @@ import sys
 import pytest
 import torch
 
-from bench import gpu_check
+from bench.gpu import __main__ as gpu_check
+from bench.gpu import sweeps
+from bench.gpu.clocks import Timing
+from bench.gpu.tests import read_junit
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_fails(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_check", "--output", str(tmp_path / "x.json")],
+        [sys.executable, "-m", "bench.gpu", "--output", str(tmp_path / "x.json")],
         cwd=gpu_check.ROOT,
         capture_output=True,
         text=True,
@@ -35,10 +38,10 @@ def test_an_unknown_part_is_refused(capsys):
 def test_a_dry_run_writes_every_row(tmp_path, capsys):
     calls = []
 
-    def clock(function):  # runs each workload once; every call "takes" 2 ms
-        calls.append(function)
-        function()
-        return 2e-3
+    def clock(*functions):  # runs each workload once; every call "takes" 2 ms, 1 of them on the host
+        calls.append(functions)
+        functions[0]()
+        return Timing(2e-3, 1e-3)
 
     output = tmp_path / "deep" / "result.json"
     assert gpu_check.main(["--device", "cpu", "--output", str(output)], clock) == 0
@@ -56,10 +59,11 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
     assert result["ceilings"]["copy_bytes_per_s"] == bandwidth
     for row in result["kernels"]:
         assert row["bytes_per_s"] == pytest.approx(row["bytes"] / 2e-3)
+        assert row["host_seconds"] == 1e-3
         assert row["share_of_floor"] == pytest.approx(row["bytes"] / 2e-3 / bandwidth)
     assert any("twin_seconds" in row for row in result["kernels"])
     assert result["sweep"][0]["occfast_positions_per_s"] == pytest.approx(8 / 2e-3)
-    assert [row["as"] for row in result["exact"]] == list(gpu_check.EXACT)
+    assert [row["as"] for row in result["exact"]] == list(sweeps.EXACT)
     for row in result["exact"]:
         assert row["positions_per_s"] == pytest.approx(16 / 2e-3) and row["predicted"] > 1
         assert row["difference"] < (0.05 if "bf16" in row["as"] else 1e-5) and row["replayed"] == 0
@@ -84,7 +88,7 @@ def test_an_error_in_one_part_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "dense_sweep", lambda *_: 1 / 0)
     output = tmp_path / "result.json"
     arguments = ["--device", "cpu", "--skip", "kernels,exact,triplet,identify,training", "--output", str(output)]
-    assert gpu_check.main(arguments, lambda function: 1.0) == 1
+    assert gpu_check.main(arguments, lambda *functions: Timing(1.0, 1.0)) == 1
     result = json.loads(output.read_text())
     assert "division" in result["errors"]["sweep"] and result["ceilings"]["fp32_flop_per_s"] == 2 * 256**3
     assert "sweep: FAILED" in capsys.readouterr().out
@@ -100,17 +104,17 @@ def test_a_test_report_is_read(tmp_path):
         cwd=tmp_path,
         capture_output=True,
     )
-    found = gpu_check.read_junit(report)
+    found = read_junit(report)
     assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
     assert found["failed"] == ["test_it::test_b"]
-    environment = {"device": "x", "torch": "1", "cuda": None, "time": "now"}
+    environment = gpu_check.environment()
     assert "FAILED" in gpu_check.table(
         {"environment": environment, "seconds": 0.0, "tests": {"ok": False, "ran": 2, **found}}
     )
 
 
 def test_the_network_is_that_of_the_workload():
-    network = gpu_check.w1_network()
+    network = sweeps.w1_network()
     flops = []
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
@@ -124,7 +128,7 @@ def test_both_sweeps_give_the_same_map():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30 * 24, 3))
     images = torch.randn(2, 1, 30, 24)
-    sweeps = gpu_check._sweepers(network, images, torch.arange(2 * 30 * 24))
-    maps = {name: sweep().clone() for name, sweep in sweeps.items()}
+    found = sweeps._sweepers(network, images, torch.arange(2 * 30 * 24))
+    maps = {name: sweep().clone() for name, sweep in found.items()}
     assert torch.equal(maps["pytorch"], maps["occfast"])
     assert 0 < maps["occfast"].mean() < 1

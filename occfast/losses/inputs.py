@@ -1,0 +1,82 @@
+"""Input checks and distances that the losses share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..native import ops
+
+#: Rule that selects triplets; see :class:`~occfast.losses.BatchTripletLoss`.
+Mining = Literal["violating", "semihard", "semihard_random", "hardest", "all"]
+#: Distance between two embeddings; see :class:`~occfast.losses.BatchTripletLoss`.
+Distance = Literal["squared_euclidean", "euclidean", "cosine"]
+
+
+def check_options(margin: float, mining: str, distance: str, seed: int) -> float:
+    """Check the options that the triplet losses and the miner share, and return the margin as a float."""
+    checks.choice(mining, "mining", ops.MININGS)
+    checks.choice(distance, "distance", ops.DISTANCES)
+    checks.seed(seed)
+    return checks.number(margin, "margin", 0.0)
+
+
+def check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str], *, empty: bool = False) -> Tensor:
+    """Check a batch by shape, dtype and device only, and return its labels as int64.
+
+    Args:
+        embeddings: Floating point [B, D].
+        labels: Integers [B], on the device of ``embeddings``.
+        names: Names of both arguments for error messages.
+        empty: Accept B = 0, as for one rank of a distributed batch.
+    """
+    if not isinstance(embeddings, Tensor):
+        raise TypeError(f"{names[0]}: expected a tensor, got {type(embeddings).__name__}")
+    if embeddings.dim() != 2:
+        raise ValueError(f"{names[0]}: expected shape [B, D], got {list(embeddings.shape)}")
+    if not embeddings.is_floating_point():
+        raise TypeError(f"{names[0]}: expected a floating-point tensor, got {embeddings.dtype}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{names[1]}: expected a tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{names[1]}: expected an integer tensor, got {labels.dtype}")
+    if tuple(labels.shape) != (embeddings.shape[0],):
+        raise ValueError(f"{names[1]}: expected shape [{embeddings.shape[0]}], got {list(labels.shape)}")
+    if labels.device != embeddings.device:
+        raise ValueError(f"{names[1]}: expected a tensor on {embeddings.device}, got {labels.device}")
+    if not empty and embeddings.shape[0] == 0:
+        raise ValueError(f"{names[0]}: expected at least one row, got shape {list(embeddings.shape)}")
+    return labels.long()
+
+
+def prepare(embeddings: Tensor, distance: str) -> Tensor:
+    """Return embeddings in float32 or float64, scaled to unit length (zero rows stay zero) for the cosine distance."""
+    working = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    if distance != "cosine":
+        return working
+    length = torch.linalg.vector_norm(working, dim=1, keepdim=True, dtype=torch.float64)
+    unit: Tensor = working / torch.where(length > 0, length, 1.0).to(working.dtype) * (length > 0)
+    return unit
+
+
+def listed_distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor, distance: str) -> Tensor:
+    """Compute the distances of the rows ``a[i]`` from the rows ``b[j]``.
+
+    Args:
+        a, b: Embeddings [B, D] and [M, D] from :func:`prepare`.
+        i, j: int64 [P].
+        distance: One of :data:`Distance`.
+
+    Returns:
+        [P], in the dtype of ``a``.
+    """
+    squares = (a[i] - b[j]).square().sum(1)
+    if distance == "euclidean":  # the derivative at 0 is taken as 0
+        return torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
+    if distance == "cosine":
+        zero = (a.detach()[i] == 0).all(1) | (b.detach()[j] == 0).all(1)
+        return torch.where(zero, 1.0, squares * 0.5)
+    return squares
