@@ -6,6 +6,7 @@ The module of each paper fills a :class:`Report` with the paper's numbers beside
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import platform
@@ -344,7 +345,7 @@ class Report:
     def to_markdown(self) -> str:
         """Return the report as Markdown; figures are files beside it."""
         lines = [f"# {self.title}", "", self.lead, "", f"    {self.command}", ""]
-        lines += [f"> {note}\n" for note in self.notes]
+        lines += [f"> {html.escape(note, quote=False)}\n" for note in self.notes]  # names of people, perhaps
         lines += ["## Results", "", self.verdict(), ""]
         lines += [f"- **clear**: {one.text}" for one in self.clear]
         lines += [f"- within noise: {one.text}" for one in self.unclear]

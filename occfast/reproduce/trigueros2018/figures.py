@@ -234,14 +234,14 @@ def photographs(results: Results, sources: Sources) -> list[Picture]:
     for row, size in enumerate(SIZES):
         p = place(results.map(f"map A {times(size)}"), TEMPERATURES[size])
         occluder = NoisyOccluder(size, p, seed=s.seeds[0] + s.fine_seed)
-        for ax, face in zip(axes[row], occluder(faces.images(chosen).float() / 255, chosen), strict=True):
+        for ax, face in zip(axes[row], occluder(faces.images(chosen).float() / 255, chosen), strict=False):
             ax.imshow(face[0].numpy(), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(pretty(times(size)))
     text = "Random intensity; salt-and-pepper, speckle or Gaussian noise at a random level; locations drawn from P."
     occluders = Picture("Faces as the networks see them in training", text, "Faces with noisy occluders", figure)
     figure, axes = grid(3, 10, 9.0, 3.1)
     for row, (part, text) in enumerate(zip(split, ("training", "for P", "for the table"), strict=True)):
-        for ax, k in zip(axes[row], part[:: max(1, len(part) // 10)][:10].tolist(), strict=True):
+        for ax, k in zip(axes[row], part[:: max(1, len(part) // 10)][:10].tolist(), strict=False):
             ax.imshow(faces[k].image[0].numpy(), cmap="gray", vmin=0, vmax=255)
         axes[row, 0].set_ylabel(text)
     counts = "{} images for training, {} for P and {} for the table; no image is in two parts.".format(*map(len, split))
