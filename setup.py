@@ -11,11 +11,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 NATIVE_FOLDERS = ("", "core", "cpu", "cuda")
+PREBUILD = os.environ.get("OCCFAST_AOT") == "1"
 
 
 class BuildPy(build_py):  # type: ignore[misc]
@@ -32,7 +33,7 @@ class BuildPy(build_py):  # type: ignore[misc]
                 for source in sorted((ROOT / "csrc" / folder).iterdir()):
                     if source.suffix in {".h", ".cpp", ".cu", ".cuh"}:
                         shutil.copy2(source, target / "csrc" / folder / source.name)
-        if os.environ.get("OCCFAST_AOT") == "1":
+        if PREBUILD:
             self.prebuild(target / "native")
 
     @staticmethod
@@ -54,15 +55,17 @@ class BuildPy(build_py):  # type: ignore[misc]
             )
 
 
+class BinaryDistribution(Distribution):  # type: ignore[misc]
+    """With prebuilt modules a wheel is for one Python and one platform, and its tag says so."""
+
+    def has_ext_modules(self) -> bool:
+        """Return whether the wheel holds compiled code."""
+        return PREBUILD
+
+
 setup(
-    packages=[
-        "occfast",
-        *(
-            f"occfast.{path.parent.relative_to(ROOT / 'occfast').as_posix().replace('/', '.')}"
-            for path in sorted((ROOT / "occfast").rglob("__init__.py"))
-            if path.parent != ROOT / "occfast"
-        ),
-    ],
-    package_data={"": ["*.csv", "*.html", "*.css", "recipes/*.yaml", "py.typed"]},
+    packages=find_namespace_packages(include=["occfast", "occfast.*"], exclude=["occfast.csrc*"]),
+    package_data={"": ["*.csv", "*.html", "*.css", "*.yaml", "py.typed"]},
     cmdclass={"build_py": BuildPy},
+    distclass=BinaryDistribution,
 )

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from bench.harness import RESULTS, environment, write
-from occfast import NoisyOccluder, OcclusionMap, occlusion_map
+from occfast import NoisyOccluder, OcclusionMap, Sampled, occlusion_map
 from occfast.data import LFW, Aligned
 from occfast.models import PaperNet
 
@@ -195,7 +195,7 @@ def adaptive(network: PaperNet, faces: Faces, occluder: tuple[int, int], images:
 
 def sampled(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rate: float) -> dict[str, Any]:
     x, y = faces.images[:images], faces.labels[:images]
-    m = occlusion_map(network, x, y, occluder, method="sampled", tolerance=0.01, progress=False)
+    m = occlusion_map(network, x, y, occluder, method=Sampled(tolerance=0.01), progress=False)
     positions = m.grid.positions * len(x)
     return {
         "images": len(x),

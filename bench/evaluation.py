@@ -22,7 +22,7 @@ import torch
 from bench.harness import RESULTS, environment, write
 from bench.sweep import Peak
 from occfast import evaluate
-from occfast.occlude.named import occlusion
+from occfast.occlude.named import named_occlusion
 
 #: Workload, what is counted, how many of them a run does, and who does it how.
 Workload = tuple[str, str, int, dict[str, Callable[[], Any]]]
@@ -165,7 +165,7 @@ def occlusions(scale: int) -> Iterator[Workload]:
     images = torch.randint(0, 256, (n, 3, 112, 112), dtype=torch.uint8, generator=random)
     landmarks = face + torch.randn(n, 5, 2, generator=random)
     for name in ("eyes", "sunglasses", "mask:surgical", "block:20x40"):
-        cover = occlusion(name)
+        cover = named_occlusion(name)
         yield f"{name}, {n} RGB images of 112×112", "images", n, {"occfast": lambda c=cover: c(images, landmarks)}
 
 

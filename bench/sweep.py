@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -185,14 +186,14 @@ def floors(evaluators: dict[str, IncrementalEvaluator]) -> dict[str, float]:
     found = {}
     for name, evaluator in evaluators.items():
         whole = part = 0.0
-        for step in evaluator.steps:
+        for step in evaluator.plan.steps:
             if not step.is_map:
                 whole += step.unfolded or step.macs
                 part += step.macs
                 continue
             area = 1.0
             for axis in (0, 1):
-                area *= float(sum(evaluator._lengths(step, axis)).mean())
+                area *= float(np.sum(evaluator.plan.lengths(step, axis), 0).mean())
             whole += step.macs * step.size[0] * step.size[1]
             part += step.macs * area
         found[name] = whole / part
@@ -273,7 +274,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
                 "of_positions": grid.positions,
                 "floor": round(floor[name], 2),
                 "of_floor": round(rate / best / floor[name], 2),
-                "predicted": round(evaluators[name].predicted_speedup, 2),
+                "predicted": round(evaluators[name].plan.predicted_speedup, 2),
             }
             beside = f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, predicted {row['predicted']:.2f}x"
         rows.append(row)

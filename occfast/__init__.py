@@ -18,12 +18,13 @@ from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
 from .occlude.locations import LocationDistribution
 from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
-from .sweep import OcclusionMap, SweepGrid, occlusion_map
+from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map
 
 if TYPE_CHECKING:
-    from . import data, evaluate, models, pdsn, train
+    from . import data, evaluate, losses, models, occlude, pdsn, reproduce, train
 
 __all__ = [
+    "Adaptive",
     "BatchTripletLoss",
     "DataError",
     "LargeMarginCosine",
@@ -35,6 +36,7 @@ __all__ = [
     "OcclusionMap",
     "PerImage",
     "ProcessLost",
+    "Sampled",
     "SweepGrid",
     "TripletLoss",
     "TripletMiner",
@@ -43,22 +45,26 @@ __all__ = [
     "backend",
     "data",
     "evaluate",
+    "explain",
+    "losses",
     "models",
+    "occlude",
     "occlusion_map",
     "pdsn",
     "plot_score_distributions",
+    "reproduce",
     "train",
 ]
 
-_SUBPACKAGES = ("data", "evaluate", "models", "pdsn", "train")
+_SUBPACKAGES = ("data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "train")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``occfast.data`` and the other rooms are imported when they are first asked for."""
+    """Import a subpackage at its first use."""
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBPACKAGES})
+    return sorted(__all__)

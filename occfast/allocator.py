@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     PyTorch frees the activations of a step and asks for them again in the next.  glibc returns blocks above some
     hundred KiB to the system each time, which then clears every page anew: in training the paper's network on two
-    cores that took almost half of the time.  The commands of ``occfast`` call this; in a program of your own call it
-    once, before the first large tensor.  It holds for the whole process and its forks: memory stays as high as it once
-    was.  GPUs are not concerned; PyTorch keeps their memory anyway.
+    cores that took almost half of the time. The commands of ``occfast`` call this; in a program of your own call it
+    once, before the first large tensor. It holds for the whole process and its forks: memory stays as high as it once
+    was. GPUs are not concerned; PyTorch keeps their memory anyway.
 
     Returns:
         Whether there was anything to set: True with glibc, False with other C libraries.
@@ -26,6 +26,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # -1 is the largest size there is.  All three: without mappings of their own large blocks come from the heap, and
+    # -1 is the largest size there is. All three: without mappings of their own large blocks come from the heap, and
     # its top must neither be cut off nor grow page by page.
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_TOP_PAD, 64 << 20)])

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import DataError
+
+#: Larger files are refused where whole files are read.
+MAX_BYTES = 1 << 30
+MAX_JSON_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
@@ -76,12 +81,36 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: damaged ({error})") from error
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object.  DataError where the file can't be read or has none."""
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes.
+
+    Raises:
+        DataError: if the file cannot be read, is larger than ``limit``, or is a folder, pipe, socket or device.
+    """
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        # A pipe without a writer would block; O_NONBLOCK has no effect on regular files.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - an open descriptor has no path
+            state = os.fstat(handle)
+            if not stat.S_ISREG(state.st_mode):
+                raise DataError(f"{path}: expected a regular file")
+            if state.st_size > limit:
+                raise DataError(f"{path}: expected at most {limit:,} bytes, got {state.st_size:,}")
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object. DataError where the file can't be read or has none."""
+    try:
+        value = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig"))
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON ({error})") from error
     if not isinstance(value, dict):

@@ -1,17 +1,29 @@
-"""Drawing of maps; Matplotlib is imported when something is drawn."""
+"""Drawing of maps. Matplotlib is imported when something is drawn."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .checks import SupportsDLPack
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Images as tensors, arrays or nested lists.
+Image = Tensor | SupportsDLPack | ArrayLike
+
+_SIZE = (4.2, 3.6)  # inches
 
 
 def extent(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top in pixels of the area that a map's cells stand for."""
+    """Return the edges (left, right, bottom, top) of the area that a map's cells cover, in pixels."""
 
     def edges(centers: NDArray[Any]) -> tuple[float, float]:
         step = (centers[-1] - centers[0]) / (len(centers) - 1) if len(centers) > 1 else 1.0
@@ -21,53 +33,89 @@ def extent(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[float, float, flo
     return left, right, bottom, top
 
 
-def gray(image: Any) -> NDArray[Any]:
-    """An image [H, W], [1, H, W] or [3, H, W] as something Matplotlib shows, stretched to [0, 1]."""
-    array = np.asarray(image, dtype=np.float64)
+def gray(image: Image) -> NDArray[Any]:
+    """Return an image [H, W], [1, H, W] or [3, H, W] in the layout of Matplotlib, stretched to [0, 1]."""
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float64)
     if array.ndim == 3:
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
     low, high = float(array.min()), float(array.max())
     return (array - low) / (high - low) if high > low else np.zeros_like(array)
 
 
+def new_figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+    """Return a new figure outside of pyplot, for a file or a page, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def shown_axes() -> Axes:
+    """Return the axes of a new figure of pyplot: a notebook shows it, and so does ``pyplot.show()``."""
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=_SIZE, layout="constrained")[1]
+
+
 def draw_map(
     values: NDArray[Any],
     where: tuple[float, float, float, float],
     *,
-    ax: Any = None,
-    image: Any = None,
+    ax: Axes | None = None,
+    image: Image | None = None,
     label: str = "",
     limits: tuple[float, float] | None = None,
-) -> Any:
-    """Draw a map, over an image if one is given; returns the axes."""
-    if ax is None:
-        from matplotlib.figure import Figure
+) -> Axes:
+    """Draw a map, over an image if one is given.
 
-        ax = Figure(figsize=(4.2, 3.6), layout="constrained").subplots()
-    if image is not None:
-        picture = gray(image)
+    A map with values below 0 gets diverging colors that are white at 0.
+
+    Args:
+        values: [rows, columns].
+        where: From :func:`extent`.
+        ax: Axes to draw on; None: those of a new figure of pyplot.
+        image: [H, W], [1, H, W] or [3, H, W].
+        label: Of the color bar.
+        limits: Values at the ends of the colors; None: those of the map.
+
+    Returns:
+        The axes.
+    """
+    ax = shown_axes() if ax is None else ax
+    picture = None if image is None else gray(image)
+    if picture is not None:
         ax.imshow(picture, cmap="gray", extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
     low, high = limits if limits else (None, None)
+    signed = limits is None and bool((values < 0).any())
+    if signed:
+        high = float(np.nanmax(np.abs(values)))
+        low = -high
     shown = ax.imshow(
         values,
         extent=where,
-        cmap="inferno",
+        cmap="RdBu_r" if signed else "inferno",
         vmin=low,
         vmax=high,
-        alpha=0.6 if image is not None else 1.0,
+        alpha=0.6 if picture is not None else 1.0,
         interpolation="nearest",
     )
-    if image is not None:
+    if picture is not None:
         ax.set_xlim(-0.5, picture.shape[1] - 0.5)
         ax.set_ylim(picture.shape[0] - 0.5, -0.5)
     ax.set_xlabel("column of the center [pixels]")
     ax.set_ylabel("row of the center [pixels]")
-    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
+    figure: Any = ax.figure
+    figure.colorbar(shown, ax=ax, label=label, shrink=0.85)
     return ax
 
 
-def png_data_uri(figure: Any, dpi: int = 110) -> str:
-    """A figure as a ``data:`` address for a self-contained page."""
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """Return a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def png_data_uri(figure: Figure, dpi: int = 110) -> str:
+    """Return a figure as a ``data:`` URI for a self-contained page."""
+    return "data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode()

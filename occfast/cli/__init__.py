@@ -1,7 +1,7 @@
 """The command line: ``occfast`` or ``python -m occfast``.
 
 A user's mistake is one line on the standard error and exit status 2, never a traceback; the status
-is 0 only when what was asked was done.  One module a command (or a family of commands); each imports what it
+is 0 only when what was asked was done. One module a command (or a family of commands); each imports what it
 needs when it runs, so that ``occfast --help`` is quick.
 """
 

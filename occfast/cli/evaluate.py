@@ -1,28 +1,32 @@
-"""``occfast evaluate``: published protocols, clean and covered, in one report."""
+"""``occfast evaluate``: evaluate recognizers on clean and occluded faces."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .networks import load_network, prepared
+from ..files import read_json
+from .networks import load_recognizer, prepared
 
 if TYPE_CHECKING:
     from ..data import FaceDataset
+    from ..evaluate import Comparison
     from ..evaluate.protocols import AnyProtocol
 
-#: What each protocol does and the data set that it takes without one being named.
+#: Description of each protocol, and its default data set.
 PROTOCOLS = {
-    "lfw": ("LFW View 2: 6,000 pairs in ten folds", "lfw"),
-    "lfw-view1": ("LFW View 1: threshold from pairsDevTrain, accuracy on pairsDevTest", "lfw"),
-    "pairs": ("a list of pairs (--pairs) of the images in DATASET", None),
-    "bin": ("the pairs of a verification .bin", None),
-    "ar": ("AR: clean against clean, sunglasses, scarf", "ar"),
-    "search": ("identification: images of each person against the rest", None),
-    "scores": ("a CSV file with columns score, same and perhaps fold; no network", None),
+    "lfw": ("LFW View 2, 6,000 pairs in ten folds", "lfw"),
+    "lfw-view1": ("LFW View 1, for development", "lfw"),
+    "folder": ("verification on pairs drawn from a folder of people", None),
+    "pairs": ("verification on a list of pairs (--pairs)", None),
+    "bin": ("verification on a .bin of pairs", None),
+    "ar": ("AR, clean references against other light, sunglasses and scarves", "ar"),
+    "search": ("identification, some images of each person against the others", None),
+    "scores": ("a CSV file with the columns score, same and optionally fold; needs no network", None),
 }
 _LIST = "; ".join(f"{name}: {text}" for name, (text, _) in PROTOCOLS.items())
 
@@ -32,99 +36,193 @@ def evaluate(
     dataset: Annotated[
         str | None,
         typer.Argument(
-            help="As in occfast data show: a folder, .rec, .npz, .bin, or lfw, orl, ar, ar10p (with :PATH where it is "
-            "not in $OCCFAST_DATA). [default: that of the protocol]",
+            help="A folder of people, .rec, .npz, .bin, or lfw, orl, ar, ar10p, celeba (followed by :PATH if it is not "
+            "in $OCCFAST_DATA). [default: lfw or ar for their protocols]",
             show_default=False,
         ),
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Weights with their description, .safetensors.")
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Network: .safetensors written by occfast train, TorchScript (.pt), ONNX (.onnx), weights with "
+            "--network, or module:function. Repeat to compare networks.",
+            show_default=False,
+        ),
     ] = None,
     occlude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also under this occlusion; may be repeated. forehead, eyes, nose, mouth, chin (bands); sunglasses, "
-            "sunglasses:STYLE; mask, mask:KIND, mask:FOLDER/NAME; block:20x40, block:20x40@ROW,COLUMN, "
-            "block:20x40@nose; noisy:20x40, noisy:20x40@ROW,COLUMN, noisy:20x40@P.npz; several joined by +.",
+            help="Also evaluate under this occlusion; may be repeated. Bands: forehead, eyes, nose, mouth, chin. "
+            "sunglasses, sunglasses:STYLE. mask, mask:KIND, mask:FOLDER/NAME. Blocks: block:20x40, "
+            "block:20x40@ROW,COLUMN, block:20x40@nose. Noise: noisy:20x40, noisy:20x40@ROW,COLUMN, noisy:20x40@P.npz. "
+            "Join several with +.",
             show_default=False,
         ),
     ] = None,
-    cover: Annotated[
-        str, typer.Option(help="What is covered: the probe (the reference stays clean) or both.")
-    ] = "probe",
-    pairs: Annotated[Path | None, typer.Option(help="The list, for the protocol pairs.")] = None,
+    cover: Annotated[str, typer.Option(help="Images to occlude: probe (the reference stays clean) or both.")] = "probe",
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="List of pairs; required by, and only valid with, the pairs protocol.", show_default=False),
+    ] = None,
+    pair_count: Annotated[
+        int | None,
+        typer.Option(help="Pairs of each kind (folder). [default: all, at most 3000]", min=2, show_default=False),
+    ] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Equal runs of a list without folds. [default: 10 for bin]", min=2)
+        int | None,
+        typer.Option(
+            help="Number of folds (folder, pairs, bin, scores). [default: 10 for folder and bin]",
+            min=2,
+            show_default=False,
+        ),
     ] = None,
-    gallery: Annotated[int, typer.Option(help="Images of each person in the gallery (search).", min=1)] = 1,
+    gallery: Annotated[
+        int | None, typer.Option(help="Gallery images per person (search). [default: 1]", min=1, show_default=False)
+    ] = None,
     impostors: Annotated[
-        float, typer.Option(help="Share of the people left out of the gallery (search, open set).", min=0, max=0.99)
-    ] = 0.0,
-    count: Annotated[str, typer.Option(help="What a rank counts (search): people or images.")] = "people",
-    template: Annotated[
-        str | None, typer.Option(help="Align to this template. [default: what the weights say]", show_default=False)
+        float | None,
+        typer.Option(
+            help="Share of people left out of the gallery (search, open set). [default: 0]",
+            min=0,
+            max=0.99,
+            show_default=False,
+        ),
     ] = None,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Resize images that are cropped already; don't align.")
+    count: Annotated[
+        str | None,
+        typer.Option(help="Unit of a rank (search): people or images. [default: people]", show_default=False),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Architecture, for weights that do not record it: paper, resnet18, … or module:function."),
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes of --network.", min=1)] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Height x width of the network's input. [default: as the weights record]")
+    ] = None,
+    color: Annotated[str | None, typer.Option(help="gray, RGB or BGR. [default: as the weights record]")] = None,
+    mean: Annotated[
+        float | None, typer.Option(help="The input is (pixel / 255 - mean) / std. [default: as recorded, else 0.5]")
+    ] = None,
+    std: Annotated[float | None, typer.Option(help="See --mean.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Align faces to this template. [default: as the weights record]")
+    ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.")
+    ] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.")] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="The images are aligned as the weights expect; only resize them.")
     ] = False,
-    landmarks: Annotated[Path | None, typer.Option(help="CSV file with landmarks of the images.")] = None,
-    flip: Annotated[str, typer.Option(help="Fuse with the mirror image: sum, concat or none.")] = "sum",
+    flip: Annotated[str, typer.Option(help="Fusion with the mirror image: sum, concat or none.")] = "sum",
     bootstrap: Annotated[
-        int, typer.Option(help="Resamples of people for the intervals of pairs; 0: pairs as independent.", min=0)
-    ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
+        int | None,
+        typer.Option(
+            help="Resamples of people for the intervals; 0 treats pairs and probes as independent. [default: 1000 "
+            "where the people are known]",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Number of processes that read images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of random occlusions, the gallery and the impostors.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report and of features.")] = Path(
-        "evaluation"
-    ),
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use features that are there already.")] = True,
-    trust: Annotated[bool, typer.Option("--trust", help="Run the code of a network that is module:function.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for occlusions, drawn pairs, gallery and impostors.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("evaluation"),
+    resume: Annotated[bool, typer.Option("--resume", help="Use the features of an earlier run in --output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run code that a file contains or names: a pickle or module:function.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write report.json to the standard output too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the report to the standard output as JSON.")] = False,
 ) -> None:
-    """Judge a network by a published protocol, clean and under occlusions: one table of what covering costs.
+    """Evaluate recognizers on clean and occluded faces.
 
-    Writes report.html, report.md, report.json, roc.csv and pictures.  A run that was stopped goes on with the same
-    command.
+    Writes report.html, report.md, report.json, roc.csv and pictures of the curves. With several networks, the report
+    has paired tests between the first and each other one.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     what = dataset or PROTOCOLS[protocol][1]
     if what is None:
-        raise ValueError(f"dataset: expected one after {protocol}")
-    from ..evaluate import compare, evaluate_scores, read_scores
-    from ..occlude import named_occlusion
-
+        raise ValueError(f"dataset: expected one after {protocol}, got none")
+    _check_options(
+        protocol,
+        {
+            "--pairs": (pairs, ("pairs",)),
+            "--pair-count": (pair_count, ("folder",)),
+            "--folds": (folds, ("folder", "pairs", "bin", "scores")),
+            "--gallery": (gallery, ("search",)),
+            "--impostors": (impostors, ("search",)),
+            "--count": (count, ("search",)),
+        },
+    )
+    if protocol == "pairs" and pairs is None:
+        raise ValueError("--pairs: expected a list of pairs, which the pairs protocol requires, got none")
+    _check_output(output, resume, overwrite)
     if protocol == "scores":
-        scores, same, ids = read_scores(what)
-        report = evaluate_scores(scores, same, ids if ids is not None else folds, name=Path(what).stem)
+        report = _of_scores(Path(what), folds, models, occlude, output if resume else None)
     else:
-        if weights is None:
-            raise ValueError("--model: expected weights (.safetensors), got none")
-        from ..data import WithLandmarks, open_dataset, read_landmarks
+        from ..data import open_dataset
+        from ..evaluate import Comparison, compare
+        from ..evaluate.fingerprints import fingerprint
+        from ..occlude import named_occlusion
 
-        network, preprocessing = load_network(weights, trust, device)
-        source = open_dataset(what)
-        chosen = _protocols(protocol, source, pairs, folds, gallery, impostors, count, seed)
-        if landmarks is not None:
-            source = WithLandmarks(source, read_landmarks(landmarks).of(source.names))
-        faces = prepared(source, preprocessing, template, resize)
-        report = compare(
-            chosen,
-            network,
-            faces,
-            preprocessing,
-            {name: named_occlusion(name, seed) for name in occlude or []},
-            cover=cover,  # type: ignore[arg-type]
-            flip=flip,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            workers=workers,
-            cache=output / "features" if resume else None,
-            resamples=bootstrap,
-            progress=not quiet,
+        if not models:
+            raise ValueError("--model: expected a network, got none")
+        source = open_dataset(what, landmarks=landmarks)
+        chosen = _protocols(
+            protocol, source, pairs, pair_count, folds, gallery or 1, impostors or 0.0, count or "people", seed
         )
+        covers = {name: named_occlusion(name, seed) for name in occlude or []}
+        loaded = {
+            name: load_recognizer(
+                path,
+                tuple(source[0].image.shape),
+                network=network,
+                classes=classes,
+                size=None if size is None else _pair(size),
+                color=color,
+                mean=mean,
+                std=std,
+                trust=trust,
+                device=device,
+            )
+            for name, path in _model_names(models).items()
+        }
+        if resume:
+            prints = {fingerprint(one.embed) for one in loaded.values()}
+            _check_report(output, {"network": prints, "data": {what}, "protocol": {p.name for p in chosen}})
+        if overwrite:
+            for path in (output / "features").glob("features-*.npz"):
+                path.unlink()
+        reports = {
+            name: compare(
+                chosen,
+                one.embed,
+                prepared(source, one.preprocessing, template, resize, aligned=aligned),
+                one.preprocessing,
+                covers,
+                cover=cover,  # type: ignore[arg-type]
+                flip=flip,  # type: ignore[arg-type]
+                batch_size=batch_size,
+                workers=workers,
+                checkpoint=output / "features",
+                resume=resume,
+                resamples=bootstrap,
+                model_name=name,
+                dataset_name=what,
+                progress=not quiet,
+            )
+            for name, one in loaded.items()
+        }
+        report = next(iter(reports.values()))
+        if len(reports) > 1:
+            report = Comparison.join(reports, **({} if bootstrap is None else {"resamples": bootstrap}))
     page = report.write(output)
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
@@ -133,10 +231,74 @@ def evaluate(
         typer.echo(page)
 
 
+def _check_options(protocol: str, given: Mapping[str, tuple[object, tuple[str, ...]]]) -> None:
+    for name, (value, protocols) in given.items():
+        if value is not None and protocol not in protocols:
+            raise ValueError(f"{name}: only valid with {', '.join(protocols)}, got it with {protocol}")
+
+
+def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ValueError("--resume: not valid together with --overwrite")
+    report, features = (output / "report.json").exists(), any((output / "features").glob("features-*.npz"))
+    if (report or features) and not resume and not overwrite:
+        what = "a report" if report else "features of an unfinished run"
+        raise ValueError(
+            f"{output} holds {what}: --resume uses its features again, --overwrite replaces it; or choose another "
+            "--output"
+        )
+
+
+def _check_report(output: Path, wanted: Mapping[str, set[str | None]]) -> None:
+    """Refuse to replace the report of another network, data set or protocol on --resume."""
+    if not (output / "report.json").exists():
+        return
+    found = read_json(output / "report.json")
+    settings, rows = found.get("settings") or {}, found.get("rows") or []
+    networks = [one.get("model") for one in (settings.get("models") or {"": settings}).values()]
+    known = {
+        "network": set(networks) - {None},
+        "data": {settings.get("data")} - {None},  # not recorded by version 0.1.0
+        "protocol": {row.get("protocol") for row in rows},
+    }
+    for name, before in known.items():
+        if before and not before <= wanted[name]:
+            raise ValueError(f"--resume: {output} holds a report of another {name}; choose another --output")
+
+
+def _model_names(models: Sequence[str]) -> dict[str, str]:
+    """Return the networks by name: the stem of the file, with as many folders as are needed to tell them apart."""
+    if len(set(models)) < len(models):
+        raise ValueError(f"--model: expected different networks, got {', '.join(models)}")
+    parts = [Path(model).with_suffix("").parts for model in models]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(names, models, strict=True))
+    return {model: model for model in models}
+
+
+def _of_scores(
+    path: Path, folds: int | None, models: list[str] | None, occlude: list[str] | None, resumed: Path | None
+) -> Comparison:
+    from ..evaluate import evaluate_scores, read_scores
+
+    for name, value in (("--model", models), ("--occlude", occlude)):
+        if value:
+            raise ValueError(f"{name}: not valid with scores, which need no network")
+    scores, same, ids = read_scores(path)
+    if ids is not None and folds is not None:
+        raise ValueError(f"--folds: {path} has a column fold, got --folds {folds} as well")
+    if resumed is not None:
+        _check_report(resumed, {"network": set(), "data": set(), "protocol": {path.stem}})
+    return evaluate_scores(scores, same, ids if ids is not None else folds, name=path.stem)
+
+
 def _protocols(
     name: str,
     source: FaceDataset,
     pairs: Path | None,
+    pair_count: int | None,
     folds: int | None,
     gallery: int,
     impostors: float,
@@ -153,16 +315,16 @@ def _protocols(
     }
     if name in wanted and not isinstance(source, wanted[name]):
         raise ValueError(f"dataset: expected one for the protocol {name}, got {type(source).__name__}")
-    if (name == "pairs") != (pairs is not None):
-        raise ValueError("--pairs: goes with the protocol pairs, and the other way round")
     if isinstance(source, data.LFW) and name in ("lfw", "lfw-view1"):
         return [evaluate.lfw(source, 2 if name == "lfw" else 1)]
     if isinstance(source, data.VerificationBin) and name == "bin":
-        return [evaluate.packed_pairs(source, folds or 10)]
+        return [evaluate.packed_pairs(source, folds=folds or 10)]
     if isinstance(source, data.AR | data.AR10P) and name == "ar":
         return [*evaluate.ar(source)]
     if pairs is not None:
-        return [evaluate.listed_pairs(source, pairs, None, **({} if folds is None else {"folds": folds}))]
+        return [evaluate.listed_pairs(source, pairs, folds=folds)]
+    if name == "folder":
+        return [evaluate.drawn_pairs(source, pair_count, folds=folds or 10, seed=seed)]
     fars = (0.01, 0.1) if impostors else ()
     return [
         evaluate.gallery_and_probes(
@@ -174,3 +336,10 @@ def _protocols(
             count=count,  # type: ignore[arg-type]
         )
     ]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size: expected height x width, as in 112x96, got {text!r}")
+    return int(height), int(width)

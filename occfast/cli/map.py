@@ -137,8 +137,7 @@ def map_(
                 border=border,  # type: ignore[arg-type]
                 fill=_fill(fill, preparation),
                 score=score,  # type: ignore[arg-type]
-                method=method,
-                tolerance=tolerance,
+                method=_method(method, tolerance),
                 seed=seed,
                 batch_size=batch_size,
                 memory_limit=memory_limit,
@@ -267,6 +266,18 @@ class _Batches:
             yield images if self._labels is None else (images, self._labels[numbers])
 
 
+def _method(name: str, tolerance: float | None) -> Any:
+    """Return the method with its options; what does not exist is left to ``occlusion_map`` to refuse."""
+    from ..sweep import Adaptive, Sampled
+
+    kinds: dict[str, Any] = {"adaptive": Adaptive, "sampled": Sampled}
+    if tolerance is None:
+        return name
+    if name not in kinds:
+        raise ValueError(f"--tolerance: expected --method adaptive or sampled, got {name}")
+    return kinds[name](tolerance=tolerance)
+
+
 def _pair(text: str, name: str) -> tuple[int, int]:
     height, _, width = text.lower().replace("×", "x").partition("x")
     if not (height.isdigit() and width.isdigit()):
@@ -289,6 +300,8 @@ _FILES = {"map": ".npz", "picture": ".png", "page": ".html", "table": ".csv"}
 
 
 def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
+    import numpy as np
+
     from ..files import write_atomically
 
     m.save(stem.with_suffix(_FILES["map"]))
@@ -299,9 +312,9 @@ def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
     columns: dict[str, Any] = {"value": m.values, "standard_error": m.standard_error}
     if m.interval is not None:
         columns |= {"low": m.interval[0], "high": m.interval[1]}
-    columns["probability"] = m.distribution(temperature).probabilities.numpy()
-    writer.writerow(["row", "column", *columns])
     rows, across = m.centers
+    columns["probability"] = m.distribution(temperature).probabilities.numpy()[np.ix_(rows, across)]
+    writer.writerow(["row", "column", *columns])
     for i, row in enumerate(rows.tolist()):
         for j, column in enumerate(across.tolist()):
             writer.writerow([row, column, *(f"{values[i, j]:.6g}" for values in columns.values())])

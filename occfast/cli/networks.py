@@ -148,8 +148,66 @@ def embedding(network: nn.Module) -> nn.Module:
     return Embedding().eval()
 
 
+@dataclasses.dataclass
+class Recognizer:
+    """A network that gives features, on its device.
+
+    Attributes:
+        embed: Function of prepared images, float32 [B, C, H, W], that returns features [B, D].
+        preprocessing: How images become the network's input.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    preprocessing: Preprocessing
+
+
+def load_recognizer(
+    what: str,
+    shape: tuple[int, ...],
+    *,
+    network: str | None = None,
+    classes: int | None = None,
+    size: tuple[int, int] | None = None,
+    color: str | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+    trust: bool = False,
+    device: str = "auto",
+) -> Recognizer:
+    """Load a network for its features.
+
+    Args:
+        what: ONNX file (``.onnx``), or as in :func:`load_any`.
+        shape: Shape of the data's images, [C, H, W]: the input of networks whose files don't describe it.
+        network, classes, trust: See :func:`load_any`.
+        size, color, mean, std: Preprocessing, in place of what the file describes.
+        device: "auto", "cpu" or "cuda".
+    """
+    import torch
+
+    from .. import checks
+    from ..models import Preprocessing, features
+
+    given: dict[str, Any] = {"size": size, "color": color, "mean": mean, "std": std}
+    given = {name: value for name, value in given.items() if value is not None}
+    plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "gray" if shape[0] == 1 else "RGB", **given})
+    place = checks.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if Path(what).suffix.lower() == ".onnx":
+        from ..models.onnx import OnnxNetwork
+
+        if device == "cuda":
+            raise ValueError("--device: ONNX networks run on the CPU, got cuda")
+        graph = OnnxNetwork(what)
+        if graph.preprocessing is not None:
+            return Recognizer(graph, dataclasses.replace(graph.preprocessing, **given))
+        return Recognizer(graph, plain if size or not graph.size else dataclasses.replace(plain, size=graph.size))
+    loaded = load_any(what, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
+    preprocessing = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
+    return Recognizer(features(loaded.network.to(place)), preprocessing)
+
+
 def load_network(weights: Path, trust: bool, device: str) -> tuple[Callable[[Tensor], Tensor], Preprocessing]:
-    """What takes prepared images to features, on its device, and how images are prepared."""
+    """Load weights with their description; returns the function of prepared images and how images are prepared."""
     import torch
 
     from .. import checks
@@ -161,21 +219,47 @@ def load_network(weights: Path, trust: bool, device: str) -> tuple[Callable[[Ten
     return features(trained.network.to(checks.device(wanted))), trained.preprocessing
 
 
-def prepared(source: FaceDataset, preprocessing: Preprocessing, template: str | None, resize: bool) -> FaceDataset:
-    """The faces as the network expects them: aligned as its weights say, or resized where that was asked for."""
+def prepared(
+    source: FaceDataset,
+    preprocessing: Preprocessing,
+    template: str | None,
+    resize: bool,
+    *,
+    aligned: bool | None = None,
+) -> FaceDataset:
+    """Return the faces as the network expects them: aligned as its weights record, or resized on request.
+
+    Args:
+        source: The data set.
+        preprocessing: How images become the network's input.
+        template: Template to align to, in place of the recorded one.
+        resize: Resize the images instead of aligning them.
+        aligned: Whether the user states that the images are aligned already; they are then only resized. False refuses
+            ``resize`` for weights that record an alignment; None doesn't.
+    """
     from ..data import Aligned, Alignment
     from ..data.align import Template
     from ..data.resize import Resized
 
     gray = preprocessing.color == "gray"
-    if resize and template is not None:
-        raise ValueError("--resize: goes without --template")
-    if resize:
+    if (resize or aligned) and template is not None:
+        raise ValueError(f"{'--aligned' if aligned else '--resize'}: not valid together with --template")
+    how = Alignment.read(preprocessing.alignment, "weights")
+    if resize and aligned is False and how is not None:
+        raise ValueError(
+            f"--resize: the weights expect faces aligned to {how.template}, and lose accuracy on others; leave "
+            "--resize out to align them by landmarks, or give --aligned if these images are aligned already"
+        )
+    if resize or aligned:
         return Resized(source, preprocessing.size, gray)
+    if template is None and (how is None or source.alignment is not None):
+        return source  # embed refuses another size, colors or alignment
+    if source.landmarks is None:
+        raise ValueError(
+            "dataset: no landmarks to align by; find them with occfast data landmarks DATASET landmarks.csv, then give "
+            "--landmarks landmarks.csv"
+        )
     if template is not None:
         return Aligned(source, template, gray=gray, size=preprocessing.size)
-    if preprocessing.alignment is None or source.alignment is not None:
-        return source  # embed refuses another size, colors or alignment
-    how = Alignment.read(preprocessing.alignment, "weights")
     assert how is not None
     return Aligned(source, Template(how.template, how.size, how.points, how.transform), gray=gray, border=how.border)

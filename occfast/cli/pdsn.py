@@ -1,56 +1,97 @@
-"""``occfast pdsn``: discard the features that an occlusion corrupts, with one command for each step.
-
-Long steps keep a checkpoint beside their output and continue from it. ``occfast reproduce pdsn-landmarks`` runs the
-whole experiment.
-"""
+"""``occfast pdsn``: recognize occluded faces by their visible features; one command for each step."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..pdsn import Base, Regions
     from ..pdsn.faces import FaceSet
     from ..train import Trained
 
 app = typer.Typer(
-    help="Regions, mask generators, dictionary, segmentation, identification: recognize covered faces by the rest.",
+    help="PDSN: recognize occluded faces by their visible features.\n\nThe steps are regions, generators, dictionary, "
+    "segment (optional) and identify.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-DataOption = Annotated[str, typer.Option("--data", help="lfw (people with at least 10 images) or orl.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the data set. [default: in $OCCFAST_DATA]")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the split into training, validation and test, and more.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Data set: a folder of people, .rec, .npz, or lfw, orl, ar, ar10p, celeba. Landmarks are required.",
+    ),
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Path of the data set, if --data is its kind. [default: in $OCCFAST_DATA]")
+]
+LandmarksOption = Annotated[
+    Path | None, typer.Option("--landmarks", help="CSV file with landmarks, as occfast data landmarks writes it.")
+]
+MinImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--min-images", help="Leave out people with fewer images. [default: 10 for lfw, else 7]", show_default=False
+    ),
+]
+SizeOption = Annotated[tuple[int, int], typer.Option("--size", help="Height and width of the faces in pixels.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of the split, training and occlusions.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
-BaseArgument = Annotated[Path, typer.Argument(help="Weights of the base network, as occfast train writes them.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run the code of the module:function that the weights name.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard an interrupted training.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result to the standard output as JSON.")]
+BaseArgument = Annotated[
+    Path, typer.Argument(help="Weights of the base network, as occfast train writes them.", show_default=False)
+]
 
 
 @app.command("regions")
 def regions_command(
-    kind: Annotated[str, typer.Argument(help="3x3 (any RxC), lm1, lm2, lm2-split, or a JSON file of named boxes.")],
-    output: Annotated[Path, typer.Option("--output", "-o")] = Path("regions.json"),
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="3x3 or any other RxC, lm1, lm2, lm2-split, or a JSON file of named boxes.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the regions.")] = Path("regions.json"),
     data: DataOption = "lfw",
     root: RootOption = None,
-    size: Annotated[tuple[int, int], typer.Option("--size", help="Height and width in pixels.")] = (128, 96),
-    picture: Annotated[Path | None, typer.Option("--picture", help="Draw them over the mean face: .png.")] = None,
+    landmarks: LandmarksOption = None,
+    min_images: MinImagesOption = None,
+    size: SizeOption = (128, 96),
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the regions over the mean face: .png.")
+    ] = None,
     seed: SeedOption = 0,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute regions from the landmarks of the training images; tell how many landmarks fall inside."""
+    """Compute regions from the landmarks of the training images.
+
+    Prints the boxes, and the share of landmarks inside each.
+    """
+    from matplotlib.figure import Figure
+
     from ..files import write_atomically
     from ..pdsn import regions
     from ..pdsn.faces import open_faces, read_faces, split
 
-    dataset = open_faces(data, root, size=size)
+    dataset = open_faces(data, root, size=size, landmarks=landmarks, min_images=min_images)
     assert dataset.landmarks is not None
     train, _, _ = split(dataset.labels, seed)
-    landmarks = dataset.landmarks[train]
+    points = dataset.landmarks[train]
     if kind.endswith(".json"):
         try:
             content = json.loads(Path(kind).read_text())
@@ -58,13 +99,15 @@ def regions_command(
         except (json.JSONDecodeError, AttributeError, TypeError) as error:
             raise ValueError(f"{kind}: expected {{name: [top, left, bottom, right], …}} ({error})") from error
     else:
-        found = regions.named(kind, size, landmarks)
+        found = regions.named(kind, size, points)
     write_atomically(output, found.to_json().encode())
     if picture is not None:
-        faces = read_faces(dataset, seed)
+        faces = read_faces(dataset, seed, progress=not quiet)
         mean = (faces.images[faces.train].float().mean(0) / 255).numpy()
-        found.draw(mean, landmarks=landmarks).figure.savefig(picture, dpi=130)
-    shares, whole = found.inside(landmarks)
+        figure = Figure(figsize=(3.2, 4.0), layout="constrained")
+        found.draw(mean, ax=figure.subplots(), landmarks=points)
+        figure.savefig(picture, dpi=130)
+    shares, whole = found.inside(points)
     boxes = dict(zip(found.names, found.boxes.tolist(), strict=True))
     inside = {name: s for name, s in zip(found.names, shares.tolist(), strict=True) if s == s}
     if as_json:
@@ -75,33 +118,45 @@ def regions_command(
         share = f"  {100 * inside[name]:.1f} % of its landmarks inside" if name in inside else ""
         typer.echo(f"{name:16} rows {top:3} to {bottom - 1:3}, columns {left:3} to {right - 1:3}{share}")
     if inside:
-        typer.echo(f"all of them inside: {100 * whole:.1f} % of {len(landmarks)} faces")
+        typer.echo(f"all landmarks inside: {100 * whole:.1f} % of {len(points)} faces")
     typer.echo(output)
 
 
 @app.command("generators")
 def generators_command(
     base: BaseArgument,
-    regions: Annotated[Path, typer.Argument(help="Regions, as occfast pdsn regions writes them.")],
-    output: Annotated[Path, typer.Option("--output", "-o")] = Path("generators.pt"),
+    regions: Annotated[Path, typer.Argument(help="Regions, as occfast pdsn regions writes them.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the generators.")] = Path("generators.pt"),
     data: DataOption = "lfw",
     root: RootOption = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="At most.", min=1)] = 40,
-    patience: Annotated[int, typer.Option("--patience", help="Epochs without progress.", min=1)] = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 60,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
-    weight: Annotated[float, typer.Option("--weight", help="λ of the difference of masked maps.")] = 10.0,
+    landmarks: LandmarksOption = None,
+    min_images: MinImagesOption = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Maximum number of epochs.", min=1)] = 40,
+    patience: Annotated[
+        int, typer.Option("--patience", help="Stop after this many epochs without improvement.", min=1)
+    ] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per batch.", min=1)] = 60,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate of Adam.")] = 1e-3,
+    weight: Annotated[
+        float, typer.Option("--weight", help="Weight λ of the difference of the masked maps in the loss.")
+    ] = 10.0,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    trust: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the mask generators of all regions together, with the base frozen."""
+    """Train a mask generator for each region, with the base network frozen."""
     from dataclasses import asdict
 
     from ..pdsn import train_generators
 
-    trained, network = _base(base, device)
-    faces, labels = _faces(trained, data, root, seed)
+    checkpoint = _checkpoint(output, resume, overwrite)
+    trained, network = _base(base, device, trust)
+    faces = _faces(trained, data, root, landmarks, min_images, seed, quiet)
+    labels = _classes(trained, faces, data)
     found = train_generators(
         network,
         _regions(regions),
@@ -114,7 +169,9 @@ def generators_command(
         learning_rate=learning_rate,
         weight=weight,
         seed=seed,
-        checkpoint=output.with_name(f"{output.name}.checkpoint"),
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=not quiet,
     )
     found.save(output)
     if as_json:
@@ -129,63 +186,97 @@ def generators_command(
 @app.command("dictionary")
 def dictionary_command(
     base: BaseArgument,
-    generators: Annotated[Path, typer.Argument(help="As occfast pdsn generators writes them.")],
-    output: Annotated[Path, typer.Option("--output", "-o")] = Path("dictionary.npz"),
+    generators: Annotated[
+        Path, typer.Argument(help="Generators, as occfast pdsn generators writes them.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the dictionary: .npz.")] = Path(
+        "dictionary.npz"
+    ),
     data: DataOption = "lfw",
     root: RootOption = None,
+    landmarks: LandmarksOption = None,
+    min_images: MinImagesOption = None,
     percentile: Annotated[
-        float | None, typer.Option("--percentile", help="[default: the paper's for these regions]", show_default=False)
+        float | None,
+        typer.Option(
+            "--percentile",
+            help="Discard features up to this percentile of each mask. [default: the paper's for these regions]",
+            show_default=False,
+        ),
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the masks: .png.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    trust: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Average the generators' masks over the training images; tell what each percentile would discard."""
+    """Average the masks of the generators over the training images.
+
+    Prints the share of features that each percentile discards.
+    """
+    from matplotlib.figure import Figure
+
     from ..pdsn import Generators, build_dictionary
 
-    trained, network = _base(base, device)
-    faces, labels = _faces(trained, data, root, seed)
+    trained, network = _base(base, device, trust)
+    faces = _faces(trained, data, root, landmarks, min_images, seed, quiet)
     loaded = Generators.load(generators).to(network.device)
     found = build_dictionary(
         network,
         loaded.regions,
-        [(faces.images[faces.train], labels[faces.train])],
+        [(faces.images[faces.train], faces.labels[faces.train])],
         percentile,
         generators=loaded,
         seed=seed,
+        progress=not quiet,
     )
     found.save(output)
     if picture is not None:
-        found.plot()[0].figure.savefig(picture, dpi=130)
+        figure = Figure(figsize=(1.5 * len(found.regions), 2.2), layout="constrained")
+        found.plot(figure.subplots(1, len(found.regions), squeeze=False)[0])
+        figure.savefig(picture, dpi=130)
     rows = found.report()
     if as_json:
         typer.echo(json.dumps({"file": str(output), "percentile": found.percentile, "report": rows}))
         return
-    typer.echo("percentile  discarded when all are occluded  largest overlap of two regions")
+    typer.echo("percentile  discarded if all are occluded  largest overlap of two regions")
     for row in rows:
-        typer.echo(f"{row['percentile']:10g}  {100 * row['all_regions']:28.1f} %  {100 * row['overlap']:28.1f} %")
+        typer.echo(f"{row['percentile']:10g}  {100 * row['all_regions']:26.1f} %  {100 * row['overlap']:28.1f} %")
     typer.echo(f"{output}: percentile {found.percentile:g}")
 
 
 @app.command("segment")
 def segment_command(
-    output: Annotated[Path, typer.Option("--output", "-o")] = Path("segmentation.pt"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the network.")] = Path("segmentation.pt"),
     data: DataOption = "lfw",
     root: RootOption = None,
-    size: Annotated[tuple[int, int], typer.Option("--size", help="Height and width in pixels.")] = (128, 96),
-    width: Annotated[float, typer.Option("--width", help="Of the U-Net; 1.0 is VGG-16's.")] = 1.0,
-    epochs: Annotated[int, typer.Option("--epochs", help="At most.", min=1)] = 12,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
+    landmarks: LandmarksOption = None,
+    min_images: MinImagesOption = None,
+    size: SizeOption = (128, 96),
+    width: Annotated[
+        float, typer.Option("--width", help="Factor on the number of channels; 1.0 is the paper's network.")
+    ] = 1.0,
+    epochs: Annotated[int, typer.Option("--epochs", help="Maximum number of epochs.", min=1)] = 12,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate of Adam.")] = 1e-3,
     start: Annotated[
         Path | None,
-        typer.Option("--start", help="State dict of segmentation_models_pytorch's Unet('vgg16'): .pt or .safetensors."),
+        typer.Option(
+            "--start",
+            help="Initial weights: state dict of segmentation_models_pytorch's Unet('vgg16'), .pt or .safetensors.",
+        ),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the U-Net on drawn occlusions; tell its accuracy and IoU on test images."""
+    """Train a U-Net that finds occluded pixels.
+
+    Prints its accuracy and intersection over union on the test images, for each occlusion.
+    """
     from dataclasses import asdict
 
     import torch
@@ -195,7 +286,9 @@ def segment_command(
     from ..pdsn.faces import OCCLUSIONS, mixed, occlude, open_faces, read_faces
     from ..train import load_into
 
-    faces = read_faces(open_faces(data, root, size=size), seed)
+    checkpoint = _checkpoint(output, resume, overwrite)
+    dataset = open_faces(data, root, size=size, landmarks=landmarks, min_images=min_images)
+    faces = read_faces(dataset, seed, progress=not quiet)
     bands = landmark_bands(faces.landmarks[faces.train], size)
     torch.manual_seed(seed)
     network = UNet(faces.images.shape[1], width=width)
@@ -209,7 +302,9 @@ def segment_command(
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
-        checkpoint=output.with_name(f"{output.name}.checkpoint"),
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=not quiet,
     )
     network.save(output)
     test = faces.test
@@ -229,32 +324,53 @@ def segment_command(
 @app.command("identify")
 def identify_command(
     base: BaseArgument,
-    dictionary: Annotated[Path | None, typer.Argument(help="Mask dictionary; none: compare without masks.")] = None,
+    dictionary: Annotated[
+        Path | None, typer.Argument(help="Mask dictionary. [default: none, compare without masks]", show_default=False)
+    ] = None,
     occlusion: Annotated[
-        str, typer.Option("--occlusion", help="clean, forehead, eyes, nose, mouth, chin, face mask, sunglasses.")
+        str,
+        typer.Option(
+            "--occlusion", help="clean, forehead, eyes, nose, mouth, chin, face mask, sunglasses or nose to chin."
+        ),
     ] = "eyes",
     segmentation: Annotated[
-        Path | None, typer.Option("--segmentation", help="U-Net that finds the occlusion; without it, it is known.")
+        Path | None,
+        typer.Option(
+            "--segmentation",
+            help="U-Net that finds the occlusion, as occfast pdsn segment writes it. [default: the occlusion is known]",
+            show_default=False,
+        ),
     ] = None,
     data: DataOption = "lfw",
     root: RootOption = None,
-    own: Annotated[bool, typer.Option("--own", help="Regions of each probe's own landmarks.")] = False,
-    soft: Annotated[bool, typer.Option("--soft", help="Soft masks instead of binary ones.")] = False,
-    compare: Annotated[str, typer.Option("--compare", help="maps or features.")] = "maps",
+    landmarks: LandmarksOption = None,
+    min_images: MinImagesOption = None,
+    own: Annotated[bool, typer.Option("--own", help="Place the regions by the landmarks of each probe.")] = False,
+    soft: Annotated[bool, typer.Option("--soft", help="Use soft masks instead of binary ones.")] = False,
+    compare: Annotated[str, typer.Option("--compare", help="Compare maps or features.")] = "maps",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    trust: TrustOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Cover the test images and look for them among the training images."""
+    """Identify occluded test images among the training images.
+
+    Prints the rank-1 and rank-5 accuracy. They are meaningful only if the base network has not seen the test images.
+    """
     from ..pdsn import MaskDictionary, UNet, identify, landmark_bands, segment
     from ..pdsn.faces import occlude
 
-    trained, network = _base(base, device)
-    faces, _ = _faces(trained, data, root, seed)
+    if dictionary is None:
+        for name, given in (("--own", own), ("--soft", soft)):
+            if given:
+                raise ValueError(f"{name}: only valid with a mask dictionary, got none")
+    trained, network = _base(base, device, trust)
+    faces = _faces(trained, data, root, landmarks, min_images, seed, quiet)
     masks = None if dictionary is None else MaskDictionary.load(dictionary)
     bands = landmark_bands(faces.landmarks[faces.train], trained.preprocessing.size)
-    landmarks = faces.landmarks[faces.test]
-    probes, covered = occlude(occlusion, faces.images[faces.test], landmarks, bands, faces.test, seed)
+    points = faces.landmarks[faces.test]
+    probes, covered = occlude(occlusion, faces.images[faces.test], points, bands, faces.test, seed)
     if segmentation is not None:
         covered = segment(UNet.load(segmentation).to(network.device), probes).cpu()
     found = identify(
@@ -264,12 +380,13 @@ def identify_command(
         faces.labels[faces.train],
         probes,
         covered,
-        boxes=masks.regions.at(landmarks) if own and masks is not None else None,
+        boxes=masks.regions.at(points) if own and masks is not None else None,
         soft=soft,
-        compare=compare,
+        compare=compare,  # type: ignore[arg-type]
+        k=min(5, len(faces.train)),
     )
     truth = faces.labels[faces.test]
-    rank1, rank5 = found.accuracy(truth, 1), found.accuracy(truth, 5)
+    rank1, rank5 = found.accuracy(truth, 1), found.accuracy(truth, min(5, len(faces.train)))
     result = {
         "occlusion": occlusion,
         "known": segmentation is None,
@@ -282,34 +399,74 @@ def identify_command(
     typer.echo(
         json.dumps(result)
         if as_json
-        else f"rank-1 {100 * rank1:.2f} %, rank-5 {100 * rank5:.2f} %: {len(truth)} probes ({occlusion}) against "
-        f"{len(faces.train)} images, {found.groups} different masks"
+        else f"rank-1 {100 * rank1:.2f} %, rank-5 {100 * rank5:.2f} %: {len(truth)} probes ({occlusion}), "
+        f"{len(faces.train)} gallery images, {found.groups} different masks"
     )
 
 
-def _base(path: Path, device: str) -> tuple[Trained, Base]:
+def _checkpoint(output: Path, resume: bool, overwrite: bool) -> Path:
+    """Return the path of the checkpoint beside an output; an older one is neither lost nor resumed unasked."""
+    if resume and overwrite:
+        raise ValueError("--resume: not valid together with --overwrite")
+    path = output.with_name(f"{output.name}.checkpoint")
+    if path.exists() and not resume and not overwrite:
+        raise ValueError(
+            f"{path} holds an interrupted training: --resume continues it, --overwrite discards it; or choose another "
+            "--output"
+        )
+    return path
+
+
+def _base(path: Path, device: str, trust: bool) -> tuple[Trained, Base]:
     from .. import checks
     from ..pdsn.base import base_of
     from ..train import load_network
 
-    trained = load_network(path)
+    trained = load_network(path, trust=trust)
     return trained, base_of(trained).to(checks.device(device))
 
 
-def _faces(trained: Trained, data: str, root: Path | None, seed: int) -> tuple[FaceSet, Any]:
-    """Faces prepared as the base was trained, and their labels as numbers of its classes."""
-    import torch
-
+def _faces(
+    trained: Trained,
+    data: str,
+    root: Path | None,
+    landmarks: Path | None,
+    min_images: int | None,
+    seed: int,
+    quiet: bool,
+) -> FaceSet:
+    """Read faces, prepared as for the training of the base network."""
+    from ..data import Alignment
     from ..pdsn.faces import open_faces, read_faces
 
     expected = trained.preprocessing
-    faces = read_faces(open_faces(data, root, size=expected.size, gray=expected.color == "gray"), seed)
-    expected.require(faces.preprocessing)
+    dataset = open_faces(
+        data,
+        root,
+        size=expected.size,
+        gray=expected.color == "gray",
+        landmarks=landmarks,
+        min_images=min_images,
+        alignment=Alignment.read(expected.alignment, "weights"),
+    )
+    faces = read_faces(dataset, seed, progress=not quiet)
+    # The scaling is the network's own.
+    expected.require(dataclasses.replace(faces.preprocessing, mean=expected.mean, std=expected.std))
+    return faces
+
+
+def _classes(trained: Trained, faces: FaceSet, data: str) -> Tensor:
+    """Return the class of each face, as the base network numbers them, int64 [N]."""
+    import torch
+
     unknown = sorted(set(faces.people) - set(trained.people))
     if unknown:
-        raise ValueError(f"base: was not trained on {len(unknown)} people of {data}: {', '.join(unknown[:3])}, …")
+        raise ValueError(
+            f"base: expected a classifier of the people of {data}, {len(unknown)} of them are not among its "
+            f"{len(trained.people)} classes: {', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}"
+        )
     classes = torch.tensor([trained.people.index(name) for name in faces.people])
-    return faces, classes[faces.labels]
+    return classes[faces.labels]
 
 
 def _regions(path: Path) -> Regions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import read_bytes
 from .faces import Face, FaceDataset, number_people
 from .folder import ImageFiles, find_images
-from .images import recolor
+from .images import SUFFIXES, recolor
 from .landmarks import LandmarkTable
 from .matlab import read_mat
 from .roots import find_root
@@ -99,7 +101,9 @@ def _several(value: object) -> tuple[object, ...]:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
-_FILE = re.compile(r"(?P<person>[mMwWfF]-?\d+)-(?P<number>\d{1,2})(?:[-_].*)?$")
+_FILE = re.compile(r"(?P<sex>[mMwWfF])-?(?P<person>\d{1,9})-(?P<number>\d{1,2})(?:[-_].*)?$")
+#: (channels, height, width) of AR's own ``.raw`` files: the planes of red, green and blue.
+RAW_SHAPE = (3, 576, 768)
 
 
 class AR(_Shots, ImageFiles):
@@ -129,14 +133,15 @@ class AR(_Shots, ImageFiles):
         gray: bool | None = False,
     ) -> None:
         root = find_root(root, "ar", "the AR faces: M-001-01 to W-060-26 as image files")
-        images, others = find_images(root)
+        images, others = find_images(root, SUFFIXES | {".raw"})
         names, identities, seen = [], [], dict[tuple[str, int], str]()
         for name in images:
             match = _FILE.match(PurePosixPath(name).stem)
             if match is None:
                 others.append(name)
                 continue
-            person, number = match["person"].upper().replace("F", "W"), int(match["number"])
+            sex = match["sex"].upper().replace("F", "W")
+            person, number = f"{sex}-{int(match['person']):03d}", int(match["number"])
             if not 1 <= number <= 26:
                 raise DataError(f"{root / name}: expected a photograph's number from 1 to 26, got {number}")
             if seen.setdefault((person, number), name) != name:
@@ -162,6 +167,24 @@ class AR(_Shots, ImageFiles):
         )
         numbers = {name: number for (_, number), name in seen.items()}
         self.numbers = torch.tensor([numbers[name] for name in self.names])
+
+    def _is_raw(self, k: int) -> bool:
+        return self.names[k].lower().endswith(".raw")
+
+    def encoded(self, k: int) -> bytes | None:
+        return None if self._is_raw(k) else super().encoded(k)
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        if not self._is_raw(k):
+            return super().__getitem__(k)
+        content = read_bytes(self.path(k))
+        if len(content) != math.prod(RAW_SHAPE):
+            raise DataError(
+                f"{self.path(k)}: expected {math.prod(RAW_SHAPE):,} bytes, 768×576 RGB, got {len(content):,}"
+            )
+        image = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(RAW_SHAPE)
+        return Face(recolor(image, self.gray), int(self.labels[k]), self.names[k], self.landmarks_of(k))
 
 
 class AR10P(_Shots, FaceDataset):

@@ -6,21 +6,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import ImageFiles, read_lines
+from .folder import ImageFiles
 from .images import SUFFIXES
 from .landmarks import LandmarkTable, read_landmarks, read_table
+from .lists import is_count, read_lines
 from .roots import find_root
+
+_FOLDERS = ("images", "img_celeba", "img_align_celeba")
 
 
 class CelebA(ImageFiles):
     """One folder of images, and a table that says whom each shows.
 
     Args:
-        root: folder with ``images`` (or ``img_celeba``, ``img_align_celeba``) and ``landmarks.csv`` (``image``,
-            ``identity`` and the landmarks: see :mod:`occfast.data.landmarks`), or CelebA's own
-            ``identity_CelebA.txt`` (image and number a line); None: the folder ``celeba`` in $OCCFAST_DATA.
-        table: another such table.
-        landmarks: a CSV file of landmarks by image name, where the table has none.
+        root: folder with ``images`` (or ``img_celeba``, ``img_align_celeba``; also in ``Img``) and either
+            ``landmarks.csv`` with the columns ``image`` and ``identity`` and optionally the landmarks (see
+            :mod:`occfast.data.landmarks`), or CelebA's own ``identity_CelebA.txt`` (also in ``Anno``). None uses the
+            folder ``celeba`` in $OCCFAST_DATA.
+        table: the table of identities, if it lies elsewhere.
+        landmarks: file with the landmarks, if the table has none. Defaults to CelebA's own
+            ``list_landmarks_align_celeba.txt`` or ``list_landmarks_celeba.txt``, if present.
         min_images, people, exclude, gray: as in :class:`ImageFiles`; people are named by their identity in the table.
 
     Attributes:
@@ -44,11 +49,12 @@ class CelebA(ImageFiles):
         base = find_root(
             root, "celeba", "CelebA: images/000001.jpg and so on, and landmarks.csv or identity_CelebA.txt"
         )
-        folder = next(
-            (base / name for name in ("images", "img_celeba", "img_align_celeba") if (base / name).is_dir()), base
-        )
+        places = [base / part / name for name in _FOLDERS for part in ("", "Img")]
+        folder = next((place for place in places if place.is_dir()), base)
+        if (folder / folder.name).is_dir():  # unpacked twice
+            folder /= folder.name
         if table is None:
-            tables = [base / "landmarks.csv", base / "identity_CelebA.txt"]
+            tables = [base / "landmarks.csv", base / "identity_CelebA.txt", base / "Anno" / "identity_CelebA.txt"]
             table = next((path for path in tables if path.is_file()), None)
             if table is None:
                 raise DataError(
@@ -60,6 +66,12 @@ class CelebA(ImageFiles):
         if missing:
             raise DataError(f"{table}: {len(missing)} of {len(names)} images are not in {folder}: {missing[0]}")
         self.others = sorted(present.difference(names))
+        if landmarks is None and own is None:
+            kind = "align_celeba" if folder.name == "img_align_celeba" else "celeba"
+            lists = [
+                base / part / f"list_landmarks_{kind}{suffix}" for part in ("", "Anno") for suffix in (".txt", ".csv")
+            ]
+            landmarks = next((path for path in lists if path.is_file()), None)
         super().__init__(
             folder,
             names,
@@ -73,7 +85,14 @@ class CelebA(ImageFiles):
 
 
 def read_identities(path: Path) -> tuple[list[str], list[str], LandmarkTable | None]:
-    """Names, identities and, where it has them, landmarks of a CSV table or of a file like ``identity_CelebA.txt``."""
+    """Read a CSV table or a file like ``identity_CelebA.txt``.
+
+    Returns:
+        The names of the images, the identities, and the landmarks, or None if the table has none.
+
+    Raises:
+        DataError: if a line is malformed, or an image occurs twice.
+    """
     if path.suffix.lower() == ".csv":
         header, rows = read_table(path, ["image", "identity"])
         if any(name.startswith("left_eye_") for name in header):
@@ -85,6 +104,8 @@ def read_identities(path: Path) -> tuple[list[str], list[str], LandmarkTable | N
         pairs = []
         for line, text in read_lines(path):
             cells = text.split()
+            if not pairs and (cells == ["image_id", "identity"] or (line == 1 and len(cells) == 1 and is_count(text))):
+                continue  # a header, or the number of images
             if len(cells) != 2:
                 raise DataError(f"{path}, line {line}: expected an image and an identity, got {text!r}")
             pairs.append((line, cells[0], cells[1]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 
 from ..errors import DataError
-from ..files import read_json
+from ..files import read_bytes, read_json
 from .faces import Alignment, EncodedFaces, keep, number_people
-from .images import SUFFIXES, read_bytes
+from .images import SUFFIXES
 from .landmarks import LandmarkTable, read_landmarks
+from .lists import read_list
 
 #: What a folder's images are: how they were aligned and from what they were made.
 ABOUT = "about.json"
@@ -55,36 +57,63 @@ class ImageFiles(EncodedFaces):
         """File of image k."""
         return self.root / self.names[k]
 
-    def encoded(self, k: int) -> bytes:
+    def encoded(self, k: int) -> bytes | None:
         return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
         return f"{self.root}/{self.names[k]}"
 
 
-def find_images(root: Path) -> tuple[list[str], list[str]]:
-    """Image files under a folder, by the endings of their names, and the other files; relative, "/" between, sorted.
+def find_images(root: Path, suffixes: frozenset[str] = SUFFIXES) -> tuple[list[str], list[str]]:
+    """List the files under a folder.
 
-    Files whose names begin with "." are none of images, whatever their ending.  Links to folders are followed.
-    DataError where a folder can't be listed or a link leads back to a folder that it lies in.
+    Links to folders are followed. Files whose names begin with "." do not count as images.
+
+    Args:
+        root: the folder.
+        suffixes: suffixes of image files, in lower case.
+
+    Returns:
+        The image files and the other files, as sorted paths relative to ``root`` with "/" between folders.
+
+    Raises:
+        DataError: if a folder cannot be listed, a link leads back to a folder that contains it, or links lead to one
+            folder twice.
     """
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: can't be listed: {error.strerror}") from error
-
     images: list[str] = []
     others: list[str] = []
-    for folder, inside, files in os.walk(root, onerror=fail, followlinks=True):
-        for name in inside:
-            path = os.path.join(folder, name)  # noqa: PTH118 - a Path a file would take most of the time
-            if os.path.islink(path) and f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/"):  # noqa: PTH114
-                raise DataError(f"{path}: a link to a folder that it lies in")
-        base = PurePath(folder).relative_to(root).as_posix()
-        prefix = "" if base == "." else f"{base}/"
-        for name in files:
-            is_image = os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
-            (images if is_image else others).append(prefix + name)
+    waiting = [("", str(root))]
+    seen: dict[tuple[int, int], str] = {}
+    while waiting:
+        prefix, folder = waiting.pop()
+        try:
+            state = os.stat(folder)  # noqa: PTH116 - this loop runs once for each folder of a data set
+            first = seen.setdefault((state.st_dev, state.st_ino), prefix) if state.st_ino else prefix
+            if first != prefix:
+                raise DataError(
+                    f"{folder}: a link to a folder that it lies in"
+                    if prefix.startswith(first)
+                    else f"{folder}: the same folder as {root / first}; its images would count twice"
+                )
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        waiting.append((f"{prefix}{entry.name}/", entry.path))
+                    else:
+                        is_image = os.path.splitext(entry.name)[1].lower() in suffixes  # noqa: PTH122
+                        listed = images if is_image and not entry.name.startswith(".") else others
+                        listed.append(prefix + entry.name)
+        except OSError as error:
+            raise DataError(f"{folder if len(folder) < 500 else root}: can't be listed: {error.strerror}") from error
     return sorted(images), sorted(others)
+
+
+def _repeated_folder(images: list[str], others: list[str]) -> str | None:
+    """Return the only folder at the top, if the folders of the people lie in it: a set that was unpacked twice."""
+    tops = {name.split("/")[0] for name in images}
+    people = {name.split("/")[1] for name in images if name.count("/") > 1}
+    whole = all(name.count("/") > 1 for name in images) and all("/" in name for name in others)
+    return next(iter(tops)) if len(tops) == 1 and len(people) > 1 and whole else None
 
 
 class Folder(ImageFiles):
@@ -117,6 +146,11 @@ class Folder(ImageFiles):
     ) -> None:
         root = Path(root)
         images, others = find_images(root)
+        inner = _repeated_folder(images, others)
+        if inner is not None:
+            warnings.warn(f"{root}: read from the only folder in it, {inner}", stacklevel=2)
+            root /= inner
+            images, others = ([name[len(inner) + 1 :] for name in part] for part in (images, others))
         names = [name for name in images if "/" in name]
         self.others = sorted([*others, *(name for name in images if "/" not in name)])
         if landmarks is None and "landmarks.csv" in others:
@@ -185,54 +219,3 @@ class ImageList(ImageFiles):
             exclude=exclude,
             gray=gray,
         )
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number, text) of the lines of a UTF-8 file that are not empty, without line ends of any system."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8, byte {error.object[error.start]:#04x} at offset {error.start}"
-        ) from error
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def is_count(cell: str) -> bool:
-    """Whether a cell is a whole number of at most nine digits."""
-    return cell.isascii() and cell.isdecimal() and len(cell) < 10
-
-
-def read_list(path: Path) -> tuple[list[str], list[str]]:
-    """Names and identities of a list file or ``.lst``: see :class:`ImageList`."""
-    seen: dict[str, int] = {}
-    identities = []
-    for number, line in read_lines(path):
-        if line.lstrip().startswith("#"):
-            continue
-        separator = next((s for s in ("\t", ",") if s in line), None)
-        cells = [cell.strip() for cell in (line.split(separator) if separator else line.rsplit(None, 1))]
-        if path.suffix == ".lst":
-            if separator != "\t" or len(cells) != 3:
-                raise DataError(f"{path}, line {number}: expected number, label, path with tabs between, got {line!r}")
-            name, identity = cells[2], _label(cells[1])
-        elif len(cells) != 2:
-            raise DataError(f"{path}, line {number}: expected a path and a person, got {line!r}")
-        else:
-            name, identity = cells
-        name = PurePosixPath(name.replace("\\", "/")).as_posix()
-        if not name or not identity:
-            raise DataError(f"{path}, line {number}: expected a path and a person, got {line!r}")
-        if seen.setdefault(name, number) != number:
-            raise DataError(f"{path}, line {number}: {name!r} is there already, at line {seen[name]}")
-        identities.append(identity)
-    return list(seen), identities
-
-
-def _label(cell: str) -> str:
-    """mxnet writes whole labels as "7.000000"."""
-    try:
-        return str(int(float(cell))) if float(cell).is_integer() else cell
-    except (ValueError, OverflowError):
-        return cell

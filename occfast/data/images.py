@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checks import MAX_PIXELS
 from ..errors import DataError
+from ..files import read_bytes
 
 #: Endings of the names of image files, in lower case.
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif"))
@@ -91,15 +92,6 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
             return str(image.format), (image.size[1], image.size[0]), image.mode
     except Exception as error:  # as in decode
         raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; DataError with the reason where it can't be read."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - half the time of Path.read_bytes
-            return file.read()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def read_image(path: str | Path, *, gray: bool | None = False) -> Tensor:

@@ -20,11 +20,20 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import write_atomically
-from .images import read_bytes
+from ..files import read_bytes, write_atomically
+from .lists import is_count, read_lines
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 _AXES = (("row", "column"), ("y", "x"))
+#: Columns of CelebA's lists, and ours.
+_CELEBA_COLUMNS = {
+    "image_id": "image",
+    **{
+        f"{theirs}_{axis}": f"{ours}_{axis}"
+        for theirs, ours in zip(("lefteye", "righteye", "nose", "leftmouth", "rightmouth"), POINTS, strict=True)
+        for axis in "xy"
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +95,19 @@ def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list
 
 
 def read_landmarks(path: str | Path) -> LandmarkTable:
-    """Read a table of landmarks.  DataError, with the line, where it is none."""
-    header, rows = read_table(path, ["image"])
+    """Read a table of landmarks: CSV, or CelebA's ``list_landmarks_align_celeba.txt``.
+
+    Raises:
+        DataError: if the file is not such a table; the message has the line.
+    """
+    path = Path(path)
+    header, rows = _celeba_table(path) if path.suffix.lower() == ".txt" else read_table(path, [])
+    header = [_CELEBA_COLUMNS.get(name, name) for name in header]
     axes = next((pair for pair in _AXES if f"{POINTS[0]}_{pair[0]}" in header), _AXES[1])
     wanted = [f"{point}_{axis}" for point in POINTS for axis in axes]
-    for name in wanted:
+    for name in ("image", *wanted):
         if header.count(name) != 1:
-            raise DataError(f"{path}, line 1: expected one column {name!r}, got {', '.join(header)}")
+            raise DataError(f"{path}, line 1: expected one column {name!r}, got {', '.join(header) or 'nothing'}")
     image, places = header.index("image"), [header.index(name) for name in wanted]
     names: dict[str, int] = {}
     points = []
@@ -107,6 +122,21 @@ def read_landmarks(path: str | Path) -> LandmarkTable:
         torch.tensor(points, dtype=torch.float64).reshape(-1, 5, 2),
         {header[k]: [row[k] for _, row in rows] for k in others},
     )
+
+
+def _celeba_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read the number of images, the names of the columns, and an image with ten numbers on each line."""
+    lines = read_lines(path)
+    if len(lines) < 2 or not is_count(lines[0][1].strip()):
+        raise DataError(f"{path}, line 1: expected the number of images, as in CelebA's list of landmarks")
+    header = ["image", *lines[1][1].split()]
+    rows = [(line, text.split()) for line, text in lines[2:]]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {len(header)} cells, got {len(row)}")
+    if len(rows) != int(lines[0][1]):
+        raise DataError(f"{path}: expected {int(lines[0][1])} images by line 1, got {len(rows)}")
+    return header, rows
 
 
 def _number(cell: str, column: str, where: str) -> float:

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import ImageFiles, find_images, is_count, read_lines
+from .folder import ImageFiles, find_images
 from .landmarks import LandmarkTable
+from .lists import is_count, read_lines
 from .roots import find_root
 
 #: Files of the official lists of people.
 VIEWS = {"view1-train": "peopleDevTrain.txt", "view1-test": "peopleDevTest.txt", "view2": "people.txt"}
+
+_FOLDERS = ("images", "lfw", "lfw_funneled", "lfw-deepfunneled")
 
 
 class LFW(ImageFiles):
@@ -47,14 +50,12 @@ class LFW(ImageFiles):
         gray: bool | None = False,
     ) -> None:
         self.base = find_root(root, "lfw", "LFW: images/Name/Name_0001.jpg and so on (occfast data fetch lfw)")
-        images = next(
-            (
-                self.base / name
-                for name in ("images", "lfw", "lfw_funneled", "lfw-deepfunneled")
-                if (self.base / name).is_dir()
-            ),
-            self.base,
-        )
+        if (self.base / "lfw-py").is_dir():  # the folder that torchvision makes
+            self.base /= "lfw-py"
+        images = next((self.base / name for name in _FOLDERS if (self.base / name).is_dir()), self.base)
+        inner = [images / name for name in _FOLDERS if (images / name).is_dir()]
+        if images != self.base and len(inner) == 1:  # unpacked twice
+            images = inner[0]
         found, others = find_images(images)
         names = [name for name in found if _is_official(name)]
         if not names:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .images import read_bytes
+from ..files import read_bytes
 
 #: A compressed variable of more bytes is refused.
 MAX_BYTES = 1 << 28

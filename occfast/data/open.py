@@ -131,9 +131,11 @@ def _kind(path: Path) -> Kind:
         return "recordio"
     if (path / "warpAR10P.mat").is_file():
         return "ar10p"
-    if (path / "identity_CelebA.txt").is_file() or _has_identities(path / "landmarks.csv"):
+    if any((path / part / "identity_CelebA.txt").is_file() for part in ("", "Anno")) or _has_identities(
+        path / "landmarks.csv"
+    ):
         return "celeba"
-    if any((path / file).is_file() for file in ("pairs.txt", *VIEWS.values())):
+    if (path / "lfw-py").is_dir() or any((path / file).is_file() for file in ("pairs.txt", *VIEWS.values())):
         return "lfw"
     return "folder"
 

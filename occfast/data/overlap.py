@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import write_atomically
-from .folder import read_lines
+from .lists import read_lines
 
 _COLUMNS = ("person", "matches", "found_by", "similarity")
 

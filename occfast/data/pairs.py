@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .faces import FaceDataset
-from .folder import read_lines
+from .lists import is_count, read_lines
 
 
 class ListedPair(NamedTuple):
@@ -144,16 +144,22 @@ def _last(name: str) -> tuple[str, str]:
 def read_pairs(path: str | Path) -> PairList:
     """Read a list of pairs.
 
-    Cells are divided by tabs, else by commas, else by spaces.  A first line of one or two numbers is LFW's: pairs of
-    each kind (``pairsDevTest.txt``), or folds and pairs of each kind in a fold (``pairs.txt``); the list must then
-    hold exactly as many.  Other lines are
+    Cells are separated by tabs, else by commas, else by spaces. Empty cells at the end of a line are ignored, and so is
+    a first line with the names of the columns. A first line of one or two numbers is LFW's header: the number of pairs
+    of each kind (``pairsDevTest.txt``), or the number of folds and of pairs of each kind in a fold (``pairs.txt``). The
+    list must then have exactly that many pairs. The other lines are
 
     - ``name 1 4``: images 1 and 4 of one person;
     - ``name 1 other 2``: images of two people;
-    - ``path path 1``, ``1 path path``: 1 one person, 0 two people; or ``path path 1 3`` with the fold.
+    - ``path path 1`` or ``1 path path``: two images and a flag, which is 1 or True for one person and 0, -1 or False
+      for two;
+    - ``path path 1 3``: the same with the number of the fold;
+    - ``path 1``: one image on each line, where two lines with equal flags make a pair.
+
+    In a list without a header, lines of two numbers and a flag, such as ``600 601 0``, hold names of images.
 
     Raises:
-        DataError: with the line, where it is none of these or the counts don't agree.
+        DataError: if a line has none of these forms, or the number of lines contradicts the header.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -161,9 +167,9 @@ def read_pairs(path: str | Path) -> PairList:
         raise DataError(f"{path}: expected a list of pairs, it is empty")
     text = "\n".join(line for _, line in lines)
     divider = "\t" if "\t" in text else "," if "," in text else None
-    rows = [(number, [cell.strip() for cell in line.split(divider)]) for number, line in lines]
-    header = rows[0][1]
-    if len(header) <= 2 and all(map(_is_number, header)):
+    rows = [(number, _cells(line, divider)) for number, line in lines]
+    header = lines[0][1].replace(",", " ").split()
+    if 1 <= len(header) <= 2 and all(map(is_count, header)):
         folds, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
         if len(rows) - 1 != 2 * folds * each or len(rows) == 1:
             raise DataError(
@@ -177,35 +183,73 @@ def read_pairs(path: str | Path) -> PairList:
                 kind = "one person" if not pair.same else "two people"
                 raise DataError(f"{path}, line {pair.line}: expected a pair of {kind} here by the counts of line 1")
     else:
-        pairs = [_listed(path, number, cells) for number, cells in rows]
+        if len(rows) > 1 and len(rows[0][1]) > 1 and all(cell.lower() in _TITLES for cell in rows[0][1]):
+            rows = rows[1:]
+        if len(rows) > 1 and all(len(cells) == 2 and cells[1].lower() in _FLAGS for _, cells in rows):
+            rows = _joined(path, rows)
+        numbers = [cells for _, cells in rows if len(cells) == 3 and all(map(is_count, cells))]
+        are_names = bool(numbers) and all(cells[2] in ("0", "1") for cells in numbers)
+        pairs = [_listed(path, number, cells, numbers_are_names=are_names) for number, cells in rows]
     with_fold = sum(pair.fold is not None for pair in pairs)
     if with_fold not in (0, len(pairs)):
         raise DataError(f"{path}: expected the fold on all lines or none, {with_fold} of {len(pairs)} have it")
     return PairList(pairs, path)
 
 
-def _listed(path: Path, line: int, cells: list[str]) -> ListedPair:
+_FLAGS = {"1": True, "true": True, "0": False, "-1": False, "false": False}
+#: Names of columns in headers.
+_TITLES = frozenset(
+    (
+        *("name", "name1", "name2", "imagenum", "imagenum1", "imagenum2", "person", "person1", "person2"),
+        *("image", "image1", "image2", "img1", "img2", "path", "path1", "path2", "file", "file1", "file2"),
+        *("first", "second", "label", "same", "is_same", "issame", "match", "fold"),
+    )
+)
+
+
+def _cells(line: str, divider: str | None) -> list[str]:
+    cells = [cell.strip() for cell in line.split(divider)]
+    while len(cells) > 1 and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _joined(path: Path, rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Join every two lines of an image and a flag."""
+    if len(rows) % 2:
+        raise DataError(f"{path}, line {rows[-1][0]}: expected two lines for each pair, the second one is missing")
+    joined = []
+    for (first, a), (second, b) in zip(rows[::2], rows[1::2], strict=True):
+        if _FLAGS[a[1].lower()] != _FLAGS[b[1].lower()]:
+            raise DataError(f"{path}, line {second}: expected the flag of the line before, {a[1]}, got {b[1]}")
+        joined.append((first, [a[0], b[0], a[1]]))
+    return joined
+
+
+def _listed(path: Path, line: int, cells: list[str], *, numbers_are_names: bool = False) -> ListedPair:
     if all(cells):
-        number = [_is_number(cell) for cell in cells]
-        if len(cells) == 3 and number[1] and number[2]:
-            return ListedPair(_official(cells[0], cells[1]), _official(cells[0], cells[2]), True, None, line)
+        number = [is_count(cell) for cell in cells]
+        flag = [_FLAGS.get(cell.lower()) for cell in cells]
+        if len(cells) == 3 and number[1] and number[2] and not (number[0] and numbers_are_names):
+            return ListedPair(
+                _official(path, line, cells[0], cells[1]), _official(path, line, cells[0], cells[2]), True, None, line
+            )
         if len(cells) == 4 and number[1] and number[3]:
-            first, second = _official(cells[0], cells[1]), _official(cells[2], cells[3])
+            first, second = (_official(path, line, cells[k], cells[k + 1]) for k in (0, 2))
             return ListedPair(first, second, cells[0] == cells[2], None, line)
-        if len(cells) == 3 and cells[0] in ("0", "1"):
-            return ListedPair(cells[1], cells[2], cells[0] == "1", None, line)
-        if len(cells) in (3, 4) and cells[2] in ("0", "1") and not number[1] and (len(cells) == 3 or number[3]):
-            fold = int(cells[3]) if len(cells) == 4 else None
-            return ListedPair(cells[0], cells[1], cells[2] == "1", fold, line)
+        if len(cells) == 3 and flag[0] is not None and flag[2] is None:
+            return ListedPair(cells[1], cells[2], flag[0], None, line)
+        if len(cells) == 3 and flag[2] is not None and (numbers_are_names or not number[1]):
+            return ListedPair(cells[0], cells[1], flag[2], None, line)
+        if len(cells) == 4 and flag[2] is not None and number[3] and not number[1]:
+            return ListedPair(cells[0], cells[1], flag[2], int(cells[3]), line)
     raise DataError(
         f"{path}, line {line}: expected 'name 1 4', 'name 1 other 2', 'path path 1' or '1 path path', "
         f"got {' '.join(cells)!r:.120}"
     )
 
 
-def _is_number(cell: str) -> bool:
-    return cell.isascii() and cell.isdecimal() and len(cell) < 10
-
-
-def _official(name: str, number: str) -> str:
+def _official(path: Path, line: int, name: str, number: str) -> str:
+    if int(number) == 0:
+        raise DataError(f"{path}, line {line}: expected numbers of images from 1, got {number} of {name!r}")
     return f"{name}/{name}_{int(number):04d}"

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .images import read_bytes
+from ..files import read_bytes
 
 MAGIC = 0xCED7230A
 _WORD = struct.pack("<I", MAGIC)

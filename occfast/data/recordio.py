@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -10,11 +12,10 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import read_json
+from ..files import read_bytes, read_json
 from .faces import Alignment, EncodedFaces
-from .folder import is_count, read_list
-from .images import read_bytes
 from .landmarks import read_landmarks
+from .lists import is_count, read_lst
 from .record_file import Header, RecordFile
 
 _WHOLE = 1 << 24  # whole numbers beyond are not exact in float32
@@ -34,7 +35,7 @@ class RecordIO(EncodedFaces):
     Attributes:
         file: the records.
         keys: of the images in the index, int64 [N].
-        property: (identities, height, width) as the file ``property`` has them, or None.
+        property: (identities, height, width) from the file ``property``, or None.
 
     Beside the ``.rec`` may lie ``<stem>.lst`` (names of the images), ``<stem>.json`` (names of the people, alignment)
     and ``<stem>.landmarks.csv``, as ``occfast data convert`` writes them.  Without them images are named by key and
@@ -48,7 +49,9 @@ class RecordIO(EncodedFaces):
         super().__init__(gray=gray)
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
-        self.property = read_property(self.path.with_name("property"))
+        self.property = None
+        with _optional(self.path.with_name("property")):
+            self.property = read_property(self.path.with_name("property"))
         self._records, self._labels = self._images()
         labels = self._labels
         self.keys = self.file.keys[self._records]
@@ -105,22 +108,63 @@ class RecordIO(EncodedFaces):
     def _read_beside(self) -> None:
         table = self.path.with_suffix(".lst")
         if table.is_file():
-            names, _ = read_list(table)
-            if len(names) != len(self):
-                raise DataError(f"{table}: expected {len(self)} images as in {self.path.name}, got {len(names)}")
-            self.names = names
+            self._read_names(table)
         about = self.path.with_suffix(".json")
         if about.is_file():
-            values = read_json(about)
-            people = values.get("people")
-            if people is not None:
-                if not isinstance(people, list) or len(people) <= self._stored[-1]:
-                    raise DataError(f"{about}: expected the names of {self._stored[-1] + 1} people")
-                self.people = [str(people[label]) for label in self._stored]
-            self.alignment = Alignment.read(values.get("alignment"), str(about))
+            with _optional(about):
+                values = read_json(about)
+                people = values.get("people")
+                if people is not None:
+                    if not isinstance(people, list) or len(people) <= self._stored[-1]:
+                        raise DataError(f"{about}: expected the names of {self._stored[-1] + 1} people")
+                    self.people = [str(people[label]) for label in self._stored]
+                self.alignment = Alignment.read(values.get("alignment"), str(about))
         landmarks = self.path.with_suffix(".landmarks.csv")
         if landmarks.is_file():
-            self.landmarks = read_landmarks(landmarks).of(self.names)
+            with _optional(landmarks):
+                self.landmarks = read_landmarks(landmarks).of(self.names)
+
+    def _read_names(self, table: Path) -> None:
+        """Take the names of the images from a ``.lst``, matched by key.
+
+        Raises:
+            DataError: if the list contradicts the records: another label, or no line for a record.
+        """
+        listed = None
+        with _optional(table):
+            listed = read_lst(table)
+        if listed is None:
+            return
+        place = {key: k for k, key in enumerate(listed.keys)}
+        lines = [place.get(key, -1) for key in self.keys.tolist()]
+        if not listed.states_keys:
+            # Its lines are numbered as the records are, unless images were left out when it was packed.
+            stored = [self.people[label] for label in self.labels.tolist()]
+            if stored != [listed.labels[line] if line >= 0 else None for line in lines] or len(listed.names) > len(
+                self
+            ):
+                warnings.warn(
+                    f"{table}: not used, since it states no keys and its labels differ from those in {self.path.name}; "
+                    "images are named by key",
+                    stacklevel=4,
+                )
+                return
+        advice = f"if {table.name} belongs to other records, rename it"
+        for key, line, label in zip(self.keys.tolist(), lines, self.labels.tolist(), strict=True):
+            if line < 0:
+                raise DataError(f"{table}: expected a line for key {key}, which is in {self.path.name}; {advice}")
+            if listed.labels[line] != self.people[label]:
+                raise DataError(
+                    f"{table}, line {listed.lines[line]}: key {key} has label {listed.labels[line]} here and "
+                    f"{self.people[label]} in {self.path.name}; {advice}"
+                )
+        if len(listed.names) > len(self):
+            warnings.warn(
+                f"{table}: {len(listed.names) - len(self)} of {len(listed.names)} lines have no record in "
+                f"{self.path.name}",
+                stacklevel=4,
+            )
+        self.names = [listed.names[line] for line in lines]
 
     def _at(self, record: int) -> str:
         return f"{self.path}, offset {self.file.offsets[record]}"
@@ -139,6 +183,15 @@ class RecordIO(EncodedFaces):
                 f"{self.place(k)}: expected label {self._labels[k]:.0f}, as the identities' ranges say, got {label}"
             )
         return content
+
+
+@contextlib.contextmanager
+def _optional(path: Path) -> Iterator[None]:
+    """Turn errors of a file beside the records into warnings, since the records can be used without it."""
+    try:
+        yield
+    except DataError as error:
+        warnings.warn(f"{path.name} is not used: {error}", stacklevel=6)
 
 
 class _KeyNames(Sequence[str]):
@@ -176,10 +229,20 @@ def find_rec(path: Path) -> Path:
 
 
 def read_property(path: Path) -> tuple[int, int, int] | None:
-    """(identities, height, width) of insightface's file ``property``; None where there is none."""
+    """Read (identities, height, width) from the first line of insightface's file ``property``.
+
+    Further lines, such as the number of images that RecBuilder writes, are ignored.
+
+    Returns:
+        The three numbers, or None if there is no such file.
+
+    Raises:
+        DataError: if the first line is not of this form.
+    """
     if not path.is_file():
         return None
-    cells = [cell.strip() for cell in read_bytes(path).decode("ascii", "replace").split(",")]
+    lines = read_bytes(path).decode("ascii", "replace").strip().splitlines() or [""]
+    cells = [cell.strip() for cell in lines[0].split(",")]
     if len(cells) != 3 or not all(map(is_count, cells)):
         raise DataError(f"{path}: expected identities,height,width, got {','.join(cells)[:60]!r}")
     identities, height, width = (int(cell) for cell in cells)

@@ -1,21 +1,34 @@
-"""Protocols of face recognition: verification, identification, and what covering a part of the face costs."""
+"""Face verification and identification on clean and occluded faces."""
 
+from .comparison import compare, evaluate_scores
 from .curves import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
 from .embedding import Embeddings, embed
-from .pairs import Cut, Verification, best_threshold, bootstrap_people, held_out, verification
-from .protocols import PairProtocol, SearchProtocol, ar, gallery_and_probes, lfw, listed_pairs, packed_pairs
-from .report import Comparison, Row, compare, evaluate_scores, read_scores
-from .scores import normalized_scores, pair_scores
+from .pairs import Cut, Verification, best_threshold, held_out, verification
+from .protocols import (
+    PairProtocol,
+    SearchProtocol,
+    ar,
+    drawn_pairs,
+    gallery_and_probes,
+    lfw,
+    listed_pairs,
+    packed_pairs,
+)
+from .report import Comparison, PairedRow, Row
+from .resampling import Difference, bootstrap_people
+from .scores import normalized_scores, pair_scores, read_scores
 from .search import DirAtFar, Identification, identification
 
 __all__ = [
     "Comparison",
     "Cut",
+    "Difference",
     "DirAtFar",
     "Embeddings",
     "Identification",
     "Interval",
     "PairProtocol",
+    "PairedRow",
     "Roc",
     "Row",
     "SearchProtocol",
@@ -28,6 +41,7 @@ __all__ = [
     "binomial_interval",
     "bootstrap_people",
     "compare",
+    "drawn_pairs",
     "embed",
     "evaluate_scores",
     "gallery_and_probes",

@@ -1,7 +1,7 @@
-"""The exact receiver operating characteristic and what is read off it, with confidence intervals.
+"""Exact ROC curves, and AUC, EER and TAR@FAR with confidence intervals.
 
-A pair is accepted where its score is at least the threshold.  FAR: share of the pairs of different people that are
-accepted; TAR: share of the pairs of one person that are.
+A pair is accepted if its score is at least the threshold. The false acceptance rate (FAR) is the share of pairs of
+different people that are accepted. The true acceptance rate (TAR) is the share of pairs of the same person that are.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
-from .scores import Floats, check_same, check_scores
+from .scores import Features, Floats, Values, check_same, check_scores
+
+#: False acceptance rates that a result lists by default: the axis of Figure 6 of trigueros2018.
+FARS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Interval(NamedTuple):
-    """A confidence interval, both ends included."""
+    """A closed confidence interval."""
 
     low: float
     high: float
 
 
 class TarAtFar(NamedTuple):
-    """The true acceptance rate where at most ``far`` of the pairs of different people are accepted.
+    """True acceptance rate at a false acceptance rate of at most ``far``.
 
     Attributes:
-        far: what was asked for; with fewer than 1 / far pairs of different people no false acceptance is allowed.
-        tar: the largest share of pairs of one person that a threshold accepts within that.
-        threshold: a score that does so; inf where only accepting nothing will do.
-        false_accepts: pairs of different people that it accepts.
-        interval: for the population's TAR at the population's FAR, see :func:`tar_interval`.
+        far: Requested FAR.
+        tar: Largest TAR of a threshold whose FAR is at most ``far``.
+        threshold: Threshold that gives ``tar``; inf if every pair has to be rejected.
+        false_accepts: Number of pairs of different people that the threshold accepts.
+        interval: Confidence interval of the population's TAR at the population's FAR; see :meth:`Roc.tar_interval`.
+        n_different: Number of pairs of different people.
     """
 
     far: float
@@ -40,61 +44,74 @@ class TarAtFar(NamedTuple):
     threshold: float
     false_accepts: int
     interval: Interval
+    n_different: int
+
+    @property
+    def supported(self) -> bool:
+        """Whether there are enough pairs to allow one false acceptance, i.e. ``n_different`` >= 1 / ``far``.
+
+        Otherwise ``tar`` is the TAR at a FAR of 0, whatever ``far`` is.
+        """
+        return allowed_accepts(self.far, self.n_different) >= 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: an infinite threshold is null."""
+        """Return the values for JSON; an infinite threshold becomes None."""
         threshold = self.threshold if math.isfinite(self.threshold) else None
-        return {**self._asdict(), "threshold": threshold, "interval": list(self.interval)}
+        return {**self._asdict(), "threshold": threshold, "interval": list(self.interval), "supported": self.supported}
 
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """The corners of an exact ROC curve; between two corners it is straight.
+    """Vertices of an ROC curve. The curve is linear between two vertices.
 
-    A run of thresholds that only raises one of the rates is kept as its two ends; where scores of both kinds are equal
-    the curve rises along a diagonal.
+    A run of thresholds that raises only one of the rates is stored as its two ends. Equal scores of both kinds give a
+    diagonal segment.
 
     Attributes:
-        false_accepts, true_accepts: int64 [V], pairs accepted at each corner, from (0, 0) to all.
-        thresholds: float64 [V], falling; the first is inf, the others are scores.
-        uncertainty: bound of what binning may have changed in the AUC; 0 for a curve from the scores themselves.
+        false_accepts: Accepted pairs of different people at each vertex, int64 [V], from 0 to all.
+        true_accepts: Accepted pairs of the same person at each vertex, int64 [V], from 0 to all.
+        thresholds: Threshold of each vertex, float64 [V], decreasing. The first is inf, the others are scores.
+        uncertainty: Upper bound on the error of the AUC from binning; 0 for a curve made from the scores themselves.
     """
 
     false_accepts: NDArray[np.int64]
     true_accepts: NDArray[np.int64]
     thresholds: NDArray[np.float64]
     uncertainty: float = 0.0
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[str, tuple[float, float, float]] = field(default_factory=dict, repr=False)
 
     @property
     def n_same(self) -> int:
-        """Pairs of one person."""
+        """Number of pairs of the same person."""
         return int(self.true_accepts[-1])
 
     @property
     def n_different(self) -> int:
-        """Pairs of different people."""
+        """Number of pairs of different people."""
         return int(self.false_accepts[-1])
 
     @property
     def far(self) -> NDArray[np.float64]:
-        """False acceptance rate at each corner."""
+        """False acceptance rate at each vertex, float64 [V]."""
         return self.false_accepts / self.n_different
 
     @property
     def tar(self) -> NDArray[np.float64]:
-        """True acceptance rate at each corner."""
+        """True acceptance rate at each vertex, float64 [V]."""
         return self.true_accepts / self.n_same
 
     @property
     def auc(self) -> float:
-        """Area under the curve: the chance that a pair of one person scores higher than one of different people, ties
-        counted half."""
+        """Area under the curve.
+
+        This is the probability that a pair of the same person scores higher than a pair of different people, where a
+        tie counts one half.
+        """
         return float(self._placements()[0])
 
     def _placements(self) -> tuple[float, float, float]:
-        # AUC and the variances of DeLong's placement values, from the curve: the pairs of different people on a
-        # segment have its mean TAR as placement, the pairs of one person one minus its mean FAR.
+        # AUC and the variances of DeLong's placement values. On a segment, the placement of pairs of different people
+        # is its mean TAR, and that of pairs of the same person is one minus its mean FAR.
         if "placements" not in self._cache:
             x, y = self.false_accepts, self.true_accepts
             dx, dy = np.diff(x), np.diff(y)
@@ -103,16 +120,18 @@ class Roc:
             v_different = float(dx @ (across - auc) ** 2) / max(self.n_different - 1, 1)
             v_same = float(dy @ (up - auc) ** 2) / max(self.n_same - 1, 1)
             self._cache["placements"] = auc, v_same, v_different
-        found: tuple[float, float, float] = self._cache["placements"]
-        return found
+        return self._cache["placements"]
 
     def auc_interval(self, confidence: float = 0.95) -> Interval:
-        """DeLong, DeLong and Clarke-Pearson's (1988) interval on the logit scale; pairs are taken as independent.
+        """Compute the interval of DeLong, DeLong and Clarke-Pearson (1988) on the logit scale.
 
-        Where the curve is perfect that variance is 0; the lower end is then (α/2)^(1/m), m the smaller number of
-        pairs: with an AUC of θ, m disjoint comparisons all come out right with probability θ^m at most.
+        Pairs are treated as independent. For a perfect curve the variance is 0. The lower end is then (α/2)^(1/m) with
+        m the smaller number of pairs, since m disjoint comparisons are all correct with probability at most AUC^m.
+
+        Args:
+            confidence: Confidence level, in (0, 1).
         """
-        alpha = 1 - _confidence(confidence)
+        alpha = 1 - check_confidence(confidence)
         auc, v_same, v_different = self._placements()
         m = min(self.n_same, self.n_different)
         if auc in (0.0, 1.0):
@@ -126,9 +145,9 @@ class Roc:
 
     @property
     def eer(self) -> float:
-        """Equal error rate: where the curve meets FAR = 1 − TAR, straight between corners."""
+        """Equal error rate: the FAR at which FAR = 1 − TAR, linear between vertices."""
         far, frr = self.far, 1 - self.tar
-        k = int(np.argmax(far >= frr))  # the first corner at or past the line; the last corner always is
+        k = int(np.argmax(far >= frr))  # the first vertex on or beyond the line; the last one always is
         if k == 0:
             return float(far[0])
         f0, f1, r0, r1 = far[k - 1], far[k], frr[k - 1], frr[k]
@@ -136,40 +155,49 @@ class Roc:
         return float(f0 + t * (f1 - f0))
 
     def tar_at_far(self, far: float, confidence: float = 0.95) -> TarAtFar:
-        """TAR where the FAR is at most ``far``, in (0, 1]; a threshold is a score, nothing is interpolated."""
+        """Compute the largest TAR at a FAR of at most ``far``, without interpolation.
+
+        Args:
+            far: False acceptance rate, in (0, 1].
+            confidence: Confidence level of the interval, in (0, 1).
+        """
         far = checks.number(far, "far", 1e-300, 1.0)
-        k = int(np.searchsorted(self.false_accepts, _allowed(far, self.n_different), side="right")) - 1
+        k = int(np.searchsorted(self.false_accepts, allowed_accepts(far, self.n_different), side="right")) - 1
         return TarAtFar(
             far,
             float(self.tar[k]),
             float(self.thresholds[k]),
             int(self.false_accepts[k]),
             self.tar_interval(far, confidence),
+            self.n_different,
         )
 
     def tar_interval(self, far: float, confidence: float = 0.95) -> Interval:
-        """An interval for the population's TAR at the population's FAR of ``far``; pairs are taken as independent.
+        """Compute a confidence interval of the population's TAR at a population FAR of ``far``.
 
-        It makes no assumption on how scores are distributed.  The threshold is known only from the pairs of different
-        people: how many of them reach the population's threshold is binomial (n_different, ``far``), whatever the
-        scores.  For each such number the threshold lies between two of their scores, and Clopper and Pearson's (1934)
-        confidence distributions bound the TAR there.  Their mixture with the binomial weights is the confidence
-        distribution of the TAR whose quantiles are the interval's ends.  With too few pairs of different people for
-        this FAR the lower end is 0.
+        Pairs are treated as independent; the distribution of the scores is arbitrary. The number of pairs of different
+        people that reach the population's threshold is binomial (n_different, ``far``). Each such number places the
+        threshold between two scores, where the confidence distributions of Clopper and Pearson (1934) bound the TAR.
+        The ends of the interval are quantiles of their mixture under the binomial weights. If there are too few pairs
+        of different people for this FAR, the lower end is 0.
+
+        Args:
+            far: False acceptance rate, in (0, 1].
+            confidence: Confidence level, in (0, 1).
         """
         from scipy.optimize import brentq
         from scipy.special import betainc
 
         far = checks.number(far, "far", 1e-300, 1.0)
-        tail = (1 - _confidence(confidence)) / 2
+        tail = (1 - check_confidence(confidence)) / 2
         n, p = self.n_different, self.n_same
         reach, weight = _binomial_grid(n, far)
-        # With j pairs at the population's threshold or above, it lies above score j + 1 and not above score j.
+        # If j pairs reach the population's threshold, it lies above score j + 1 and not above score j.
         fewest = np.where(reach > 0, self._true_accepts(np.maximum(reach - 1, 0)), 0)
         most = np.where(reach < n, self._true_accepts(np.minimum(reach, n)), p)
 
         def below(tar: float, accepted: NDArray[np.int64], extra: int) -> float:
-            # Weight of TARs up to `tar`; Beta(k, p - k + 1) for the lower end, Beta(k + 1, p - k) for the upper.
+            # Weight of TARs up to `tar`: Beta(k, p - k + 1) for the lower end, Beta(k + 1, p - k) for the upper end.
             a, b = accepted + extra, p - accepted + 1 - extra
             inner = betainc(np.maximum(a, 1), np.maximum(b, 1), tar)
             return float(weight @ np.where(a == 0, 1.0, np.where(b == 0, 0.0, inner)))
@@ -181,17 +209,24 @@ class Roc:
             high = float(brentq(lambda tar: below(tar, most, 1) - (1 - tail), 0.0, 1 - 1e-15))
         return Interval(low, high)
 
-    def _true_accepts(self, false_accepts: Any) -> Any:
-        # The most that a threshold accepts with so many false acceptances at most.
+    def _true_accepts(self, false_accepts: NDArray[np.int64]) -> NDArray[np.int64]:
+        # The most true acceptances of a threshold with at most this many false acceptances.
         return self.true_accepts[np.searchsorted(self.false_accepts, false_accepts, side="right") - 1]
 
-    def at(self, far: NDArray[Any]) -> NDArray[np.float64]:
-        """TAR at each FAR, the largest of those within it: for plots and for tables on a common axis."""
-        allowed = np.array([_allowed(float(f), self.n_different) for f in np.atleast_1d(far)])
+    def at(self, far: ArrayLike) -> NDArray[np.float64]:
+        """Return the largest TAR at each FAR, for plots and tables on a common axis.
+
+        Args:
+            far: False acceptance rates, float [F].
+
+        Returns:
+            float64 [F].
+        """
+        allowed = np.array([allowed_accepts(float(f), self.n_different) for f in np.atleast_1d(far)])
         return np.asarray(self.tar[np.searchsorted(self.false_accepts, allowed, side="right") - 1])
 
     def points(self, most: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """FAR, TAR and threshold of the corners, or of about ``most`` of them spread over log FAR and TAR."""
+        """Return FAR, TAR and threshold of the vertices, or of about ``most`` vertices spread over log FAR and TAR."""
         keep: Any = slice(None)
         if most is not None and len(self.thresholds) > most:
             x = np.log1p(self.false_accepts.astype(np.float64))
@@ -200,13 +235,13 @@ class Roc:
         return self.far[keep], self.tar[keep], self.thresholds[keep]
 
     def to_csv(self) -> str:
-        """``far,tar,threshold`` of each corner; the first threshold is ``inf``."""
+        """Return the vertices as CSV with the columns ``far,tar,threshold``; the first threshold is ``inf``."""
         rows = zip(*(column.tolist() for column in self.points()), strict=True)
         return "far,tar,threshold\n" + "".join(f"{f!r},{t!r},{s!r}\n" for f, t, s in rows)
 
 
 def _binomial_grid(n: int, probability: float, most: int = 256) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Numbers and their weights: a binomial distribution, or that many of its quantiles where it has more numbers."""
+    """Return the values of a binomial distribution, or ``most`` quantiles if it has more values, and their weights."""
     from scipy.stats import binom
 
     low, high = int(binom.ppf(1e-9, n, probability)), int(binom.isf(1e-9, n, probability))
@@ -219,12 +254,14 @@ def _binomial_grid(n: int, probability: float, most: int = 256) -> tuple[NDArray
     return numbers, weight / weight.sum()
 
 
-def _allowed(far: float, n: int) -> int:
-    # 0.001 × 3000 is 3, whatever binary fractions say.
+def allowed_accepts(far: float, n: int) -> int:
+    """Return the number of false acceptances that a FAR allows among ``n`` pairs or probes."""
+    # 0.001 × 3000 has to be 3 despite binary rounding.
     return math.floor(far * n * (1 + 1e-12) + 1e-9)
 
 
-def _confidence(value: float) -> float:
+def check_confidence(value: float) -> float:
+    """Return a confidence level in (0, 1)."""
     value = checks.number(value, "confidence", 0.0, 1.0)
     if value in (0.0, 1.0):
         raise ValueError(f"confidence: expected a number between 0 and 1, such as 0.95, got {value:g}")
@@ -232,25 +269,33 @@ def _confidence(value: float) -> float:
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Clopper and Pearson's exact interval for a probability: covers it at least as often as said, for any n."""
+    """Compute the exact interval of Clopper and Pearson (1934) for a probability.
+
+    Args:
+        successes: Number of successes, 0 to ``n``.
+        n: Number of trials, at least 1.
+        confidence: Confidence level, in (0, 1).
+    """
     from scipy.special import betaincinv
 
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes: expected 0 to n, n at least 1, got {successes} of {n}")
-    alpha = 1 - _confidence(confidence)
+    alpha = 1 - check_confidence(confidence)
     low = float(betaincinv(successes, n - successes + 1, alpha / 2)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - alpha / 2)) if successes < n else 1.0
     return Interval(low, high)
 
 
-def roc(scores: Any, same: Any) -> Roc:
-    """The exact ROC curve of scores, larger for more alike.
-
-    O(P log P) time and a few copies of the scores of memory.
+def roc(scores: Values, same: Values) -> Roc:
+    """Compute the exact ROC curve of similarity scores, in O(P log P) time.
 
     Args:
-        scores: real [P], finite; for distances pass their negatives.
-        same: bool (or 0 and 1) [P], pairs of one person; both kinds must occur.
+        scores: Similarity of each pair, real and finite, [P]. Negate distances.
+        same: Whether each pair shows one person, bool (or 0 and 1), [P]. Both kinds must occur.
+
+    Raises:
+        TypeError: ``scores`` are not real numbers, or ``same`` are neither booleans nor integers.
+        ValueError: Shapes differ, a score is not finite, or all pairs are of one kind.
     """
     values = check_scores(scores)
     flags = check_same(same, len(values))
@@ -258,23 +303,23 @@ def roc(scores: Any, same: Any) -> Roc:
 
 
 def roc_of(same: Floats, different: Floats) -> Roc:
-    """The exact ROC curve of the scores of pairs of one person and of pairs of different people (sorted in place)."""
+    """Compute the exact ROC curve from the scores of each kind of pair. Both arrays are sorted in place."""
     same.sort()
     different.sort()
-    # One group for each distinct score of a pair of one person, the highest first: how many of each kind lie above it
-    # and at it.  Between two groups lie only pairs of different people: a level run of the curve.
+    # One group for each distinct score of a pair of the same person, with the number of pairs of each kind above it
+    # and at it. Only pairs of different people lie between two groups: a horizontal segment of the curve.
     first = np.flatnonzero(np.r_[True, same[1:] != same[:-1]])
     u = same[first]
     y_at = len(same) - first  # accepted at threshold u
     x_at = len(different) - np.searchsorted(different, u, side="left")
     x_above = len(different) - np.searchsorted(different, u, side="right")
     u, y_at, x_at, x_above = u[::-1], y_at[::-1], x_at[::-1], x_above[::-1]
-    # Groups inside a steep run, which nobody of the other kind divides, are no corners: less to build the curve from.
+    # Groups inside a vertical segment are not vertices; dropping them early saves time.
     steep = (x_above == x_at) & (x_at == np.r_[0, x_at[:-1]])
     corner = ~(steep & np.r_[steep[1:], False])
     u, y_at, x_at, x_above = u[corner], y_at[corner], x_at[corner], x_above[corner]
     y_above = np.r_[0, y_at[:-1]]
-    # Corners: before each group (at the end of the level run), after each group, and the end.
+    # Vertices: before each group (the end of a horizontal segment), after each group, and the last one.
     x = np.empty(2 * len(u) + 2, np.int64)
     y = np.empty_like(x)
     t = np.empty(len(x), np.float64)
@@ -282,7 +327,7 @@ def roc_of(same: Floats, different: Floats) -> Roc:
     t[0] = np.inf
     x[1:-1:2], x[2:-1:2], x[-1] = x_above, x_at, len(different)
     y[1:-1:2], y[2:-1:2], y[-1] = y_above, y_at, len(same)
-    # The threshold of a level run's end is the lowest score of the run.
+    # The threshold at the end of a horizontal segment is the lowest score on it.
     t[1:-1:2] = different[np.minimum(len(different) - x_above, len(different) - 1)]
     t[2:-1:2], t[-1] = u, min(float(different[0]), float(same[0]))
     moved = np.r_[True, (np.diff(x) > 0) | (np.diff(y) > 0)]
@@ -293,27 +338,41 @@ def roc_of(same: Floats, different: Floats) -> Roc:
 
 
 class StreamingRoc:
-    """The ROC curve of any number of scores in fixed memory: counts in bins of equal width.
+    """ROC curve of any number of scores in fixed memory, from counts in bins of equal width.
 
-    The curve's points are exact at the edges of the bins; what lies between is bounded: ``curve().uncertainty`` is the
-    most that the AUC of the scores themselves can differ.
+    The points of the curve are exact at the edges of the bins. ``curve().uncertainty`` bounds the error of the AUC.
 
     Args:
-        step: width of a bin, a power of two, so that no score is rounded into another bin.
-        limit: scores lie in [-limit, limit], a multiple of ``step``; another one is an error.
+        step: Width of a bin. It must be a power of two, so that no score is rounded into another bin.
+        limit: Scores lie in [-limit, limit]. It must be a multiple of ``step``, at most 2^30 of them.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: ``step`` or ``limit`` is not as described.
     """
 
     def __init__(self, step: float = 2.0**-19, limit: float = 1.0) -> None:
+        step, limit = checks.number(step, "step"), checks.number(limit, "limit")
         if not step > 0 or math.frexp(step)[0] != 0.5:
             raise ValueError(f"step: expected a power of two, got {step!r}")
         if not limit >= step or limit / step != int(limit / step) or limit / step > 2**30:
             raise ValueError(f"limit: expected a multiple of the step {step:g}, at most 2^30 of them, got {limit!r}")
-        self.step, self.limit = float(step), float(limit)
+        self.step, self.limit = step, limit
         self.offset = int(limit / step)
         self.counts = np.zeros((2, 2 * self.offset + 1), np.int64)
 
-    def update(self, scores: Any, same: Any) -> None:
-        """Add pairs; cosines rounded past the limit, by 1e-5 of it at most, are put back to it."""
+    def update(self, scores: Values, same: Values) -> None:
+        """Add pairs.
+
+        Scores beyond the limit by at most a factor of 1e-5, as rounded cosines can be, count as at the limit.
+
+        Args:
+            scores: Similarity of each pair, real, [P].
+            same: Whether each pair shows one person, bool [P].
+
+        Raises:
+            ValueError: Shapes differ, ``same`` is not bool, or a score is out of range or NaN.
+        """
         import torch
 
         values, flags = torch.as_tensor(scores), torch.as_tensor(same)
@@ -331,7 +390,11 @@ class StreamingRoc:
         self.counts[0] += torch.bincount(cells.flatten(), minlength=bins).cpu().numpy() - of_same
 
     def curve(self) -> Roc:
-        """The curve of what was added so far."""
+        """Return the curve of all pairs added so far.
+
+        Raises:
+            ValueError: All pairs are of one kind.
+        """
         different, same = self.counts
         if not different.any() or not same.any():
             raise ValueError("same: expected pairs of both kinds, got one kind only")
@@ -342,14 +405,18 @@ class StreamingRoc:
         return Roc(np.r_[0, x], np.r_[0, y], np.r_[np.inf, edges], uncertainty=mixed)
 
 
-def all_pairs_roc(features: Any, labels: Any, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
-    """The ROC curve over all N (N − 1) / 2 pairs of N features, in memory that does not grow with the pairs.
+def all_pairs_roc(features: Features, labels: Values, *, step: float = 2.0**-19, chunk: int = 1024) -> Roc:
+    """Compute the ROC curve of the cosine similarities of all N (N − 1) / 2 pairs, in memory independent of N².
 
     Args:
-        features: float [N, D], any device.
-        labels: int [N].
-        step: as in :class:`StreamingRoc`.
-        chunk: rows and columns of one block of scores.
+        features: Features, float [N, D], on any device.
+        labels: Person of each feature, int [N].
+        step: Width of a bin; see :class:`StreamingRoc`.
+        chunk: Number of rows and columns in one block of scores.
+
+    Raises:
+        TypeError: The features are not floating point.
+        ValueError: Shapes differ, a feature has NaN or length 0, or all pairs are of one kind.
     """
     import torch
 
@@ -364,7 +431,7 @@ def all_pairs_roc(features: Any, labels: Any, *, step: float = 2.0**-19, chunk: 
     for i in range(0, len(x), chunk):
         for j in range(i, len(x), chunk):
             scores, same = x[i : i + chunk] @ x[j : j + chunk].T, y[i : i + chunk, None] == y[j : j + chunk]
-            if i == j:  # each pair once, and none of an image with itself
+            if i == j:  # each pair once, and no image with itself
                 once = torch.ones_like(same).triu_(1)
                 scores, same = scores[once], same[once]
             counts.update(scores, same)

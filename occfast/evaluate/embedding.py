@@ -1,8 +1,7 @@
-"""Features of a data set's faces, clean or covered, with all that is needed to compare them honestly."""
+"""Features of the faces of a data set, clean or occluded, with the settings that make them comparable."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +10,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .. import checks
 from ..data import Face, FaceDataset
 from ..errors import DataError
 from ..files import read_npz, write_npz
 from ..models import Preprocessing
-from ..occlude.base import Cover
+from ..occlude.base import OcclusionLike
 from ..progress import Report
 from ..progress import progress as show_progress
+from .fingerprints import fingerprint, module_of
 
-#: How the features of an image and of its mirror image become one: their sum, one after the other, or no mirror image.
+#: Fusion of the features of an image and of its mirror image: sum, concatenation, or no mirror image.
 Flip = Literal["sum", "concat", "none"]
 
 _KIND = "occfast.Embeddings"
@@ -29,15 +30,15 @@ _KIND = "occfast.Embeddings"
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Features of some images of a data set.
+    """Features of images of a data set.
 
     Attributes:
-        features: float32 [N, D], as the network gave them (not normalized), flipped ones fused.
-        names: of the images.
-        labels: of the people, int64 [N].
-        covered: share of each image's pixels that an occlusion covered, float32 [N]; 0 for clean ones.
-        about: how they came about: "preprocessing" (:class:`~occfast.models.Preprocessing` as a dict), "flip",
-            "occlusion" (None for clean images), "model" (a fingerprint of its weights).
+        features: Output of the network after flip fusion, not normalized, float32 [N, D].
+        names: Names of the images.
+        labels: Person on each image, int64 [N].
+        covered: Share of the pixels of each image that are occluded, float32 [N].
+        about: Settings: "preprocessing" (:class:`~occfast.models.Preprocessing` as a dict), "flip", "occlusion" (None
+            for clean images) and "model" (fingerprint of the weights).
     """
 
     features: Tensor
@@ -47,11 +48,11 @@ class Embeddings:
     about: dict[str, Any]
 
     def require(self, other: Embeddings) -> None:
-        """Refuse features that can't be compared with these.
+        """Check that other features are comparable with these.
 
         Raises:
-            ValueError: naming the first difference: another network, size, color order, scaling, alignment or flip
-                fusion.  What covers the faces may differ.
+            ValueError: The network, size, color order, scaling, alignment or flip fusion differs. The occlusion may
+                differ.
         """
         mine, theirs = ({**e.about, **e.about["preprocessing"]} for e in (self, other))
         for name in ("model", "size", "color", "mean", "std", "alignment", "flip"):
@@ -60,7 +61,7 @@ class Embeddings:
                 raise ValueError(f"features: can't be compared: {name} {a} here, {b} there")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``.npz``, atomically."""
+        """Write a ``.npz`` file, atomically."""
         return write_npz(
             path,
             kind=_KIND,
@@ -73,7 +74,12 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Read what :meth:`save` wrote.  Raises DataError for anything else, FileNotFoundError if there is none."""
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: The file is damaged or something else.
+        """
         content = read_npz(path)
         if str(content.get("kind", "")) != _KIND:
             raise DataError(f"{path}: not saved features")
@@ -82,9 +88,9 @@ class Embeddings:
             names, about = json.loads(str(content["names"])), json.loads(str(content["about"]))
             whole = features.dim() == 2 and len(features) == len(names) == len(labels) == len(covered)
             if not whole or features.dtype != torch.float32 or not isinstance(about["preprocessing"], dict):
-                raise ValueError("its parts don't fit together")
+                raise ValueError("its arrays don't match")
         except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not whole features ({error})") from error
+            raise DataError(f"{path}: damaged features ({error})") from error
         return cls(features, names, labels, covered, about)
 
 
@@ -95,7 +101,7 @@ def embed(
     preprocessing: Preprocessing,
     *,
     indices: Sequence[int] | Tensor | None = None,
-    occlusion: Cover | None = None,
+    occlusion: OcclusionLike | None = None,
     flip: Flip = "sum",
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -103,36 +109,42 @@ def embed(
     progress: bool | Report = True,
     title: str = "embedding",
 ) -> Embeddings:
-    """Features of images.
+    """Compute the features of images.
 
     Args:
-        model: prepared images, float32 [B, C, H, W], to features [B, D]; a module is put into ``eval`` mode meanwhile.
-            (Of a classifier take :func:`occfast.models.features`.)
-        dataset: hands out images of the size and colors that ``preprocessing`` says.  Nothing is resized or
-            converted here; where both know how faces were aligned, they must agree.
-        indices: of the images, by default all.
-        occlusion: covers each image before it is prepared; its draws are keyed by the image's number in the data set.
-        flip: see :data:`Flip`; a covered image is mirrored with what covers it.
-        device: of the model; None: that of its first parameter, else the CPU.
-        workers: processes that read images.
-        progress: as in :func:`occfast.progress.progress`.
+        model: Function of prepared images, float32 [B, C, H, W], that returns features [B, D]. A module is switched to
+            ``eval`` mode during the call. For a classifier, pass :func:`occfast.models.features` of it.
+        dataset: Data set with images of the size and colors of ``preprocessing``. Nothing is resized or converted. If
+            the alignment of both is known, they must agree.
+        preprocessing: How images become the network's input.
+        indices: Numbers of the images. Default: all.
+        occlusion: Occlusion applied to the images as they are stored. Its random draws depend on its seed and on the
+            number of the image in the data set.
+        flip: "sum" or "concat" of the features of an image and its mirror image, or "none". An occluded image is
+            mirrored together with its occlusion.
+        batch_size: Number of images per forward pass.
+        device: Device of the model. Default: that of its first parameter, else the CPU.
+        workers: Number of processes that read images.
+        progress: True for a progress bar on the standard error, False for none, or a function of (done, total).
+        title: Title of the progress bar.
 
     Raises:
-        ValueError: naming what is wrong: a size, colors, alignment, an image without landmarks that the occlusion
-            needs, features that are not finite.
-        DataError: an image can't be read.
+        TypeError: An argument has the wrong type.
+        ValueError: Size, colors or alignment of the images don't match ``preprocessing``, an image has no landmarks but
+            the occlusion needs them, the model fails on images of this size, or its features are not finite.
+        DataError: An image can't be read.
     """
-    if flip not in get_args(Flip):
-        raise ValueError(f"flip: expected one of {', '.join(get_args(Flip))}, got {flip!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    checks.choice(flip, "flip", get_args(Flip))
+    checks.integer(batch_size, "batch_size", 1)
+    checks.integer(workers, "workers", 0)
     if dataset.alignment is not None:
         preprocessing.require(replace(preprocessing, alignment=dataset.alignment.as_dict()))
     wanted = list(range(len(dataset))) if indices is None else [int(k) for k in indices]
     if not wanted:
         raise ValueError("indices: expected at least one image, got none")
-    module = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    module = module if isinstance(module, nn.Module) else None
+    if not callable(model):
+        raise TypeError(f"model: expected a module or a function of images, got {type(model).__name__}")
+    module = module_of(model)
     parameter = None if module is None else next(module.parameters(), None)
     place = torch.device(device) if device is not None else parameter.device if parameter is not None else "cpu"
     features, covered, names = [], [], []
@@ -144,9 +156,9 @@ def embed(
             report(0, len(wanted))
             for numbers, faces in _batches(dataset, wanted, batch_size, workers):
                 images, share = _prepared(faces, numbers, preprocessing, occlusion, place)
-                found = model(images)
+                found = _output(model, images)
                 if flip != "none":
-                    mirrored = model(images.flip(3))
+                    mirrored = _output(model, images.flip(3))
                     found = found + mirrored if flip == "sum" else torch.cat([found, mirrored], 1)
                 features.append(_checked(found, faces))
                 covered.append(share)
@@ -165,28 +177,10 @@ def embed(
     return Embeddings(torch.cat(features), names, labels, torch.cat(covered), about)
 
 
-def described(cover: Cover) -> dict[str, Any]:
-    """The settings of an occlusion, for JSON."""
-    from ..occlude.base import Occlusion
-    from ..occlude.named import describe
-
-    if isinstance(cover, Occlusion):
-        return describe(cover)
+def described(cover: OcclusionLike) -> dict[str, Any]:
+    """Return the settings of an occlusion, for JSON."""
     about = getattr(cover, "about", None)
     return dict(about()) if callable(about) else {"kind": type(cover).__name__, "settings": repr(cover)}
-
-
-def fingerprint(model: Any) -> str | None:
-    """SHA-256 (16 digits) of a module's weights with their names; None for a callable that is no module's."""
-    module = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    if not isinstance(module, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()[:16]
 
 
 class _Chosen(torch.utils.data.Dataset[Face]):
@@ -213,14 +207,14 @@ def _batches(
 
 
 def _prepared(
-    faces: list[Face], numbers: list[int], preprocessing: Preprocessing, occlusion: Cover | None, device: Any
+    faces: list[Face], numbers: list[int], preprocessing: Preprocessing, occlusion: OcclusionLike | None, device: Any
 ) -> tuple[Tensor, Tensor]:
     expected = (preprocessing.channels, *preprocessing.size)
     for face in faces:
         if tuple(face.image.shape) != expected:
             raise ValueError(
                 f"dataset: expected images of {list(expected)}, which the network takes, got {list(face.image.shape)} "
-                f"for {face.name}: align or resize the data set first"
+                f"for {face.name}; align or resize the data set first"
             )
     images = torch.stack([face.image for face in faces]).to(device)
     share = torch.zeros(len(faces))
@@ -229,11 +223,25 @@ def _prepared(
         if occlusion.needs_landmarks:
             for face in faces:
                 if face.landmarks is None:
-                    raise ValueError(f"dataset: expected landmarks, which the occlusion needs, {face.name} has none")
+                    raise ValueError(
+                        f"dataset: expected landmarks, which the occlusion needs, {face.name} has none; "
+                        "occfast data landmarks finds them"
+                    )
             landmarks = torch.stack([face.landmarks for face in faces if face.landmarks is not None]).to(device)
         images, mask = occlusion(images, landmarks, torch.tensor(numbers, device=images.device))
         share = mask.flatten(1).float().mean(1).cpu()
     return preprocessing(images), share
+
+
+def _output(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    try:
+        return model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # The last line of TorchScript's errors says what happened, those before it where.
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
 
 
 def _checked(features: Any, faces: list[Face]) -> Tensor:
@@ -242,5 +250,7 @@ def _checked(features: Any, faces: list[Face]) -> Tensor:
         raise ValueError(f"model: expected features [{len(faces)}, D], got {got}")
     finite = features.isfinite().all(1)
     if not bool(finite.all()):
-        raise ValueError(f"model: expected finite features, not those of {faces[int((~finite).nonzero()[0])].name}")
+        raise ValueError(
+            f"model: expected finite features, got NaN or infinity for {faces[int((~finite).nonzero()[0])].name}"
+        )
     return features.float().cpu()

@@ -1,24 +1,24 @@
-"""One-to-one comparison: the accuracy over folds, the ROC curve and what is read off it."""
+"""Face verification (one-to-one comparison): accuracy over folds, ROC curve, and intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import checks
-from .curves import Interval, Roc, TarAtFar, roc
-from .scores import Bools, Floats, as_array, check_same, check_scores
+from .curves import FARS, Interval, Roc, TarAtFar, roc
+from .resampling import RESAMPLES, bootstrap_people, check_people
+from .scores import Bools, Floats, Values, as_array, check_same, check_scores
 
-#: False acceptance rates that a result lists: the axis of Figure 6 of trigueros2018.
-FARS = (1e-4, 1e-3, 1e-2, 1e-1)
+#: A number of folds, the fold of each pair, or None for no accuracy.
+Folds = int | Values | None
 
 
 class Cut(NamedTuple):
-    """A threshold and how often it is right on the pairs that it was chosen on (accepted where score >= threshold)."""
+    """A threshold and its accuracy on the pairs it was chosen on; a pair is accepted if score >= threshold."""
 
     threshold: float
     accuracy: float
@@ -26,23 +26,32 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """The result of :func:`verification`.
+    """Result of :func:`verification`.
 
     Attributes:
-        accuracy: mean over the folds of the share of pairs judged right, each with the threshold chosen on the other
-            folds; None without folds.
-        accuracy_std: population standard deviation (``ddof=0``) of the folds' accuracies, as NumPy and the field's
-            evaluation scripts give it.
-        accuracy_sem: standard error of the mean as LFW's protocol defines it: the sample standard deviation
-            (``ddof=1``) over the root of the number of folds.
-        fold_accuracies, thresholds: float64 [F], of each fold, in rising order of the fold ids.
-        folds: int64 [F], the ids.
-        roc: over all pairs.
-        auc, auc_interval, eer: of that curve.
-        tar_at_far: for each FAR asked for, in that order.
-        n_same, n_different: pairs.
-        confidence: of the intervals.
-        people: intervals from a bootstrap over people (see :func:`bootstrap_people`), where it was asked for.
+        accuracy: Mean accuracy over the folds, each with the threshold chosen on the other folds; None without folds.
+        accuracy_std: Population standard deviation (``ddof=0``) of the accuracies of the folds, as NumPy and common
+            evaluation scripts compute it.
+        accuracy_sem: Standard error of the mean as LFW's protocol defines it: sample standard deviation (``ddof=1``)
+            divided by the square root of the number of folds.
+        fold_accuracies: Accuracy of each fold, float64 [F], in increasing order of the fold ids.
+        thresholds: Threshold of each fold, float64 [F].
+        folds: Fold ids, int64 [F].
+        roc: ROC curve of all pairs.
+        auc: Area under that curve.
+        auc_interval: Confidence interval of the AUC, with pairs treated as independent.
+        eer: Equal error rate.
+        tar_at_far: TAR at each requested FAR, in the order of the request.
+        n_same: Number of pairs of the same person.
+        n_different: Number of pairs of different people.
+        confidence: Confidence level of the intervals.
+        people: Intervals from a bootstrap over people (see :func:`bootstrap_people`); empty unless requested.
+        scores: Score of each pair, [P].
+        same: Whether each pair shows one person, bool [P].
+        fold_of: Fold of each pair, int64 [P]; None without folds.
+        correct: Whether each pair is classified correctly with the threshold of its fold, bool [P]; None without an
+            accuracy.
+        persons: Person on each side of each pair, int64 [P, 2]; None if not given.
     """
 
     accuracy: float | None
@@ -60,9 +69,14 @@ class Verification:
     n_different: int
     confidence: float
     people: dict[str, Interval] = field(default_factory=dict)
+    scores: Floats = field(default_factory=lambda: np.zeros(0))
+    same: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
+    fold_of: NDArray[np.int64] | None = None
+    correct: Bools | None = None
+    persons: NDArray[np.int64] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the curve, for JSON."""
+        """Return the figures for JSON, without the curve and the values of single pairs."""
         return {
             "accuracy": self.accuracy,
             "accuracy_std": self.accuracy_std,
@@ -88,54 +102,58 @@ class Verification:
 
 
 def verification(
-    scores: Any,
-    same: Any,
-    folds: Any = 10,
+    scores: Values,
+    same: Values,
+    folds: Folds = 10,
     *,
     fars: Sequence[float] = FARS,
     confidence: float = 0.95,
-    people: Any = None,
-    resamples: int = 1000,
+    people: Values | None = None,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Verification:
-    """Judge similarity scores of pairs.
+    """Evaluate similarity scores of pairs.
 
-    For each fold the threshold with the highest accuracy on all other folds is taken.  All thresholds that judge those
-    pairs differently are tried, none is missed and there is no grid.  Of thresholds that are equally good the
-    strictest is taken; it lies half way between the two neighboring scores that it separates (for distances in rising
-    order, that is the first best one).
+    For each fold, the threshold with the highest accuracy on all other folds is used. Every threshold that classifies
+    these pairs differently is considered; there is no grid. Among equally accurate thresholds, the strictest is used.
+    It lies half way between the two neighboring scores that it separates.
 
     Args:
-        scores: real [P], finite, larger for more alike; for distances pass their negatives.
-        same: bool (or 0 and 1) [P].
-        folds: a number that divides P: so many runs of P / folds successive pairs, the order of LFW's ``pairs.txt``;
-            or the fold of each pair, integers [P]; or None for no accuracy.
-        fars: false acceptance rates in (0, 1] at which to give the TAR.
-        confidence: of all intervals.
-        people: who is on each side of each pair, integers [P, 2]: adds intervals from a bootstrap over people.
-        resamples, seed: of that bootstrap.
+        scores: Similarity of each pair, real and finite, [P]. Negate distances.
+        same: Whether each pair shows one person, bool (or 0 and 1), [P].
+        folds: Number of folds, the fold of each pair as integers [P], or None for no accuracy. A number makes runs of
+            successive pairs, the order of LFW's ``pairs.txt``. If it does not divide P, the first P mod ``folds`` runs
+            are one pair longer, as in scikit-learn's ``KFold``.
+        fars: False acceptance rates in (0, 1] for TAR@FAR.
+        confidence: Confidence level of all intervals, in (0, 1).
+        people: Person on each side of each pair, int [P, 2]. If given, intervals from a bootstrap over people are
+            added.
+        resamples: Number of resamples of that bootstrap, at least 20.
+        seed: Random seed of that bootstrap.
 
     Raises:
-        TypeError, ValueError: naming the argument: a wrong length, NaN, pairs of one kind only, folds that can't be
-            made or that leave nothing to choose a threshold on.
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes differ, a score is not finite, all pairs are of one kind, or the pairs outside a fold are.
     """
     values = check_scores(scores)
     flags = check_same(same, len(values))
     curve = roc(values, flags)
-    ids, accuracies, thresholds = _cross_validate(values, flags, folds)
+    ids = None if folds is None else fold_ids(folds, len(flags))
+    distinct, accuracies, thresholds = _cross_validate(values, flags, ids)
     n = len(accuracies)
-    boot = (
-        {}
-        if people is None
-        else bootstrap_people(values, flags, people, fars=fars, confidence=confidence, resamples=resamples, seed=seed)
-    )
+    persons = None if people is None else check_people(people, flags)
+    intervals = {}
+    if persons is not None:
+        intervals = bootstrap_people(
+            values, flags, persons, fars=fars, confidence=confidence, resamples=resamples, seed=seed
+        )
     return Verification(
         accuracy=float(accuracies.mean()) if n else None,
         accuracy_std=float(accuracies.std()) if n else None,
         accuracy_sem=float(accuracies.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
         fold_accuracies=accuracies,
         thresholds=thresholds,
-        folds=ids,
+        folds=distinct,
         roc=curve,
         auc=curve.auc,
         auc_interval=curve.auc_interval(confidence),
@@ -144,52 +162,77 @@ def verification(
         n_same=curve.n_same,
         n_different=curve.n_different,
         confidence=confidence,
-        people=boot,
+        people=intervals,
+        scores=values,
+        same=flags,
+        fold_of=ids,
+        correct=None if ids is None else (values >= thresholds[np.searchsorted(distinct, ids)]) == flags,
+        persons=persons,
     )
 
 
-def best_threshold(scores: Any, same: Any) -> Cut:
-    """The threshold with the highest accuracy on these pairs; of equally good ones as in :func:`verification`."""
+def best_threshold(scores: Values, same: Values) -> Cut:
+    """Find the threshold with the highest accuracy; among equally accurate ones as in :func:`verification`.
+
+    Args:
+        scores: Similarity of each pair, real and finite, [P].
+        same: Whether each pair shows one person, bool (or 0 and 1), [P].
+    """
     values = check_scores(scores)
     flags = check_same(same, len(values))
     order = np.argsort(values, kind="stable")
     return _best(values[order].astype(np.float64), flags[order])
 
 
-def held_out(scores: Any, same: Any, train_scores: Any, train_same: Any, **options: Any) -> Verification:
-    """LFW's View 1: the threshold from the development training pairs, the accuracy on the development test pairs.
+def held_out(
+    scores: Values,
+    same: Values,
+    train_scores: Values,
+    train_same: Values,
+    *,
+    fars: Sequence[float] = FARS,
+    confidence: float = 0.95,
+    people: Values | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Verification:
+    """Evaluate pairs with the threshold chosen on other pairs, as in LFW's View 1.
 
-    ``options`` are those of :func:`verification`; there is one fold, so no standard deviation.
+    The result has one fold, so no standard deviation.
+
+    Args:
+        scores: Similarity of each test pair, [P].
+        same: Whether each test pair shows one person, [P].
+        train_scores: Similarity of each training pair, [Q].
+        train_same: Whether each training pair shows one person, [Q].
+        fars, confidence, people, resamples, seed: See :func:`verification`.
     """
     cut = best_threshold(train_scores, train_same)
-    values = check_scores(scores)
-    flags = check_same(same, len(values))
-    result = verification(values, flags, None, **options)
-    accuracy = float(((values >= cut.threshold) == flags).mean())
-    about = {"accuracy": accuracy, "fold_accuracies": np.array([accuracy]), "thresholds": np.array([cut.threshold])}
-    return Verification(**{**vars(result), **about, "folds": np.zeros(1, np.int64)})
+    result = verification(
+        scores, same, None, fars=fars, confidence=confidence, people=people, resamples=resamples, seed=seed
+    )
+    correct = (result.scores >= cut.threshold) == result.same
+    accuracy = float(correct.mean())
+    return replace(
+        result,
+        accuracy=accuracy,
+        fold_accuracies=np.array([accuracy]),
+        thresholds=np.array([cut.threshold]),
+        folds=np.zeros(1, np.int64),
+        correct=correct,
+    )
 
 
-def fold_ids(folds: Any, same: Bools) -> NDArray[np.int64]:
-    """The fold of each pair from a number of equal runs or from the ids themselves, int64 [P]; checked."""
-    count = len(same)
-    if isinstance(folds, int) and not isinstance(folds, bool):
-        if not 2 <= folds <= count or count % folds:
-            raise ValueError(
-                f"folds: expected a number of at least 2 that divides the {count} pairs, got {folds}; "
-                "for unequal folds give the fold of each pair"
-            )
-        ids = np.repeat(np.arange(folds), count // folds)
-        for fold, part in enumerate(same.reshape(folds, -1)):
-            if part.all() or not part.any():
-                kind = "the same person" if part.all() else "different people"
-                raise ValueError(
-                    f"folds: expected pairs of both kinds in each run of {count // folds}, run {fold + 1} has pairs of "
-                    f"{kind} only; give the fold of each pair"
-                )
-        return ids
+def fold_ids(folds: int | Values, count: int) -> NDArray[np.int64]:
+    """Return the fold of each of ``count`` pairs, int64 [count], from a number of folds or from the ids themselves."""
+    if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
+        if not 2 <= folds <= count:
+            raise ValueError(f"folds: expected a number from 2 to {count}, the number of pairs, got {folds}")
+        sizes = np.full(folds, count // folds)
+        sizes[: count % folds] += 1
+        return np.repeat(np.arange(folds), sizes)
     ids = as_array(folds, "folds")
-    if ids.dtype.kind not in "iu":
+    if ids.dtype.kind not in "iu" or ids.ndim == 0:
         raise TypeError(f"folds: expected a number, integers [{count}] or None, got {folds!r:.60}")
     if ids.shape != (count,):
         raise ValueError(f"folds: expected shape [{count}], one entry for each score, got {list(ids.shape)}")
@@ -198,10 +241,11 @@ def fold_ids(folds: Any, same: Bools) -> NDArray[np.int64]:
     return ids.astype(np.int64)
 
 
-def _cross_validate(values: Floats, same: Bools, folds: Any) -> tuple[NDArray[np.int64], Any, Any]:
-    if folds is None:
+def _cross_validate(
+    values: Floats, same: Bools, ids: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    if ids is None:
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
-    ids = fold_ids(folds, same)
     order = np.argsort(values, kind="stable")
     values, same, ids = values[order].astype(np.float64), same[order], ids[order]
     distinct = np.unique(ids)
@@ -210,14 +254,18 @@ def _cross_validate(values: Floats, same: Bools, folds: Any) -> tuple[NDArray[np
         test = ids == fold
         rest = same[~test]
         if rest.all() or not rest.any():
-            raise ValueError(f"folds: expected pairs of both kinds outside fold {fold} to choose its threshold on")
+            kind = "the same person" if rest.all() else "different people"
+            raise ValueError(
+                f"folds: expected pairs of both kinds outside fold {fold} to choose its threshold on, "
+                f"got pairs of {kind} only"
+            )
         thresholds[k] = _best(values[~test], rest).threshold
         accuracies[k] = ((values[test] >= thresholds[k]) == same[test]).mean()
     return distinct, accuracies, thresholds
 
 
 def _best(values: NDArray[np.float64], same: Bools) -> Cut:
-    # Of rising scores: cut c rejects the first c pairs.  A cut between equal scores can't be made.
+    # Scores are in increasing order. Cut c rejects the first c pairs; there is no cut between equal scores.
     right = np.empty(len(values) + 1, np.int64)
     right[0] = np.count_nonzero(same)
     right[1:] = right[0] + np.cumsum(np.where(same, -1, 1))
@@ -231,77 +279,3 @@ def _best(values: NDArray[np.float64], same: Bools) -> Cut:
     low, high = values[cut - 1], values[cut]
     middle = low + (high - low) / 2
     return Cut(float(middle if low < middle else high), float(accuracy))  # no float between two neighbors
-
-
-def bootstrap_people(
-    scores: Any,
-    same: Any,
-    people: Any,
-    *,
-    fars: Sequence[float] = FARS,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-    memory: int | str = "64MiB",
-) -> dict[str, Interval]:
-    """Percentile intervals of AUC, EER and TAR@FAR from resampling people, not pairs.
-
-    Pairs that share a person rise and fall together, so intervals that take pairs as independent are too short where a
-    person is in many pairs.  Here people are drawn with replacement; a pair of two people counts as often as the
-    product of both, a pair of one person as often as that person.  (A percentile bootstrap can't see beyond the
-    scores: at a FAR with few pairs above it, :meth:`occfast.evaluate.Roc.tar_interval` is the wider and safer one.)
-
-    Args:
-        people: integers [P, 2].
-        resamples: at least 20; those without pairs of both kinds are drawn again.
-        memory: of one block of resamples.
-
-    Returns:
-        ``{"auc": ..., "eer": ..., "tar@0.001": ...}``.
-    """
-    values = check_scores(scores)
-    flags = check_same(same, len(values))
-    who = as_array(people, "people")
-    if who.dtype.kind not in "iu" or who.shape != (len(values), 2):
-        raise ValueError(f"people: expected integers [{len(values)}, 2], got {who.dtype} {list(who.shape)}")
-    if (bad := np.flatnonzero((who[:, 0] == who[:, 1]) != flags)).size:
-        raise ValueError(f"people: expected one person on both sides where same says so, not in pair {bad[0]}")
-    if resamples < 20:
-        raise ValueError(f"resamples: expected at least 20, got {resamples}")
-    order = np.argsort(-values, kind="stable")
-    names, who = np.unique(who[order], return_inverse=True)
-    who = who.reshape(-1, 2)
-    s = flags[order]
-    ends = np.flatnonzero(np.r_[np.diff(values[order]) != 0, True])  # the last pair of each distinct score
-    random = np.random.default_rng(checks.seed(seed))
-    block = max(1, checks.memory(memory, "memory") // (48 * len(values)))
-    rows: list[NDArray[np.float64]] = []
-    drawn = 0
-    while drawn < resamples:
-        b = min(block, resamples - drawn)
-        times = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=b)
-        first = times[:, who[:, 0]]
-        weight = np.where(s, first, first * times[:, who[:, 1]])
-        x = np.cumsum(np.where(s, 0, weight), 1)[:, ends]
-        y = np.cumsum(np.where(s, weight, 0), 1)[:, ends]
-        whole = (x[:, -1] > 0) & (y[:, -1] > 0)
-        rows.append(_statistics(x[whole], y[whole], fars))
-        drawn += int(whole.sum())
-    alpha = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(rows), [alpha, 1 - alpha], axis=0)
-    keys = ["auc", "eer", *(f"tar@{far:g}" for far in fars)]
-    return {name: Interval(float(a), float(b)) for name, a, b in zip(keys, low, high, strict=True)}
-
-
-def _statistics(x: NDArray[np.int64], y: NDArray[np.int64], fars: Sequence[float]) -> NDArray[np.float64]:
-    # AUC, EER and TAR@FAR of each row: accepted pairs of different people (x) and of one person (y) at each score.
-    x, y = (np.pad(v, ((0, 0), (1, 0))) for v in (x, y))
-    far, tar = x / x[:, -1:], y / y[:, -1:]
-    auc = (np.diff(far, axis=1) * (tar[:, 1:] + tar[:, :-1]) / 2).sum(1)
-    k = np.argmax(far >= 1 - tar, axis=1)[:, None]
-    f0, f1, r0, r1 = (
-        np.take_along_axis(v, i, 1)[:, 0] for v, i in ((far, k - 1), (far, k), (1 - tar, k - 1), (1 - tar, k))
-    )
-    eer = f0 + (r0 - f0) / ((f1 - f0) + (r0 - r1)) * (f1 - f0)
-    at = [np.where(far <= f * (1 + 1e-12), tar, 0).max(1) for f in fars]
-    return np.stack([auc, eer, *at], 1)

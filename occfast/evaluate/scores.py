@@ -1,40 +1,49 @@
-"""Similarity scores of pairs: how they are checked, computed from features, and normalized by a cohort."""
+"""Check similarity scores, compute them from features, normalize them by a cohort, and read them from a file."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import csv
+import os
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .. import checks
+from ..data.lists import read_lines
+from ..errors import DataError
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
+#: Numbers in a sequence, a NumPy array, a tensor, or any array with ``__dlpack__``.
+Values = ArrayLike | Tensor | checks.SupportsDLPack
+#: Features in a tensor, or in any array with ``__dlpack__``.
+Features = Tensor | checks.SupportsDLPack
 
-#: How scores are normalized by the scores against a cohort of other people.
+#: Score normalization by the reference's cohort scores, by the probe's, or by the mean of both.
 Normalization = Literal["z", "t", "s"]
 
 
-def as_array(values: Any, name: str) -> NDArray[Any]:
-    """A NumPy array on the CPU from a tensor, an array or a sequence."""
+def as_array(values: Values, name: str) -> NDArray[Any]:
+    """Convert a tensor, an array or a sequence to a NumPy array on the CPU."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return np.asarray(values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy())
     if hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray):
-        return as_array(checks.as_tensor(values, name), name)
-    return np.asarray(values)
+        return as_array(checks.as_tensor(cast(checks.SupportsDLPack, values), name), name)
+    return np.asarray(cast(ArrayLike, values))
 
 
-def check_scores(scores: Any, name: str = "scores") -> Floats:
-    """Scores as floats [P] (float32 and float64 stay as they are, others become float64).
+def check_scores(scores: Values, name: str = "scores") -> Floats:
+    """Return scores as floats, [P]; float32 and float64 are kept, other types become float64.
 
     Raises:
-        TypeError: not real numbers.
-        ValueError: no scores, not one dimension, NaN or infinite; it names the first place.
+        TypeError: The scores are not real numbers.
+        ValueError: There are no scores, they have more than one dimension, or one is NaN or infinite.
     """
     array = as_array(scores, name)
     if array.dtype.kind not in "fiu":
@@ -50,12 +59,12 @@ def check_scores(scores: Any, name: str = "scores") -> Floats:
     return array
 
 
-def check_same(same: Any, count: int, name: str = "same") -> Bools:
-    """Which pairs show one person, as bool [P]; 0 and 1 are taken too.
+def check_same(same: Values, count: int, name: str = "same") -> Bools:
+    """Return pair labels as bool, [P]; 0 and 1 are accepted.
 
     Raises:
-        TypeError: neither booleans nor integers.
-        ValueError: another length than the scores, numbers beside 0 and 1, or pairs of one kind only.
+        TypeError: The labels are neither booleans nor integers.
+        ValueError: Their number differs from ``count``, a value is not 0 or 1, or all pairs are of one kind.
     """
     array = as_array(same, name)
     if array.dtype.kind not in "biu":
@@ -72,12 +81,12 @@ def check_same(same: Any, count: int, name: str = "same") -> Bools:
     return array
 
 
-def check_features(features: Any, name: str) -> Tensor:
-    """Features as float [N, D] of length 1, so that products are cosines.
+def check_features(features: Features, name: str) -> Tensor:
+    """Return features scaled to unit length, float [N, D], so that dot products are cosines.
 
     Raises:
-        TypeError: not floating point.
-        ValueError: another shape, NaN, or a feature of length 0, which has no direction.
+        TypeError: The features are not floating point.
+        ValueError: The shape is wrong, or a feature has NaN or length 0.
     """
     x = checks.as_tensor(features, name).detach()
     if not x.is_floating_point():
@@ -96,18 +105,24 @@ def check_features(features: Any, name: str) -> Tensor:
     return F.normalize(x)
 
 
-def pair_scores(a: Any, b: Any, first: Any, second: Any, *, chunk: int = 65_536) -> Tensor:
-    """Cosine similarity of row ``first[p]`` of ``a`` and row ``second[p]`` of ``b`` for each pair p.
+def pair_scores(a: Features, b: Features, first: Values, second: Values, *, chunk: int = 65_536) -> Tensor:
+    """Compute the cosine similarity of row ``first[p]`` of ``a`` and row ``second[p]`` of ``b`` for each pair p.
 
-    Beside the scores, memory for two chunks of features is used, whatever the number of pairs.
+    Peak memory beyond the result is that of two chunks of features.
 
     Args:
-        a, b: features, float [N, D] and [M, D] on one device; need not be normalized.
-        first, second: int64 [P].
-        chunk: pairs at a time.
+        a: Features, float [N, D]; need not be normalized.
+        b: Features, float [M, D], on the same device.
+        first: Row of ``a`` for each pair, int64 [P].
+        second: Row of ``b`` for each pair, int64 [P].
+        chunk: Number of pairs per step.
 
     Returns:
-        float32 [P] (float64 for float64 features), on the features' device.
+        float32 [P] (float64 for float64 features), on the device of the features.
+
+    Raises:
+        TypeError: The features are not floating point, or the rows not int64.
+        ValueError: Shapes differ, a row is out of range, or a feature has NaN or length 0.
     """
     x = check_features(a, "a")
     y = x if b is a else check_features(b, "b")
@@ -120,7 +135,7 @@ def pair_scores(a: Any, b: Any, first: Any, second: Any, *, chunk: int = 65_536)
     return torch.cat([(x[p] * y[q]).sum(1) for p, q in parts])
 
 
-def _indices(values: Any, limit: int, name: str) -> Tensor:
+def _indices(values: Values, limit: int, name: str) -> Tensor:
     index = torch.as_tensor(values)
     if index.dtype != torch.int64 or index.dim() != 1 or index.numel() == 0:
         raise TypeError(f"{name}: expected int64 [P] with P at least 1, got {index.dtype} {list(index.shape)}")
@@ -130,31 +145,43 @@ def _indices(values: Any, limit: int, name: str) -> Tensor:
 
 
 def normalized_scores(
-    scores: Any, first: Any, second: Any, cohort: Any, method: Normalization = "s", *, top: int | None = None
+    scores: Values,
+    first: Features,
+    second: Features,
+    cohort: Features,
+    method: Normalization = "s",
+    *,
+    top: int | None = None,
 ) -> Tensor:
-    """Scores in standard deviations above what strangers get (Auckenthaler et al. 2000; adaptive: Matějka et al. 2017).
+    """Normalize scores by a cohort (Auckenthaler et al. 2000; adaptive: Matějka et al. 2017).
 
-    With μ_a and σ_a the mean and standard deviation of the cosine similarities of side a to the cohort:
+    With μ and σ the mean and standard deviation of the cosine similarities of one side of a pair to the cohort:
 
-    - ``"z"``: (score − μ_first) / σ_first, the first side is the reference;
-    - ``"t"``: (score − μ_second) / σ_second, the second side is the probe;
+    - ``"z"``: (score − μ_first) / σ_first, where the first side is the reference;
+    - ``"t"``: (score − μ_second) / σ_second, where the second side is the probe;
     - ``"s"``: the mean of both.
 
     Args:
-        scores: cosine similarities, float [P].
-        first, second: features of both sides of each pair, float [P, D].
-        cohort: features of people who appear in no pair, float [K, D], K at least 2.
-        top: use the ``top`` most similar of the cohort for each side (adaptive normalization); None: all.
+        scores: Cosine similarities, float [P].
+        first: Features of the first side of each pair, float [P, D].
+        second: Features of the second side of each pair, float [P, D].
+        cohort: Features of people who appear in no pair, float [K, D], K at least 2.
+        method: "z", "t" or "s".
+        top: Number of most similar cohort members to use for each side (adaptive normalization). Default: all.
 
     Returns:
         float64 [P].
+
+    Raises:
+        ValueError: Shapes differ, ``top`` is out of range, or a side has the same similarity to the whole cohort.
     """
-    if method not in ("z", "t", "s"):
-        raise ValueError(f"method: expected 'z', 't' or 's', got {method!r}")
+    checks.choice(method, "method", ("z", "t", "s"))
     score = torch.from_numpy(check_scores(scores)).double()
     others = check_features(cohort, "cohort")
-    if len(others) < 2 or (top is not None and not 2 <= top <= len(others)):
-        raise ValueError(f"top: expected 2 to {len(others)} of the cohort, got {top}")
+    if len(others) < 2:
+        raise ValueError(f"cohort: expected at least 2 features, got {len(others)}")
+    if top is not None:
+        checks.integer(top, "top", 2, len(others))
     out = torch.zeros_like(score)
     sides = {"z": [(first, "first")], "t": [(second, "second")], "s": [(first, "first"), (second, "second")]}[method]
     for side, name in sides:
@@ -168,6 +195,46 @@ def normalized_scores(
                 to_cohort = to_cohort.topk(top, dim=1).values
             std[part], mean[part] = (v.cpu() for v in torch.std_mean(to_cohort, dim=1, correction=0))
         if not bool((std > 0).all()):
-            raise ValueError("cohort: expected different people, got the same similarity to all of them")
+            raise ValueError("cohort: expected features that differ, all of them have the same similarity to a face")
         out += (score - mean) / std / len(sides)
     return out
+
+
+def read_scores(path: str | os.PathLike[str]) -> tuple[NDArray[np.float64], Bools, NDArray[np.int64] | None]:
+    """Read scores from a CSV file with a header.
+
+    The columns are ``score``, ``same`` (0, 1, false or true) and optionally ``fold``, in any order. Other columns are
+    ignored. The separator is a comma, a semicolon or a tab.
+
+    Returns:
+        Scores, float64 [P]; whether each pair shows one person, bool [P]; the fold of each pair, int64 [P], or None.
+
+    Raises:
+        DataError: The file can't be read or a line is malformed; the message names the line.
+    """
+    lines = read_lines(Path(path))
+    divider = next((d for d in "\t;," if lines and d in lines[0][1]), ",")
+    header = [cell.strip().lower() for cell in (lines[0][1].split(divider) if lines else [])]
+    if "score" not in header or "same" not in header or len(set(header)) < len(header):
+        got = ", ".join(header)
+        raise DataError(f"{path}, line 1: expected a header with score, same and optionally fold, got {got!r:.80}")
+    truth = {"0": False, "1": True, "false": False, "true": True}
+    scores, same, folds = [], [], []
+    for number, line in lines[1:]:
+        try:
+            cells = dict(zip(header, (cell.strip() for cell in _cells(line, divider)), strict=True))
+            scores.append(float(cells["score"]))
+            same.append(truth[cells["same"].lower()])
+            folds.append(checks.integer(int(cells["fold"]), "fold", -(2**63), 2**63 - 1) if "fold" in cells else 0)
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{path}, line {number}: expected {', '.join(header)}, got {line!r:.80}") from error
+    if not scores:
+        raise DataError(f"{path}: expected scores after the header, found none")
+    return np.array(scores), np.array(same), np.array(folds) if "fold" in header else None
+
+
+def _cells(line: str, divider: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=divider), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error

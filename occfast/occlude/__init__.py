@@ -1,17 +1,16 @@
-"""Occluders: noisy blocks for training, drawn occlusions and face masks for tests."""
+"""Occlusions of face images: noisy blocks for training, drawn occlusions and face masks for evaluation."""
 
-from .base import Cover, Occlusion, OcclusionResult
+from .base import Compose, Occlusion, OcclusionLike, OcclusionResult
 from .drawn import Band, Block, Sunglasses
 from .locations import LocationDistribution
 from .masks import FaceMask, MaskTemplate
-from .named import Compose, NoisyBlock, named_occlusion, occlusion
-from .noisy import NoisyOccluder, OccluderInfo, PerImage
+from .named import named_occlusion
+from .noisy import NoisyBlock, NoisyOccluder, OccluderInfo, PerImage
 
 __all__ = [
     "Band",
     "Block",
     "Compose",
-    "Cover",
     "FaceMask",
     "LocationDistribution",
     "MaskTemplate",
@@ -19,9 +18,9 @@ __all__ = [
     "NoisyOccluder",
     "OccluderInfo",
     "Occlusion",
+    "OcclusionLike",
     "OcclusionResult",
     "PerImage",
     "Sunglasses",
     "named_occlusion",
-    "occlusion",
 ]

@@ -1,36 +1,27 @@
-"""Occlusions for tests: blocks, landmark bands, sunglasses and face masks, drawn on batches of faces.
-
-Each is called with images, their landmarks and sample ids, and returns new images with the mask of covered pixels.
-Pixels outside the mask are the given ones to the bit.  What is drawn at random depends on (seed, sample id) alone, not
-on the batch or its order.
-
-Landmarks are float [N, 5, 2], (row, column) in pixels: left eye, right eye, nose, left and right corner of the mouth,
-as seen in the image.
-"""
+"""Synthetic occlusions for evaluation: blocks, bands over parts of the face, and sunglasses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
-from .base import Color, Occlusion, OcclusionResult, _color, _paint, _pixels, uniform
+from .base import Color, Occlusion, OcclusionResult, color_of, paint, pixel_grid, uniform
 
 
 @dataclass(frozen=True)
 class Block(Occlusion):
-    """A rectangle.
+    """A rectangle of one color or of uniform noise.
 
     Attributes:
         size: (height, width) in pixels.
-        at: its center: (row, column) in pixels; one of :data:`PLACES`, found by the landmarks; None: drawn uniformly
-            over the image.  As in an occlusion map, a block of height h about row i covers rows i − h // 2 to
-            i − h // 2 + h − 1; it is cut at the image's edge.
-        fill: a color, or "noise": uniform noise in every channel of every pixel.
-        seed: of ``at=None`` and of the noise.
+        at: the center: (row, column) in pixels, or one of :data:`PLACES`, located by the landmarks. None draws the
+            center uniformly over the image. As in an occlusion map, a block of height h at row i covers the rows
+            i - h // 2 to i - h // 2 + h - 1, clipped to the image.
+        fill: a color, or "noise" for independent uniform noise in each channel of each pixel.
+        seed: seed of the random centers and of the noise.
     """
 
     size: tuple[int, int] = (20, 40)
@@ -44,33 +35,33 @@ class Block(Occlusion):
         if isinstance(self.at, str) and self.at not in PLACES:
             raise ValueError(f"at: expected (row, column) or one of {', '.join(PLACES)}, got {self.at!r}")
         if self.fill != "noise":
-            _color(self.fill, 1, "fill")
+            color_of(self.fill, 1, "fill")
 
     @property
     def needs_landmarks(self) -> bool:  # type: ignore[override]
         return isinstance(self.at, str)
 
-    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+    def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
         n, channels, height, width = images.shape
         if self.at is None:
             extent = torch.tensor([height, width], dtype=torch.float64, device=images.device)
-            center = (uniform(self.seed, ids, 2) * extent).floor()
+            center = (uniform(self.seed, sample_ids, 2) * extent).floor()
         elif isinstance(self.at, str):
             assert landmarks is not None
             center = landmarks[:, PLACES[self.at]].mean(1).round()
         else:
             center = torch.tensor(self.at, dtype=torch.float64, device=images.device).round().expand(n, 2)
         start = center - torch.tensor([s // 2 for s in self.size], device=images.device)
-        rows, columns = _pixels(images)
+        rows, columns = pixel_grid(images)
         top, left = start[:, 0, None, None], start[:, 1, None, None]
         mask = (rows >= top) & (rows < top + self.size[0]) & (columns >= left) & (columns < left + self.size[1])
         if self.fill == "noise":
-            noise = uniform(self.seed, ids, channels * height * width, stream=1).reshape(images.shape)
-            return _paint(images, mask.float(), noise)
-        return _paint(images, mask.float(), _color(self.fill, channels, "fill"))
+            noise = uniform(self.seed, sample_ids, channels * height * width, stream=1).reshape(images.shape)
+            return paint(images, mask.float(), noise)
+        return paint(images, mask.float(), color_of(self.fill, channels, "fill"))
 
 
-#: Places of a block by the landmarks whose mean they are.
+#: Named centers of a block, and the landmarks whose mean each one is.
 PLACES: dict[str, list[int]] = {
     "left_eye": [0],
     "right_eye": [1],
@@ -81,8 +72,8 @@ PLACES: dict[str, list[int]] = {
     "right_mouth": [4],
 }
 
-#: Bands across the width, from and to, in distances from the row of the eyes (0) to the row of the mouth (1).  Without
-#: overlap, together they are the whole image.
+#: First and last row of each band, in units of the distance from the row of the eyes (0) to the row of the mouth (1).
+#: The bands do not overlap, and together they cover the whole image.
 BANDS: dict[str, tuple[float, float]] = {
     "forehead": (-float("inf"), -0.35),
     "eyes": (-0.35, 0.3),
@@ -94,11 +85,11 @@ BANDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Band(Occlusion):
-    """A band across the whole width at a part of the face, as the landmark occlusions of pdsn-landmarks.
+    """A band over one part of the face, across the full width of the image (pdsn-landmarks).
 
     Attributes:
-        region: one of :data:`BANDS`, by the mean row of the eyes and that of the mouth's corners.
-        fill: a color; the paper's is white.
+        region: one of :data:`BANDS`, positioned by the mean row of the eyes and the mean row of the mouth's corners.
+        fill: the color; white in the paper.
     """
 
     region: str = "eyes"
@@ -107,34 +98,35 @@ class Band(Occlusion):
     def __post_init__(self) -> None:
         if self.region not in BANDS:
             raise ValueError(f"region: expected one of {', '.join(BANDS)}, got {self.region!r}")
-        _color(self.fill, 1, "fill")
+        color_of(self.fill, 1, "fill")
 
-    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+    def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
         assert landmarks is not None
         eyes, mouth = landmarks[:, :2, 0].mean(1), landmarks[:, 3:, 0].mean(1)
         if bool((mouth - eyes < 1).any()):
             k = int((mouth - eyes < 1).nonzero()[0])
             raise ValueError(f"landmarks: expected the mouth below the eyes, not in image {k}")
         start, end = (eyes + (mouth - eyes) * edge for edge in BANDS[self.region])
-        rows, columns = _pixels(images)
+        rows, columns = pixel_grid(images)
         mask = ((rows >= start[:, None, None]) & (rows < end[:, None, None])).expand(-1, -1, columns.shape[-1])
-        return _paint(images, mask.float(), _color(self.fill, images.shape[1], "fill"))
+        return paint(images, mask.float(), color_of(self.fill, images.shape[1], "fill"))
 
 
-#: Of a lens: half width, half height, exponent of the superellipse, drop below the eye; in distances between the eyes.
+#: Lens shapes: half width, half height, exponent of the superellipse, and offset below the eye. Lengths are in units of
+#: the distance between the eyes.
 _LENSES = {"round": (0.37, 0.36, 2.0, 0.06), "square": (0.43, 0.31, 5.0, 0.07), "aviator": (0.42, 0.38, 2.6, 0.12)}
 
 
 @dataclass(frozen=True)
 class Sunglasses(Occlusion):
-    """Sunglasses, sized and turned by the eyes: two lenses, a bridge and the ends of the temples.
+    """Sunglasses with two lenses, a bridge and the ends of the temples, scaled and rotated to fit the eyes.
 
     Attributes:
-        style: "round", "square", "aviator", or None: drawn for each sample.
-        color: of lenses and frame.
-        opacity: of the lenses, in (0, 1].
-        scale: 1.0 covers the brows and the sockets of a frontal face.
-        seed: of the style.
+        style: "round", "square" or "aviator". None draws the style of each sample at random.
+        color: color of lenses and frame.
+        opacity: opacity of the lenses, in [1 / 255, 1].
+        scale: size, in [0.1, 10]; 1.0 covers the eyebrows and eye sockets of a frontal face.
+        seed: seed of the random styles.
     """
 
     style: str | None = None
@@ -146,16 +138,16 @@ class Sunglasses(Occlusion):
     def __post_init__(self) -> None:
         if self.style is not None and self.style not in _LENSES:
             raise ValueError(f"style: expected one of {', '.join(_LENSES)} or None, got {self.style!r}")
-        _color(self.color, 1, "color")
+        color_of(self.color, 1, "color")
         checks.number(self.opacity, "opacity", 1 / 255, 1.0)
         checks.number(self.scale, "scale", 0.1, 10.0)
         checks.seed(self.seed)
 
-    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+    def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
         assert landmarks is not None
         device = images.device
         if self.style is None:
-            style = (uniform(self.seed, ids, 1)[:, 0] * len(_LENSES)).long()
+            style = (uniform(self.seed, sample_ids, 1)[:, 0] * len(_LENSES)).long()
         else:
             style = torch.full((len(images),), list(_LENSES).index(self.style), device=device)
         lens = torch.tensor(list(_LENSES.values()), dtype=torch.float64, device=device)[style]
@@ -163,15 +155,15 @@ class Sunglasses(Occlusion):
         left, right = landmarks[:, 0], landmarks[:, 1]
         middle, across = (left + right) / 2, right - left
         d = across.norm(dim=1)
-        rows, columns = _pixels(images)
+        rows, columns = pixel_grid(images)
         r, c = rows - middle[:, 0, None, None], columns - middle[:, 1, None, None]
-        # Coordinates in distances between the eyes: x along the line of the eyes, y down from it.
+        # Coordinates in units of the distance between the eyes: x along the line of the eyes, y downward from it.
         u = (across / d[:, None] / d[:, None] / self.scale)[..., None, None]
         x, y = c * u[:, 1] + r * u[:, 0], r * u[:, 1] - c * u[:, 0]
         pixel = (d * self.scale)[:, None, None]
 
-        def box(left: Any, right: Any, top: float, bottom: float) -> Tensor:
-            # Of |x|: how much of a pixel lies inside.
+        def box(left: float | Tensor, right: float | Tensor, top: float, bottom: float) -> Tensor:
+            # The share of each pixel that lies inside; left and right bound |x|.
             edges = (x.abs() - left, right - x.abs(), y - top, bottom - y)
             inside: Tensor = torch.stack(edges).amin(0) * pixel
             return (inside + 0.5).clamp(0, 1)
@@ -182,10 +174,7 @@ class Sunglasses(Occlusion):
         bridge = box(-1.0, 0.5 / self.scale - a + 0.06, -0.13, -0.02)
         temples = box(0.5 / self.scale + a - 0.06, 1.05, -0.17, -0.06)
         frame = torch.maximum(bridge, temples)
-        # A part that covers less than a hundredth of a pixel is rounding, not an edge.
+        # Less than a hundredth of a pixel is a rounding error, not an edge.
         alpha = torch.maximum(lenses * self.opacity, frame)
         alpha = torch.where(alpha < 0.01, 0.0, alpha)
-        return _paint(images, alpha, _color(self.color, images.shape[1], "color"))
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------
+        return paint(images, alpha, color_of(self.color, images.shape[1], "color"))

@@ -1,11 +1,11 @@
-"""Location distributions: where an occluder's center is drawn (trigueros2018, Eq. 4)."""
+"""Distributions of an occluder's center (trigueros2018, Eq. 4)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,21 +14,32 @@ from torch import Tensor
 from .. import checks
 from ..errors import DataError
 from ..files import read_npz, write_npz
+from .base import ArrayLike
 
-#: Standard deviation of the "normal" scheme along each axis, as a fraction of the image's size.  trigueros2018
-#: centers its random occluders on the image "from a standard normal distribution" and gives no scale; with a
-#: quarter, two standard deviations reach the edge, so 95 % of the centers of an axis fall inside unconditioned.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Rows and columns of centers, in pixels.
+Centers = tuple[Sequence[int] | Tensor, Sequence[int] | Tensor]
+
+#: Standard deviation of the "normal" scheme along each axis, as a fraction of the image's size. trigueros2018 draws
+#: random occluders "from a standard normal distribution" about the center of the image and gives no scale. With a
+#: quarter, two standard deviations reach the edge, so that truncation removes 5 % of an axis's distribution.
 NORMAL_SPREAD = 0.25
 
 
 @dataclass(frozen=True, eq=False)
 class LocationDistribution:
-    """Where the center of an occluder is drawn from: one probability for each center of a grid.
+    """Distribution of an occluder's center over a grid of pixels.
 
     Attributes:
-        probabilities: float64 [rows, columns], not negative, sums to 1
-        row_centers, column_centers: int64 [rows], [columns], pixels, increasing, inside the image
-        image_size: (height, width) of the images it is meant for
+        probabilities: float64 [rows, columns], not negative, with sum 1.
+        row_centers: int64 [rows], increasing, pixels inside the image.
+        column_centers: int64 [columns], likewise.
+        image_size: (height, width) of the images.
+
+    Raises:
+        ValueError: if the attributes contradict this description.
     """
 
     probabilities: Tensor
@@ -52,15 +63,16 @@ class LocationDistribution:
             if bool((centers.diff() <= 0).any()) or int(centers[0]) < 0 or int(centers[-1]) >= limit:
                 raise ValueError(f"{name}: expected increasing pixels in [0, {limit}), got {centers.tolist()}")
 
-    # -- how to make one -------------------------------------------------------------------------------
-
     @classmethod
     def from_weights(
-        cls, weights: Any, image_size: Sequence[int] | None = None, centers: tuple[Any, Any] | None = None
+        cls, weights: ArrayLike, *, image_size: Sequence[int] | None = None, centers: Centers | None = None
     ) -> LocationDistribution:
-        """In proportion to any map of finite numbers >= 0, [rows, columns], not all 0.
+        """Return the distribution in proportion to a map of weights.
 
-        Without ``centers`` the map has one entry for each pixel.
+        Args:
+            weights: [rows, columns], finite, not negative, not all 0.
+            image_size: (height, width) of the images. Defaults to the shape of the map.
+            centers: rows and columns of the centers in pixels. By default the map has one entry for each pixel.
         """
         w = checks.as_tensor(weights, "weights").detach().to("cpu", torch.float64)
         if w.dim() != 2 or w.numel() == 0:
@@ -69,7 +81,7 @@ class LocationDistribution:
             raise ValueError("weights: expected finite numbers >= 0, not all 0")
         rows, columns = centers if centers is not None else (torch.arange(w.shape[0]), torch.arange(w.shape[1]))
         size = tuple(image_size) if image_size is not None else tuple(w.shape)
-        w = w / w.max()  # the sum of huge weights stays finite
+        w = w / w.max()  # keeps the sum of huge weights finite
         return cls(
             w / w.sum(),
             torch.as_tensor(rows, dtype=torch.int64).cpu(),
@@ -80,30 +92,41 @@ class LocationDistribution:
     @classmethod
     def softmax(
         cls,
-        values: Any,
+        values: ArrayLike,
         temperature: float,
+        *,
         image_size: Sequence[int] | None = None,
-        centers: tuple[Any, Any] | None = None,
+        centers: Centers | None = None,
     ) -> LocationDistribution:
-        """Eq. 4 of trigueros2018: P = exp(O / T) / sum exp(O / T) of a map O [rows, columns], T > 0."""
+        """Return P = exp(O / T) / sum exp(O / T) of a map O at temperature T (Eq. 4 of trigueros2018).
+
+        Args:
+            values: the map O, [rows, columns], finite.
+            temperature: T, positive.
+            image_size: as in :meth:`from_weights`.
+            centers: as in :meth:`from_weights`.
+        """
         temperature = checks.number(temperature, "temperature", 1e-12, 1e12)
         o = checks.as_tensor(values, "values").detach().to("cpu", torch.float64)
         if o.dim() != 2 or not bool(o.isfinite().all()):
             raise ValueError(f"values: expected finite numbers [rows, columns], got {list(o.shape)}")
-        return cls.from_weights(((o - o.max()) / temperature).exp(), image_size, centers)
+        return cls.from_weights(((o - o.max()) / temperature).exp(), image_size=image_size, centers=centers)
 
     @classmethod
     def uniform(cls, image_size: Sequence[int]) -> LocationDistribution:
-        """Every pixel is as likely a center."""
+        """Return the uniform distribution over all pixels of images of this (height, width)."""
         height, width = image_size
         return cls.from_weights(torch.ones(height, width, dtype=torch.float64))
 
     @classmethod
     def normal(cls, image_size: Sequence[int], spread: float = NORMAL_SPREAD) -> LocationDistribution:
-        """The R scheme of trigueros2018: normal about the image's center, cut at its edge.
+        """Return a normal distribution about the center of the image, truncated at its edges.
 
-        ``spread`` is the standard deviation along each axis in fractions of the image's size; see
-        :data:`NORMAL_SPREAD` for the default.
+        This is the R scheme of trigueros2018.
+
+        Args:
+            image_size: (height, width).
+            spread: standard deviation along each axis as a fraction of the image's size; see :data:`NORMAL_SPREAD`.
         """
         spread = checks.number(spread, "spread", 1e-6, 1e6)
         axes = [
@@ -112,8 +135,19 @@ class LocationDistribution:
         ]
         return cls.from_weights(axes[0][:, None] * axes[1])
 
+    @classmethod
+    def at(cls, center: tuple[int, int], image_size: Sequence[int]) -> LocationDistribution:
+        """Return the distribution whose only center is this (row, column)."""
+        row, column = center
+        return cls.from_weights(torch.ones(1, 1).double(), image_size=image_size, centers=([row], [column]))
+
     def mix(self, other: LocationDistribution, weight: float) -> LocationDistribution:
-        """``(1 - weight)`` of this and ``weight`` of another over the same centers, weight in [0, 1]."""
+        """Return the mixture of ``1 - weight`` of this distribution and ``weight`` of another over the same centers.
+
+        Args:
+            other: a distribution over the same centers.
+            weight: in [0, 1].
+        """
         weight = checks.number(weight, "weight", 0, 1)
         if (
             self.image_size != other.image_size
@@ -121,11 +155,14 @@ class LocationDistribution:
             or not torch.equal(self.column_centers, other.column_centers)
         ):
             raise ValueError(f"other: expected the centers of {self!r}, got {other!r}")
-        mixed = (1 - weight) * self.probabilities + weight * other.probabilities
-        return self.from_weights(mixed, self.image_size, (self.row_centers, self.column_centers))
+        return self._with((1 - weight) * self.probabilities + weight * other.probabilities)
 
-    def masked(self, allowed: Any) -> LocationDistribution:
-        """This distribution given that the center is allowed: bool [rows, columns]."""
+    def masked(self, allowed: ArrayLike) -> LocationDistribution:
+        """Return this distribution conditioned on the allowed centers.
+
+        Args:
+            allowed: bool [rows, columns].
+        """
         mask = checks.as_tensor(allowed, "allowed")
         if mask.dtype != torch.bool or mask.shape != self.probabilities.shape:
             raise ValueError(
@@ -134,13 +171,19 @@ class LocationDistribution:
         kept = torch.where(mask.cpu(), self.probabilities, 0.0)
         if float(kept.sum()) == 0:
             raise ValueError("allowed: expected some center of positive probability, got none")
-        return self.from_weights(kept, self.image_size, (self.row_centers, self.column_centers))
+        return self._with(kept)
 
-    # -- what to do with it ----------------------------------------------------------------------------
+    def _with(self, weights: Tensor) -> LocationDistribution:
+        centers = (self.row_centers, self.column_centers)
+        return self.from_weights(weights, image_size=self.image_size, centers=centers)
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Cumulative probabilities float64 [rows * columns] (the last positive cell ends at exactly 1) and
-        the centers, on a device."""
+        """Return the lookup tables for sampling on a device.
+
+        Returns:
+            Cumulative probabilities, float64 [rows * columns], exactly 1 from the last cell of positive probability
+            on; and the row and column centers.
+        """
         if device not in self._cdf:
             flat = self.probabilities.flatten()
             cdf = flat.cumsum(0).clamp(max=1.0)
@@ -151,15 +194,21 @@ class LocationDistribution:
 
     @property
     def entropy(self) -> float:
-        """In bits; log2 of the number of centers if uniform."""
+        """Entropy in bits; log2 of the number of centers for a uniform distribution."""
         p = self.probabilities
         return float(-(p * p.clamp(min=1e-300).log2()).sum())
 
-    def plot(self, ax: Any = None, image: Any = None) -> Any:
-        """Draw the probabilities (over a gray image [H, W] if given); returns the Matplotlib axes."""
+    def plot(self, *, ax: Axes | None = None, image: ArrayLike | None = None) -> Axes:
+        """Draw the probabilities and return the Matplotlib axes.
+
+        Args:
+            ax: the axes to draw on. Defaults to new ones.
+            image: gray image [H, W] to draw the probabilities over.
+        """
         from ..plots import draw_map
 
-        return draw_map(self.probabilities.numpy(), self._extent(), ax=ax, image=image, label="probability")
+        axes: Axes = draw_map(self.probabilities.numpy(), self._extent(), ax=ax, image=image, label="probability")
+        return axes
 
     def _extent(self) -> tuple[float, float, float, float]:
         from ..plots import extent
@@ -167,7 +216,7 @@ class LocationDistribution:
         return extent(self.row_centers.numpy(), self.column_centers.numpy())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a ``.npz``."""
+        """Write the distribution to an ``.npz`` file."""
         write_npz(
             path,
             kind="occfast.LocationDistribution",
@@ -179,7 +228,11 @@ class LocationDistribution:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LocationDistribution:
-        """Read what :meth:`save` wrote.  Raises DataError if the file is damaged or something else."""
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            DataError: if the file is damaged or is not a saved distribution.
+        """
         content = read_npz(path)
         if str(content.get("kind", "")) != "occfast.LocationDistribution":
             raise DataError(f"{path}: not a saved LocationDistribution")
@@ -192,7 +245,7 @@ class LocationDistribution:
                 (height, width),
             )
         except (KeyError, ValueError) as error:
-            raise DataError(f"{path}: not a whole LocationDistribution ({error})") from error
+            raise DataError(f"{path}: incomplete LocationDistribution ({error})") from error
 
     def __repr__(self) -> str:
         rows, columns = self.probabilities.shape

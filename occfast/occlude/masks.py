@@ -1,13 +1,14 @@
-"""Face masks, drawn or from photographed templates."""
+"""Face masks, drawn by the package or read from photographed templates."""
 
 from __future__ import annotations
 
-import json
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from ..checks import MAX_PIXELS
 from ..errors import DataError
-from .base import _LUMA, Occlusion, OcclusionResult, _paint, uniform
+from ..files import read_bytes, read_json
+from .base import LUMA, Occlusion, OcclusionResult, paint, uniform
 
 
 @dataclass(frozen=True, eq=False)
 class MaskTemplate:
-    """A flat picture of a face mask and where it touches the face.
+    """A flat picture of a face mask with six anchor points.
 
     Attributes:
         rgba: float64 [4, H, W] in [0, 1].
-        anchors: float64 [6, 2], (row, column): a, b, c from left to right along the upper edge, d, e, f along the
-            lower.
-        name: of the template.
+        anchors: float64 [6, 2], (row, column) in pixels: a, b, c from left to right along the upper edge and d, e, f
+            along the lower edge.
+        name: name of the template.
     """
 
     rgba: Tensor
@@ -43,12 +44,13 @@ class MaskTemplate:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str) -> MaskTemplate:
-        """The template ``name`` of a folder with ``<name>.png`` (RGBA) and ``anchors.json``.
+        """Read a template from a folder that holds ``<name>.png`` (RGBA) and ``anchors.json``.
 
-        ``anchors.json`` has {"name": {"a": [x, y], …, "f": [x, y]}} in pixels, x to the right, y down.
+        ``anchors.json`` maps names to anchors, ``{"name": {"a": [x, y], ..., "f": [x, y]}}``, in pixels with x to the
+        right and y downward.
 
         Raises:
-            DataError: a file is missing or something else; it says which.
+            DataError: if a file is missing or malformed.
         """
         anchors = _read_anchors(Path(folder))
         if name not in anchors:
@@ -59,19 +61,19 @@ class MaskTemplate:
 
     @classmethod
     def read_all(cls, folder: str | os.PathLike[str]) -> list[MaskTemplate]:
-        """All templates of a folder, in the order of ``anchors.json``."""
+        """Read all templates of a folder, in the order of ``anchors.json``."""
         return [cls.read(folder, name) for name in _read_anchors(Path(folder))]
 
     @classmethod
     def drawn(cls, kind: str = "surgical") -> MaskTemplate:
-        """A template that the package draws: one of :data:`DRAWN_MASKS`."""
+        """Draw a template; ``kind`` is one of :data:`DRAWN_MASKS`."""
         if kind not in DRAWN_MASKS:
             raise ValueError(f"kind: expected one of {', '.join(DRAWN_MASKS)}, got {kind!r}")
         return _draw_mask(kind)
 
     @cached_property
     def levels(self) -> list[Tensor]:
-        """The picture with colors times opacity, float32 [4, h, w], each half as large as the one before."""
+        """Image pyramid of the picture with premultiplied alpha, float32 [4, h, w]; each level halves the size."""
         premultiplied = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]]).float()
         levels = [premultiplied]
         while min(levels[-1].shape[1:]) >= 16:
@@ -85,15 +87,14 @@ DRAWN_MASKS = ("surgical", "cloth", "respirator")
 
 @dataclass(frozen=True)
 class FaceMask(Occlusion):
-    """A face mask warped to the face by six points along its edges.
+    """A face mask, warped to the face by a thin-plate spline through its six anchors.
 
-    The points on the face follow from the five landmarks (:func:`mask_points`); between them the picture is bent as a
-    thin plate.
+    :func:`mask_points` estimates the corresponding points on the face from the five landmarks.
 
     Attributes:
-        template: one of :data:`DRAWN_MASKS`, a :class:`MaskTemplate`, or several to draw from for each sample; None:
-            all drawn ones.
-        seed: of that draw.
+        template: one of :data:`DRAWN_MASKS`, a :class:`MaskTemplate`, or a sequence of them, from which one is drawn at
+            random for each sample. None draws from all of :data:`DRAWN_MASKS`.
+        seed: seed of the random templates.
     """
 
     template: str | MaskTemplate | Sequence[str | MaskTemplate] | None = "surgical"
@@ -105,27 +106,30 @@ class FaceMask(Occlusion):
 
     @cached_property
     def templates(self) -> list[MaskTemplate]:
-        """Those to draw from."""
+        """The templates to draw from."""
         given = self.template
         several = list(DRAWN_MASKS) if given is None else [given] if isinstance(given, str | MaskTemplate) else given
         if not several:
             raise ValueError("template: expected at least one, got none")
         return [MaskTemplate.drawn(t) if isinstance(t, str) else t for t in several]
 
-    def _cover(self, images: Tensor, landmarks: Tensor | None, ids: Tensor) -> OcclusionResult:
+    def about(self) -> dict[str, Any]:
+        return {**super().about(), "template": [template.name for template in self.templates]}
+
+    def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
         assert landmarks is not None
         points = mask_points(landmarks)
         across, down = landmarks[:, 1] - landmarks[:, 0], landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)
         flat = (across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]).abs() < across.norm(dim=1)
-        if bool(flat.any()):  # the mouth is less than a pixel from the line of the eyes: six points without an area
+        if bool(flat.any()):  # with the mouth within a pixel of the line of the eyes, the six points span no area
             k = int(flat.nonzero()[0])
             raise ValueError(f"landmarks: expected the mouth apart from the eyes, not in image {k}")
-        choice = (uniform(self.seed, ids, 1)[:, 0] * len(self.templates)).long()
+        choice = (uniform(self.seed, sample_ids, 1)[:, 0] * len(self.templates)).long()
         size = (images.shape[2], images.shape[3])
         layers = torch.zeros(len(images), 4, *size, device=images.device)
         for number, template in enumerate(self.templates):
             anchors = template.anchors.to(images.device, torch.float64)
-            # The level whose pixels are about as large as the face's, chosen by the width of the upper edge.
+            # Choose the pyramid level whose pixels are about as large as those of the face, by the upper edge's width.
             shrink = (anchors[2] - anchors[0]).norm() / (points[:, 2] - points[:, 0]).norm(dim=1).clamp(min=1)
             level = shrink.clamp(min=1).log2().round().long().clamp(max=len(template.levels) - 1)
             for chosen in level[choice == number].unique().tolist():
@@ -136,34 +140,37 @@ class FaceMask(Occlusion):
         alpha = torch.where(alpha < 0.01, 0.0, alpha).clamp(max=1)
         color = layers[:, :3] / layers[:, 3:].clamp(min=1e-6)
         if images.shape[1] == 1:
-            weights = torch.tensor(_LUMA, device=images.device)
+            weights = torch.tensor(LUMA, device=images.device)
             color = (color * weights[:, None, None]).sum(1, keepdim=True)
-        return _paint(images, alpha, color.clamp(0, 1))
+        return paint(images, alpha, color.clamp(0, 1))
 
 
 def mask_points(landmarks: Tensor) -> Tensor:
-    """Where the six anchors of a face mask lie on faces.
+    """Estimate the positions of a face mask's six anchors on faces.
 
-    Chin and jaw are not among five landmarks: they are taken from average proportions, in the frame of the eyes and the
-    mouth.  The nose's offset from the middle tells how far the head is turned; the half turned away gets narrower.
+    The five landmarks do not include chin and jaw. Their positions follow from average proportions in the frame of
+    the eyes and the mouth. The horizontal offset of the nose measures how far the head is turned, and the half that is
+    turned away becomes narrower.
 
     Args:
         landmarks: float [N, 5, 2].
 
     Returns:
-        float64 [N, 6, 2], (row, column): a, b, c (cheek, bridge of the nose, cheek), d, e, f (jaw, chin, jaw).
+        float64 [N, 6, 2], (row, column): cheek, bridge of the nose, cheek (a, b, c), and jaw, chin, jaw (d, e, f).
     """
     points = landmarks.double()
     eyes, mouth, nose = points[:, :2].mean(1), points[:, 3:].mean(1), points[:, 2]
     across, down = points[:, 1] - points[:, 0], mouth - eyes
     distance = across.norm(dim=1, keepdim=True)
     x = across / distance
-    # Turning shortens the distance between the eyes but not that to the mouth, and the other way round for nodding.
+    # Turning the head shortens the distance between the eyes but not the distance to the mouth; nodding does the
+    # opposite.
     size = torch.maximum(distance, down.norm(dim=1, keepdim=True))
     along = ((nose - eyes) * down).sum(1, keepdim=True) / (down * down).sum(1, keepdim=True).clamp(min=1e-12)
     turn = ((nose - eyes - along * down) * x).sum(1, keepdim=True) / size
-    # The nose sticks out by about 0.35, the middle of eyes and mouth by about 0.7 of half the head's width: as the head
-    # turns, its outline shifts against that middle by about twice what the nose does.
+    # The tip of the nose protrudes by about 0.35 of half the head's width from the plane of eyes and mouth, which lies
+    # about 0.7 in front of the axis of rotation. As the head turns, its outline therefore shifts relative to eyes and
+    # mouth by about twice as much as the nose.
     left, right = (size * (1.02 + sign * 2 * turn).clamp(0.45, 1.4) for sign in (1, -1))
     cheek, jaw = eyes + 0.38 * down, eyes + 1.12 * down
     return torch.stack(
@@ -180,9 +187,9 @@ def mask_points(landmarks: Tensor) -> Tensor:
 
 
 def _bend(picture: Tensor, anchors: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture [4, h, w] bent as a thin plate so that its anchors [6, 2] come to lie at points [N, 6, 2]."""
+    """Warp a picture [4, h, w] by the thin-plate spline that maps its anchors [6, 2] to points [N, 6, 2]."""
     n = len(points)
-    # In units of the mask's size, for a well-conditioned system; solved in float64, evaluated in float32.
+    # Normalizing by the mask's size keeps the system well conditioned. It is solved in float64, evaluated in float32.
     middle, scale = points.mean(1, keepdim=True), (points[:, 2] - points[:, 0]).norm(dim=1)[:, None, None].clamp(min=1)
     centers = (points - middle) / scale
     system = torch.zeros(n, 9, 9, dtype=torch.float64, device=points.device)
@@ -190,7 +197,7 @@ def _bend(picture: Tensor, anchors: Tensor, points: Tensor, size: tuple[int, int
     system[:, :6, 6], system[:, :6, 7:] = 1, centers
     system[:, 6:, :6] = system[:, :6, 6:].mT
     target = torch.cat([anchors, anchors.new_zeros(3, 2)]).expand(n, 9, 2)
-    # Places in the picture from -1 to 1, the centers of its outer pixels half a pixel inside.
+    # Positions in the picture in [-1, 1], with the centers of its outer pixels half a pixel inside.
     span = torch.tensor([picture.shape[1], picture.shape[2]], dtype=torch.float64, device=points.device)
     weights = torch.linalg.solve(system, target) * 2 / span
     weights[:, 6] += 1 / span - 1
@@ -218,14 +225,14 @@ def _plate(square: Tensor) -> Tensor:
 def _read_anchors(folder: Path) -> dict[str, Tensor]:
     path = folder / "anchors.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         points = {name: [[entry[key][1], entry[key][0]] for key in "abcdef"] for name, entry in content.items()}
         anchors = {name: torch.tensor(p, dtype=torch.float64) for name, p in points.items()}
         if any(p.shape != (6, 2) or not bool(p.isfinite().all()) for p in anchors.values()):
             raise ValueError("not six points")
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected {{name: {{a: [x, y], …, f: [x, y]}}}} ({error!r})") from error
     return anchors
 
@@ -233,22 +240,23 @@ def _read_anchors(folder: Path) -> dict[str, Tensor]:
 def _read_rgba(path: Path) -> Tensor:
     from PIL import Image
 
+    content = read_bytes(path, 1 << 30)
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            if image.size[0] * image.size[1] > MAX_PIXELS:
-                raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.size}")
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.size[0] * image.size[1] > checks.MAX_PIXELS:
+                raise DataError(f"{path}: expected at most {checks.MAX_PIXELS:,} pixels, got {image.size}")
             if image.mode != "RGBA":
                 raise DataError(f"{path}: expected an RGBA image, got mode {image.mode}")
             pixels = np.asarray(image)
     except DataError:
         raise
-    except Exception as error:  # what Pillow raises on damaged files is not one class
+    except Exception as error:  # Pillow raises exceptions of many classes on damaged files
         raise DataError(f"{path}: can't be read as an image ({error})") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).double() / 255
 
 
 def _draw_mask(kind: str) -> MaskTemplate:
-    # In a frame where the mask reaches from -1 to 1 across and from about 0 (bridge) to 1 (chin) down.
+    # x runs across the mask from -1 to 1, y from about 0 (bridge of the nose) to 1 (chin).
     height, width, margin = 320, 480, 60
     unit = (width - 2 * margin) / 2
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
@@ -271,7 +279,7 @@ def _draw_mask(kind: str) -> MaskTemplate:
         shade = shade - 0.12 * np.exp(-(((y - 0.45) / 0.012) ** 2)) - 0.10 * np.exp(-(((y - 0.85) / 0.05) ** 2))
     hem = np.clip(1 - inside / 7, 0, 1) * (0.10 if kind == "cloth" else -0.08)
     rgb = np.clip(np.array(color)[:, None, None] * (shade + hem), 0, 1)
-    # Straps to the ears from the four corners.
+    # Straps from the four corners to the ears.
     for start, end in ((side, side - 0.12), (corner - 0.04, corner - 0.30)):
         t = (np.abs(x) - 0.8) / (width / 2 / unit - 0.8)
         line = np.abs(y - (start + (end - start) * t)) * (height - 40)

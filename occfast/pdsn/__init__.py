@@ -1,7 +1,6 @@
-"""PDSN: discard the features that an occlusion corrupts, then recognize by the rest (pdsn-landmarks).
+"""PDSN: recognize occluded faces by their visible features (Song et al. 2019; pdsn-landmarks).
 
-Regions → mask generators → dictionary → (segmentation) → discard mask → nearest neighbor.
-See docs/guides/pdsn.md.
+The steps are regions, mask generators, mask dictionary, segmentation, discard mask and nearest neighbor.
 """
 
 from .base import Base, as_base

@@ -1,4 +1,4 @@
-"""A recognizer cut in two where PDSN masks it: images → maps → feature → logits."""
+"""A recognizer cut in two at the feature maps that PDSN masks: images → maps → feature → logits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..losses.cosface import LargeMarginCosine
 from ..models import IResNet, PaperNet, ResNet
 
@@ -19,44 +20,64 @@ if TYPE_CHECKING:
 
 
 class Base(nn.Module):
-    """The base network of PDSN; its weights and batch-norm statistics are never changed here.
+    """Base network of PDSN. PDSN never changes its weights and batch-norm statistics.
+
+    Images are passed in [0, 1] (floating point) or 0 to 255 (uint8), so that occlusions and intensities mean the same
+    for every base.
 
     Args:
-        trunk: normalized images [N, C, H, W] -> maps [N, C', H', W'] (f of the paper): these are masked.
-        tail: maps -> feature [N, D].
-        head: feature -> logits [N, K]; a :class:`~occfast.LargeMarginCosine` is given the labels as well.  With
-            ``tail`` this is F of the paper.  None: the base can compare faces, but train no mask generators.
-        mean, std: pixels in [0, 1] become (pixel - mean) / std for ``trunk``.
+        trunk: Network from normalized images [N, C, H, W] to the maps [N, C', H', W'] that are masked (f in the paper).
+        tail: Network from maps to features [N, D].
+        head: Classifier from features to logits [N, K] (F in the paper, with ``tail``). A
+            :class:`~occfast.LargeMarginCosine` also receives the labels. Without a head, the base can compare faces,
+            but can't train mask generators.
+        mean: Pixels in [0, 1] become (pixel - mean) / std for ``trunk``.
+        std: See ``mean``; positive.
 
-    Everything of PDSN hands images over in [0, 1] (float) or 0 to 255 (uint8), so that occlusions and intensities
-    mean the same for every base.
+    Raises:
+        TypeError: ``mean`` or ``std`` is not a number.
+        ValueError: ``std`` is not positive.
     """
 
     def __init__(
         self, trunk: nn.Module, tail: nn.Module, head: nn.Module | None = None, *, mean: float = 0.5, std: float = 0.5
     ) -> None:
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"std: expected a positive number, got {std!r}")
         self.trunk, self.tail, self.head = trunk, tail, head
-        self.mean, self.std = float(mean), float(std)
+        self.mean, self.std = checks.number(mean, "mean"), checks.number(std, "std", above=0.0)
 
     @property
     def device(self) -> torch.device:
+        """Device of the first parameter; the CPU if there is none."""
         return next(iter(self.parameters()), torch.empty(0)).device
 
     def maps(self, images: Tensor) -> Tensor:
-        """f(x): uint8 or float in [0, 1], [N, C, H, W] -> [N, C', H', W']."""
+        """Compute maps f(x).
+
+        Args:
+            images: uint8, or floating point in [0, 1], [N, C, H, W].
+
+        Returns:
+            float [N, C', H', W'].
+        """
         maps: Tensor = self.trunk((as_float(images.to(self.device)) - self.mean) / self.std)
         return maps
 
     def features(self, maps: Tensor) -> Tensor:
-        """The feature of (masked) maps, [N, D]."""
+        """Compute the features of maps [N, C', H', W'], masked or not; float [N, D]."""
         features: Tensor = self.tail(maps)
         return features
 
     def logits(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """F(maps), [N, K]; with ``labels`` a margin is taken off where the head has one, as in its training."""
+        """Compute the logits F(maps), float [N, K].
+
+        Args:
+            maps: float [N, C', H', W'].
+            labels: Class of each image, int64 [N]. If given, a head with a margin subtracts it, as in its training.
+
+        Raises:
+            ValueError: The base has no head.
+        """
         if self.head is None:
             raise ValueError("base: expected a base with a classifier, got one without (head=None)")
         features = self.features(maps)
@@ -66,20 +87,24 @@ class Base(nn.Module):
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, [N, K]; without a head the feature."""
+        """Compute logits [N, K] of images, or features [N, D] if the base has no head."""
         maps = self.maps(images)
         return self.features(maps) if self.head is None else self.logits(maps)
 
     @torch.no_grad()
     def all_maps(self, images: Tensor, batch_size: int = 32) -> Tensor:
-        """Maps of many images in batches, in evaluation mode; [N, C', H', W'] on the base's device."""
+        """Compute the maps of many images in batches, in evaluation mode.
+
+        Returns:
+            float [N, C', H', W'] on the device of the base.
+        """
         if len(images) == 0:
             raise ValueError("images: expected at least one, got none")
         with frozen(self):
             return torch.cat([self.maps(part) for part in images.split(batch_size)])
 
     def fingerprint(self) -> str:
-        """Tells this base from any other: its layers, normalization, weights and statistics; 16 hex digits."""
+        """Return a digest of layers, normalization, weights and statistics, 16 hexadecimal digits."""
         digest = hashlib.sha256(f"{self.trunk}{self.tail}{self.mean!r}{self.std!r}".encode())
         for part in (self.trunk, self.tail):
             for name, tensor in part.state_dict().items():
@@ -90,16 +115,21 @@ class Base(nn.Module):
 
 
 def as_base(network: nn.Module, head: nn.Module | None = None, *, mean: float = 0.5, std: float = 0.5) -> Base:
-    """A :class:`Base` that shares the weights of a network of this package.
+    """Return a :class:`Base` that shares the weights of a network.
 
     Args:
-        network: a :class:`Base` (returned as it is), or one of :mod:`occfast.models`.
-        head: classifier on its feature; by default the network's own.
+        network: A :class:`Base`, which is returned unchanged; a network of :mod:`occfast.models`; or a network with
+            submodules ``trunk`` and ``tail``, and optionally ``head``, that play the roles described at :class:`Base`.
+        head: Classifier of the features. Default: that of the network.
+        mean, std: Normalization; see :class:`Base`.
 
     Raises:
-        TypeError: for another network: it says how to cut one.
+        TypeError: The network is of another kind.
+        ValueError: ``network`` is a :class:`Base`, and ``head`` is not its head.
     """
     if isinstance(network, Base):
+        if head is not None and head is not network.head:
+            raise ValueError("head: expected None for an occfast.pdsn.Base, which has its own")
         return network
     if isinstance(network, ResNet):
         stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -113,14 +143,22 @@ def as_base(network: nn.Module, head: nn.Module | None = None, *, mean: float = 
         trunk = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in stages))
         tail = nn.Sequential(network.dropout, network.flatten, network.fc, network.features)
         return Base(trunk, tail, head, mean=mean, std=std)
+    parts = dict(network.named_children())
+    if "trunk" in parts and "tail" in parts:
+        return Base(parts["trunk"], parts["tail"], head or parts.get("head"), mean=mean, std=std)
     raise TypeError(
-        f"base: expected an occfast.pdsn.Base or a network of occfast.models, got {type(network).__name__}; "
-        "cut it with occfast.pdsn.Base(trunk, tail, head)"
+        "base: expected an occfast.pdsn.Base, a network of occfast.models or one with submodules trunk and tail, got "
+        f"{type(network).__name__}; cut it with occfast.pdsn.Base(trunk, tail, head)"
     )
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images in [0, 1]: uint8 is divided by 255, floating point is taken as it is; another dtype is a TypeError."""
+    """Return images in [0, 1]: uint8 is divided by 255, floating point is returned unchanged.
+
+    Raises:
+        TypeError: The images have another dtype.
+        ValueError: The shape is not [N, C, H, W].
+    """
     if images.dim() != 4:
         raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}")
     if images.dtype == torch.uint8:
@@ -132,7 +170,7 @@ def as_float(images: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients of parameters, batch norm included; everything is put back at the end."""
+    """Switch a module to evaluation mode without gradients of its parameters; restore its state at the end."""
     modes = {part: part.training for part in module.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
     module.eval().requires_grad_(False)
@@ -146,7 +184,20 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def base_of(trained: Trained) -> Base:
-    """A trained network as PDSN cuts it.  Raises ValueError for one that takes BGR images."""
-    if trained.preprocessing.color == "BGR":
-        raise ValueError("base: expected a network of gray or RGB images, this one takes BGR")
-    return as_base(trained.network, trained.head, mean=trained.preprocessing.mean, std=trained.preprocessing.std).eval()
+    """Return the :class:`Base` of a trained network.
+
+    Raises:
+        TypeError: The network can't be cut; see :func:`as_base`.
+        ValueError: The network takes BGR images, or is a :class:`Base` with another normalization than it was
+            trained with.
+    """
+    how = trained.preprocessing
+    if how.color == "BGR":
+        raise ValueError("base: expected a network of gray or RGB images, got one of BGR images")
+    base = as_base(trained.network, trained.head, mean=how.mean, std=how.std).eval()
+    if (base.mean, base.std) != (how.mean, how.std):
+        raise ValueError(
+            f"base: its mean {base.mean:g} and std {base.std:g} differ from those of its weights, {how.mean:g} and "
+            f"{how.std:g}"
+        )
+    return base

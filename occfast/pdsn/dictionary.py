@@ -1,43 +1,46 @@
-"""The mask dictionary: for each region the features that survive its occlusion.  (pdsn-landmarks, 3.3 and 3.5)"""
+"""Mask dictionary: the features that survive the occlusion of each region (pdsn-landmarks, 3.3 and 3.5)."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import number
-from ..checks import seed as check_seed
+from .. import checks
 from ..errors import DataError
 from ..files import read_npz, write_npz
 from ..progress import Report
 from ..progress import progress as show_progress
 from .base import as_base, frozen
-from .generator import Generators, cover, train_generators
+from .generator import Generators, TrainingOptions, cover, train_generators
 from .regions import Regions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from typing_extensions import Unpack
 
 _KIND = "occfast.MaskDictionary"
 
 
 @dataclass(frozen=True, eq=False)
 class MaskDictionary:
-    """A mask of the base's maps for each region, and how to combine those of the occluded ones.
+    """Masks of the base's maps, one for each region.
 
     Attributes:
-        regions: R of them.
-        means: m_k, float32 [R, C, H, W] in [0, 1]: outputs of the generators, each min-max normalized, averaged over
-            pairs; low where the features are corrupted when region k is occluded.
-        percentile: features at or below this percentile of m_k are discarded, in [0, 100].
-        base: fingerprint of the base network; any other is refused.
-        pairs: how many pairs each mean is of, [R].
-        settings: for the record.
+        regions: The R regions.
+        means: Mean masks m_k, float32 [R, C, H, W] in [0, 1]: outputs of the generators, each min-max normalized,
+            averaged over pairs. Low values mark features that the occlusion of region k corrupts.
+        percentile: Features at or below this percentile of m_k are discarded, in [0, 100].
+        base: Fingerprint of the base network. Other networks are rejected.
+        pairs: Number of pairs behind each mean mask, R of them.
+        settings: Settings of the construction, for the record.
     """
 
     regions: Regions
@@ -48,37 +51,36 @@ class MaskDictionary:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        number(self.percentile, "percentile", 0.0, 100.0)
+        checks.number(self.percentile, "percentile", 0.0, 100.0)
         if self.means.dim() != 4 or len(self.means) != len(self.regions):
             raise ValueError(f"means: expected shape [{len(self.regions)}, C, H, W], got {list(self.means.shape)}")
 
     @property
     def thresholds(self) -> Tensor:
-        """δ_k, the percentile of each mean mask (interpolated linearly), float64 [R]."""
+        """Thresholds δ_k: the percentile of each mean mask, interpolated linearly, float64 [R]."""
         ordered = self.means.double().flatten(1)
         return torch.quantile(ordered, self.percentile / 100, dim=1)
 
     @property
     def masks(self) -> Tensor:
-        """M_k, bool [R, C, H, W]: True where m_k > δ_k, features to keep (Eq. 4)."""
+        """Binary masks M_k (Eq. 4), bool [R, C, H, W]: True where m_k > δ_k, for features to keep."""
         return self.means.double() > self.thresholds[:, None, None, None]
 
     @property
     def soft_masks(self) -> Tensor:
-        """Past the paper: m_k stretched to [0, 1] instead of cut at δ_k; float32 [R, C, H, W]."""
+        """Soft masks, an extension of the paper: m_k stretched to [0, 1], float32 [R, C, H, W]."""
         return _stretch(self.means)
 
     def with_percentile(self, percentile: float) -> MaskDictionary:
-        """The same means cut elsewhere."""
-        return MaskDictionary(
-            self.regions, self.means, number(percentile, "percentile", 0.0, 100.0), self.base, self.pairs, self.settings
-        )
+        """Return a dictionary with the same mean masks and another percentile."""
+        return replace(self, percentile=checks.number(percentile, "percentile", 0.0, 100.0))
 
     def combine(self, occluded: Tensor, *, soft: bool = False) -> Tensor:
-        """Product of the masks of the occluded regions; without any all ones.
+        """Multiply the masks of the occluded regions; without an occluded region, the result is all ones.
 
         Args:
-            occluded: bool [N, R].
+            occluded: Occluded regions of each image, bool [N, R].
+            soft: Use :attr:`soft_masks`.
 
         Returns:
             bool [N, C, H, W]; float32 if ``soft``.
@@ -97,13 +99,13 @@ class MaskDictionary:
     def discard_mask(
         self, occlusion: Tensor, *, boxes: Tensor | None = None, share: float = 0.5, soft: bool = False
     ) -> Tensor:
-        """The feature discarding mask of each image (pdsn-landmarks, 3.5).
+        """Compute the feature discarding mask of each image (pdsn-landmarks, 3.5).
 
         Args:
-            occlusion: bool [N, H, W], occluded pixels of images of the size of the regions.
-            boxes: int64 [N, R, 4], regions of each image's own (:meth:`Regions.at`).
-            share: a region counts as occluded when so much of it is, or more.
-            soft: see :attr:`soft_masks`.
+            occlusion: Occluded pixels, bool [N, H, W], of the size of the regions.
+            boxes: Regions of each image, int64 [N, R, 4]; see :meth:`Regions.at`. Default: the common regions.
+            share: Share of a region, in (0, 1], from which it counts as occluded.
+            soft: Use :attr:`soft_masks`.
 
         Returns:
             bool [N, C', H', W'], True for features to keep; float32 if ``soft``.
@@ -111,16 +113,22 @@ class MaskDictionary:
         return self.combine(self.regions.occluded(occlusion, boxes, share), soft=soft)
 
     def check_base(self, base: nn.Module) -> None:
-        """ValueError unless this dictionary was made with that base."""
+        """Check that this dictionary was built with a base.
+
+        Raises:
+            ValueError: It was built with another network.
+        """
         found = as_base(base).fingerprint()
         if found != self.base:
-            raise ValueError(f"dictionary: it was made with base {self.base}, got base {found}: features differ")
+            raise ValueError(f"dictionary: built with base {self.base}, got base {found}, whose features differ")
 
     def report(self, percentiles: Sequence[float] = (5, 10, 15, 20, 25, 30, 35, 40, 50)) -> list[dict[str, Any]]:
-        """What each percentile would discard: one row each, with shares in [0, 1].
+        """Compute the share of features that each percentile discards.
 
-        ``discarded`` is of each region alone; ``all_regions`` of all occluded together; ``overlap`` the largest
-        share (of the union) that two regions' discarded features have in common.
+        Returns:
+            One dict for each percentile with shares in [0, 1]: ``discarded`` for each region alone, ``all_regions`` if
+            all of them are occluded, and ``overlap``, the largest intersection over union of the features that two
+            regions discard.
         """
         rows = []
         for percentile in percentiles:
@@ -137,8 +145,15 @@ class MaskDictionary:
             )
         return rows
 
-    def plot(self, axes: Any = None) -> Any:
-        """Draw, for each region, the share of channels that is kept at each place of the maps; returns the axes."""
+    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Draw the share of channels that each region's mask keeps at each position of the maps.
+
+        Args:
+            axes: Matplotlib axes, one for each region. Default: those of a new figure.
+
+        Returns:
+            The axes.
+        """
         from matplotlib.figure import Figure
 
         count = len(self.regions)
@@ -151,7 +166,11 @@ class MaskDictionary:
         return axes
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything to ``.npz``, atomically."""
+        """Write a ``.npz`` file, atomically.
+
+        Raises:
+            ValueError: The name doesn't end in ``.npz``.
+        """
         if Path(path).suffix != ".npz":
             raise ValueError(f"path: expected a name ending in .npz, got {os.fspath(path)!r}")
         about = {"percentile": self.percentile, "base": self.base, "pairs": self.pairs, "settings": self.settings}
@@ -161,7 +180,12 @@ class MaskDictionary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MaskDictionary:
-        """Read what :meth:`save` wrote; DataError if it is damaged or something else.  Nothing is unpickled."""
+        """Read a file written by :meth:`save`. Nothing is unpickled.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: The file is damaged or something else.
+        """
         content = read_npz(path)
         if str(content.get("kind", "")) != _KIND:
             raise DataError(f"{path}: not a saved MaskDictionary")
@@ -181,7 +205,7 @@ class MaskDictionary:
         except DataError:
             raise
         except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not a whole MaskDictionary ({error})") from error
+            raise DataError(f"{path}: damaged MaskDictionary ({error})") from error
 
 
 def build_dictionary(
@@ -196,40 +220,47 @@ def build_dictionary(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool | Report = True,
-    **training: Any,
+    **training: Unpack[TrainingOptions],
 ) -> MaskDictionary:
-    """Average the generators' masks over pairs of clean and covered images (pdsn-landmarks, 3.3).
+    """Average the masks of the generators over pairs of clean and occluded images (pdsn-landmarks, 3.3).
 
     Args:
-        base: see :func:`~occfast.pdsn.as_base`.
-        regions: what to make masks for.
-        loader: batches (images, labels): uint8 or float in [0, 1], [N, C, H, W], and int64 [N]; a list of one pair
-            for what is in memory already.  Every image makes one pair with every region.
-        percentile: see :class:`MaskDictionary`; by default the paper's for the kind of regions.
-        generators: trained ones; without them they are trained on the same images first, with the
-            keyword arguments ``training`` of :func:`train_generators`.
-        boxes: int64 [N, R, 4], regions of each image's own; an empty one makes no pair.
-        intensity: lowest and highest gray of the blocks.
-        seed: of the intensities (and of the training).
+        base: Base network; see :func:`~occfast.pdsn.as_base`.
+        regions: Regions to build masks for.
+        loader: Batches of images, uint8 or floating point in [0, 1], [N, C, H, W], and labels, int64 [N]. For images in
+            memory, pass a list of one batch. Every image is paired with every region.
+        percentile: See :class:`MaskDictionary`. Default: that of ``regions``, the paper's for their kind.
+        generators: Trained mask generators. Default: they are trained on the same images first.
+        boxes: Regions of each image, int64 [N, R, 4]. An empty region makes no pair. Default: the common regions.
+        intensity: Lowest and highest gray level of the blocks, in [0, 1].
+        batch_size: Number of images per forward pass of the base.
+        seed: Random seed of the intensities and of the training.
+        progress: True for a progress bar on the standard error, False for none, or a function of (done, total).
+        training: Keyword arguments of :func:`train_generators`, if ``generators`` is not given.
+
+    Raises:
+        TypeError: ``training`` is given together with ``generators``.
+        ValueError: There is no image, or the generators are of another base or other regions.
     """
     base = as_base(base)
     batches = list(loader)
     if not batches:
         raise ValueError("loader: expected at least one batch, got none")
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    check_seed(seed)
+    checks.seed(seed)
+    checks.integer(batch_size, "batch_size", 1)
     if generators is None:
         generators = train_generators(
             base, regions, images, labels, boxes=boxes, intensity=intensity, seed=seed, progress=progress, **training
         )
     elif training:
-        raise TypeError(f"build_dictionary: {sorted(training)} are for training, but trained generators were given")
+        raise TypeError(f"{', '.join(sorted(training))}: only valid without generators, got trained ones")
     fingerprint = base.fingerprint()
     if generators.base and generators.base != fingerprint:
-        raise ValueError(f"generators: they were trained with base {generators.base}, got base {fingerprint}")
+        raise ValueError(f"generators: trained with base {generators.base}, got base {fingerprint}")
     if generators.regions.to_json() != regions.to_json():
-        raise ValueError("generators: they were trained for other regions")
-    low, high = (number(value, "intensity", 0.0, 1.0) for value in intensity)
+        raise ValueError("generators: trained for other regions")
+    low, high = (checks.number(value, "intensity", 0.0, 1.0) for value in intensity)
     random = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     pairs = torch.zeros(len(regions), dtype=torch.int64)
@@ -252,7 +283,7 @@ def build_dictionary(
                 pairs[k] += len(there)
             report(int(rows[-1]) + 1, len(images))
     if total is None or int(pairs.min()) == 0:
-        raise ValueError(f"boxes: no image has a region {regions.names[int(pairs.argmin())]!r} that is not empty")
+        raise ValueError(f"boxes: expected some image with a non-empty region {regions.names[int(pairs.argmin())]!r}")
     means = (total.cpu() / pairs[:, None, None, None]).float()
     settings = {"intensity": [low, high], "seed": seed, "own boxes": boxes is not None}
     return MaskDictionary(
@@ -266,7 +297,7 @@ def build_dictionary(
 
 
 def _stretch(masks: Tensor) -> Tensor:
-    """Each mask [N, C, H, W] min-max normalized; a constant one becomes 0."""
+    """Min-max normalize each mask, [N, C, H, W]; a constant mask becomes 0."""
     flat = masks.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     stretched = (flat - low[:, None]) / (high - low).clamp_min(torch.finfo(flat.dtype).tiny)[:, None]

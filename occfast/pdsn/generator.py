@@ -1,4 +1,4 @@
-"""Mask generators: which features does an occlusion of each region corrupt?  (pdsn-landmarks, 3.2)"""
+"""Mask generators: networks that find the features corrupted by an occlusion (pdsn-landmarks, 3.2)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import number
-from ..checks import seed as check_seed
+from .. import checks
 from ..errors import DataError
 from ..progress import Report
 from ..progress import progress as show_progress
-from . import checkpoint as files
+from . import tensor_files as files
 from .base import Base, as_base, as_float, frozen
 from .regions import Regions, paint
 
@@ -30,15 +29,15 @@ _CHECKPOINT = "unfinished mask generators"
 
 
 class MaskGenerator(nn.Sequential):
-    """M = sigmoid(BN(PReLU(conv(|f(x) - f(x′)|)))): [N, C, H, W] -> the same shape, in (0, 1).
+    """Mask generator M = sigmoid(BN(PReLU(conv(|f(x) - f(x′)|)))) from [N, C, H, W] to masks of that shape in (0, 1).
 
     Args:
-        channels: C of the base's maps.
-        kernel: side of the convolution, odd; the maps keep their size.
+        channels: Number of channels C of the base's maps.
+        kernel: Size of the convolution kernel, odd.
     """
 
     def __init__(self, channels: int, kernel: int = 3) -> None:
-        if kernel < 1 or kernel % 2 == 0:
+        if checks.integer(kernel, "kernel", 1) % 2 == 0:
             raise ValueError(f"kernel: expected an odd number, got {kernel}")
         super().__init__(
             OrderedDict(
@@ -51,12 +50,18 @@ class MaskGenerator(nn.Sequential):
 
 
 class Generators(nn.Module):
-    """One :class:`MaskGenerator` for each region; each keeps batch-norm statistics of its own.
+    """Mask generators, one for each region, each with its own batch-norm statistics.
+
+    Args:
+        regions: The regions.
+        channels: Number of channels of the base's maps.
+        kernel: Size of the convolution kernels, odd.
+        base: Fingerprint of the base network.
 
     Attributes:
-        regions: what they were made for.
-        base: fingerprint of the base that they were trained with.
-        history: one entry an epoch, over all parts of a resumed training.
+        regions: The regions.
+        base: Fingerprint of the base network that they were trained with.
+        history: One entry for each epoch, including those before a resumption.
     """
 
     def __init__(self, regions: Regions, channels: int, *, kernel: int = 3, base: str = "") -> None:
@@ -66,7 +71,15 @@ class Generators(nn.Module):
         self.history: list[GeneratorEpoch] = []
 
     def forward(self, difference: Tensor, region: Tensor) -> Tensor:
-        """|f(x) - f(x′)| [N, C, H, W] and the number of each pair's region [N] -> masks [N, C, H, W]."""
+        """Compute the mask of each pair.
+
+        Args:
+            difference: |f(x) - f(x′)|, float [N, C, H, W].
+            region: Number of the region of each pair, int64 [N].
+
+        Returns:
+            Masks in (0, 1), float [N, C, H, W].
+        """
         order = region.argsort(stable=True)
         counts = torch.bincount(region, minlength=len(self.each)).tolist()
         parts = difference[order].split(counts)
@@ -74,7 +87,7 @@ class Generators(nn.Module):
         return masks[order.argsort()]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write weights, regions and the base's fingerprint, atomically."""
+        """Write weights, regions and the fingerprint of the base, atomically."""
         content = {
             "about": json.dumps(
                 {
@@ -91,7 +104,12 @@ class Generators(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Generators:
-        """Read what :meth:`save` wrote; DataError if it is damaged or something else.  Runs no code of the file."""
+        """Read a file written by :meth:`save`, without running code from it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: The file is damaged or something else.
+        """
         content = files.read(path, _KIND)
         try:
             about = json.loads(content["about"])
@@ -100,12 +118,12 @@ class Generators(nn.Module):
             loaded.load_state_dict(content["state"])
             loaded.history = [GeneratorEpoch(**epoch) for epoch in about["history"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{path}: not a whole file of mask generators ({error})") from error
+            raise DataError(f"{path}: damaged file of mask generators ({error})") from error
         return loaded.eval()
 
 
 class PDSNLoss(NamedTuple):
-    """Scalars: ``total`` = ``classification`` + λ ``difference`` (Eq. 3)."""
+    """Terms of the loss (Eq. 3), scalars: ``total`` = ``classification`` + λ ``difference``."""
 
     total: Tensor
     classification: Tensor
@@ -113,13 +131,15 @@ class PDSNLoss(NamedTuple):
 
 
 def pdsn_loss(base: Base, masks: Tensor, clean: Tensor, covered: Tensor, labels: Tensor, weight: float) -> PDSNLoss:
-    """The loss of pairs under their masks (Eqs. 1 to 3).
+    """Compute the loss of pairs of clean and occluded images under their masks (Eqs. 1 to 3).
 
     Args:
-        base: its tail and head classify.
-        masks, clean, covered: M, f(x), f(x′), [N, C, H, W].
-        labels: int64 [N].
-        weight: λ.
+        base: Base network with a head.
+        masks: Masks M, float [N, C, H, W].
+        clean: Maps f(x) of the clean images, float [N, C, H, W].
+        covered: Maps f(x′) of the occluded images, float [N, C, H, W].
+        labels: Class of each pair, int64 [N].
+        weight: Weight λ of the difference.
     """
     clean, covered = masks * clean, masks * covered
     difference = (clean - covered).abs().mean()
@@ -130,7 +150,16 @@ def pdsn_loss(base: Base, masks: Tensor, clean: Tensor, covered: Tensor, labels:
 
 @dataclass
 class GeneratorEpoch:
-    """What an epoch gave, by region: validation accuracy (of clean and covered, masked), MAE and loss."""
+    """Results of an epoch.
+
+    Attributes:
+        number: Number of the epoch, from 1.
+        train_loss: Mean training loss.
+        accuracy: Validation accuracy of masked clean and occluded images, for each region.
+        difference: Mean absolute difference of the masked maps, for each region.
+        loss: Validation loss, for each region.
+        seconds: Duration.
+    """
 
     number: int
     train_loss: float
@@ -142,7 +171,7 @@ class GeneratorEpoch:
 
 @dataclass
 class _Progress:
-    """When to stop: best of each region so far, and for how many epochs it has not become better."""
+    """Best values of each region so far, and the number of epochs since the last improvement."""
 
     accuracy: list[float]
     difference: list[float]
@@ -154,11 +183,11 @@ class _Progress:
         return cls([-math.inf] * regions, [math.inf] * regions, [math.inf] * regions, [0] * regions)
 
     def update(self, epoch: GeneratorEpoch) -> list[int]:
-        """Take an epoch in; the regions whose loss is the lowest so far."""
+        """Add an epoch; returns the regions whose loss is the lowest so far."""
         better = []
         for k in range(len(self.stale)):
             accuracy, difference = epoch.accuracy[k], epoch.difference[k]
-            # A hundredth less difference, or any more right answers, is progress.
+            # A difference lower by 1 %, or any higher accuracy, is an improvement.
             gained = accuracy > self.accuracy[k] or difference < 0.99 * self.difference[k]
             self.stale[k] = 0 if gained else self.stale[k] + 1
             self.accuracy[k] = max(self.accuracy[k], accuracy)
@@ -170,19 +199,35 @@ class _Progress:
 
 
 def cover(images: Tensor, boxes: Tensor, intensity: Tensor) -> Tensor:
-    """x′: each image with one box of uniform intensity; the images are not changed.
+    """Occlude one box of each image with a uniform intensity; the images are not modified.
 
     Args:
-        images: uint8 or float in [0, 1], [N, C, H, W].
-        boxes: int64 [N, 4].
-        intensity: float [N] in [0, 1].
+        images: uint8, or floating point in [0, 1], [N, C, H, W].
+        boxes: (top, left, bottom, right) of each box, int64 [N, 4].
+        intensity: Gray level of each box, float [N] in [0, 1].
 
     Returns:
-        float [N, C, H, W].
+        Occluded images x′, float [N, C, H, W].
     """
     images = as_float(images)
     box = paint(boxes.to(images.device), (images.shape[2], images.shape[3]))[:, None]
     return torch.where(box, intensity.to(images)[:, None, None, None], images)
+
+
+class TrainingOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`train_generators` that :func:`~occfast.pdsn.build_dictionary` passes on."""
+
+    validation: tuple[Tensor, Tensor] | None
+    validation_boxes: Tensor | None
+    weight: float
+    epochs: int
+    patience: int
+    learning_rate: float
+    kernel: int
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    checkpoint_every: float
+    on_epoch: Callable[[GeneratorEpoch], None] | None
 
 
 def train_generators(
@@ -203,53 +248,67 @@ def train_generators(
     kernel: int = 3,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
     checkpoint_every: float = 60.0,
     progress: bool | Report = True,
     on_epoch: Callable[[GeneratorEpoch], None] | None = None,
 ) -> Generators:
     """Train the mask generators of all regions together, with the base frozen.
 
-    Each batch holds every region equally often, and each image in it is covered on one region by a block of uniform
-    intensity, another one in each epoch: an epoch costs one pass of the base over the covered images, however many
-    regions there are.  The maps of the clean images are computed once.  Training stops when for every region
-    neither the validation accuracy nor the MAE became better for ``patience`` epochs; each generator is
-    left as it was when its validation loss was lowest.
+    In each batch every region occurs equally often. Each image is occluded in one region, another one in each epoch, by
+    a block of uniform intensity. So an epoch costs one pass of the base over the images, whatever the number of
+    regions. The maps of the clean images are computed once. Training stops when neither the validation accuracy nor the
+    difference of any region has improved for ``patience`` epochs. Each generator is restored from the epoch with its
+    lowest validation loss.
 
     Args:
-        base: see :func:`~occfast.pdsn.as_base`; it needs a head.  Left as it was.
-        images: uint8 or float in [0, 1], [N, C, H, W], of the size of ``regions``.
-        labels: int64 [N], numbers of the head's classes.
-        validation: other images and labels; by default a tenth of the images, drawn by ``seed``, is kept for it.
-        boxes, validation_boxes: int64 [N, R, 4], regions of each image's own (:meth:`Regions.at`).
-        weight: λ of Eq. 3, at least 0.
-        epochs: at most so many.
-        patience: epochs without progress, at least 1.
-        batch_size: at least the number of regions; rounded down to a multiple of it.
-        intensity: lowest and highest gray of the blocks, in [0, 1].
-        kernel: side of the generators' convolution.
-        seed: of the weights, order, intensities and the validation split; nothing else is random.
-        checkpoint: file to go on from and to write to, at the end of an epoch at most every
-            ``checkpoint_every`` seconds; removed at the end.  A resumed run equals an uninterrupted one.
+        base: Base network with a head; see :func:`~occfast.pdsn.as_base`. It is not changed.
+        regions: The regions.
+        images: Training images, uint8 or floating point in [0, 1], [N, C, H, W], of the size of ``regions``.
+        labels: Class of each image, as the head numbers them, int64 [N].
+        validation: Validation images and labels. Default: a tenth of the images, drawn at random.
+        boxes: Regions of each image, int64 [N, R, 4]; see :meth:`Regions.at`. Default: the common regions.
+        validation_boxes: The same for the validation images.
+        weight: Weight λ of Eq. 3, at least 0.
+        epochs: Maximum number of epochs, at least 1.
+        patience: Number of epochs without improvement after which training stops, at least 1.
+        batch_size: Number of images in a batch, at least the number of regions; rounded down to a multiple of it.
+        learning_rate: Learning rate of Adam, positive.
+        intensity: Lowest and highest gray level of the blocks, in [0, 1].
+        kernel: Size of the generators' convolution kernel, odd.
+        seed: Random seed of weights, order, intensities and the validation split. Nothing else is random.
+        checkpoint: File that holds the state of the training. It is written at the end of an epoch, at most every
+            ``checkpoint_every`` seconds, and removed at the end.
+        resume: Continue from ``checkpoint`` if it exists; False starts anew. A resumed training gives the same result
+            as an uninterrupted one.
+        checkpoint_every: Minimum number of seconds between two checkpoints.
+        progress: True for a progress bar on the standard error, False for none, or a function of (done, total).
+        on_epoch: Called after each epoch.
 
     Raises:
-        ValueError: where an argument is wrong, or the checkpoint is of another training (it says what differs).
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, shapes differ, the base has no head, the loss is no longer finite, or
+            the checkpoint is of another training.
+        DataError: The checkpoint is damaged.
     """
     base = as_base(base)
     _check_pairs(regions, images, labels, boxes, "images")
     if base.head is None:
         raise ValueError("base: expected a base with a classifier, got one without (head=None)")
-    number(weight, "weight", 0.0, math.inf)
-    low, high = (number(value, "intensity", 0.0, 1.0) for value in intensity)
+    checks.number(weight, "weight", 0.0)
+    checks.number(learning_rate, "learning_rate", above=0.0)
+    checks.number(checkpoint_every, "checkpoint_every", 0.0)
+    low, high = (checks.number(value, "intensity", 0.0, 1.0) for value in intensity)
     if low > high:
         raise ValueError(f"intensity: expected (lowest, highest), got {intensity!r}")
-    for name, value in (("epochs", epochs), ("patience", patience)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    if batch_size < len(regions):
+    checks.integer(epochs, "epochs", 1)
+    checks.integer(patience, "patience", 1)
+    if checks.integer(batch_size, "batch_size") < len(regions):
         raise ValueError(
             f"batch_size: expected at least one image for each of {len(regions)} regions, got {batch_size}"
         )
-    check_seed(seed)
+    checks.seed(seed)
+    checks.flag(resume, "resume")
     if validation is None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         held, kept = order[: max(1, len(images) // 10)], order[max(1, len(images) // 10) :]
@@ -257,7 +316,7 @@ def train_generators(
         validation_boxes = None if boxes is None else boxes[held]
         images, labels, boxes = images[kept], labels[kept], None if boxes is None else boxes[kept]
         if len(images) == 0:
-            raise ValueError("images: expected at least two, so that one can be kept for validation, got 1")
+            raise ValueError("images: expected at least two, one of them for validation, got 1")
     else:
         _check_pairs(regions, *validation, validation_boxes, "validation")
 
@@ -276,7 +335,7 @@ def train_generators(
     }
     with frozen(base):
         trainer = _Trainer(base, regions, images, labels, boxes, validation, validation_boxes, settings)
-        resumed = trainer.resume(Path(checkpoint)) if checkpoint is not None else False
+        resumed = trainer.resume(Path(checkpoint)) if checkpoint is not None and resume else False
         last = time.monotonic()
         with show_progress(f"mask generators, {regions.kind}", "epochs", progress) as report:
             if not resumed:
@@ -296,7 +355,7 @@ def train_generators(
 
 
 class _Trainer:
-    """The state of a training, whole after each epoch."""
+    """State of a training, consistent after each epoch."""
 
     def __init__(
         self,
@@ -324,7 +383,7 @@ class _Trainer:
         self._prepare_validation(validation, validation_boxes)
 
     def _prepare_validation(self, validation: tuple[Tensor, Tensor], boxes: Tensor | None) -> None:
-        # Each image on one region; on more where there are too few to judge each region by 32 pairs.  Computed once.
+        # Each image is occluded in one region, or in more if this leaves a region fewer than 32 pairs.
         images, labels = validation
         rounds = min(len(self.regions), -(-32 * len(self.regions) // len(images)))
         image = torch.arange(len(images)).repeat(rounds)
@@ -336,7 +395,7 @@ class _Trainer:
         self.checks = clean[image.to(clean.device)], self.base.all_maps(covered), labels[image].to(clean.device), region
 
     def _boxes(self, own: Tensor | None, image: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-        """Region and box of each pair; where an image's own region is empty, its next one that is not."""
+        """Return region and box of each pair; an empty region of an image is replaced by its next one."""
         if own is None:
             return region, self.regions.boxes[region]
         for _ in range(len(self.regions)):
@@ -345,7 +404,7 @@ class _Trainer:
             if not bool(empty.any()):
                 return region, box
             region = torch.where(empty, (region + 1) % len(self.regions), region)
-        raise ValueError(f"boxes: image {int(image[empty][0])} has no region that is not empty")
+        raise ValueError(f"boxes: expected a non-empty region in each image, image {int(image[empty][0])} has none")
 
     def _intensity(self, n: int, random: torch.Generator) -> Tensor:
         low, high = map(float, self.settings["intensity"])
@@ -356,7 +415,7 @@ class _Trainer:
         random = torch.Generator().manual_seed((self.seed << 20) + number)
         order = torch.randperm(len(self.images), generator=random)
         size = self.settings["batch_size"] // count * count
-        # A rest too small for one image a region waits for another epoch, which has another order.
+        # A last batch too small for one image per region is left out; other epochs have another order.
         batches = [part for part in order.split(size) if len(part) >= count] or [order]
         total = 0.0
         self.generators.train()
@@ -372,7 +431,8 @@ class _Trainer:
             self.optimizer.step()
             total += float(loss.detach())
         if not math.isfinite(total):
-            raise ValueError(f"learning_rate: the loss is no longer finite in epoch {number + 1}; try less")
+            rate = self.settings["learning_rate"]
+            raise ValueError(f"learning_rate: the loss is not finite in epoch {number + 1}, use less than {rate:g}")
         accuracy, difference, loss_by_region = self._validate()
         done = GeneratorEpoch(
             number + 1, total / len(batches), accuracy, difference, loss_by_region, time.perf_counter() - started
@@ -389,7 +449,7 @@ class _Trainer:
         accuracy, difference, loss = [], [], []
         for k, each in enumerate(self.generators.each):
             rows = (region == k).nonzero()[:, 0].to(clean.device)
-            if len(rows) == 0:  # own boxes of few images, all empty here
+            if len(rows) == 0:  # the region is empty in every validation image
                 accuracy.append(0.0)
                 difference.append(math.inf)
                 loss.append(math.inf)
@@ -415,7 +475,7 @@ class _Trainer:
             each.load_state_dict(state)
         return self.generators.eval()
 
-    # -- resuming: everything random depends on (seed, epoch) alone, so weights and counters are all the state ------
+    # -- resuming: random numbers depend on (seed, epoch) alone, so weights and counters are the whole state --------
 
     def save(self, path: Path) -> None:
         files.write(
@@ -432,7 +492,7 @@ class _Trainer:
         )
 
     def resume(self, path: Path) -> bool:
-        content = files.resume(path, _CHECKPOINT, self.settings)
+        content = files.read_checkpoint(path, _CHECKPOINT, self.settings)
         if content is None:
             return False
         self.generators.load_state_dict(content["generators"])

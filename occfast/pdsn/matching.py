@@ -1,16 +1,16 @@
-"""Whose face is it?  Nearest neighbors under each probe's own mask, without a loop over pairs.
+"""Nearest neighbors under the mask of each probe, without a loop over pairs.
 
-With w = mask² (for a binary mask the mask itself), probe p and gallery image g,
+With w = mask² (for a binary mask, the mask itself), probe p and gallery image g,
 
     cosine(mask·p, mask·g) = Σ w p g / √(Σ w p² · Σ w g²).
 
-The numerators of all probes against all gallery images are one matrix product, (w∘p) Gᵀ, whatever their masks; the
-gallery's norms depend on the mask alone, so probes are grouped by it and one more product, W (G∘G)ᵀ, gives them.
+The numerators of all probes and gallery images are one matrix product, (w∘p) Gᵀ, whatever the masks. The norms of the
+gallery depend on the mask alone, so probes are grouped by mask, and a second product, W (G∘G)ᵀ, gives the norms.
 
-Features are first rounded to fixed point: integers, scaled by a power of two chosen from each image's largest
-feature so that every partial sum stays below 2⁵³.  In float64 these sums are exact, in any order: grouping, batch
-size, threads, tiles and device change nothing, to the bit.  The rounding (2⁻¹⁸ of an image's largest feature where
-there are 24,576) is about that of float32 arithmetic.
+Features are first rounded to fixed point, i.e. integers scaled by a power of two, which is chosen from the largest
+feature of each image such that every partial sum is below 2⁵³. In float64 these sums are exact in any order. So the
+result is the same to the bit for any grouping, batch size, number of threads, tiling and device. The rounding error
+(2⁻¹⁸ of the largest feature of an image with 24,576 features) is about that of float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..checks import as_tensor
 from .base import Base, as_base, frozen
 from .dictionary import MaskDictionary
 
 #: Soft weights are rounded to multiples of 1 / 256.
 _SOFT_BITS = 8
-#: Probes in one matrix product, and gallery images in one tile: 0.5 GB at 24,576 features.
+#: Number of probes in one matrix product, and of gallery images in one tile: 0.5 GB at 24,576 features.
 _PROBES, _TILE = 1024, 256
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The nearest gallery images of each probe, nearest first; of equals the one that stands first in the gallery.
+    """The k nearest gallery images of each probe, nearest first; ties are in the order of the gallery.
 
     Attributes:
-        neighbors: numbers of gallery images, int64 [P, k].
-        labels: theirs, int64 [P, k].
-        similarities: cosines, float64 [P, k].
-        occluded: which regions of each probe counted as occluded, bool [P, R] (R = 0 without a dictionary).
-        groups: number of different masks among the probes.
+        neighbors: Numbers of the gallery images, int64 [P, k].
+        labels: People on these images, int64 [P, k].
+        similarities: Cosine similarities, float64 [P, k].
+        occluded: Occluded regions of each probe, bool [P, R]; R is 0 without a dictionary.
+        groups: Number of different masks among the probes.
     """
 
     neighbors: Tensor
@@ -52,15 +54,25 @@ class Ranking:
     groups: int
 
     def right(self, labels: Tensor, k: int = 1) -> Tensor:
-        """For which probes the right person is among the k nearest gallery images; bool [P]."""
-        if not 1 <= k <= self.labels.shape[1]:
-            raise ValueError(f"k: expected 1 to {self.labels.shape[1]}, the neighbors that were kept, got {k}")
+        """Return whether the person on each probe is among its k nearest gallery images.
+
+        Args:
+            labels: Person on each probe, int64 [P].
+            k: Rank, from 1 to the number of neighbors kept.
+
+        Returns:
+            bool [P].
+
+        Raises:
+            ValueError: ``k`` is out of range, or the shape of ``labels`` is wrong.
+        """
+        checks.integer(k, "k", 1, self.labels.shape[1])
         if labels.shape != self.labels.shape[:1]:
             raise ValueError(f"labels: expected shape [{len(self.labels)}], got {list(labels.shape)}")
         return (self.labels[:, :k] == labels.to(self.labels.device)[:, None]).any(1)
 
     def accuracy(self, labels: Tensor, k: int = 1) -> float:
-        """Rank-k accuracy in [0, 1]."""
+        """Compute the rank-k accuracy, in [0, 1]; see :meth:`right`."""
         return float(self.right(labels, k).double().mean())
 
 
@@ -75,24 +87,29 @@ def identify(
     boxes: Tensor | None = None,
     share: float = 0.5,
     soft: bool = False,
-    compare: str = "maps",
+    compare: Literal["maps", "features"] = "maps",
     k: int = 5,
     batch_size: int = 32,
 ) -> Ranking:
-    """Rank the gallery for each probe, both masked by the probe's discard mask (pdsn-landmarks, 4.3).
+    """Rank the gallery for each probe, with both masked by the probe's discard mask (pdsn-landmarks, 4.3).
 
     Args:
-        base: see :func:`~occfast.pdsn.as_base`.
-        dictionary: made with this base; None compares without masks.
-        gallery: images, uint8 or float in [0, 1], [G, C, H, W]; clean.
-        gallery_labels: int64 [G].
-        probes: images, [P, C, H, W].
-        occlusion: bool [P, H, W], occluded pixels of the probes, known or from a segmentation; None: none are.
-        boxes: int64 [P, R, 4], regions of each probe's own.
-        share, soft: see :meth:`MaskDictionary.discard_mask`.
-        compare: "maps": cosine of the masked maps; "features": of the base's feature of the masked maps.
-        k: neighbors to keep, 1 to G.
-        batch_size: of the base.
+        base: Base network; see :func:`~occfast.pdsn.as_base`.
+        dictionary: Mask dictionary built with this base; None compares without masks.
+        gallery: Clean images, uint8 or floating point in [0, 1], [G, C, H, W].
+        gallery_labels: Person on each gallery image, int64 [G].
+        probes: Images, [P, C, H, W].
+        occlusion: Occluded pixels of the probes, known or from a segmentation, bool [P, H, W]; None: no pixel.
+        boxes: Regions of each probe, int64 [P, R, 4]; see :meth:`Regions.at`. Default: the common regions.
+        share: See :meth:`MaskDictionary.discard_mask`.
+        soft: See :meth:`MaskDictionary.discard_mask`.
+        compare: "maps" compares the masked maps, "features" the base's features of the masked maps.
+        k: Number of neighbors to keep, 1 to G.
+        batch_size: Number of images per forward pass of the base.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Shapes differ, an argument is out of range, or the dictionary is of another base.
     """
     base = as_base(base)
     if dictionary is not None:
@@ -102,7 +119,7 @@ def identify(
         if occlusion is None:
             occlusion = torch.zeros(len(probes), *dictionary.regions.size, dtype=torch.bool)
         if len(occlusion) != len(probes):
-            raise ValueError(f"occlusion: expected one for each of {len(probes)} probes, got {len(occlusion)}")
+            raise ValueError(f"occlusion: expected one mask for each of {len(probes)} probes, got {len(occlusion)}")
         occluded = dictionary.regions.occluded(as_tensor(occlusion, "occlusion"), boxes, share)
         patterns, group = occluded.unique(dim=0, return_inverse=True)
         masks = dictionary.combine(patterns, soft=soft), group
@@ -128,25 +145,31 @@ def match(
     masks: tuple[Tensor, Tensor] | None = None,
     *,
     k: int = 5,
-    compare: str = "maps",
+    compare: Literal["maps", "features"] = "maps",
     base: Base | None = None,
 ) -> Ranking:
-    """:func:`identify` for maps that are there already.
+    """Rank the gallery for each probe, from maps; see :func:`identify`.
 
     Args:
-        gallery, probes: float maps [G, C, H, W] and [P, C, H, W].
-        gallery_labels: int64 [G].
-        masks: the different masks, bool or float in [0, 1], [U, C, H, W], and the number of each probe's, int64 [P].
-        compare, base: "features" sends the masked maps through the tail of ``base`` first, the gallery's once
-            for each mask.
-        k: neighbors to keep.
+        gallery: Maps of the gallery, float [G, C, H, W].
+        gallery_labels: Person on each gallery image, int64 [G].
+        probes: Maps of the probes, float [P, C, H, W].
+        masks: Different masks, bool or float in [0, 1], [U, C, H, W], and the number of each probe's mask, int64 [P].
+            Default: no masks.
+        k: Number of neighbors to keep, 1 to G.
+        compare: "maps", or "features" to pass the masked maps through the tail of ``base`` first, those of the gallery
+            once for each mask.
+        base: Base network, required by "features".
+
+    Raises:
+        ValueError: Shapes differ, an argument is out of range, or a map is not finite.
     """
     _check(gallery, gallery_labels, probes, masks, k, compare, base)
     gallery_labels = gallery_labels.to(probes.device)
     if masks is None:
         masks = probes.new_ones(1, *probes.shape[1:], dtype=torch.bool), torch.zeros(len(probes), dtype=torch.int64)
     weights, group = masks[0].to(probes.device), masks[1].to(probes.device)
-    # Masks that come out alike (regions whose masks discard the same) are one group.
+    # Equal masks are one group, also if they are of different regions.
     weights, alike = weights.flatten(1).unique(dim=0, return_inverse=True)
     group = alike[group]
     with torch.no_grad():
@@ -166,15 +189,22 @@ def match(
 
 
 def fixed_point(rows: Tensor, weight_bits: int = 0) -> Tensor:
-    """Rows as integers whose products sum exactly in float64; the same type, [N, D].
+    """Round rows to integers whose products have exact sums in float64.
 
-    Each row is multiplied by a power of two and rounded (to even), such that its Euclidean norm is at most about
-    2^((52 - ``weight_bits``) / 2): with weights of so many bits every partial sum of products of two rows is an
-    integer below 2⁵³.  A row of zeros stays zero.
+    Each row is multiplied by a power of two and rounded to even, such that its Euclidean norm is at most about
+    2^((52 - ``weight_bits``) / 2). Then every partial sum of products of two rows, with weights of this many bits, is
+    an integer below 2⁵³. A row of zeros stays zero.
+
+    Args:
+        rows: float [N, D].
+        weight_bits: Number of bits of the weights.
+
+    Returns:
+        float64 [N, D].
     """
     bits = (52 - weight_bits) // 2 - math.ceil(math.log2(max(rows.shape[1], 1)) / 2)
     largest = torch.maximum(rows.amax(1), -rows.amin(1))
-    # ldexp on the CPU: a power of two to the bit, which no device's power function promises.
+    # ldexp on the CPU is exact; power functions of other devices need not be.
     exponent = np.frexp(largest.double().cpu().numpy())[1]  # largest < 2^exponent
     scale = torch.from_numpy(np.ldexp(1.0, bits - exponent)).to(rows.device)
     return (rows.double() * scale[:, None]).round_()
@@ -185,7 +215,7 @@ def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Ten
     bits = _SOFT_BITS if soft else 0
     w = (weights.double().square() * 2**bits).round() if soft else weights.double()
     neighbors, best = [], []
-    count = max(1, min(_PROBES, 2**27 // len(gallery)))  # their similarities take at most 1 GiB
+    count = max(1, min(_PROBES, 2**27 // len(gallery)))  # at most 1 GiB of similarities
     for part, which in zip(probes.split(count), group.split(count), strict=True):
         p = fixed_point(part, bits)
         masked = p * w[which]
@@ -205,8 +235,8 @@ def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Ten
 def _feature_cosines(
     base: Base, gallery: Tensor, probes: Tensor, masks: Tensor, group: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    # Each mask's gallery is the same whichever probes share it, and each probe goes through the tail in a batch of its
-    # own: so grouping changes nothing, to the bit, for any tail that repeats itself.
+    # The gallery under a mask doesn't depend on the probes that share the mask, and each probe is a batch of its own.
+    # So grouping changes nothing, to the bit, for any deterministic tail.
     with frozen(base):
         own = torch.cat([base.features(p[None] * masks[u]) for p, u in zip(probes, group.tolist(), strict=True)])
         neighbors = torch.empty(len(probes), k, dtype=torch.int64, device=probes.device)
@@ -220,8 +250,10 @@ def _feature_cosines(
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded, as IEEE 754 has it: CUDA's and NumPy's are, PyTorch's on a CPU (MKL's) is off by one bit
-    now and then, not always at the same place."""
+    """Compute correctly rounded square roots, as IEEE 754 defines them.
+
+    Those of CUDA and NumPy are. PyTorch's on a CPU (MKL's) are sometimes off by one bit, depending on the position.
+    """
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
@@ -246,17 +278,17 @@ def _check(
             raise ValueError(f"{name}: expected finite maps, got NaN or infinity")
     shape: Sequence[int] = gallery.shape[1:]
     if probes.shape[1:] != shape:
-        raise ValueError(f"probes: expected maps of shape {list(shape)} as the gallery's, got {list(probes.shape[1:])}")
+        raise ValueError(
+            f"probes: expected maps of shape {list(shape)}, as those of the gallery, got {list(probes.shape[1:])}"
+        )
     if labels.shape != gallery.shape[:1]:
         raise ValueError(f"gallery_labels: expected shape [{len(gallery)}], got {list(labels.shape)}")
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"k: expected 1 to {len(gallery)}, the gallery's images, got {k}")
-    if compare not in ("maps", "features"):
-        raise ValueError(f"compare: expected 'maps' or 'features', got {compare!r}")
+    checks.integer(k, "k", 1, len(gallery))
+    checks.choice(compare, "compare", ("maps", "features"))
     if compare == "features" and base is None:
-        raise ValueError("base: comparing features needs the base network, got none")
+        raise ValueError("base: expected the base network, which comparing features needs, got none")
     if masks is not None:
         if masks[0].shape[1:] != shape:
             raise ValueError(f"masks: expected shape [U, {', '.join(map(str, shape))}], got {list(masks[0].shape)}")
         if masks[1].shape != probes.shape[:1]:
-            raise ValueError(f"masks: expected the number of a mask for each of {len(probes)} probes")
+            raise ValueError(f"masks: expected mask numbers of shape [{len(probes)}], got {list(masks[1].shape)}")

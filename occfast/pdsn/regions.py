@@ -1,11 +1,11 @@
-"""Where occlusions are looked for: a grid, boxes on landmarks (LM1), bands between them (LM2), or one's own boxes."""
+"""Regions of a face: a grid, boxes around landmarks (LM1), bands between landmarks (LM2), or custom boxes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,23 +14,27 @@ from torch import Tensor
 from ..checks import Pair, number, pair
 from ..errors import DataError
 
-#: The parts of a face that five landmarks give, and the landmarks of each (both corners make the mouth).
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+#: Parts of a face and their landmarks, of the five; the mouth has both corners.
 PARTS: Mapping[str, tuple[int, ...]] = {"left eye": (0,), "right eye": (1,), "nose": (2,), "mouth": (3, 4)}
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Named boxes of an image, each of which is found to be occluded or not as a whole.
+    """Named boxes of an image, each of which counts as occluded or not as a whole.
 
     Attributes:
         kind: "grid", "lm1", "lm2", "lm2 split" or "boxes".
-        names: of the R regions.
-        boxes: int64 [R, 4], (top, left, bottom, right) in pixels, bottom and right excluded; inside the image.
+        names: Names of the R regions.
+        boxes: (top, left, bottom, right) in pixels, int64 [R, 4]; bottom and right are exclusive.
         size: (height, width) of the images, in pixels.
-        percentile: of the mean mask below which features are discarded: the paper's choice for this kind.
-        landmarks: for each region the landmarks (0 to 4) that ought to lie in it; none for the forehead, say.
-        spread: for regions made from landmarks, what moves them to another face: :func:`landmark_boxes` and
-            :func:`landmark_bands` keep their means and standard deviations here, in pixels.
+        percentile: Percentile of the mean mask up to which features are discarded: the paper's choice for this kind.
+        landmarks: Landmarks (0 to 4) expected in each region; empty for regions such as the forehead.
+        spread: Standard deviations of landmarks, in pixels, that place the regions on another face; empty for regions
+            that are not made from landmarks.
     """
 
     kind: str
@@ -46,7 +50,7 @@ class Regions:
         if self.boxes.shape != (len(self.names), 4) or not self.names:
             raise ValueError(f"boxes: expected shape [{len(self.names)}, 4], got {list(self.boxes.shape)}")
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"names: expected one name for each region, got {list(self.names)}")
+            raise ValueError(f"names: expected different names, got {list(self.names)}")
         for name, (top, left, bottom, right) in zip(self.names, self.boxes.tolist(), strict=True):
             if not (0 <= top < bottom <= height and 0 <= left < right <= width):
                 raise ValueError(
@@ -59,22 +63,22 @@ class Regions:
 
     @property
     def masks(self) -> Tensor:
-        """The pixels of each region, bool [R, H, W]."""
+        """Pixels of each region, bool [R, H, W]."""
         return paint(self.boxes, self.size)
 
     # -- use ---------------------------------------------------------------------------------------------
 
     def at(self, landmarks: Tensor) -> Tensor:
-        """The regions of single faces, from their own landmarks: same sizes (σ of the training set), own places.
+        """Place the regions by the landmarks of single faces, with the sizes of the training set.
 
         Args:
-            landmarks: float [N, 5, 2], (row, column) in pixels.
+            landmarks: (row, column) in pixels, float [N, 5, 2].
 
         Returns:
-            int64 [N, R, 4], boxes cut at the image's edge; empty (bottom ≤ top or right ≤ left) where nothing is left.
+            Boxes clipped to the image, int64 [N, R, 4]; empty (bottom ≤ top or right ≤ left) if nothing is left.
 
         Raises:
-            ValueError: for a grid or boxes of one's own, which no landmark moves.
+            ValueError: The regions are not made from landmarks.
         """
         landmarks = _landmarks(landmarks)
         if self.kind == "lm1":
@@ -86,14 +90,18 @@ class Regions:
         raise ValueError(f"regions: expected regions made from landmarks (LM1, LM2), got {self.kind!r}")
 
     def coverage(self, occlusion: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """Share of each region that is occluded.
+        """Compute the share of each region that is occluded.
 
         Args:
-            occlusion: bool [N, H, W], True where a pixel is covered.
-            boxes: int64 [N, R, 4], regions of each image's own (:meth:`at`).
+            occlusion: Occluded pixels, bool [N, H, W].
+            boxes: Regions of each image, int64 [N, R, 4]; see :meth:`at`. Default: the common regions.
 
         Returns:
             float64 [N, R] in [0, 1]; 0 for an empty region.
+
+        Raises:
+            TypeError: ``occlusion`` is not bool.
+            ValueError: Shapes differ.
         """
         if occlusion.dtype != torch.bool:
             raise TypeError(f"occlusion: expected dtype bool, got {str(occlusion.dtype).removeprefix('torch.')}")
@@ -106,7 +114,7 @@ class Regions:
             boxes = self.boxes.expand(n, -1, -1)
         elif boxes.shape != (n, len(self), 4):
             raise ValueError(f"boxes: expected shape [{n}, {len(self)}, 4], got {list(boxes.shape)}")
-        # A summed-area table answers any box with four look-ups.
+        # With a summed-area table, any box takes four look-ups.
         table = torch.zeros(n, self.size[0] + 1, self.size[1] + 1, dtype=torch.int64, device=occlusion.device)
         table[:, 1:, 1:] = occlusion.long().cumsum(1).cumsum(2)
         top, left, bottom, right = boxes.to(occlusion.device).unbind(-1)
@@ -116,19 +124,28 @@ class Regions:
         return torch.where(area > 0, covered / area.clamp_min(1).double(), 0.0)
 
     def occluded(self, occlusion: Tensor, boxes: Tensor | None = None, share: float = 0.5) -> Tensor:
-        """Which regions count as occluded: those covered to ``share`` or more; bool [N, R]."""
+        """Return which regions are occluded.
+
+        Args:
+            occlusion: Occluded pixels, bool [N, H, W].
+            boxes: Regions of each image, int64 [N, R, 4]. Default: the common regions.
+            share: Share of a region, in (0, 1], from which it counts as occluded.
+
+        Returns:
+            bool [N, R].
+        """
         return self.coverage(occlusion, boxes) >= number(share, "share", 1e-9, 1.0)
 
     def inside(self, landmarks: Tensor, *, own: bool = False) -> tuple[Tensor, float]:
-        """How many faces have their landmarks where the regions expect them (the paper: about 95 % each, 90 % all).
+        """Compute the share of faces whose landmarks are in their regions (in the paper about 95 % each, 90 % all).
 
         Args:
-            landmarks: float [N, 5, 2].
-            own: ask the regions of each face (:meth:`at`) instead of the common ones.
+            landmarks: (row, column) in pixels, float [N, 5, 2].
+            own: Use the regions of each face (:meth:`at`) instead of the common ones.
 
         Returns:
-            float64 [R], share of faces with all of a region's landmarks inside (NaN for a region that has none), and
-            the share of faces of which this is true for all regions.
+            Share of faces with all landmarks of a region inside, float64 [R], NaN for regions without landmarks; and
+            the share of faces for which this holds for all regions.
         """
         landmarks = _landmarks(landmarks)
         boxes = self.at(landmarks) if own else self.boxes.expand(len(landmarks), -1, -1)
@@ -148,10 +165,18 @@ class Regions:
 
     # -- pictures and files ------------------------------------------------------------------------------
 
-    def draw(self, image: Any = None, *, ax: Any = None, landmarks: Tensor | None = None) -> Any:
-        """Draw the regions over a (mean) face [C, H, W] or [H, W], as in Figure 4; returns the Matplotlib axes.
+    def draw(
+        self, image: Tensor | NDArray[Any] | None = None, *, ax: Axes | None = None, landmarks: Tensor | None = None
+    ) -> Axes:
+        """Draw the regions over a face, as in Figure 4.
 
-        With ``landmarks`` [N, 5, 2] they are drawn as dots, and each name tells the share that falls inside.
+        Args:
+            image: The face, e.g. a mean face, [C, H, W] or [H, W]. Default: none.
+            ax: Matplotlib axes. Default: those of a new figure.
+            landmarks: Landmarks to draw as dots, float [N, 5, 2]. Labels then show the share of them inside.
+
+        Returns:
+            The axes.
         """
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
@@ -191,7 +216,7 @@ class Regions:
         return ax
 
     def to_json(self) -> str:
-        """All of it as text, for the files of a dictionary and for ``occfast pdsn regions``."""
+        """Return the regions as JSON, as in the files of dictionaries and of ``occfast pdsn regions``."""
         about = {
             "kind": self.kind,
             "names": self.names,
@@ -205,7 +230,15 @@ class Regions:
 
     @classmethod
     def from_json(cls, text: str, source: str = "regions") -> Regions:
-        """Read what :meth:`to_json` wrote; DataError, with ``source``, where that is something else."""
+        """Read the text of :meth:`to_json`.
+
+        Args:
+            text: JSON.
+            source: Origin of the text, for messages.
+
+        Raises:
+            DataError: The text is something else.
+        """
         try:
             about = json.loads(text)
             return cls(
@@ -222,7 +255,7 @@ class Regions:
 
 
 def paint(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The pixels of boxes: int64 [..., 4] -> bool [..., H, W]."""
+    """Return the pixels of boxes, int64 [..., 4], as bool [..., H, W]."""
     rows = torch.arange(size[0], device=boxes.device)[:, None]
     columns = torch.arange(size[1], device=boxes.device)[None]
     top, left, bottom, right = (edge[..., None, None] for edge in boxes.unbind(-1))
@@ -230,11 +263,16 @@ def paint(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def grid(rows: int, columns: int, size: Pair) -> Regions:
-    """Equal cells, row after row (PDSN: 3×3); edges are rounded where ``size`` does not divide.
+    """Return the cells of a grid, row by row (PDSN: 3×3); edges are rounded if ``size`` is not divisible.
 
     Args:
-        rows, columns: at least 1 each.
+        rows: Number of rows, at least 1.
+        columns: Number of columns, at least 1.
         size: (height, width) of the images, in pixels.
+
+    Raises:
+        TypeError: An argument is not an integer.
+        ValueError: There are more cells than pixels.
     """
     rows, columns = pair((rows, columns), "rows, columns")
     height, width = pair(size, "size")
@@ -249,7 +287,17 @@ def grid(rows: int, columns: int, size: Pair) -> Regions:
 
 
 def boxes(named: Mapping[str, Sequence[int]], size: Pair, *, percentile: float = 25.0) -> Regions:
-    """Regions of one's own: name -> (top, left, bottom, right) in pixels, bottom and right excluded."""
+    """Return custom regions.
+
+    Args:
+        named: (top, left, bottom, right) in pixels by name; bottom and right are exclusive.
+        size: (height, width) of the images, in pixels.
+        percentile: See :class:`Regions`.
+
+    Raises:
+        TypeError: ``size`` or ``percentile`` has the wrong type.
+        ValueError: A box is not four integers, is empty or outside the image.
+    """
     table = []
     for name, box in named.items():
         if len(box) != 4 or not all(isinstance(edge, int) and not isinstance(edge, bool) for edge in box):
@@ -269,14 +317,18 @@ def boxes(named: Mapping[str, Sequence[int]], size: Pair, *, percentile: float =
 
 
 def landmark_boxes(landmarks: Tensor, size: Pair) -> Regions:
-    """LM1: for each eye, the nose and the mouth a box of 4σ₁ × 4σ₂ (width × height) about its mean place.
+    """Return the regions LM1: boxes of 4σ₁ × 4σ₂ (width × height) around each eye, the nose and the mouth.
 
-    The mouth's place is the middle of its corners; σ₁ and σ₂ are population standard deviations of the columns and
-    rows.  A pixel belongs to a box if its center does.
+    Boxes are centered at the mean position; that of the mouth is the midpoint of its corners. σ₁ and σ₂ are the
+    population standard deviations of the columns and rows. A pixel belongs to a box if its center does.
 
     Args:
-        landmarks: float [N, 5, 2] of the training set, (row, column) in pixels.
+        landmarks: Landmarks of the training set, (row, column) in pixels, float [N, 5, 2].
         size: (height, width) of the images, in pixels.
+
+    Raises:
+        TypeError: The landmarks are not floating point.
+        ValueError: Their shape is wrong, one is not finite, or a box would be empty.
     """
     landmarks, size = _landmarks(landmarks), pair(size, "size")
     places = torch.stack([landmarks[:, list(points)].mean(1) for points in PARTS.values()], 1)
@@ -289,15 +341,19 @@ def landmark_boxes(landmarks: Tensor, size: Pair) -> Regions:
 
 
 def landmark_bands(landmarks: Tensor, size: Pair, *, split: bool = False) -> Regions:
-    """LM2: five bands across the width: forehead, eyes, nose, mouth, chin.
+    """Return the regions LM2: five bands across the width, for forehead, eyes, nose, mouth and chin.
 
-    The eyes' band reaches from 3σ above the mean row of all eyes to 2σ below it, the mouth's from 2σ above to 2σ
-    below the mean row of both its corners; the others fill the face above, between and below.
+    The band of the eyes extends from 3σ above to 2σ below the mean row of all eyes, that of the mouth from 2σ above to
+    2σ below the mean row of both corners. The others fill the space above, between and below.
 
     Args:
-        landmarks: float [N, 5, 2] of the training set, (row, column) in pixels.
+        landmarks: Landmarks of the training set, (row, column) in pixels, float [N, 5, 2].
         size: (height, width) of the images, in pixels.
-        split: past the paper: each band in a left and a right half, parted at the nose's mean column.
+        split: Split each band into a left and a right half at the mean column of the nose, an extension of the paper.
+
+    Raises:
+        TypeError: The landmarks are not floating point.
+        ValueError: Their shape is wrong, one is not finite, or a band would be empty.
     """
     landmarks, size = _landmarks(landmarks), pair(size, "size")
     eyes, mouth = landmarks[:, :2, 0].flatten(), landmarks[:, 3:, 0].flatten()
@@ -308,20 +364,29 @@ def landmark_bands(landmarks: Tensor, size: Pair, *, split: bool = False) -> Reg
     points: list[tuple[int, ...]] = [(), (0, 1), (2,), (3, 4), ()]
     if split:
         names = [f"{side} {name}" for name in names for side in ("left", "right")]
-        points = [(), (), (0,), (1,), (), (), (3,), (4,), (), ()]  # the nose is on the line that parts it
+        points = [(), (), (0,), (1,), (), (), (3,), (4,), (), ()]  # the nose lies on the dividing line
     _no_empty(found, tuple(names))
     return Regions("lm2 split" if split else "lm2", tuple(names), found, size, 30.0, tuple(points), spread)
 
 
 def named(kind: str, size: Pair, landmarks: Tensor | None = None) -> Regions:
-    """Regions by the name that the command line and the tables use: "3x3" (any "RxC"), "lm1", "lm2", "lm2-split"."""
+    """Return regions by the name that the command line uses.
+
+    Args:
+        kind: "3x3" or any other "RxC", "lm1", "lm2" or "lm2-split".
+        size: (height, width) of the images, in pixels.
+        landmarks: Landmarks of the training set, float [N, 5, 2]; required by all but grids.
+
+    Raises:
+        ValueError: The name is unknown, or the landmarks are missing.
+    """
     rows, _, columns = kind.partition("x")
     if rows.isdecimal() and columns.isdecimal():
         return grid(int(rows), int(columns), size)
     if kind not in ("lm1", "lm2", "lm2-split"):
         raise ValueError(f"regions: expected a grid such as '3x3', 'lm1', 'lm2' or 'lm2-split', got {kind!r}")
     if landmarks is None:
-        raise ValueError(f"landmarks: {kind!r} is made from the landmarks of a training set, got none")
+        raise ValueError(f"landmarks: expected those of a training set, which {kind!r} needs, got none")
     return landmark_boxes(landmarks, size) if kind == "lm1" else landmark_bands(landmarks, size, split=kind != "lm2")
 
 
@@ -339,7 +404,7 @@ def _landmarks(landmarks: Tensor) -> Tensor:
 
 
 def _edges(low: Tensor, high: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """First pixel whose center is at least ``low``, and the first past the last at most ``high``; cut at the image."""
+    """Return the first pixel with a center of at least ``low``, and the first beyond ``high``, clipped to the image."""
     return low.ceil().long().clamp(0, limit), (high.floor().long() + 1).clamp(0, limit)
 
 
@@ -359,7 +424,7 @@ def _bands(
     (sigma_eyes,), (sigma_mouth,) = spread["eyes"], spread["mouth"]
     eyes_top, eyes_bottom = _edges(eyes - 3 * sigma_eyes, eyes + 2 * sigma_eyes, size[0])
     mouth_top, mouth_bottom = _edges(mouth - 2 * sigma_mouth, mouth + 2 * sigma_mouth, size[0])
-    # Where the two overlap (wide spreads, a face on its side) the mouth's begins below the eyes'.
+    # If both bands overlap (large spreads, a face on its side), that of the mouth begins below that of the eyes.
     mouth_top = torch.maximum(mouth_top, eyes_bottom)
     none, all_rows = torch.zeros_like(eyes_top), torch.full_like(eyes_top, size[0])
     cuts = torch.stack([none, eyes_top, eyes_bottom, mouth_top, torch.maximum(mouth_bottom, mouth_top), all_rows], 1)
@@ -367,7 +432,7 @@ def _bands(
     left, right = torch.zeros_like(tops), torch.full_like(tops, size[1])
     if middle is None:
         return torch.stack([tops, left, bottoms, right], -1)
-    # The pixel whose center lies on the middle goes to the right half.
+    # A pixel with its center on the dividing line belongs to the right half.
     part = middle.ceil().long().clamp(0, size[1])[:, None].expand_as(tops)
     halves = [torch.stack([tops, left, bottoms, part], -1), torch.stack([tops, part, bottoms, right], -1)]
     return torch.stack(halves, 2).flatten(1, 2)
@@ -378,6 +443,6 @@ def _no_empty(found: Tensor, names: tuple[str, ...]) -> None:
     if bool(empty.any()):
         which = [name for name, gone in zip(names, empty.tolist(), strict=True) if gone]
         raise ValueError(
-            f"landmarks: no pixel is left for {', '.join(which)}: the landmarks' spread is too small or too large, "
-            "or the size is not that of their images"
+            f"landmarks: no pixel is left for {', '.join(which)}; the spread of the landmarks is too small or too "
+            "large, or the size is not that of their images"
         )

@@ -1,4 +1,4 @@
-"""Where is a face occluded?  A U-Net with a VGG-16 encoder, trained on the difference of clean and covered images."""
+"""Segmentation of occlusions: a U-Net with a VGG-16 encoder, trained on differences of clean and occluded images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ import torch.utils.dlpack
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..checks import number
-from ..checks import seed as check_seed
+from .. import checks
 from ..errors import DataError
 from ..progress import Report
 from ..progress import progress as show_progress
-from . import checkpoint as files
+from . import tensor_files as files
 from .base import as_float, frozen
 
 _KIND = "a segmentation network"
 _CHECKPOINT = "an unfinished segmentation network"
-#: Channels of VGG-16's convolutions (Simonyan and Zisserman 2015, D), stage by stage.
+#: Number of channels of the convolutions of VGG-16 (configuration D of Simonyan and Zisserman 2015), by stage.
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-#: Channels of the decoder's blocks.
+#: Number of channels of the decoder's blocks.
 _DECODER = (256, 128, 64, 32, 16)
 
 
@@ -39,22 +38,26 @@ _DECODER = (256, 128, 64, 32, 16)
 
 
 def difference_labels(clean: Tensor, covered: Tensor, *, threshold: float = 0.05, radius: int = 2) -> Tensor:
-    """Occluded pixels as the paper labels them (Figure 5): |clean - covered| cut, then opened and closed.
+    """Label occluded pixels as the paper does (Figure 5): threshold |clean - covered|, then open and close.
 
-    Opening removes specks, closing fills holes; both with a disk.  Beyond the edge the image is taken to go on as
-    at its edge.  On the CPU this is scikit-image, on a GPU cupyx.scipy.ndimage (CuPy must be installed).
+    Opening removes specks and closing fills holes, both with a disk. The image is extended by its edge pixels. On the
+    CPU this uses scikit-image, on a GPU cupyx.scipy.ndimage (CuPy must be installed).
 
     Args:
-        clean, covered: uint8 or float in [0, 1], [N, C, H, W].
-        threshold: a pixel differs if any channel does by more, in [0, 1].
-        radius: of the disk in pixels; 0 leaves the labels as they are.
+        clean: Images without occlusion, uint8 or floating point in [0, 1], [N, C, H, W].
+        covered: The same images with an occlusion.
+        threshold: A pixel is labeled if the difference of any channel is greater, in [0, 1].
+        radius: Radius of the disk in pixels; 0 skips opening and closing.
 
     Returns:
         bool [N, H, W].
+
+    Raises:
+        TypeError: The images are neither uint8 nor floating point.
+        ValueError: Shapes differ, or an argument is out of range.
     """
-    number(threshold, "threshold", 0.0, 1.0)
-    if radius < 0:
-        raise ValueError(f"radius: expected at least 0, got {radius}")
+    checks.number(threshold, "threshold", 0.0, 1.0)
+    checks.integer(radius, "radius", 0)
     if clean.shape != covered.shape:
         raise ValueError(f"covered: expected shape {list(clean.shape)} as the clean images, got {list(covered.shape)}")
     labels = (as_float(clean) - as_float(covered)).abs().amax(1) > threshold
@@ -78,7 +81,7 @@ def difference_labels(clean: Tensor, covered: Tensor, *, threshold: float = 0.05
 
 
 def _open_close(labels: Any, radius: int, ndimage: ModuleType, xp: ModuleType) -> Any:
-    """The same with ``scipy.ndimage`` or ``cupyx.scipy.ndimage``, all images in one call: [N, H, W]."""
+    """Open and close labels [N, H, W] with ``scipy.ndimage`` or ``cupyx.scipy.ndimage``, all images in one call."""
     disk = xp.asarray(_disk(radius))[None]
     return ndimage.binary_closing(ndimage.binary_opening(labels, disk), disk)
 
@@ -114,7 +117,7 @@ class _Encoder(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """What goes into each pooling, from full size down, and what comes out of the last."""
+        """Return the input of each pooling layer, from full size down, and the output of the last one."""
         out = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -156,32 +159,33 @@ class _Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) with a VGG-16 encoder: one logit a pixel, positive where occluded.
+    """U-Net (Ronneberger et al. 2015) with a VGG-16 encoder: one logit per pixel, positive for occluded pixels.
 
-    Layers carry the names of segmentation_models_pytorch's ``Unet("vgg16", classes=1)``: its state dict loads here
-    and the other way round (with ``width=1.0``); ``torchvision``'s VGG-16 loads into ``encoder``
-    (:meth:`load_encoder`).
+    The layers are named as in segmentation_models_pytorch's ``Unet("vgg16", classes=1)``, so that state dicts are
+    interchangeable (with ``width=1.0``). :meth:`load_encoder` loads torchvision's VGG-16.
 
     Args:
-        channels: of the images.
-        width: multiplies every number of channels (at least 8 remain); 1.0 is the network of the paper.
-
-    Input: float [N, channels, H, W], H and W at least 32, as :meth:`normalize` makes it.
+        channels: Number of channels of the images.
+        width: Factor on every number of channels, of which at least 8 remain; 1.0 is the network of the paper.
     """
 
     def __init__(self, channels: int = 3, *, width: float = 1.0) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels: expected at least 1, got {channels}")
-        if not width > 0:
-            raise ValueError(f"width: expected a positive number, got {width}")
-        self.channels, self.width = channels, width
+        self.channels = checks.integer(channels, "channels", 1)
+        self.width = width = checks.number(width, "width", above=0.0)
         self.encoder = _Encoder(channels, width)
         self.decoder = _Decoder(width)
         self.segmentation_head = nn.Sequential(nn.Conv2d(_scaled(_DECODER[-1], width), 1, 3, padding=1))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 1] -> what the network takes: ImageNet's mean and deviation; gray: 0.45 and 0.22."""
+        """Normalize images by the mean and standard deviation of ImageNet (gray: 0.45 and 0.22).
+
+        Args:
+            images: uint8, or floating point in [0, 1], [N, channels, H, W].
+
+        Returns:
+            float [N, channels, H, W], the input of :meth:`forward`.
+        """
         images = as_float(images)
         if images.shape[1] != self.channels:
             raise ValueError(f"images: expected {self.channels} channels, got {images.shape[1]}")
@@ -191,29 +195,41 @@ class UNet(nn.Module):
         return (images - mean) / std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [N, 1, H, W]."""
+        """Compute logits.
+
+        Args:
+            x: Normalized images, float [N, channels, H, W], with H and W at least 32.
+
+        Returns:
+            float [N, 1, H, W].
+        """
         if x.dim() != 4 or min(x.shape[2:]) < 32:
             raise ValueError(f"x: expected [N, {self.channels}, H, W] with H and W at least 32, got {list(x.shape)}")
         logits: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
         return logits
 
     def load_encoder(self, state: dict[str, Tensor]) -> None:
-        """Take the convolutions of torchvision's VGG-16 (its classifier is not used)."""
+        """Load the convolutions from a state dict of torchvision's VGG-16; its classifier is ignored."""
         self.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("classifier.")})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Weights and settings, atomically."""
+        """Write weights and settings, atomically."""
         return files.write(path, _KIND, {"channels": self.channels, "width": self.width, "state": self.state_dict()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> UNet:
-        """Read what :meth:`save` wrote; DataError if it is damaged or something else."""
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: The file is damaged or something else.
+        """
         content = files.read(path, _KIND)
         try:
             network = cls(content["channels"], width=content["width"])
             network.load_state_dict(content["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{path}: not a whole segmentation network ({error})") from error
+            raise DataError(f"{path}: damaged segmentation network ({error})") from error
         return network.eval()
 
 
@@ -222,14 +238,24 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Of all pixels of all images: share labeled right, and intersection over union of the occluded ones."""
+    """Pixel accuracy and intersection over union of the occluded pixels, over all images.
+
+    Attributes:
+        accuracy: Share of pixels labeled correctly.
+        iou: Intersection over union of predicted and true occluded pixels; 1 if there are none in either.
+    """
 
     accuracy: float
     iou: float
 
     @classmethod
     def of(cls, predicted: Tensor, truth: Tensor) -> SegmentationScore:
-        """Compare bool [N, H, W]; without an occluded pixel in either the IoU is 1."""
+        """Compare predicted with true labels, bool [N, H, W].
+
+        Raises:
+            TypeError: The labels are not bool.
+            ValueError: Shapes differ.
+        """
         if predicted.dtype != torch.bool or truth.dtype != torch.bool:
             raise TypeError(f"predicted, truth: expected dtype bool, got {predicted.dtype} and {truth.dtype}")
         if predicted.shape != truth.shape:
@@ -242,7 +268,16 @@ class SegmentationScore:
 
 @dataclass
 class SegmentationEpoch:
-    """What an epoch gave: mean loss of training and validation, and the validation's score."""
+    """Results of an epoch.
+
+    Attributes:
+        number: Number of the epoch, from 1.
+        train_loss: Mean training loss.
+        loss: Mean validation loss.
+        accuracy: Pixel accuracy on the validation images.
+        iou: Intersection over union on the validation images.
+        seconds: Duration.
+    """
 
     number: int
     train_loss: float
@@ -268,24 +303,41 @@ def train_segmentation(
     learning_rate: float = 1e-3,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
     checkpoint_every: float = 60.0,
     progress: bool | Report = True,
     on_epoch: Callable[[SegmentationEpoch], None] | None = None,
 ) -> list[SegmentationEpoch]:
-    """Train in place with binary cross-entropy and Adam; left as it was when the validation loss was lowest.
+    """Train a network in place with binary cross-entropy and Adam.
+
+    At the end, the network has the weights of the epoch with the lowest validation loss.
 
     Args:
-        clean, covered: the same images without and with an occlusion, uint8 or float in [0, 1], [N, C, H, W]; a pair of
-            equal images teaches what a clean face looks like.
-        validation: other (clean, covered).
-        labels, validation_labels: bool [N, H, W]; by default :func:`difference_labels` with ``threshold``
-            and ``radius``.
-        patience: stop after so many epochs without a lower validation loss.
-        seed: of the order; the weights are what they are.
-        checkpoint: as in :func:`~occfast.pdsn.train_generators`.
+        network: The network.
+        clean: Images without occlusion, uint8 or floating point in [0, 1], [N, C, H, W].
+        covered: The same images with an occlusion. Some may have none, as examples of clean faces.
+        validation: Other clean and occluded images.
+        labels: Occluded pixels, bool [N, H, W]. Default: :func:`difference_labels`.
+        validation_labels: The same for the validation images.
+        threshold: See :func:`difference_labels`.
+        radius: See :func:`difference_labels`.
+        epochs: Maximum number of epochs, at least 1.
+        patience: Number of epochs without a lower validation loss after which training stops, at least 1.
+        batch_size: Number of images in a batch, at least 1.
+        learning_rate: Learning rate of Adam, positive.
+        seed: Random seed of the order of the images.
+        checkpoint, resume, checkpoint_every: See :func:`~occfast.pdsn.train_generators`.
+        progress: True for a progress bar on the standard error, False for none, or a function of (done, total).
+        on_epoch: Called after each epoch.
 
     Returns:
-        What each epoch gave, over all parts of a resumed training.
+        Results of each epoch, including those before a resumption.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, shapes differ, the loss is no longer finite, or the checkpoint is of
+            another training.
+        DataError: The checkpoint is damaged.
     """
     if labels is None:
         labels = difference_labels(clean, covered, threshold=threshold, radius=radius)
@@ -295,9 +347,11 @@ def train_segmentation(
         if len(images) == 0 or truth.shape != (len(images), *images.shape[2:]):
             raise ValueError(f"{name}: expected [N, H, W] of at least one image, got {list(truth.shape)}")
     for name, value in (("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    check_seed(seed)
+        checks.integer(value, name, 1)
+    checks.number(learning_rate, "learning_rate", above=0.0)
+    checks.number(checkpoint_every, "checkpoint_every", 0.0)
+    checks.seed(seed)
+    checks.flag(resume, "resume")
     settings = {
         "images": len(covered),
         "threshold": threshold,
@@ -312,7 +366,9 @@ def train_segmentation(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     history: list[SegmentationEpoch] = []
     best = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    content = files.resume(Path(checkpoint), _CHECKPOINT, settings) if checkpoint is not None else None
+    content = None
+    if checkpoint is not None and resume:
+        content = files.read_checkpoint(Path(checkpoint), _CHECKPOINT, settings)
     if content is not None:
         network.load_state_dict(content["state"])
         optimizer.load_state_dict(content["optimizer"])
@@ -332,7 +388,9 @@ def train_segmentation(
                 optimizer.step()
                 total += float(loss.detach()) * len(part)
             if not math.isfinite(total):
-                raise ValueError(f"learning_rate: the loss is no longer finite in epoch {number + 1}; try less")
+                raise ValueError(
+                    f"learning_rate: the loss is not finite in epoch {number + 1}, use less than {learning_rate:g}"
+                )
             loss_there, score = _evaluate(network, validation[1], validation_labels, batch_size)
             history.append(
                 SegmentationEpoch(
@@ -371,7 +429,16 @@ def train_segmentation(
 
 @torch.no_grad()
 def segment(network: UNet, images: Tensor, *, batch_size: int = 16) -> Tensor:
-    """Occluded pixels of images, uint8 or float in [0, 1], [N, C, H, W] -> bool [N, H, W]."""
+    """Predict occluded pixels.
+
+    Args:
+        network: A trained network.
+        images: uint8, or floating point in [0, 1], [N, C, H, W].
+        batch_size: Number of images per forward pass.
+
+    Returns:
+        bool [N, H, W], on the device of the network.
+    """
     device = next(network.parameters()).device
     with frozen(network):
         parts = [network(network.normalize(part.to(device)))[:, 0] > 0 for part in images.split(batch_size)]

@@ -1,4 +1,4 @@
-"""The state of an unfinished sweep on disk."""
+"""Files of sweeps: the state of an unfinished one, and what it was made from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,43 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError
 from ..files import read_npz, write_npz
+from .evaluators.behavior import TOLERANCE
+from .geometry import SweepGrid
 
 _KIND = "occfast.sweep.checkpoint"
+_OTHER = "delete it, name another file or pass resume=False"
 
 
 @dataclass
 class SweepState:
-    """All that a sweep has earned so far.
+    """Results of a sweep so far.
 
-    ``seen`` images were taken from the source in finished blocks; ``partial`` holds the scores of the
-    block under way, of which the first ``next`` positions, in the order of the sweep, are done.  ``tally`` counts what
-    a method counts, ``samples`` are the scores that an estimate is made from.
+    Attributes:
+        total, squares: Sums over images of the scores and of their squares, float64 [positions].
+        image_sum: Sum of the images, float64 [C, H, W].
+        per_image: Scores of each image, uint8 or float32 [n, positions], in parts.
+        indices: Numbers of the images used, int64 [n], in parts; None where an older version did not record them.
+        partial: Scores of the block under way, float64 [n, positions].
+        next: Positions of that block, in the order of the sweep, that are done.
+        seen: Images in finished blocks.
+        used, skipped: Of those, images in the sums and misclassified images left out.
+        seconds: Time spent so far.
+        batch_size, layout, method: Choices of the scorer.
+        digest: Hash of the images and labels so far.
+        keep_per_image: Whether ``per_image`` is kept.
+        tally: Counts of a method.
+        samples: Scores that "sampled" estimates from, in parts.
     """
 
     total: NDArray[np.float64]
     squares: NDArray[np.float64]
     image_sum: NDArray[np.float64]
     per_image: list[NDArray[Any]] = field(default_factory=list)
+    indices: list[NDArray[np.int64]] | None = field(default_factory=list)
     partial: NDArray[np.float64] | None = None
     next: int = 0
     seen: int = 0
@@ -47,6 +64,40 @@ class SweepState:
     keep_per_image: bool = True
     tally: dict[str, float] = field(default_factory=dict)
     samples: list[NDArray[Any]] = field(default_factory=list)
+
+    def check(self, grid: SweepGrid, shape: list[int]) -> None:
+        """Raise ValueError for a state that no sweep of this grid and of images of this shape [C, H, W] can have."""
+        positions = grid.positions
+        counts = (self.next, self.seen, self.used, self.skipped, self.batch_size)
+        _expect(all(type(count) is int and count >= 0 for count in counts), "counts are not numbers of at least 0")
+        _expect(self.used + self.skipped == self.seen, "used and skipped images are not those seen")
+        _expect(type(self.seconds) in (int, float) and 0 <= self.seconds < float("inf"), "seconds are not a time")
+        _expect(self.layout in ("", "contiguous", "channels_last"), f"unknown layout {self.layout!r}")
+        _expect(self.method in ("", "dense", "incremental"), f"unknown method {self.method!r}")
+        _expect(isinstance(self.digest, str) and isinstance(self.keep_per_image, bool), "wrong types")
+        numbers = isinstance(self.tally, dict) and all(type(value) in (int, float) for value in self.tally.values())
+        _expect(numbers and np.isfinite(list(self.tally.values())).all(), "the tally is not made of numbers")
+        arrays: list[tuple[Any, tuple[type, ...], list[int]]] = [
+            (self.total, (np.float64,), [positions]),
+            (self.squares, (np.float64,), [positions]),
+            (self.image_sum, (np.float64,), shape),
+            *((part, (np.uint8, np.float32), [self.used, positions]) for part in self.per_image),
+            *((part, (np.int64,), [self.used]) for part in self.indices or []),
+            *((part, (np.uint8, np.float64), [len(part) if part.ndim else 0]) for part in self.samples),
+        ]
+        rows = 0
+        if self.partial is not None:
+            rows = len(self.partial) if self.partial.ndim else 0
+            arrays.append((self.partial, (np.float64,), [rows, positions]))
+        for array, dtypes, size in arrays:
+            _expect(array.dtype in dtypes and list(array.shape) == size, f"an array is {array.dtype} {array.shape}")
+            _expect(bool(np.isfinite(array).all()), "an array has NaN or infinity")
+        _expect(self.next <= rows * positions and (self.partial is None or rows > 0), "positions exceed the block")
+
+
+def _expect(condition: bool | np.bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
 
 
 _COUNTS = (
@@ -64,8 +115,45 @@ _COUNTS = (
 )
 
 
-def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a sweep to be resumed: the settings and the network's weights."""
+@dataclass(frozen=True)
+class Fingerprint:
+    """Origin of a sweep: it is continued, and a finished map is reused, only where this is the same.
+
+    Attributes:
+        settings: Arguments, weights and version of PyTorch, as JSON holds them.
+        outputs: Outputs for a seeded image of noise, float64 [K]; None where two runs differ.
+        images: Hash of the images and labels that a finished map is made of.
+        seen: Number of these images, misclassified ones included.
+        whole: Whether these are all images that there were.
+    """
+
+    settings: dict[str, Any]
+    outputs: NDArray[np.float64] | None = None
+    images: str = ""
+    seen: int = 0
+    whole: bool = True
+
+    def about(self) -> dict[str, Any]:
+        """Return all but the outputs, for JSON."""
+        return {"settings": self.settings, "images": self.images, "seen": self.seen, "whole": self.whole}
+
+    @classmethod
+    def of(cls, about: dict[str, Any], outputs: NDArray[Any] | None) -> Fingerprint:
+        """Return what :meth:`about` described. Raises KeyError, TypeError or ValueError for anything else."""
+        made = cls(outputs=outputs, **{name: about[name] for name in ("settings", "images", "seen", "whole")})
+        types = {"settings": dict, "images": str, "seen": int, "whole": bool}
+        wrong = [name for name, kind in types.items() if type(getattr(made, name)) is not kind]
+        if wrong or made.seen < 1 or (outputs is not None and outputs.dtype != np.float64):
+            raise ValueError(f"the fingerprint has a wrong {wrong[0] if wrong else 'count or dtype'}")
+        return made
+
+
+def fingerprint(model: Callable[[Tensor], Tensor], settings: dict[str, Any], images: Tensor) -> Fingerprint:
+    """Return what must be the same for a sweep to be resumed, but for the images themselves.
+
+    Args:
+        images: Some images; only their shape, dtype and device matter.
+    """
     digest = hashlib.sha256()
     if isinstance(model, nn.Module):
         for name, tensor in model.state_dict().items():
@@ -73,57 +161,109 @@ def fingerprint(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
                 plain = tensor.detach().cpu().contiguous()
                 digest.update(f"{name}{plain.dtype}{list(plain.shape)}".encode())
                 digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return {**settings, "weights": digest.hexdigest()[:16], "torch": torch.__version__}
+    stated = {**settings, "weights": digest.hexdigest()[:16], "torch": torch.__version__}
+    probe = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0))[None]
+    return Fingerprint(json.loads(json.dumps(stated)), _outputs(model, probe.to(images.device, images.dtype)))
+
+
+def _outputs(model: Callable[[Tensor], Tensor], image: Tensor) -> NDArray[np.float64] | None:
+    """Return the outputs for an image [1, C, H, W]; None if a sweep refuses them or two runs differ."""
+    first, again = ([model(image.clone())] for _ in range(2))
+    if not isinstance(first[0], Tensor) or not isinstance(again[0], Tensor):
+        return None
+    found, same = (outputs[0].detach().clone() for outputs in (first, again))
+    if not found.is_floating_point() or not torch.equal(found, same) or not bool(found.isfinite().all()):
+        return None
+    return found.double().flatten().cpu().numpy()
+
+
+def different_outputs(
+    one: NDArray[np.float64] | None, other: NDArray[np.float64] | None, dtype: torch.dtype
+) -> float | None:
+    """Return by how much outputs differ relative to the largest, None where rounding explains it."""
+    if one is None or other is None:
+        return None
+    if one.shape != other.shape:
+        return float("inf")
+    largest = float(np.abs(one).max(initial=0.0)) or 1.0
+    found = float(np.abs(one - other).max(initial=0.0)) / largest
+    return found if found > TOLERANCE.get(dtype, 1e-4) else None
 
 
 class Checkpoint:
-    """One file that holds a :class:`SweepState`; ``stamp`` says whose it is."""
+    """The file of an unfinished sweep.
 
-    def __init__(self, path: Path, every: float = 30.0) -> None:
-        self.path = path
-        self.every = every  # seconds
-        self.stamp: dict[str, Any] = {}
+    Args:
+        path: The file.
+        every: Seconds between updates.
+        resume: Whether to continue from what the file holds.
+    """
+
+    def __init__(self, path: Path, every: float = 30.0, *, resume: bool = True) -> None:
+        self.path, self.resume = path, resume
+        self.every = every
+        self.origin = Fingerprint({})
         self._last = time.monotonic()
+        self._mine: tuple[int, int] | None = None
 
     def due(self) -> bool:
+        """Return whether the last update is long enough ago."""
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: SweepState) -> None:
-        """Write atomically.  A full disk costs the checkpoint, never the sweep: it is a warning."""
+        """Write the state atomically. A full disk costs the checkpoint, never the sweep: it raises a warning."""
         self._last = time.monotonic()
         content: dict[str, Any] = {
             "kind": _KIND,
-            "stamp": json.dumps(self.stamp),
+            "stamp": json.dumps(self.origin.settings),
             "counts": json.dumps({name: getattr(state, name) for name in _COUNTS}),
             "total": state.total,
             "squares": state.squares,
             "image_sum": state.image_sum,
         }
+        if self.origin.outputs is not None:
+            content["outputs"] = self.origin.outputs
         if state.partial is not None:
             content["partial"] = state.partial
+        if state.indices is not None:
+            content["indices"] = np.concatenate([np.zeros(0, np.int64), *state.indices])
         if state.per_image:
             content["per_image"] = np.concatenate(state.per_image)
         if state.samples:
             content["samples"] = np.concatenate(state.samples)
         try:
             write_npz(self.path, **content)
+            self._mine = self._identity()
         except OSError as error:
             warnings.warn(f"checkpoint: {error}; the sweep goes on", RuntimeWarning, stacklevel=2)
 
-    def load(self) -> SweepState | None:
-        """The state that was saved, None if there is no file.
+    def read(self) -> dict[str, NDArray[Any]] | None:
+        """Return the content of the file: a checkpoint's or a map's. None if there is no file.
 
         Raises:
-            DataError: If the file is damaged.
-            ValueError: If it belongs to other settings or weights; the message names what differs.
+            DataError: The file is damaged or something else.
         """
-        path = self.path
         try:
-            content = read_npz(path)
+            content = read_npz(self.path)
         except FileNotFoundError:
             return None
-        if str(content.get("kind", "")) != _KIND:
-            raise DataError(f"{path}: not a checkpoint of a sweep")
+        if str(content.get("kind", "")) not in (_KIND, "occfast.OcclusionMap"):
+            raise DataError(f"{self.path}: not a checkpoint of a sweep; delete it or name another file")
+        return content
+
+    def load(
+        self, content: dict[str, NDArray[Any]], grid: SweepGrid, shape: list[int], dtype: torch.dtype
+    ) -> SweepState:
+        """Return the state that a checkpoint holds.
+
+        Args:
+            content: From :meth:`read`.
+            grid, shape, dtype: Of the sweep that goes on: its grid, and its images' shape [C, H, W] and dtype.
+
+        Raises:
+            DataError: The file is damaged.
+            ValueError: It belongs to other settings, weights or outputs; the message names what differs.
+        """
         try:
             theirs = json.loads(str(content["stamp"]))
             counts = json.loads(str(content["counts"]))
@@ -133,17 +273,59 @@ class Checkpoint:
                 image_sum=content["image_sum"],
                 partial=content.get("partial"),
                 per_image=[content["per_image"]] if "per_image" in content else [],
+                indices=[content["indices"]] if "indices" in content else None,
                 samples=[content["samples"]] if "samples" in content else [],
                 **{name: counts[name] for name in _COUNTS},
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not a whole checkpoint ({error})") from error
-        mine = json.loads(json.dumps(self.stamp))
-        different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if different:
-            shown = ", ".join(f"{name} {theirs.get(name)!r} there and {mine.get(name)!r} here" for name in different)
-            raise ValueError(f"checkpoint: {str(path)!r} is of another sweep: {shown}; delete it or name another")
+            _expect(isinstance(theirs, dict), "the settings are not an object")
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{self.path}: not a complete checkpoint ({_reason(error)})") from error
+        self.require(Fingerprint(theirs, content.get("outputs")), dtype)
+        try:
+            state.check(grid, shape)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.path}: not a complete checkpoint ({_reason(error)})") from error
+        self._mine = self._identity()
         return state
 
+    def require(self, theirs: Fingerprint, dtype: torch.dtype) -> None:
+        """Raise ValueError unless a fingerprint from the file is that of this sweep; the message names differences."""
+        mine = self.origin.settings
+        names = sorted(
+            name for name in mine.keys() | theirs.settings.keys() if mine.get(name) != theirs.settings.get(name)
+        )
+        if names:
+            shown = ", ".join(
+                f"{name} {theirs.settings.get(name)!r} there and {mine.get(name)!r} here" for name in names
+            )
+            raise ValueError(f"checkpoint: {str(self.path)!r} is of another sweep: {shown}; {_OTHER}")
+        is_module = mine.get("weights") != hashlib.sha256().hexdigest()[:16]
+        if theirs.outputs is None and self.origin.outputs is not None and not is_module:
+            raise ValueError(
+                f"checkpoint: {str(self.path)!r} holds no outputs of its model, and a function has no weights to "
+                f"compare (a version of occfast before 0.1.0 wrote it); {_OTHER}"
+            )
+        if theirs.outputs is not None and theirs.outputs.dtype != np.float64:
+            raise DataError(f"{self.path}: not a complete checkpoint (outputs are {theirs.outputs.dtype})")
+        difference = different_outputs(self.origin.outputs, theirs.outputs, dtype)
+        if difference is not None:
+            raise ValueError(
+                f"checkpoint: {str(self.path)!r} is of another model: outputs for a test image differ by "
+                f"{difference:.2g} of the largest; {_OTHER}"
+            )
+
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Delete the file, unless it has been replaced by something else."""
+        if self._mine is not None and self._identity() == self._mine:
+            self.path.unlink(missing_ok=True)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Sampling:
 
     Attributes:
         images, part: images used, and their share f of the set; the map, its standard error and its interval are
-            about the full sweep of the whole set.  0: the set's size is not known, it counts as a population.
+            about the full sweep of the whole set. 0: the set's size is not known, it counts as a population.
         bandwidth: standard deviation of the kernel in pixels, (rows, columns).
         spacing: of an image's lattice, in pixels; checks: positions of each image that lie anywhere.
         largest_error: the largest standard error; tolerance: what was asked for, or None; reached: whether it was.
@@ -142,15 +142,32 @@ class Sampling:
 
 
 def as_json(estimate: Disagreement | Sampling | None) -> dict[str, Any] | None:
-    """For files; :func:`from_json` reads it."""
+    """Return an estimate for JSON; :func:`from_json` reads it."""
     return None if estimate is None else {"kind": type(estimate).__name__, **asdict(estimate)}
 
 
 def from_json(about: dict[str, Any] | None) -> Disagreement | Sampling | None:
-    """Raises KeyError or TypeError for anything but what :func:`as_json` wrote."""
+    """Return the estimate that :func:`as_json` described.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is something else.
+    """
     if about is None:
         return None
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (Disagreement, Sampling)}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items() if name != "kind"}
     made: Disagreement | Sampling = kinds[about["kind"]](**values)
+    for part in fields(made):
+        value = getattr(made, part.name)
+        pair = part.name in ("bandwidth", "spacing")
+        if part.name == "tolerance" and value is None:
+            continue
+        if pair and not (isinstance(value, tuple) and len(value) == 2):
+            raise ValueError(f"{part.name} of the estimate is {value!r}")
+        wanted = {"int": int, "bool": bool}.get(str(part.type), (int, float))
+        if any(
+            not isinstance(number, wanted) or (isinstance(number, bool) and wanted is not bool)
+            for number in (value if pair else (value,))
+        ):
+            raise ValueError(f"{part.name} of the estimate is {value!r}")
     return made

@@ -1,6 +1,6 @@
 """Where an occluder lies: the grid of its centers over an image.
 
-All sizes are (height, width) in pixels and all coordinates (row, column).  An occluder of height h
+All sizes are (height, width) in pixels and all coordinates (row, column). An occluder of height h
 about center i covers rows i - h // 2 to i - h // 2 + h - 1: an even size has one pixel more before
 its center than after.
 """
@@ -8,14 +8,12 @@ its center than after.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import Pair, pair
-
-Border = Literal["clip", "valid"]
+from ..checks import Pair, choice, pair
+from .types import Border
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,13 @@ class SweepGrid:
         """The grid for images of a size.
 
         ``border="clip"``: centers at 0, stride, 2 stride, ... below the image's size, the occluder
-        cut at the edge (trigueros2018: a center on every pixel).  ``"valid"``: only whole occluders,
+        cut at the edge (trigueros2018: a center on every pixel). ``"valid"``: only whole occluders,
         the first center at h // 2.
 
         Raises ValueError if the occluder is larger than the image or the border is unknown.
         """
-        size, box, step = pair(image, "image size"), pair(occluder, "occluder"), pair(stride, "stride")
+        size, box, step = pair(image, "image"), pair(occluder, "occluder"), pair(stride, "stride")
+        choice(border, "border", ("clip", "valid"))
         if box[0] > size[0] or box[1] > size[1]:
             raise ValueError(
                 f"occluder: expected at most the image's {size[0]}x{size[1]} pixels, got {box[0]}x{box[1]}"
@@ -52,11 +51,9 @@ class SweepGrid:
         if border == "clip":
             first = (0, 0)
             counts = [(s + t - 1) // t for s, t in zip(size, step, strict=True)]
-        elif border == "valid":
+        else:
             first = (box[0] // 2, box[1] // 2)
             counts = [(s - b) // t + 1 for s, b, t in zip(size, box, step, strict=True)]
-        else:
-            raise ValueError(f"border: expected 'clip' or 'valid', got {border!r}")
         return cls(size, box, step, border, first, counts[0], counts[1])
 
     @property

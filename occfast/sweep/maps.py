@@ -1,27 +1,36 @@
-"""The result of a sweep: an occlusion map with its error, its settings and its uses."""
+"""Occlusion maps: values, errors, pictures and files."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checks import number
+from .. import checks
 from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
 from ..occlude.locations import LocationDistribution
-from ..plots import draw_map, extent, png_data_uri
+from ..plots import Image, draw_map, extent, new_figure, png, png_data_uri
+from .checkpoint import Checkpoint, Fingerprint
+from .difference import MapDifference
 from .estimate import Disagreement, Sampling, as_json, from_json
-from .geometry import Border, SweepGrid
+from .geometry import SweepGrid
 
-_KIND = "occfast.OcclusionMap"
-_OPTIONAL = ("per_image", "interval", "bias")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Of the files that :meth:`OcclusionMap.save` writes.
+MAP_KIND = "occfast.OcclusionMap"
+_OPTIONAL = ("per_image", "interval", "bias", "image_indices")
 _LABELS = {
     "error": "classification error rate",
     "score_drop": "mean drop of the label's output",
@@ -31,29 +40,38 @@ _LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class OcclusionMap:
-    """What happens to a network when an occluder is centered on each pixel of a grid.
+    """Scores of a network with an occluder centered on each pixel of a grid.
+
+    ``m - n`` is the :class:`~occfast.sweep.difference.MapDifference` of two maps. A notebook shows a map as a picture
+    with its settings.
 
     Attributes:
-        values: float64 [rows, columns], the mean over images; for "error" the error rate in [0, 1] (O of
-            trigueros2018, the mean of Eq. 3)
-        standard_error: float64 [rows, columns]; NaN with one image.  Of the mean as an estimate for the population
-            that the images come from; of "sampled": as an estimate of the full sweep of the whole set that was given
-        per_image: uint8 ("error") or float32 [N, rows, columns], or None where it was not kept
-        grid: the centers
-        score, method: what was measured, and how it was evaluated
-        n_images, n_skipped: images in the mean; images left out because they are wrong uncovered
-        n_evaluations: forward passes of an occluded image
-        seconds: wall time of the sweep, over all its parts if it was resumed
-        mean_image: float32 [C, H, W], the mean of the images that were used
-        settings: fill, seed, batch size and the like, for the record
-        estimate: for the methods that estimate, how far the map may be from the full sweep of the same images:
-            :class:`~occfast.sweep.estimate.Disagreement` ("adaptive") or :class:`~occfast.sweep.estimate.Sampling`
-            ("sampled"); else None
-        interval: float64 [2, rows, columns] of "sampled": the ends of the 95 % interval that holds the value of the
-            full sweep at that location; else None
-        bias: float64 [rows, columns] of "sampled": what smoothing changes at locations like this one, root mean
-            square; else None
-        precision: "tf32" or "bf16" where the forward passes ran in less than the images' own dtype, else None
+        values: Float64 [rows, columns], the mean over images. For "error" the error rate in [0, 1] (O of trigueros2018,
+            the mean of Eq. 3).
+        standard_error: Float64 [rows, columns], of the mean as an estimate for the population that the images come
+            from; NaN with one image. For "sampled": as an estimate of the full sweep of all images that were given.
+        per_image: Scores of each image, uint8 ("error") or float32 [n_images, rows, columns]; None if they were not
+            kept.
+        image_indices: Numbers of the images used among those given, int64 [n_images], one for each row of
+            ``per_image``; None in files of earlier versions.
+        grid: The centers.
+        score: The quantity: "error", "score_drop" or "similarity_drop".
+        method: The method that ran: "dense", "incremental", "adaptive" or "sampled".
+        n_images: Number of images in the mean.
+        n_skipped: Number of images left out because the model misclassifies them without an occluder.
+        n_evaluations: Number of forward passes of an occluded image.
+        seconds: Wall time of the sweep, over all its parts if it was resumed.
+        mean_image: Float32 [C, H, W], the mean of the images used.
+        settings: Fill, seed, batch size and so on, for the record.
+        estimate: Error of an estimated map relative to the full sweep of the same images:
+            :class:`~occfast.sweep.estimate.Disagreement` for "adaptive", :class:`~occfast.sweep.estimate.Sampling` for
+            "sampled", else None.
+        interval: Ends of the 95 % interval of the full sweep's value at each location, float64 [2, rows, columns], for
+            "sampled"; else None.
+        bias: Root mean square of the change that smoothing makes at similar locations, float64 [rows, columns], for
+            "sampled"; else None.
+        precision: "tf32" or "bf16" if the forward passes ran in less than the images' own dtype, else None.
+        fingerprint: Origin of a map that was computed with a checkpoint, else None.
     """
 
     values: NDArray[np.float64]
@@ -72,6 +90,9 @@ class OcclusionMap:
     interval: NDArray[np.float64] | None = None
     bias: NDArray[np.float64] | None = None
     precision: str | None = None
+    image_indices: NDArray[np.int64] | None = None
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
+    _checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     @property
     def occluder(self) -> tuple[int, int]:
@@ -86,37 +107,81 @@ class OcclusionMap:
 
     @property
     def accuracy(self) -> tuple[float, float]:
-        """Mean and (population) standard deviation of 1 - ``values`` over locations: a cell of Table 1."""
+        """Mean and standard deviation (of the population) over locations of 1 - ``values``: a cell of Table 1."""
         if self.score != "error":
             raise ValueError(f"accuracy: expected a map of the score 'error', this one is of {self.score!r}")
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
 
+    def every_pixel(self) -> NDArray[np.float64]:
+        """Return the values at every pixel, float64 [H, W].
+
+        They are interpolated linearly between the centers and constant beyond the outermost ones.
+        """
+        rows, columns = self.centers
+        height, width = self.grid.image
+        down = np.stack([np.interp(np.arange(height), rows, column) for column in self.values.T], 1)
+        return np.stack([np.interp(np.arange(width), columns, row) for row in down])
+
     def distribution(self, temperature: float = 0.4) -> LocationDistribution:
-        """Where to place occluders in training: softmax of ``values`` / temperature (Eq. 4, T > 0)."""
-        number(temperature, "temperature", 1e-12, 1e12)
+        """Return where to place occluders in training: P = softmax(O / T) at every pixel (Eq. 4).
+
+        Args:
+            temperature: T, above 0. With a stride above 1 the map O is interpolated, see :meth:`every_pixel`.
+        """
         return LocationDistribution.softmax(
-            torch.from_numpy(self.values), temperature, self.grid.image, self.grid.centers
+            torch.from_numpy(self.every_pixel()), temperature, image_size=self.grid.image
         )
+
+    def __sub__(self, other: OcclusionMap) -> MapDifference:
+        if not isinstance(other, OcclusionMap):
+            return NotImplemented
+        return MapDifference.of(self, other)
 
     # -- pictures --------------------------------------------------------------------------------------
 
-    def plot(self, ax: Any = None, image: Any = None) -> Any:
-        """Draw the map, over an image [C, H, W] or [H, W] if given; returns the Matplotlib axes.
+    def plot(
+        self, image_index: int | None = None, *, image: Image | Literal["mean"] | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw the map, or that of one image.
 
-        Bright is where covering hurts.  ``image="mean"`` takes the mean of the images.
+        Bright is where the occluder hurts. With values below 0 (where the occluder helps) colors diverge from white at
+        0: red is a drop of the score, blue a gain.
+
+        Args:
+            image_index: Number of an image among those given, for its own map from ``per_image``; None: the mean map.
+            image: Image [C, H, W] or [H, W] to draw the map over, or "mean" for ``mean_image``.
+            ax: Matplotlib axes; None: those of a new figure of pyplot, which notebooks show.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: There is no map of that image.
         """
         if isinstance(image, str):
-            if image != "mean":
-                raise ValueError(f"image: expected an array or 'mean', got {image!r}")
+            checks.choice(image, "image", ["mean"])
             image = self.mean_image
-        limits = (0.0, max(float(self.values.max()), 1e-9)) if self.score == "error" else None
-        return draw_map(
-            self.values, extent(*self.centers), ax=ax, image=image, label=_LABELS[self.score], limits=limits
-        )
+        values = self.values if image_index is None else self._of_image(image_index)
+        limits = (0.0, max(float(values.max()), 1e-9)) if self.score == "error" else None
+        label = _LABELS[self.score] if image_index is None else f"{self.score}, image {image_index}"
+        return draw_map(values, extent(*self.centers), ax=ax, image=image, label=label, limits=limits)
+
+    def _of_image(self, image_index: int) -> NDArray[Any]:
+        number = checks.integer(image_index, "image_index", 0)
+        if self.per_image is None:
+            raise ValueError("image_index: expected None, since this map does not hold the scores of single images")
+        rows = np.arange(self.n_images) if self.image_indices is None else self.image_indices
+        found = np.flatnonzero(rows == number)
+        if not len(found):
+            raise ValueError(
+                f"image_index: expected one of the {self.n_images} images used (see image_indices), got {number}"
+            )
+        chosen: NDArray[Any] = self.per_image[found[0]].astype(np.float64)
+        return chosen
 
     def masked_mean(self) -> NDArray[np.float64]:
-        """The mean image [C, H, W] in [0, 1], dark where covering does no harm (Figure 1, lower row)."""
+        """Return the mean image [C, H, W] in [0, 1], dark where the occluder does no harm (Figure 1, lower row)."""
         mean = self.mean_image.astype(np.float64)
         mean = (mean - mean.min()) / max(float(np.ptp(mean)), 1e-12)
         weight = self.values - min(0.0, float(self.values.min()))
@@ -129,35 +194,54 @@ class OcclusionMap:
         return np.asarray(mean * weight[np.ix_(i, j)])
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write one self-contained page: the map, the mean image masked by it, the accuracy, a
-        histogram over locations and the settings."""
+        """Write a self-contained page: the map, the mean image masked by it, a histogram over locations, the errors and
+        the settings.
+
+        Returns:
+            The path.
+        """
         from .page import render
 
         return write_atomically(path, render(self).encode())
 
-    def _repr_png_(self) -> bytes:
-        import base64
+    def _picture(self) -> Figure:
+        figure, ax = new_figure()
+        self.plot(ax=ax)
+        return figure
 
-        return base64.b64decode(png_data_uri(self.plot().figure).split(",", 1)[1])
+    def _repr_png_(self) -> bytes:
+        return png(self._picture())
+
+    def _repr_html_(self) -> str:
+        uri = png_data_uri(self._picture())
+        error = "" if self.estimate is None else f"<br>{html.escape(str(self.estimate))}"
+        return f'<figure><img src="{uri}"><figcaption>{html.escape(repr(self))}{error}</figcaption></figure>'
 
     # -- files -----------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write everything to ``.npz``, or the picture to ``.png``, ``.pdf`` or ``.svg``, atomically.
+        """Write the map to ``.npz``, or its picture to ``.png``, ``.pdf`` or ``.svg``, atomically.
 
-        Raises ValueError for another ending, OSError if the disk is full (an old file is kept).
+        After the ``.npz`` file is on the disk the checkpoint of the sweep is removed.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: The name has another ending.
+            OSError: The disk is full or the folder can't be written; an old file is kept.
         """
         suffix = Path(path).suffix.lower()
         if suffix in (".png", ".pdf", ".svg"):
             import io
 
             buffer = io.BytesIO()
-            self.plot().figure.savefig(buffer, format=suffix[1:], dpi=150)
+            self._picture().savefig(buffer, format=suffix[1:], dpi=150)
             return write_atomically(path, buffer.getvalue())
         if suffix != ".npz":
             raise ValueError(f"path: expected a name ending in .npz, .png, .pdf or .svg, got {os.fspath(path)!r}")
         content: dict[str, Any] = {
-            "kind": _KIND,
+            "kind": MAP_KIND,
             "about": json.dumps(self._about()),
             "values": self.values,
             "standard_error": self.standard_error,
@@ -166,7 +250,12 @@ class OcclusionMap:
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
-        return write_npz(path, **content)
+        if self.fingerprint is not None and self.fingerprint.outputs is not None:
+            content["outputs"] = self.fingerprint.outputs
+        written = write_npz(path, **content)
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+        return written
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -183,57 +272,82 @@ class OcclusionMap:
             "seconds": self.seconds,
             "settings": self.settings,
             "estimate": as_json(self.estimate),
+            "fingerprint": None if self.fingerprint is None else self.fingerprint.about(),
         }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OcclusionMap:
-        """Read what :meth:`save` wrote to ``.npz``.
+        """Read a map that :meth:`save` wrote to ``.npz``.
 
-        Raises DataError if the file is damaged or something else, FileNotFoundError if there is none.
+        Raises:
+            FileNotFoundError: There is no file.
+            DataError: The file is damaged or something else.
         """
         content = read_npz(path)
-        if str(content.get("kind", "")) != _KIND:
+        if str(content.get("kind", "")) != MAP_KIND:
             raise DataError(f"{path}: not a saved OcclusionMap")
         try:
             about = json.loads(str(content["about"]))
-            border: Border = about["border"]
-            grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], border)
-            more: dict[str, Any] = {name: content.get(name) for name in _OPTIONAL}
+            grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], about["border"])
+            origin = about.get("fingerprint")
             loaded = cls(
                 values=content["values"],
                 standard_error=content["standard_error"],
                 estimate=from_json(about.get("estimate")),
                 precision=about.get("precision"),  # None in files of earlier versions, which had no other
-                **more,
+                **{name: content.get(name) for name in _OPTIONAL},  # type: ignore[arg-type]
                 grid=grid,
                 mean_image=content["mean_image"],
+                fingerprint=None if origin is None else Fingerprint.of(origin, content.get("outputs")),
                 **{
                     name: about[name]
                     for name in ("score", "method", "n_images", "n_skipped", "n_evaluations", "seconds", "settings")
                 },
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{path}: not a whole OcclusionMap ({error})") from error
-        if loaded.values.shape != (grid.rows, grid.columns):
-            raise DataError(f"{path}: values are {loaded.values.shape}, the grid {(grid.rows, grid.columns)}")
+            _check(loaded)
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: not a complete OcclusionMap ({reason})") from error
         return loaded
 
     def __repr__(self) -> str:
         mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.score == "error" else self.score
+        low = f" in {self.precision}" if self.precision else ""
+        skipped = f" ({self.n_skipped} misclassified ones left out)" if self.n_skipped else ""
         return (
             f"OcclusionMap({self.grid.rows}x{self.grid.columns} centers, occluder {self.occluder}, "
-            f"{self.n_images} images, {mean}, {self.method}{f' in {self.precision}' if self.precision else ''})"
+            f"{self.n_images} images{skipped}, {mean}, {self.method}{low})"
         )
 
 
-def place(m: OcclusionMap, temperature: float) -> LocationDistribution:
-    """Eq. 4 with a center on every pixel: a map of a coarser grid is interpolated linearly before the softmax."""
-    return LocationDistribution.softmax(torch.from_numpy(every_pixel(m)), temperature, m.grid.image)
-
-
-def every_pixel(m: OcclusionMap) -> NDArray[np.float64]:
-    """A map's values interpolated linearly to all pixels [H, W]; beyond the outermost centers they are repeated."""
-    rows, columns = m.centers
-    height, width = m.grid.image
-    down = np.stack([np.interp(np.arange(height), rows, column) for column in m.values.T], 1)
-    return np.stack([np.interp(np.arange(width), columns, row) for row in down])
+def _check(m: OcclusionMap) -> None:
+    """Raise ValueError or TypeError where the parts of a map that was read contradict each other."""
+    grid = (m.grid.rows, m.grid.columns)
+    n = checks.integer(m.n_images, "n_images", 1)
+    for name in ("n_skipped", "n_evaluations"):
+        checks.integer(getattr(m, name), name, 0)
+    checks.number(m.seconds, "seconds", 0.0)
+    checks.choice(m.score, "score", _LABELS)
+    checks.choice(m.method, "method", ("dense", "incremental", "adaptive", "sampled"))
+    if m.precision is not None:
+        checks.choice(m.precision, "precision", ("tf32", "bf16"))
+    if not isinstance(m.settings, dict):
+        raise TypeError(f"settings: expected an object, got {type(m.settings).__name__}")
+    finite: Callable[[NDArray[Any]], Any] = np.isfinite
+    wanted: list[tuple[str, tuple[type, ...], tuple[int, ...], Any]] = [
+        ("values", (np.float64,), grid, finite),
+        ("standard_error", (np.float64,), grid, lambda array: ~np.isinf(array) & ~(array < 0)),
+        ("mean_image", (np.float32,), (*m.mean_image.shape[:1], *m.grid.image), finite),
+        ("per_image", (np.uint8, np.float32), (n, *grid), finite),
+        ("image_indices", (np.int64,), (n,), lambda array: array >= 0),
+        ("interval", (np.float64,), (2, *grid), lambda array: ~np.isinf(array)),
+        ("bias", (np.float64,), grid, lambda array: ~np.isinf(array)),
+    ]
+    for name, dtypes, shape, valid in wanted:
+        array = getattr(m, name)
+        if array is None:
+            continue
+        if array.dtype not in dtypes or array.shape != shape:
+            raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, expected {list(shape)}")
+        if not bool(np.all(valid(array))):
+            raise ValueError(f"{name} have values out of range")

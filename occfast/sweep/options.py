@@ -1,88 +1,177 @@
-"""The arguments of :func:`~occfast.sweep.occlusion_map`: what they may be and what they mean."""
+"""Arguments of :func:`~occfast.sweep.occlusion_map`: checks, and what they mean for a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..native import ops
-from .geometry import Border
-from .precision import PRECISIONS, Precision
-
-Score = Literal["error", "score_drop", "similarity_drop"]
-Fill = float | Sequence[float] | Literal["mean", "noise"] | Tensor
+from .evaluators.behavior import in_training
+from .precision import PRECISIONS
+from .types import Border, Fill, MethodName, Precision, Score
 
 EXACT = ("auto", "dense", "incremental")
-METHODS = (*EXACT, "adaptive", "sampled")
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
+_LARGEST = 3.4e38  # of float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """Options of ``method="adaptive"``: single images' maps from a coarse lattice, refined where they change.
+
+    Args:
+        tolerance: With ``score="error"``: a position is skipped if its label is wrong with at most this probability,
+            in (0, 0.5]; None: 0.1. With the other scores: the error that interpolation may make, above 0; None: 5 %
+            of the range of each image's coarse lattice.
+        spacing: Pixels between neighboring positions of the coarse lattice, an int or (rows, columns). None: 8, or
+            the occluder's side where that is less.
+        check: Share in [0, 1] of the skipped positions that are evaluated after all, to estimate how many are wrong.
+            None: 0.25 %, and up to 5 % for few images.
+
+    Raises:
+        TypeError, ValueError: An option has the wrong type or is out of range.
+    """
+
+    tolerance: float | None = None
+    spacing: checks.Pair | None = None
+    check: float | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, tolerance=_optional(self.tolerance, lambda value: _positive(value, "tolerance")))
+        _set(self, spacing=_optional(self.spacing, lambda value: checks.pair(value, "spacing")))
+        _set(self, check=_optional(self.check, lambda value: checks.number(value, "check", 0.0, 1.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Options of ``method="sampled"``: the mean map from a few positions of each image.
+
+    Args:
+        tolerance: Stop when the standard error at every location is at most this, above 0. None: use all images.
+        spacing: Pixels between neighboring positions of an image's lattice, an int or (rows, columns). None: 10.6 %
+            of the image's sides; with a ninth as many positions anywhere that is a hundred for each image.
+        bandwidth: Standard deviation of the smoothing kernel in pixels, a number of at least 0.1 or (rows, columns).
+            None: the occluder's sides.
+
+    Raises:
+        TypeError, ValueError: An option has the wrong type or is out of range.
+    """
+
+    tolerance: float | None = None
+    spacing: checks.Pair | None = None
+    bandwidth: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, tolerance=_optional(self.tolerance, lambda value: _positive(value, "tolerance")))
+        _set(self, spacing=_optional(self.spacing, lambda value: checks.pair(value, "spacing")))
+        _set(self, bandwidth=_optional(self.bandwidth, _widths))
+
+
+#: Methods by name, which have no options, or with their options.
+Method = MethodName | Adaptive | Sampled
+
+
+def _set(options: Adaptive | Sampled, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
+
+
+def _optional(value: Any, check: Callable[[Any], Any]) -> Any:
+    return None if value is None else check(value)
+
+
+def _positive(value: Any, name: str) -> float:
+    return checks.number(value, name, high=_LARGEST, above=0.0)
+
+
+def _widths(bandwidth: Any) -> tuple[float, float]:
+    if isinstance(bandwidth, np.ndarray) and bandwidth.ndim == 1:
+        bandwidth = list(bandwidth)
+    both = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str) else (bandwidth, bandwidth)
+    if len(both) != 2:
+        raise TypeError(f"bandwidth: expected pixels or two of them (rows, columns), got {bandwidth!r}")
+    rows, columns = (checks.number(value, "bandwidth", 0.1, 1e6) for value in both)
+    return rows, columns
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of :func:`occlusion_map` that say what to compute."""
+    """Arguments of :func:`~occfast.sweep.occlusion_map` that decide what is computed, checked."""
 
     occluder: tuple[int, int]
     stride: tuple[int, int]
     border: Border
     fill: Fill
     score: Score
-    method: str
+    method: MethodName
     seed: int
     batch_size: int | None
     memory_limit: int | None
     skip_misclassified: bool
-    tolerance: float | None = None
-    spacing: tuple[int, int] | None = None
-    check: float | None = None
-    bandwidth: tuple[float, float] | None = None
+    adaptive: Adaptive = Adaptive()
+    sampled: Sampled = Sampled()
     precision: Precision | None = None
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
-        self._check_estimation()
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ValueError(f"precision: expected None, {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}")
-        if self.score not in ops.SCORES:
-            raise ValueError(f"score: expected one of {', '.join(ops.SCORES)}, got {self.score!r}")
-        if self.batch_size is not None:
-            if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-                raise TypeError(f"batch_size: expected an int or None, got {self.batch_size!r}")
-            if self.batch_size < 1:
-                raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+    @classmethod
+    def checked(
+        cls,
+        *,
+        occluder: checks.Pair,
+        stride: checks.Pair,
+        border: str,
+        fill: Fill,
+        score: str,
+        method: Method,
+        seed: int,
+        batch_size: int | None,
+        memory_limit: int | str | None,
+        skip_misclassified: bool | None,
+        precision: str | None,
+    ) -> Options:
+        """Check each argument as it came from the caller.
 
-    def _check_estimation(self) -> None:
-        """Arguments that only some methods have."""
-        of_methods = {
-            "tolerance": ("adaptive", "sampled"),
-            "spacing": ("adaptive", "sampled"),
-            "check": ("adaptive",),
-            "bandwidth": ("sampled",),
+        Raises:
+            TypeError, ValueError: Naming the argument.
+        """
+        name = _name_of(method)
+        kind = checks.choice(score, "score", ops.SCORES)
+        if isinstance(method, Adaptive) and kind == "error" and (method.tolerance or 0.0) > 0.5:
+            raise ValueError(
+                f"tolerance: expected the probability of a wrong label, at most 0.5, got {method.tolerance!r}"
+            )
+        skip = kind == "error" if skip_misclassified is None else checks.flag(skip_misclassified, "skip_misclassified")
+        made: dict[str, Any] = {
+            "border": checks.choice(border, "border", get_args(Border)),
+            "score": kind,
+            "precision": None if precision is None else checks.choice(precision, "precision", PRECISIONS),
         }
-        for name, methods in of_methods.items():
-            value = getattr(self, name)
-            if value is not None and self.method not in methods:
-                why = f"method={self.method!r} is exact" if self.method in EXACT else f"method={self.method!r} has none"
-                raise ValueError(f"{name}: expected None, since {why}, got {value!r}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"tolerance: expected a number above 0, got {self.tolerance!r}")
-        if self.tolerance is not None and (self.method, self.score) == ("adaptive", "error") and self.tolerance > 0.5:
-            raise ValueError(f"tolerance: expected the chance of a wrong label, at most 0.5, got {self.tolerance!r}")
-        if self.method == "adaptive" and self.check is not None:
-            checks.number(self.check, "check", 0.0, 1.0)
-        if self.bandwidth is not None and not min(self.bandwidth) > 0:
-            raise ValueError(f"bandwidth: expected pixels above 0, got {self.bandwidth!r}")
+        return cls(
+            occluder=checks.pair(occluder, "occluder"),
+            stride=checks.pair(stride, "stride"),
+            fill=checked_fill(fill),
+            method=name,
+            seed=checks.seed(seed),
+            batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1),
+            memory_limit=None if memory_limit is None else checks.memory(memory_limit, "memory_limit"),
+            skip_misclassified=skip,
+            adaptive=method if isinstance(method, Adaptive) else Adaptive(),
+            sampled=method if isinstance(method, Sampled) else Sampled(),
+            **made,
+        )
 
     def stated(self) -> dict[str, Any]:
-        """What the result depends on, for a checkpoint and for the record."""
+        """Return what the result depends on, for a checkpoint and for the record, as JSON can hold it."""
         fill: Any = self.fill
         if isinstance(fill, Tensor):
             fill = f"tensor {list(fill.shape)}, sum {float(fill.double().sum()):.17g}"
-        estimation = {name: getattr(self, name) for name in ("tolerance", "spacing", "check", "bandwidth")}
+        own = {"adaptive": vars(self.adaptive), "sampled": vars(self.sampled)}.get(self.method, {})
         return {
             "occluder": list(self.occluder),
             "stride": list(self.stride),
@@ -94,19 +183,36 @@ class Options:
             "batch_size": self.batch_size,
             "skip_misclassified": self.skip_misclassified,
             "precision": self.precision,
-            **{name: value for name, value in estimation.items() if value is not None},
+            **{name: value for name, value in own.items() if value is not None},
         }
 
 
-def check_model(model: Any) -> None:
+def _name_of(method: Any) -> MethodName:
+    if isinstance(method, Adaptive):
+        return "adaptive"
+    if isinstance(method, Sampled):
+        return "sampled"
+    if not isinstance(method, str):
+        names = ", ".join(map(repr, METHODS))
+        raise TypeError(f"method: expected one of {names}, Adaptive(...) or Sampled(...), got {method!r}")
+    found: Any = checks.choice(method, "method", METHODS)
+    return found  # type: ignore[no-any-return]
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError for what can't be called, ValueError for a module in training mode."""
     if not callable(model):
         raise TypeError(f"model: expected an nn.Module or a function, got {type(model).__name__}")
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+    if isinstance(model, nn.Module) and in_training(model):
         raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
 
 
-def device_of(model: Any, device: Any) -> torch.device | None:
-    """Where to sweep: where the model is, if it has parameters; else where the images are (None)."""
+def device_of(model: object, device: torch.device | str | None) -> torch.device | None:
+    """Return the device to sweep on: the model's, if it has parameters; else the one asked for, or None (the images').
+
+    Raises:
+        ValueError: The model is on several devices, or on another one than ``device``.
+    """
     wanted = None if device is None else checks.device(device)
     if wanted is not None and wanted.type == "cuda" and wanted.index is None:
         wanted = torch.device("cuda", torch.cuda.current_device())
@@ -121,46 +227,76 @@ def device_of(model: Any, device: Any) -> torch.device | None:
     return devices.pop() if devices else wanted
 
 
+_FILLS = "a number, a number for each channel, 'mean', 'noise' or a tensor"
+
+
 def checked_fill(fill: Any) -> Fill:
+    """Return a fill as "mean", "noise", a float, a list of floats or a tensor of at most three dimensions.
+
+    Raises:
+        TypeError, ValueError: It is something else, or not finite.
+    """
     if isinstance(fill, str):
         if fill not in ("mean", "noise"):
-            raise ValueError(f"fill: expected a number, a number a channel, 'mean', 'noise' or a tensor, got {fill!r}")
+            raise ValueError(f"fill: expected {_FILLS}, got {fill!r}")
         return fill  # type: ignore[return-value]
     if isinstance(fill, Tensor) or hasattr(fill, "__dlpack__"):
         tensor = checks.as_tensor(fill, "fill")
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise TypeError(f"fill: expected real numbers, got {str(tensor.dtype).removeprefix('torch.')}")
         if tensor.dim() > 3:
             raise ValueError(f"fill: expected a tensor that broadcasts to [C, H, W], got {list(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError("fill: expected finite numbers, got NaN or infinity")
         return tensor
     if isinstance(fill, Sequence):
-        return [checks.number(v, "fill", -3.4e38, 3.4e38) for v in fill]
-    return checks.number(fill, "fill", -3.4e38, 3.4e38)
+        return [checks.number(value, "fill", -_LARGEST, _LARGEST) for value in fill]
+    return checks.number(fill, "fill", -_LARGEST, _LARGEST)
 
 
-def fill_for(fill: Fill, images: Tensor, seed: int) -> Tensor:
-    """The fill of a block of images: four dimensions, broadcasts to them, same dtype and device."""
+def fill_for(fill: Any, images: Tensor, seed: int) -> Tensor:
+    """Return a fill that :func:`checked_fill` returned, for a block of images.
+
+    Returns:
+        Four dimensions that broadcast to those of the images, with their dtype and device.
+
+    Raises:
+        ValueError: Its shape does not fit, or the images' dtype can't hold its values.
+    """
     _, channels, height, width = images.shape
-    if isinstance(fill, Tensor):
-        try:
-            torch.broadcast_shapes(fill.shape, (channels, height, width))
-            made = fill.reshape((1,) * (3 - fill.dim()) + tuple(fill.shape))
-            if any(s not in (1, t) for s, t in zip(made.shape, (channels, height, width), strict=True)):
-                raise RuntimeError
-        except RuntimeError:
-            raise ValueError(
-                f"fill: expected a tensor that broadcasts to {[channels, height, width]}, got {list(fill.shape)}"
-            ) from None
-        return made.to(images.device, images.dtype)[None]
-    if fill == "mean":
-        return images.double().mean((2, 3), keepdim=True).to(images.dtype)
     if fill == "noise":
-        # One pattern whatever the block, drawn on the CPU so that every device covers with the same.
+        # The same pattern for every block, drawn on the CPU so that it is the same on every device.
         pattern = torch.rand((1, channels, height, width), generator=torch.Generator().manual_seed(seed))
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         return low + (high - low) * pattern.to(images.device, images.dtype)
-    if isinstance(fill, Sequence) and not isinstance(fill, str):
+    if isinstance(fill, str):
+        return images.double().mean((2, 3), keepdim=True).to(images.dtype)
+    if isinstance(fill, Tensor):
+        made = _broadcast(fill, channels, height, width)[None]
+    elif isinstance(fill, Sequence):
         if len(fill) != channels:
-            raise ValueError(f"fill: expected {channels} numbers, one a channel, got {len(fill)}")
-        return torch.tensor(list(fill), dtype=images.dtype, device=images.device).view(1, channels, 1, 1)
-    return torch.full((1, 1, 1, 1), float(fill), dtype=images.dtype, device=images.device)
+            raise ValueError(f"fill: expected {channels} numbers, one for each channel, got {len(fill)}")
+        made = torch.tensor(list(fill), dtype=torch.float64).view(1, channels, 1, 1)
+    else:
+        made = torch.full((1, 1, 1, 1), fill, dtype=torch.float64)
+    made = made.to(images.device, images.dtype)
+    if not bool(made.isfinite().all()):
+        raise ValueError(f"fill: expected numbers that {str(images.dtype).removeprefix('torch.')} can hold, got larger")
+    return made
+
+
+def _broadcast(fill: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Return a fill with three dimensions. A vector is one row of the image, or a number for each channel."""
+    if fill.dim() == 1 and len(fill) == channels > 1:
+        if channels == width:
+            raise ValueError(
+                f"fill: {channels} numbers may be one for each channel or one for each column; "
+                f"pass shape [{channels}, 1, 1] or [1, 1, {width}]"
+            )
+        return fill[:, None, None]
+    made = fill.reshape((1,) * (3 - fill.dim()) + tuple(fill.shape))
+    if any(size not in (1, whole) for size, whole in zip(made.shape, (channels, height, width), strict=True)):
+        raise ValueError(
+            f"fill: expected a tensor that broadcasts to {[channels, height, width]}, got {list(fill.shape)}"
+        )
+    return made

@@ -1,4 +1,4 @@
-"""The self-contained HTML page of one occlusion map."""
+"""HTML page of one occlusion map."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..plots import draw_map, extent, gray, png_data_uri
+from ..plots import draw_map, extent, gray, new_figure, png_data_uri
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .maps import OcclusionMap
 
 
 def render(m: OcclusionMap) -> str:
-    """The page as text; every picture is inside it."""
+    """Return the page of a map, with its pictures inside."""
     from importlib.resources import files
 
     import jinja2
@@ -25,12 +28,7 @@ def render(m: OcclusionMap) -> str:
     return environment.from_string(template).render(
         title=f"Occlusion map {m.occluder[0]}×{m.occluder[1]}",
         headline=_headline(m),
-        pictures=[
-            {"uri": _map_picture(m), "text": "Where covering hurts: the value at each center of the occluder."},
-            {"uri": _masked_picture(m), "text": "The mean image, dark where covering does no harm."},
-            {"uri": _histogram(m), "text": "How the locations are distributed."},
-            {"uri": _error_picture(m), "text": _error_text(m)},
-        ],
+        pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m)],
         rows=_rows(m),
         version=_version(),
     )
@@ -60,53 +58,63 @@ def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
         ("score", m.score),
         ("method", m.method),
         ("precision", m.precision or "the images' own"),
-        ("images", f"{m.n_images} used, {m.n_skipped} left out because they are wrong uncovered"),
+        ("images", f"{m.n_images} used, {m.n_skipped} left out (misclassified without an occluder)"),
         ("evaluations", f"{m.n_evaluations:,} in {m.seconds:.1f} s, {rate:,.0f} a second"),
-        *([] if m.estimate is None else [("how far from the full sweep", m.estimate)]),
+        *([] if m.estimate is None else [("error relative to the full sweep", m.estimate)]),
         *sorted(m.settings.items()),
     ]
     return [(html.unescape(str(name)), str(value)) for name, value in rows]
 
 
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+def _pictures(m: OcclusionMap) -> list[tuple[Figure, str]]:
+    """Return the figures of the page with their captions."""
+    found = [(_map_picture(m), _map_text(m)), (_masked_picture(m), _MASKED_TEXT), (_histogram(m), _HISTOGRAM_TEXT)]
+    error, label, text = _error(m)
+    if not np.isnan(error).all():  # as of one image
+        figure, ax = new_figure(_SIZE)
+        draw_map(error, extent(*m.centers), ax=ax, label=label)
+        found.append((figure, text))
+    return found
 
-    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
-    return figure, figure.subplots()
+
+_SIZE = (4.6, 3.8)  # inches
+_MASKED_TEXT = "Mean image, dark where the occluder does no harm."
+_HISTOGRAM_TEXT = "Distribution of the values over locations."
 
 
-def _map_picture(m: OcclusionMap) -> str:
-    figure, ax = _figure()
+def _map_picture(m: OcclusionMap) -> Figure:
+    figure, ax = new_figure(_SIZE)
     m.plot(ax=ax)
-    return png_data_uri(figure)
+    return figure
 
 
-def _masked_picture(m: OcclusionMap) -> str:
-    figure, ax = _figure()
+def _map_text(m: OcclusionMap) -> str:
+    if m.score == "error":
+        return "Error rate with the occluder centered at each location; bright is where it hurts."
+    if (m.values < 0).any():
+        return "Mean drop of the score with the occluder centered at each location: red is a drop, blue a gain."
+    return "Mean drop of the score with the occluder centered at each location; bright is where it hurts."
+
+
+def _masked_picture(m: OcclusionMap) -> Figure:
+    figure, ax = new_figure(_SIZE)
     ax.imshow(gray(m.masked_mean()), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
-    return png_data_uri(figure)
+    return figure
 
 
-def _histogram(m: OcclusionMap) -> str:
-    figure, ax = _figure()
+def _histogram(m: OcclusionMap) -> Figure:
+    figure, ax = new_figure(_SIZE)
     values = 1 - m.values if m.score == "error" else m.values
     ax.hist(values.ravel(), bins=40, color="#b5367a")
-    ax.set_xlabel("accuracy with the occluder there" if m.score == "error" else m.score)
+    ax.set_xlabel("accuracy with the occluder at the location" if m.score == "error" else m.score)
     ax.set_ylabel("locations")
-    return png_data_uri(figure)
+    return figure
 
 
-def _error_text(m: OcclusionMap) -> str:
+def _error(m: OcclusionMap) -> tuple[NDArray[np.float64], str, str]:
+    """Return the errors of the values, their unit and the caption."""
     if m.interval is None:
-        return "The standard error of each location's mean over images."
-    return "Half the width of the 95 % interval that holds the full sweep's value."
-
-
-def _error_picture(m: OcclusionMap) -> str:
-    figure, ax = _figure()
-    error, label = m.standard_error, "standard error"
-    if m.interval is not None:
-        error, label = (m.interval[1] - m.interval[0]) / 2, "half width"
-    draw_map(np.nan_to_num(error), extent(*m.centers), ax=ax, label=label)
-    return png_data_uri(figure)
+        return m.standard_error, "standard error", "Standard error of the mean over images at each location."
+    half = (m.interval[1] - m.interval[0]) / 2
+    return half, "half width", "Half width of the 95 % interval of the full sweep's value at each location."

@@ -1,6 +1,6 @@
 """What the numbers of a sweep are: the images' own dtype, or less where that is asked for.
 
-PyTorch's switches for float32 are global, and its default lets convolutions on a GPU round to TF32.  A sweep sets them
+PyTorch's switches for float32 are global, and its default lets convolutions on a GPU round to TF32. A sweep sets them
 for its own time: what comes out is then a matter of its arguments alone.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["tf32", "bf16"]
-PRECISIONS = ("tf32", "bf16")
+from .types import Precision
+
+PRECISIONS = get_args(Precision)
 
 
 def lowered(model: Callable[[Tensor], Tensor], precision: Precision | None) -> Callable[[Tensor], Tensor]:
@@ -50,7 +51,7 @@ def float32_as(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
     """Compute in float32 itself or, on a GPU, in TF32, whatever PyTorch's switches say; autocast is off.
 
     The switches (of matrix products, convolutions and recurrent layers) belong to the process, other threads see them
-    too.  They are as before afterwards.
+    too. They are as before afterwards.
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):

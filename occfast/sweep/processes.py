@@ -1,6 +1,6 @@
 """One sweep shared by several processes (``torch.distributed``).
 
-Every process makes the same calls in the same order.  What one of them computes is the same whatever their number, so
+Every process makes the same calls in the same order. What one of them computes is the same whatever their number, so
 that
 the sum of their parts is the result of one process to the bit: each position is scored by exactly one process, the
 others add zeros.
@@ -50,7 +50,7 @@ class Processes:
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def add(self, part: Tensor) -> None:
-        """Replace a process's part, in place, by the sum over all.  The tensor is contiguous."""
+        """Replace a process's part, in place, by the sum over all. The tensor is contiguous."""
         if self and part.numel():
             with self._talking():
                 shared = self._carried(part)

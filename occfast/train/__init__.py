@@ -1,6 +1,5 @@
 """Training: recipes, one loop that everything trains with, and trained networks as files."""
 
-from ..sweep.maps import place
 from .augment import Augment
 from .faces import open_data, split
 from .jitter import Jitter
@@ -24,7 +23,6 @@ __all__ = [
     "load_network",
     "load_recipe",
     "open_data",
-    "place",
     "predict",
     "split",
     "train",

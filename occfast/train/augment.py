@@ -14,7 +14,6 @@ from ..models import Preprocessing
 from ..occlude.locations import LocationDistribution
 from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap
-from ..sweep.maps import place
 from .jitter import Jitter
 from .recipe import OccluderPart
 
@@ -96,4 +95,4 @@ def locations(path: str | Path, temperature: float | None, size: Any = None) -> 
         temperature = TEMPERATURES.get(size) if isinstance(size, tuple) else None
         if temperature is None:
             raise ValueError("occluder.temperature: expected T of Eq. 4 for a map and this size of occluder, got None")
-    return place(found, temperature)
+    return found.distribution(temperature)

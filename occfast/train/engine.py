@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..packages import require
 from .batches import FromDisk, InMemory, Plan
+from .pointwise import safe_pointwise_gradients
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -163,6 +164,10 @@ class Engine:
             NotFinite: in the step in which the loss or its gradient stops being finite, before weights are changed;
                 on a GPU, whose answer is not waited for, within the next.
         """
+        with safe_pointwise_gradients(self.objective):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[Step]:
         while self.epoch < self.epochs:
             if self.batch == 0:
                 self._epoch_start = self.generator.get_state()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +59,59 @@ def test_resumes_in_the_middle(stop: int) -> None:
     resumed = PKSampler(LABELS, 3, 2, 4)
     resumed.load_state_dict(sampler.state_dict())
     assert head + list(resumed) == whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_new_iterator_starts_the_epoch(workers: int) -> None:
+    """After a peek, or after a loop that was left early, an epoch is whole again."""
+    data = TensorDataset(torch.arange(96), torch.tensor(LABELS))
+    for sampler, options in (
+        (PKSampler(LABELS, 4, 4, 5), {}),
+        (MPerClassSampler(LABELS, 4, 16, 96, seed=5), {"batch_size": 16}),
+    ):
+        name = "sampler" if options else "batch_sampler"
+        loader = DataLoader(data, num_workers=workers, **{name: sampler}, **options)
+        whole = [x.tolist() for x, _ in loader]
+        assert len(whole) == len(loader) == 6 and sampler.epoch == 1
+        second = next(iter(loader))[0].tolist()
+        for _ in range(3):
+            for count, _batch in enumerate(loader, 1):
+                if count == 2:
+                    break
+        assert sampler.epoch == 1
+        again = [x.tolist() for x, _ in loader]
+        assert len(again) == 6 and again[0] == second and sampler.epoch == 2 and again != whole
+        sampler.load_state_dict({"epoch": 1, "batch": 4, "index": 64})
+        assert [x.tolist() for x, _ in loader] == again[4:]
+        sampler.set_epoch(0)
+        assert [x.tolist() for x, _ in loader] == whole
+
+
+def test_a_loaded_position_is_used_once() -> None:
+    sampler = PKSampler(LABELS, 3, 2, 4)
+    whole = list(sampler)
+    sampler.load_state_dict({"epoch": 0, "batch": 3})
+    assert sampler.state_dict() == {"epoch": 0, "batch": 3}
+    assert next(iter(sampler)) == whole[3] and sampler.state_dict() == {"epoch": 0, "batch": 4}
+    assert list(sampler) == whole
+    abandoned, walk = iter(sampler), iter(sampler)
+    next(abandoned), next(walk), next(abandoned)
+    assert sampler.state_dict() == {"epoch": 1, "batch": 1}  # the position of the newest iterator
+
+
+def test_accelerate_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate divides the batches of a prepared loader among the processes once more."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    state = SimpleNamespace(PartialState=SimpleNamespace(_shared_state={"num_processes": 2}))
+    monkeypatch.setitem(sys.modules, "accelerate", SimpleNamespace(state=state))
+    monkeypatch.setitem(sys.modules, "accelerate.state", state)
+    with pytest.warns(UserWarning, match="pass num_replicas=1, rank=0"):
+        PKSampler(LABELS, 4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert PKSampler(LABELS, 4, 2, num_replicas=1, rank=0).world == 1
 
 
 def test_ranks_share_an_epoch() -> None:

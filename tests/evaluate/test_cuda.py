@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from occfast.evaluate import all_pairs_roc, embed, identification, pair_scores
-from occfast.occlude.named import occlusion
+from occfast.occlude.named import named_occlusion
 from tests.evaluate.test_embedding import OFF, PRE, Projection, Squares
 
 pytestmark = [
@@ -18,8 +18,8 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["eyes", "sunglasses", "mask", "block:5x9", "nose+chin"])
 def test_occlusions(name: str) -> None:
     faces = Squares()
-    cpu = occlusion(name)(faces.images, faces.landmarks)
-    gpu = occlusion(name)(faces.images.cuda(), faces.landmarks.cuda())
+    cpu = named_occlusion(name)(faces.images, faces.landmarks)
+    gpu = named_occlusion(name)(faces.images.cuda(), faces.landmarks.cuda())
     # Soft edges are evaluated in floating point, whose last bit may differ.
     assert (gpu.mask.cpu() != cpu.mask).float().mean() < 1e-3
     assert (gpu.images.cpu().int() - cpu.images.int()).abs().float().mean() < 0.1
@@ -38,6 +38,6 @@ def test_identification_and_curves() -> None:
 
 def test_features() -> None:
     faces, model = Squares(), Projection()
-    cpu = embed(model, faces, PRE, occlusion=occlusion("sunglasses:round"), **OFF)
-    gpu = embed(model.cuda(), faces, PRE, occlusion=occlusion("sunglasses:round"), **OFF)
+    cpu = embed(model, faces, PRE, occlusion=named_occlusion("sunglasses:round"), **OFF)
+    gpu = embed(model.cuda(), faces, PRE, occlusion=named_occlusion("sunglasses:round"), **OFF)
     assert torch.nn.functional.cosine_similarity(cpu.features, gpu.features).min() > 0.999

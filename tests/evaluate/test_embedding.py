@@ -155,9 +155,9 @@ def test_alignment_that_contradicts_the_weights_is_refused() -> None:
             {"occlusion": Band()},
             "dataset: expected landmarks, which the occlusion needs, p0/0 has none",
         ),
-        (Squares(), {"flip": "both"}, "flip: expected one of sum, concat, none"),
+        (Squares(), {"flip": "both"}, "flip: expected one of 'sum', 'concat', 'none', got 'both'"),
         (Squares(), {"indices": []}, "indices: expected at least one image"),
-        (Squares(), {"batch_size": 0}, "batch_size: expected at least 1"),
+        (Squares(), {"batch_size": 0}, "batch_size: expected an int of at least 1"),
     ],
 )
 def test_one_clear_error(faces: Squares, settings: dict, message: str) -> None:
@@ -169,7 +169,7 @@ def test_a_model_that_gives_no_features_is_refused() -> None:
     faces = Squares()
     with pytest.raises(ValueError, match=r"model: expected features \[24, D\], got \[24, 1, 24, 20\]"):
         embed(lambda x: x, faces, PRE, **OFF)
-    with pytest.raises(ValueError, match="model: expected finite features, not those of p0/0"):
+    with pytest.raises(ValueError, match="model: expected finite features, got NaN or infinity for p0/0"):
         embed(lambda x: x.flatten(1) * torch.nan, faces, PRE, **OFF)
 
 

@@ -108,8 +108,8 @@ def test_rank_1_is_scikit_learns_nearest_neighbor() -> None:
             r"1 probes show people who are not in the gallery, the first is probe 1 \(5\)",
         ),
         ({"fars": (0.1,)}, "fars: expected some probes of people who are not"),
-        ({"ranks": (0,)}, "ranks: expected numbers of at least 1"),
-        ({"count": "faces"}, "count: expected 'people' or 'images'"),
+        ({"ranks": (0,)}, "ranks: expected an int of at least 1"),
+        ({"count": "faces"}, "count: expected one of 'people', 'images', got 'faces'"),
     ],
 )
 def test_one_clear_error_for_bad_input(changed: dict, message: str) -> None:
@@ -147,7 +147,7 @@ def test_normalized_scores_by_hand() -> None:
     )
     with pytest.raises(ValueError, match="method: expected"):
         normalized_scores(score, x, y, cohort, "q")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="top: expected 2 to 3"):
+    with pytest.raises(ValueError, match=r"top: expected an int in \[2, 3\]"):
         normalized_scores(score, x, y, cohort, "s", top=9)
 
 

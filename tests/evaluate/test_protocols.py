@@ -80,8 +80,8 @@ def test_ar_compares_one_clean_reference_with_light_sunglasses_and_scarf(tmp_pat
         assert sorted(set(faces.numbers[protocol.index[:, 1]].tolist())) == numbers
         by_name = [faces.names[a][:5] == faces.names[b][:5] for a, b in protocol.index.tolist()]
         assert protocol.same.tolist() == by_name
-    with pytest.raises(ValueError, match="reference: expected a photograph's number that is there, got 27"):
-        ar(faces, 27)
+    with pytest.raises(ValueError, match="reference: expected the number of a photograph in the data set, got 27"):
+        ar(faces, reference=27)
     images(tmp_path / "few", ["M-001-01.png", "M-001-05.png"])
     with pytest.raises(ValueError, match="expected images of the condition 'sunglasses'"):
         ar(AR(tmp_path / "few"))
@@ -167,7 +167,7 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     covers = {"eyes": Band("eyes"), "big": Block((20, 16), (12.0, 10.0), fill="noise")}
     report = compare([pairs, search], model, faces, PRE, covers, **OFF)
     assert [(r.protocol, r.occlusion) for r in report.rows] == [
-        (p, o) for p in ("pairs", "gallery of 1 a person") for o in ("clean", "eyes", "big")
+        (p, o) for p in ("pairs", "Identification, 1 gallery image per person") for o in ("clean", "eyes", "big")
     ]
     clean, big = (
         embed(model, faces, PRE, **OFF).features,
@@ -185,7 +185,7 @@ def test_report_has_what_each_run_alone_gives(tmp_path: Path) -> None:
     assert row.at_clean_threshold == pytest.approx(float(((scores >= thresholds) == pairs.same).double().mean()))
     assert report.cost(row) == pytest.approx(report["pairs", "clean"].result.accuracy - row.result.accuracy)
     assert report.cost(report["pairs", "clean"]) is None and report["pairs", "clean"].result.accuracy > 0.9
-    assert report["gallery of 1 a person", "big"].result.ranks == search.evaluate(clean, big).ranks
+    assert report["Identification, 1 gallery image per person", "big"].result.ranks == search.evaluate(clean, big).ranks
     both = compare(pairs, model, faces, PRE, covers, cover="both", **OFF)
     assert both["pairs", "big"].result.auc == pairs.evaluate(big, big).auc != expected.auc
 
@@ -194,7 +194,7 @@ def test_intervals_over_people_in_the_report() -> None:
     faces, model = Squares(people=12), Projection()
     protocol = pairs_of(faces)
     covers = {"big": Block((20, 16), (12.0, 10.0), fill="noise")}
-    with pytest.raises(ValueError, match="resamples: expected 0 for pairs: who is on its images is not known"):
+    with pytest.raises(ValueError, match="resamples: expected 0 for pairs, whose people are unknown, got 50"):
         compare(protocol, model, faces, PRE, resamples=50, **OFF)
     protocol = replace(protocol, people=faces.labels[protocol.index])
     report = compare([protocol, gallery_and_probes(faces)], model, faces, PRE, covers, resamples=50, **OFF)
@@ -234,9 +234,15 @@ def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     curve = report["pairs", "eyes"].result.roc
     assert eyes == list(zip(curve.far, curve.tar, strict=True))
     text = (tmp_path / "report.md").read_text()
-    assert f"| eyes | {100 * report.rows[1].covered:.1f} | {report.rows[1].shown('accuracy')} |" in text
+    eyes, cost = report.rows[1], report.cost(report.rows[1])
+    assert f"| eyes | {eyes.shown('accuracy')} | {100 * cost:.2f} |" in text and f"| {100 * eyes.covered:.1f} |" in text
     html = page.read_text()
-    assert html.count("data:image/png;base64,") == 4 and "<td>eyes</td>" in html and "http" not in html
+    assert (
+        html.count("data:image/png;base64,") == 4
+        and "<td>eyes</td>" in html
+        and '<td class="main">' in html
+        and "http" not in html
+    )
     assert set(report.examples) == {"clean", "eyes"}
 
 
@@ -257,7 +263,7 @@ def test_features_are_used_again_only_where_nothing_changed(tmp_path: Path) -> N
             faces,
             PRE,
             {"x": Block((5, 5), seed=changed.pop("seed", 0))},
-            cache=tmp_path,
+            checkpoint=tmp_path,
             **changed,
             **OFF,
         )  # type: ignore[arg-type]
@@ -272,15 +278,15 @@ def test_features_are_used_again_only_where_nothing_changed(tmp_path: Path) -> N
     with torch.no_grad():
         model.weight.add_(1)
     assert run(model)[0] == first
-    with pytest.raises(ValueError, match="cache: expected a model with weights"):
-        compare(pairs, lambda x: x.flatten(1), faces, PRE, cache=tmp_path, **OFF)
+    with pytest.raises(ValueError, match="checkpoint: expected a module"):
+        compare(pairs, lambda x: x.flatten(1), faces, PRE, checkpoint=tmp_path, **OFF)
 
 
 def test_one_clear_error_for_wrong_comparisons() -> None:
     faces = Squares()
-    with pytest.raises(ValueError, match="occlusions: the name 'clean'"):
+    with pytest.raises(ValueError, match="occlusions: the name 'clean' is reserved"):
         compare(pairs_of(faces), Projection(), faces, PRE, {"clean": Band()}, **OFF)
-    with pytest.raises(ValueError, match="cover: expected 'probe' or 'both'"):
+    with pytest.raises(ValueError, match="cover: expected one of 'probe', 'both', got 'all'"):
         compare(pairs_of(faces), Projection(), faces, PRE, cover="all", **OFF)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="protocols: expected at least one and different names"):
         compare([pairs_of(faces), pairs_of(faces)], Projection(), faces, PRE, **OFF)
@@ -309,7 +315,7 @@ def test_score_files(tmp_path: Path) -> None:
         == verification(scores, same, np.arange(400) % 4).accuracy
     )
     for content, message in (
-        ("a,b\n1,2", "line 1: expected a header with score, same"),
+        ("a,b\n1,2", "line 1: expected a header with score, same and optionally fold"),
         ("score,same\n0.5,2", "line 2: expected score, same"),
         ("score,same\n0.5,1\nx,1", "line 3: expected score, same"),
         ("score,same\n0.5", "line 2: expected score, same"),
@@ -375,11 +381,16 @@ def test_command_line_judges_scores(tmp_path: Path, occfast: Callable[..., Done]
     assert (tmp_path / "evaluation" / "report.html").is_file()
     for arguments, message in (
         (("evaluate", "faces"), "protocol: expected one of lfw"),
-        (("evaluate", "lfw"), "--model: expected weights"),
-        (("evaluate", "scores", "none.csv"), "can't be read"),
+        (("evaluate", "lfw", "-o", "other"), "--model: expected a network, got none"),
+        (("evaluate", "scores", "none.csv", "-o", "other"), "can't be read"),
         (
-            ("evaluate", "scores", "mine.csv", "--folds", 7),
-            "folds: expected a number of at least 2 that divides the 60 pairs",
+            ("evaluate", "scores", "mine.csv"),
+            "evaluation holds a report: --resume uses its features again, --overwrite",
+        ),
+        (("evaluate", "scores", "mine.csv", "-o", "other", "--gallery", 2), "--gallery: only valid with search"),
+        (
+            ("evaluate", "scores", "mine.csv", "-o", "other", "--folds", 61),
+            "folds: expected a number from 2 to 60, the number of pairs, got 61",
         ),
     ):
         failed = occfast(*arguments)
@@ -410,9 +421,11 @@ def test_command_line_judges_a_network_and_goes_on_where_it_was(
     assert about["rows"][0]["n_known"] == 6 and about["rows"][1]["covered"] == pytest.approx(0.08)
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "features").iterdir()}
     assert len(written) == 2
-    assert json.loads(occfast(*arguments).stdout)["rows"] == about["rows"]
+    again = occfast(*arguments)
+    assert again.returncode == 2 and "evaluation holds a report" in again.stderr
+    assert json.loads(occfast(*arguments, "--resume").stdout)["rows"] == about["rows"]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "evaluation" / "features").iterdir()} == written
-    failed = occfast("evaluate", "search", "faces", "-m", weights)
+    failed = occfast("evaluate", "search", "faces", "-m", weights, "-o", "other")
     assert failed.returncode == 2 and "expected images of [1, 100, 100], which the network takes" in failed.stderr
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from occfast.data import AR10P, Npz, RecordIO, VerificationBin, read_landmarks
 from occfast.data.celeba import read_identities
-from occfast.data.folder import read_list
 from occfast.data.images import decode, probe, read_pgm
 from occfast.data.lfw import read_people
+from occfast.data.lists import read_list
 from occfast.data.overlap import read_exclude
 from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from occfast import DataError
-from occfast.occlude.base import Occlusion, OcclusionResult, uniform
+from occfast.occlude.base import Compose, Occlusion, OcclusionResult, uniform
 from occfast.occlude.drawn import BANDS, Band, Block, Sunglasses
 from occfast.occlude.masks import DRAWN_MASKS, FaceMask, MaskTemplate, mask_points
-from occfast.occlude.named import Compose, describe, occlusion
+from occfast.occlude.named import named_occlusion
 
 #: A frontal face in 100×100, (row, column).
 FRONTAL = torch.tensor([[40.0, 31], [40, 69], [60.5, 50], [79, 33.5], [79, 66.5]], dtype=torch.float64)
@@ -210,8 +210,8 @@ def test_templates_are_read(tmp_path: Path) -> None:
     assert template.rgba.shape == (4, 40, 60) and template.anchors[3].tolist() == [30.0, 8.0]
     out = FaceMask(template)(torch.zeros(1, 3, 100, 100, dtype=torch.uint8), FRONTAL[None]).images
     assert out[0, :, 79, 50].tolist() == [10, 20, 30]
-    assert describe(occlusion(f"mask:{tmp_path}/plain"))["template"] == ["plain"]
-    assert [t.name for t in occlusion(f"mask:{tmp_path}").templates] == ["plain"]  # type: ignore[attr-defined]
+    assert named_occlusion(f"mask:{tmp_path}/plain").about()["template"] == ["plain"]
+    assert [t.name for t in named_occlusion(f"mask:{tmp_path}").templates] == ["plain"]  # type: ignore[attr-defined]
 
 
 def test_bad_templates_are_one_clear_error(tmp_path: Path) -> None:
@@ -247,8 +247,8 @@ def test_published_templates_fit_a_face() -> None:
 
 
 def test_together_is_the_union() -> None:
-    whole = occlusion("nose+mouth+chin")(batch(1), FRONTAL[None])
-    parts = [occlusion(name)(batch(1), FRONTAL[None]).mask for name in ("nose", "mouth", "chin")]
+    whole = named_occlusion("nose+mouth+chin")(batch(1), FRONTAL[None])
+    parts = [named_occlusion(name)(batch(1), FRONTAL[None]).mask for name in ("nose", "mouth", "chin")]
     assert torch.equal(whole.mask, parts[0] | parts[1] | parts[2])
     assert (whole.images[0, :, 60:] == 255).all()
 
@@ -267,8 +267,8 @@ def test_together_is_the_union() -> None:
     ],
 )
 def test_names(name: str, expected: Occlusion) -> None:
-    assert occlusion(name) == expected
-    json.dumps(describe(expected))
+    assert named_occlusion(name) == expected
+    json.dumps(expected.about())
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_names(name: str, expected: Occlusion) -> None:
 )
 def test_wrong_names_are_one_clear_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"expected|can't be read"):
-        occlusion(name)
+        named_occlusion(name)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_only_positive_cell_is_always_drawn():
 
 def test_centers_of_a_coarse_map_are_in_pixels():
     p = LocationDistribution.softmax(
-        torch.rand(3, 4, dtype=torch.float64), 0.5, (30, 40), ([5, 15, 25], [0, 10, 20, 39])
+        torch.rand(3, 4, dtype=torch.float64), 0.5, image_size=(30, 40), centers=([5, 15, 25], [0, 10, 20, 39])
     )
     info = NoisyOccluder((4, 6), p).draw(torch.zeros(2000, 1, 30, 40))
     rows = set((info.boxes[:, 0] + 2).tolist())
@@ -85,7 +86,7 @@ def test_temperature_moves_between_the_maximum_and_uniform():
 
 def test_saved_and_loaded(tmp_path):
     p = LocationDistribution.softmax(
-        np.random.default_rng(0).random((4, 5)), 0.3, (40, 50), (range(0, 40, 10), range(0, 50, 10))
+        np.random.default_rng(0).random((4, 5)), 0.3, image_size=(40, 50), centers=(range(0, 40, 10), range(0, 50, 10))
     )
     p.save(tmp_path / "p.npz")
     q = LocationDistribution.load(tmp_path / "p.npz")
@@ -167,11 +168,92 @@ def test_numpy_in():
     assert isinstance(out, torch.Tensor) and float(out.max()) == 0.5
 
 
-def test_inside_compiled_code():
-    occluder = NoisyOccluder((9, 9), seed=1)
-    images, ids = torch.rand(4, 1, 30, 30), torch.arange(4)
-    compiled = torch.compile(lambda x, k: occluder(x * 1.0, k) + 0.0, backend="eager")
-    assert torch.equal(compiled(images, ids), occluder(images, ids))
+@pytest.mark.parametrize("locations", ["uniform", "normal", LocationDistribution.normal((30, 30))])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_in_a_compiled_graph(locations, dtype, backend):
+    """The first call is compiled, before anything is built for this size, and the graph has no breaks."""
+    torch.compiler.reset()
+    images, ids = (torch.rand(4, 1, 30, 30) * (255 if dtype == torch.uint8 else 1)).to(dtype), torch.arange(4)
+    occluder = NoisyOccluder((9, 9), locations, seed=1)
+    compiled = torch.compile(lambda x, k: occluder(x.clone(), k).clone(), backend=backend, fullgraph=True)
+    assert torch.equal(compiled(images, ids), NoisyOccluder((9, 9), locations, seed=1)(images, ids))
+    if dtype == torch.float32:
+        with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], the value_range of this occluder"):
+            compiled(images + 1, ids)
+        leaf = images.clone().requires_grad_()
+        compiled(leaf, ids).sum().backward()
+        assert torch.equal(leaf.grad == 0, occluder(images, ids) != images)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_where(layout, dtype):
+    images = (torch.rand(6, 3, 30, 40) * 0.9).to(dtype).contiguous(memory_format=layout)
+    occluder, ids = NoisyOccluder(((5, 9), (8, 12)), p=0.7, seed=2), torch.arange(6)
+    painted, info = occluder(images, ids, return_info=True)
+    mask = info.mask(30, 40)[:, None]
+    weights = torch.randn(images.shape, dtype=dtype)
+    leaf = images.clone().requires_grad_()
+    out, drawn = occluder(leaf * 1, ids, return_info=True)
+    assert torch.equal(out, painted) and torch.equal(drawn.boxes, info.boxes) and not drawn.level.requires_grad
+    (out * weights).sum().backward()
+    definition = images.clone().requires_grad_()
+    (torch.where(mask, painted, definition) * weights).sum().backward()
+    assert torch.equal(leaf.grad, definition.grad)
+    assert (leaf.grad[mask.expand_as(images)] == 0).all() and (leaf.grad != 0).sum() > 0
+    in_place = images.clone().requires_grad_()
+    batch = in_place * 1
+    again = occluder.apply_(batch, ids)
+    assert torch.equal(batch, painted) and torch.equal(again.boxes, info.boxes)
+    (batch * weights).sum().backward()
+    assert torch.equal(in_place.grad, definition.grad)
+
+
+def test_gradients_equal_the_reference(monkeypatch):
+    images, ids, found = torch.rand(5, 1, 30, 30), torch.arange(5), []
+    for implementation in ("native", "reference"):
+        monkeypatch.setenv("OCCFAST_BACKEND", implementation)
+        leaf = images.clone().requires_grad_()
+        NoisyOccluder((9, 9), seed=4)(leaf, ids).square().sum().backward()
+        found.append(leaf.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+
+
+def test_stale_values_are_not_used_in_backward():
+    """A clean view, an occluder in place, a covered view, and one backward: autograd notices."""
+    leaf = torch.rand(4, 1, 20, 20, requires_grad=True)
+    batch = leaf * 1
+    clean = batch.square().sum()
+    NoisyOccluder((9, 9)).apply_(batch, torch.arange(4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (clean + batch.square().sum()).backward()
+    weight = torch.rand(4, 1, 20, 20, requires_grad=True)
+    images = torch.rand(4, 1, 20, 20)  # without gradients of their own, but saved for that of the weight
+    product = (weight * images).sum()
+    version = images._version
+    NoisyOccluder((9, 9)).apply_(images, torch.arange(4))
+    assert images._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_leaves_are_refused_in_place():
+    occluder = NoisyOccluder((9, 9))
+    leaf = torch.rand(4, 1, 20, 20, requires_grad=True)
+    before = leaf.detach().clone()
+    for images in (leaf, leaf[:2]):
+        with pytest.raises(ValueError, match="images: expected a tensor that can be changed in place, got a leaf"):
+            occluder.apply_(images, torch.arange(len(images)))
+    assert torch.equal(leaf, before)
+    with torch.no_grad():
+        occluder.apply_(leaf, torch.arange(4))
+    assert not torch.equal(leaf, before)
+    with torch.inference_mode():
+        occluder.apply_(torch.rand(2, 1, 20, 20))
+    part = torch.rand(4, 1, 20, 20, requires_grad=True) * 1
+    occluder.apply_(part[1:], torch.arange(3))  # a view of a tensor that is no leaf
+    part.sum().backward()
 
 
 class Faces(Dataset):
@@ -200,14 +282,27 @@ def test_workers_give_what_the_main_process_gives(context):
     assert torch.equal(torch.cat(list(loader)), alone)
 
 
-def test_workers_and_epochs_do_not_repeat_each_other():
-    loader = DataLoader(Faces(explicit=False), batch_size=6, num_workers=2)
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_and_epochs_do_not_repeat_each_other(context):
+    dataset = Faces(explicit=False)
+    loader = DataLoader(dataset, batch_size=6, num_workers=2, multiprocessing_context=context)
     torch.manual_seed(7)
     epochs = [torch.cat(list(loader)) for _ in range(2)]
     images = torch.cat(epochs).flatten(1)
     assert len(images.unique(dim=0)) == 48
     torch.manual_seed(7)
     assert torch.equal(torch.cat(list(loader)), epochs[0])
+    assert int(dataset.occluder.counter) == 0  # each worker has a counter of its own
+
+
+def test_a_copy_has_a_counter_of_its_own():
+    occluder = NoisyOccluder((9, 9), seed=1)
+    images = torch.rand(4, 1, 30, 30)
+    occluder(images)
+    other = pickle.loads(pickle.dumps(occluder))
+    assert int(other.counter) == 4 and list(other.state_dict()) == ["counter"]
+    assert torch.equal(other(images), occluder(images))
+    assert int(copy.deepcopy(occluder).counter) == 8
 
 
 def _rank(rank: int, ranks: int, folder: str) -> None:
@@ -302,7 +397,12 @@ def test_bad_settings(name):
 @pytest.mark.parametrize(
     ("images", "ids", "error", "message"),
     [
-        (torch.rand(2, 1, 30, 31), None, ValueError, "images: expected 30x30 pixels, which the locations are for"),
+        (
+            torch.rand(2, 1, 30, 31),
+            None,
+            ValueError,
+            "images: expected 30x30 pixels, the size that the locations are made for",
+        ),
         (torch.rand(1, 30, 30), None, ValueError, r"images: expected shape \[N, C, H, W\]"),
         (torch.rand(2, 1, 30, 30).double(), None, TypeError, "images: expected dtype"),
         (torch.rand(2, 1, 30, 30), torch.arange(3), ValueError, r"sample_ids: expected shape \[2\], got \[3\]"),
@@ -331,7 +431,7 @@ def test_an_occluder_larger_than_the_image():
         (lambda: LocationDistribution.from_weights(torch.full((3, 3), torch.nan)), "weights: expected finite"),
         (lambda: LocationDistribution.softmax(torch.rand(3, 3), 0.0), "temperature: expected a number"),
         (
-            lambda: LocationDistribution.from_weights(torch.ones(2, 2), (5, 5), ([0, 5], [0, 1])),
+            lambda: LocationDistribution.from_weights(torch.ones(2, 2), image_size=(5, 5), centers=([0, 5], [0, 1])),
             "row_centers: expected incr",
         ),
         (

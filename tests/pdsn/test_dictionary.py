@@ -174,5 +174,5 @@ def test_bad_input():
         made().combine(torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="loader"):
         build_dictionary(toy_base(), toy_regions(), [])
-    with pytest.raises(TypeError, match="for training"):
+    with pytest.raises(TypeError, match="epochs: only valid without generators"):
         build_dictionary(toy_base(), toy_regions(), [toy_images(each=1)], generators=object(), epochs=3)

@@ -147,7 +147,7 @@ def test_a_checkpoint_of_something_else_is_refused(base, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train_generators(base, toy_regions(), *data, **few, checkpoint=path, checkpoint_every=0, on_epoch=kill)
-    with pytest.raises(ValueError, match=r"another training \(seed differ"):
+    with pytest.raises(ValueError, match=r"another training, which differs in seed"):
         train_generators(base, toy_regions(), *data, **few, checkpoint=path, seed=1)
     path.write_bytes(b"nonsense")
     with pytest.raises(DataError, match="damaged"):

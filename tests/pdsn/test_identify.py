@@ -256,5 +256,5 @@ def test_bad_input(base, dictionary):
         identify(Base(base.trunk, base.tail, mean=0.1), dictionary, gallery, labels, probes, occlusion)
     with pytest.raises(ValueError, match="finite"):
         match(maps(2, 1) * math.nan, torch.zeros(2, dtype=torch.int64), maps(2, 2), k=1)
-    with pytest.raises(ValueError, match="gallery's"):
+    with pytest.raises(ValueError, match="as those of the gallery"):
         match(maps(2, 1), torch.zeros(2, dtype=torch.int64), maps(2, 2)[:, :3], k=1)

@@ -20,7 +20,6 @@ from occfast.reproduce.trigueros2018 import sources, steps
 from occfast.reproduce.trigueros2018.effects import Effects, Measured
 from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, Settings
 from occfast.reproduce.trigueros2018.sources import split_by_person
-from occfast.train import place
 from occfast.train.augment import TEMPERATURES
 from tests.reproduce.pages import CHROMIUM, look
 
@@ -277,13 +276,13 @@ def test_the_split_is_that_of_the_data_set() -> None:
         split_by_person(faces.labels, (7, 2, 2), 0)
 
 
-def test_place_interpolates_a_coarse_map_to_every_pixel() -> None:
+def test_the_distribution_interpolates_a_coarse_map_to_every_pixel() -> None:
     from occfast import OcclusionMap, SweepGrid
 
     grid = SweepGrid.over((9, 7), (3, 3), stride=(4, 3))
     values = np.array([[0.0, 0.3, 0.6], [0.4, 0.7, 1.0], [0.8, 0.8, 0.8]])
     m = OcclusionMap(values, values * 0, None, grid, "error", "dense", 2, 0, 18, 1.0, np.zeros((1, 9, 7), np.float32))
-    p = place(m, 0.5)
+    p = m.distribution(0.5)
     assert isinstance(p, LocationDistribution) and p.probabilities.shape == (9, 7)
     weights = (p.probabilities / p.probabilities[0, 0]).log() * 0.5  # Eq. 4 backwards: the map, less its corner
     torch.testing.assert_close(weights[::4, ::3], torch.from_numpy(values))

@@ -226,7 +226,7 @@ def test_a_base_with_occluders_sees_all_kinds():
 
     data = tiny_faces()
     bands = landmark_bands(data.landmarks[data.train], TINY.size)
-    where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, TINY.size)
+    where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, image_size=TINY.size)
     augment = training.BaseAugment("occluders", data, bands, where, 0)
     n = len(data.train)
     images = data.images[data.train]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from occfast import Adaptive as AdaptiveMethod
 from occfast import OcclusionMap
+from occfast import Sampled as SampledMethod
 from occfast.sweep.estimate import Disagreement
 from tests.sweep.face_maps import FLAT, WIDE, full, looked_up
 
@@ -51,7 +52,7 @@ def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sam
     """Maps of all images, or of the first 64 of a random order, against the full sweep of all."""
     truth = full(data, occluder)
     with looked_up(data, occluder) as call:
-        maps = [call(method="sampled", seed=seed, tolerance=1.0 if part else None) for seed in range(seeds)]
+        maps = [call(method=SampledMethod(tolerance=1.0 if part else None), seed=seed) for seed in range(seeds)]
     (used,) = {m.n_images for m in maps}
     assert used == (PART if part else truth.n_images)
     runs = [covered(m, truth) for m in maps]
@@ -81,15 +82,17 @@ class Adaptive:
     fewer: float
 
 
-def adaptive(data: str, occluder: tuple[int, int], seeds: int, images: int = 16, **more: Any) -> Adaptive:
-    """Of maps of the first ``images`` images; ``more`` goes to occlusion_map."""
+def adaptive(
+    data: str, occluder: tuple[int, int], seeds: int, images: int = 16, tolerance: float | None = None
+) -> Adaptive:
+    """Of maps of the first ``images`` images."""
     truth = full(data, occluder)
     assert truth.per_image is not None
     full_maps = truth.per_image[:images]
     held, different, evaluated = [], [], []
     with looked_up(data, occluder) as call:
         for seed in range(seeds):
-            m = call(images, method="adaptive", seed=seed, check=0.05, **more)
+            m = call(images, method=AdaptiveMethod(check=0.05, tolerance=tolerance), seed=seed)
             assert isinstance(m.estimate, Disagreement)
             different.append(float((m.per_image != full_maps).mean()))
             held.append(m.estimate.low <= different[-1] <= m.estimate.high)

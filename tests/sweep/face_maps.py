@@ -122,7 +122,7 @@ def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.Occlusi
 def _full(data: str, occluder: tuple[int, int]) -> occfast.OcclusionMap:
     k = known(data)
     with _one_thread():
-        return occfast.occlusion_map(k.network, k.images, k.labels, occluder, STRIDE, progress=False)
+        return occfast.occlusion_map(k.network, k.images, k.labels, occluder, stride=STRIDE, progress=False)
 
 
 def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
@@ -167,7 +167,7 @@ def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., oc
             faces[:count],
             torch.zeros(count, dtype=torch.long),
             sweep.grid.occluder,
-            sweep.grid.stride,
+            stride=sweep.grid.stride,
             progress=report,
             batch_size=64,
             **arguments,

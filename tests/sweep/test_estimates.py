@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import occfast
+from occfast import Adaptive, Sampled
 from occfast.sweep.estimate import Sampling, count_interval
 from occfast.sweep.methods.kriging import BorderSearch
 from occfast.sweep.methods.refinement import Refinement
@@ -45,18 +46,18 @@ def test_sampled_intervals_cover_the_full_sweep(data, occluder, part):
 
 
 def test_sampled_stops_when_it_knows_enough(looked_up):
-    m = looked_up(method="sampled", tolerance=0.035)
+    m = looked_up(method=Sampled(tolerance=0.035))
     assert isinstance(m.estimate, Sampling) and m.estimate.reached
     assert m.n_images == 128 and m.estimate.part == pytest.approx(128 / full().n_images)
-    assert m.standard_error.max() <= 0.035 < looked_up(method="sampled", tolerance=1.0).standard_error.max()
-    missed = looked_up(method="sampled", tolerance=1e-4)
+    assert m.standard_error.max() <= 0.035 < looked_up(method=Sampled(tolerance=1.0)).standard_error.max()
+    missed = looked_up(method=Sampled(tolerance=1e-4))
     assert not missed.estimate.reached and missed.n_images == full().n_images and missed.estimate.part == 1
     assert "not reached" in str(missed.estimate)
 
 
 def test_sampled_with_the_network():
     k = known()
-    m = occfast.occlusion_map(k.network, k.images, k.labels, SIZE, STRIDE, method="sampled", progress=False)
+    m = occfast.occlusion_map(k.network, k.images, k.labels, SIZE, stride=STRIDE, method="sampled", progress=False)
     assert m.method == "sampled" and m.per_image is None and covered(m, full()) > 0.85
     assert np.abs(m.values - full().values).mean() < 0.03 and m.n_images == full().n_images
 
@@ -115,7 +116,9 @@ def test_adaptive_disagreement_lies_in_its_interval(data):
 def test_adaptive_with_the_network():
     k = known()
     truth = full().per_image[:20]
-    m = occfast.occlusion_map(k.network, k.images[:20], k.labels[:20], SIZE, STRIDE, method="adaptive", progress=False)
+    m = occfast.occlusion_map(
+        k.network, k.images[:20], k.labels[:20], SIZE, stride=STRIDE, method="adaptive", progress=False
+    )
     assert m.method == "adaptive" and float((m.per_image == truth).mean()) > 0.98
     assert np.abs(m.values - truth.mean(0)).max() < 0.16
 
@@ -127,11 +130,11 @@ def test_adaptive_real_valued(score):
     call = dict(occluder=SIZE, stride=STRIDE, score=score, progress=False)
     truth = occfast.occlusion_map(k.network, k.images[:6], labels, **call)
     limit = 0.2 * float(np.ptp(truth.per_image))
-    m = occfast.occlusion_map(k.network, k.images[:6], labels, method="adaptive", tolerance=limit, check=0.2, **call)
+    m = occfast.occlusion_map(k.network, k.images[:6], labels, method=Adaptive(tolerance=limit, check=0.2), **call)
     off = np.abs(m.per_image - truth.per_image)
     assert m.n_evaluations < 0.8 * truth.n_evaluations and float((off > limit).mean()) < 0.02
     assert m.estimate.tolerance == pytest.approx(limit) and m.estimate.worst_error <= off.max() + limit
-    finer = occfast.occlusion_map(k.network, k.images[:6], labels, method="adaptive", tolerance=limit / 4, **call)
+    finer = occfast.occlusion_map(k.network, k.images[:6], labels, method=Adaptive(tolerance=limit / 4), **call)
     assert finer.n_evaluations > m.n_evaluations
     assert np.abs(finer.per_image - truth.per_image).mean() < off.mean()
 
@@ -144,7 +147,7 @@ def test_adaptive_tolerance_is_the_chance_of_a_wrong_label(looked_up):
     """Fewer evaluations for more errors, and a good deal fewer wrong labels among those skipped than the chance allows
     at each (which is the largest, at the border)."""
     truth = full().per_image
-    found = [looked_up(method="adaptive", tolerance=t, spacing=8, check=0.0) for t in (0.02, 0.08, 0.3)]
+    found = [looked_up(method=Adaptive(tolerance=t, spacing=8, check=0.0)) for t in (0.02, 0.08, 0.3)]
     counts = [m.n_evaluations for m in found]
     wrong = [float((m.per_image != truth).sum()) / (truth.size - m.n_evaluations) for m in found]
     assert counts == sorted(counts, reverse=True) and counts[2] < 0.8 * counts[0]
@@ -163,7 +166,7 @@ def test_equal_outputs_are_ordered_by_class():
 
     call = dict(occluder=3, progress=False, batch_size=8)
     exact = occfast.occlusion_map(model, images, labels, **call)
-    near = occfast.occlusion_map(model, images, labels, method="adaptive", spacing=1, **call)
+    near = occfast.occlusion_map(model, images, labels, method=Adaptive(spacing=1), **call)
     assert np.array_equal(exact.per_image, near.per_image)
     assert exact.per_image[0].sum() == 0 and exact.per_image[1].sum() == 9
 
@@ -293,7 +296,7 @@ def test_refinement_ends_within_its_tolerance(shape):
 
 
 def test_more_spacing_fewer_evaluations(looked_up):
-    counts = [looked_up(10, method="adaptive", spacing=spacing).n_evaluations for spacing in (2, 4, 8, 16)]
+    counts = [looked_up(10, method=Adaptive(spacing=spacing)).n_evaluations for spacing in (2, 4, 8, 16)]
     assert counts[0] == 10 * 625 and counts[1] > counts[2] > counts[3]
 
 
@@ -320,6 +323,9 @@ def test_interrupted_and_resumed(method, looked_up, tmp_path):
     again = looked_up(130, method=method, checkpoint=path)
     assert np.array_equal(again.values, whole.values) and np.array_equal(again.standard_error, whole.standard_error)
     assert again.estimate == whole.estimate and again.n_evaluations == whole.n_evaluations
+    finished = looked_up(130, method=method, checkpoint=path)  # from the checkpoint alone
+    assert np.array_equal(finished.values, whole.values) and finished.estimate == whole.estimate
+    finished.save(tmp_path / "map.npz")
     assert not path.exists()
 
 
@@ -336,22 +342,57 @@ def test_files_and_page(method, looked_up, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("kind", "options", "error", "message"),
     [
-        (dict(method="dense", tolerance=0.1), "tolerance: expected None, since method='dense' is exact"),
-        (dict(method="auto", spacing=4), "spacing: expected None, since method='auto' is exact"),
-        (dict(method="adaptive", tolerance=0.6), "tolerance: expected the chance of a wrong label, at most 0.5"),
-        (dict(method="adaptive", bandwidth=3.0), "bandwidth: expected None, since method='adaptive' has none"),
-        (dict(method="sampled", check=0.1), "check: expected None, since method='sampled' has none"),
-        (dict(method="sampled", tolerance=0.0), "tolerance: expected a number above 0"),
-        (dict(method="adaptive", check=2.0), r"check: expected a number in \[0, 1\]"),
-        (dict(method="sampled", bandwidth=0.0), "bandwidth: expected pixels above 0"),
-        (dict(method="guess"), "method: expected one of auto, dense, incremental, adaptive, sampled"),
+        (Adaptive, dict(bandwidth=3.0), TypeError, "bandwidth"),
+        (Sampled, dict(check=0.1), TypeError, "check"),
+        (Sampled, dict(tolerance=0.0), ValueError, "tolerance: expected a number above 0"),
+        (Sampled, dict(tolerance="a"), TypeError, "tolerance: expected a number, got 'a'"),
+        (Adaptive, dict(tolerance=float("nan")), ValueError, "tolerance: expected a number above 0"),
+        (Adaptive, dict(check=2.0), ValueError, r"check: expected a number in \[0, 1\]"),
+        (Adaptive, dict(spacing=0), ValueError, "spacing: expected numbers of at least 1"),
+        (Adaptive, dict(spacing=2.5), TypeError, "spacing: expected an int or two"),
+        (Sampled, dict(bandwidth=0.0), ValueError, r"bandwidth: expected a number in \[0.1"),
+        (Sampled, dict(bandwidth=1e-300), ValueError, r"bandwidth: expected a number in \[0.1"),
+        (Sampled, dict(bandwidth=(1, 2, 3)), TypeError, "bandwidth: expected pixels or two of them"),
     ],
 )
-def test_wrong_arguments(tiny_net, faces, labels, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, **arguments)
+def test_wrong_options(kind, options, error, message):
+    with pytest.raises(error, match=message):
+        kind(**options)
+
+
+def test_options_belong_to_their_method(tiny_net, faces, labels):
+    with pytest.raises(ValueError, match=r"tolerance: expected the probability of a wrong label, at most 0\.5"):
+        occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, method=Adaptive(tolerance=0.6))
+    for name in ("tolerance", "spacing", "check", "bandwidth"):
+        with pytest.raises(TypeError, match=name):
+            occfast.occlusion_map(tiny_net, faces, labels, (5, 4), **{name: 1})
+    assert Sampled(bandwidth=np.float32(2), spacing=np.int64(3)) == Sampled(bandwidth=(2.0, 2.0), spacing=(3, 3))
+
+
+@pytest.mark.parametrize("options", [Adaptive(), Sampled()])
+def test_a_name_means_the_default_options(options, tiny_net, faces, labels):
+    call = dict(occluder=(5, 4), progress=False, batch_size=8)
+    made = [
+        occfast.occlusion_map(tiny_net, faces, labels, method=m, **call)
+        for m in (options, type(options).__name__.lower())
+    ]
+    assert np.array_equal(made[0].values, made[1].values) and made[0].estimate == made[1].estimate
+
+
+@pytest.mark.parametrize("kind", [Adaptive, Sampled])
+@pytest.mark.parametrize("score", ["error", "score_drop"])
+def test_the_smallest_tolerance_visits_what_it_can(kind, score, tiny_net, faces, labels):
+    m = occfast.occlusion_map(
+        tiny_net, faces, labels, (5, 4), score=score, progress=lambda done, total: None, method=kind(tolerance=1e-300)
+    )
+    assert np.isfinite(m.values).all() and m.n_images == 6
+    if kind is Adaptive:
+        exact = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), score=score, progress=False)
+        np.testing.assert_allclose(m.values, exact.values, atol=1e-6)
+    else:
+        assert not m.estimate.reached
 
 
 def test_the_interval_of_a_count():

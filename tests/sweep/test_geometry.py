@@ -62,7 +62,7 @@ def test_the_twin_agrees_with_the_grid():
         (((10, 10), True), TypeError, "occluder: expected an int or two"),
         (((10, 10), "33"), TypeError, "occluder: expected an int or two"),
         (((10, 10), 3, 0), ValueError, "stride: expected numbers of at least 1"),
-        (((10, 10), 3, 1, "wrap"), ValueError, "border: expected 'clip' or 'valid', got 'wrap'"),
+        (((10, 10), 3, 1, "wrap"), ValueError, "border: expected one of 'clip', 'valid', got 'wrap'"),
     ],
 )
 def test_bad_input(arguments, error, message):

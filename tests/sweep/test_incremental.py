@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from occfast.native import ops
+from occfast.sweep.evaluators.behavior import NotIncremental
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.incremental.explain import explain
-from occfast.sweep.evaluators.incremental.trace import NotIncremental
 from occfast.sweep.geometry import SweepGrid
 from tests import networks
 
@@ -136,7 +136,7 @@ def test_explain_and_the_limit_of_memory() -> None:
     for limit in (None, 128 << 20):
         evaluator = IncrementalEvaluator(networks.Yi().eval(), SweepGrid.over(100, 40), images, memory_limit=limit)
         evaluator.start(images, torch.zeros(1, 1, 1, 1))
-        sizes[limit] = evaluator.bytes_of_strips
+        sizes[limit] = evaluator.plan.bytes_of_strips
         assert 1 <= evaluator.tune(10_000, limit) <= 10_000
     assert sizes[128 << 20] <= 64 << 20 < sizes[None]
     with pytest.raises(NotIncremental, match="MiB do not hold"):

@@ -21,7 +21,7 @@ from occfast.files import read_npz, write_npz
 
 @pytest.fixture
 def map_(tiny_net, faces, labels):
-    return occfast.occlusion_map(tiny_net, faces, labels, (5, 4), (2, 3), progress=False, batch_size=64)
+    return occfast.occlusion_map(tiny_net, faces, labels, (5, 4), stride=(2, 3), progress=False, batch_size=64)
 
 
 def test_round_trip(map_, tmp_path):
@@ -117,15 +117,30 @@ def test_the_masked_mean_is_dark_where_covering_does_no_harm(tiny_net, faces, la
     np.testing.assert_allclose(masked, expected, rtol=1e-12)
 
 
-def test_distribution_is_the_softmax_of_the_map(map_):
-    p = map_.distribution(temperature=0.25)
-    o = map_.values
+def test_distribution_is_the_softmax_of_the_map(tiny_net, faces, labels):
+    m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, batch_size=64)
+    p = m.distribution(temperature=0.25)
+    o = m.values
     expected = np.exp(o / 0.25) / np.exp(o / 0.25).sum()  # Eq. 4
     np.testing.assert_allclose(p.probabilities.numpy(), expected, rtol=1e-12)
     assert p.image_size == (17, 14)
-    assert [c.tolist() for c in (p.row_centers, p.column_centers)] == [c.tolist() for c in map_.centers]
+    assert [c.tolist() for c in (p.row_centers, p.column_centers)] == [c.tolist() for c in m.centers]
     with pytest.raises(ValueError, match="temperature"):
-        map_.distribution(0)
+        m.distribution(0)
+
+
+@pytest.mark.parametrize("border", ["clip", "valid"])
+def test_distribution_of_a_coarse_map_is_at_every_pixel(border, tiny_net, faces, labels):
+    m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), stride=(2, 3), border=border, progress=False)
+    rows, columns = m.centers
+    o = m.every_pixel()
+    assert o.shape == (17, 14) and np.array_equal(o[np.ix_(rows, columns)], m.values)
+    for i in range(17):  # linear between the centers along each axis, constant outside of them
+        across = np.array([np.interp(i, rows, m.values[:, k]) for k in range(len(columns))])
+        np.testing.assert_allclose(o[i], np.interp(np.arange(14), columns, across), rtol=0, atol=1e-15)
+    p = m.distribution(0.4)
+    np.testing.assert_allclose(p.probabilities, np.exp(o / 0.4) / np.exp(o / 0.4).sum(), rtol=1e-12)
+    assert p.row_centers.tolist() == list(range(17)) and p.column_centers.tolist() == list(range(14))
 
 
 class _Page(HTMLParser):

@@ -43,7 +43,16 @@ def test_equals_the_definition(tiny_net, faces, labels, score, border, occluder,
     targets = None if score == "similarity_drop" else labels
     tiny_net, faces = tiny_net.double(), faces.double()
     m = occfast.occlusion_map(
-        tiny_net, faces, targets, occluder, stride, border, fill=0.5, score=score, progress=False, batch_size=13
+        tiny_net,
+        faces,
+        targets,
+        occluder,
+        stride=stride,
+        border=border,
+        fill=0.5,
+        score=score,
+        progress=False,
+        batch_size=13,
     )
     expected = slow_map(tiny_net, faces, targets, grid, lambda image: torch.tensor(0.5).double(), score)
     np.testing.assert_allclose(m.values, expected.mean(0), rtol=1e-10, atol=1e-12)
@@ -79,7 +88,7 @@ def test_fills(name):
     given, slow = FILLS[name]
     grid = SweepGrid.over((17, 14), (6, 6), 4)
     m = occfast.occlusion_map(
-        net, images, targets, (6, 6), 4, fill=given, score="score_drop", progress=False, skip_misclassified=False
+        net, images, targets, (6, 6), stride=4, fill=given, score="score_drop", progress=False, skip_misclassified=False
     )
     expected = slow_map(net, images, targets, grid, lambda image: slow(image).double(), "score_drop")
     np.testing.assert_allclose(m.values, expected.mean(0), rtol=1e-6, atol=1e-9)
@@ -92,7 +101,7 @@ def test_noise_is_seeded_within_the_range_and_the_same_for_every_block(tiny_net,
             images,
             None,
             (5, 5),
-            4,
+            stride=4,
             score="similarity_drop",
             fill="noise",
             seed=seed,
@@ -111,7 +120,7 @@ def test_reference_embeddings(tiny_net, faces):
     references = torch.randn(6, 5, dtype=torch.float64)
     tiny_net, faces = tiny_net.double(), faces.double()
     grid = SweepGrid.over((17, 14), (5, 5), 4)
-    m = occfast.occlusion_map(tiny_net, faces, references, (5, 5), 4, score="similarity_drop", progress=False)
+    m = occfast.occlusion_map(tiny_net, faces, references, (5, 5), stride=4, score="similarity_drop", progress=False)
     expected = slow_map(tiny_net, faces, references, grid, lambda image: torch.tensor(0.0).double(), "similarity_drop")
     np.testing.assert_allclose(m.values, expected.mean(0), rtol=1e-9, atol=1e-12)
 
@@ -190,8 +199,8 @@ def test_captum_gives_the_same_map(stride):
         image,
         torch.tensor([target]),
         box,
-        stride,
-        "valid",
+        stride=stride,
+        border="valid",
         score="score_drop",
         progress=False,
         skip_misclassified=False,
@@ -288,14 +297,14 @@ BAD = {
     "occluder": (dict(occluder=(18, 3)), ValueError, "occluder: expected at most the image's 17x14"),
     "stride": (dict(stride=0), ValueError, "stride: expected"),
     "border": (dict(border="wrap"), ValueError, "border: expected"),
-    "score": (dict(score="loss"), ValueError, "score: expected one of error"),
-    "method": (dict(method="magic"), ValueError, "method: expected one of auto"),
-    "tolerance": (dict(tolerance=0.1), ValueError, "tolerance: expected None"),
+    "score": (dict(score="loss"), ValueError, "score: expected one of 'error'"),
+    "method": (dict(method="magic"), ValueError, "method: expected one of 'auto'"),
+    "method type": (dict(method=3), TypeError, r"method: expected one of .*Adaptive\(...\) or Sampled\(...\), got 3"),
     "fill": (dict(fill="black"), ValueError, "fill: expected a number"),
     "fill shape": (dict(fill=torch.zeros(3, 17, 14)), ValueError, "fill: expected a tensor that broadcasts"),
     "fill nan": (dict(fill=float("nan")), ValueError, "fill: expected a number"),
-    "fill channels": (dict(fill=[0.0, 0.0]), ValueError, "fill: expected 1 numbers"),
-    "batch": (dict(batch_size=0), ValueError, "batch_size: expected at least 1"),
+    "fill channels": (dict(fill=[0.0, 0.0]), ValueError, "fill: expected 1 numbers, one for each channel"),
+    "batch": (dict(batch_size=0), ValueError, "batch_size: expected an int of at least 1"),
     "memory": (dict(memory_limit="lots"), ValueError, "memory_limit: expected bytes"),
     "seed": (dict(seed=-1), ValueError, r"seed: expected an int in \[0"),
     "device": (dict(device="tpu"), ValueError, "device: expected 'cpu'"),
@@ -307,7 +316,7 @@ BAD = {
     "always wrong": (
         dict(model=lambda x: torch.eye(5)[[4]].expand(len(x), 5), labels=torch.zeros(6).long()),
         ValueError,
-        "model: expected some image that it gets right uncovered, got 0 of 6",
+        "model: expected to be right about some image without an occluder, got 0 of 6",
     ),
 }
 

@@ -78,7 +78,7 @@ def test_labels_agree_at_most_positions() -> None:
             images,
             labels,
             (20, 20),
-            4,
+            stride=4,
             precision=precision,
             method="incremental",
             progress=False,
@@ -107,7 +107,7 @@ def test_what_is_refused(tiny_net: nn.Module, faces: Tensor, labels: Tensor) -> 
     def sweep(model: Any, precision: Any) -> None:
         occfast.occlusion_map(model, faces, labels, (5, 4), progress=False, precision=precision)
 
-    with pytest.raises(ValueError, match="precision: expected None, 'tf32' or 'bf16', got 'fp16'"):
+    with pytest.raises(ValueError, match="precision: expected one of 'tf32', 'bf16', got 'fp16'"):
         sweep(tiny_net, "fp16")
     with pytest.raises(ValueError, match=r"precision: 'tf32' is of GPUs, expected .* on cuda, got cpu"):
         sweep(tiny_net, "tf32")

@@ -47,9 +47,9 @@ CASES = {
     "dense, one image": dict(count=1, method="dense", skip_misclassified=False),
     "incremental": dict(count=70, method="incremental", stride=2),
     "incremental, one image": dict(count=1, method="incremental", score="score_drop", skip_misclassified=False),
-    "adaptive": dict(count=20, method="adaptive", spacing=4),
+    "adaptive": dict(count=20, method=occfast.Adaptive(spacing=4)),
     "adaptive, one image": dict(
-        count=1, method="adaptive", score="score_drop", tolerance=2.0, skip_misclassified=False
+        count=1, method=occfast.Adaptive(tolerance=2.0), score="score_drop", skip_misclassified=False
     ),
     "sampled": dict(count=90, method="sampled", score="score_drop"),
     "sampled, few images": dict(count=3, method="sampled", skip_misclassified=False),

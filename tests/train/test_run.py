@@ -294,7 +294,6 @@ def test_occluders_of_a_recipe(tmp_path: Path) -> None:
 
 def test_maps_become_placements(tmp_path: Path) -> None:
     from occfast import occlusion_map
-    from occfast.train import place
 
     faces = Patterns()
     model = Net(6, 1).eval()
@@ -309,7 +308,7 @@ def test_maps_become_placements(tmp_path: Path) -> None:
     )
     m.save(tmp_path / "map.npz")
     placed = locations(tmp_path / "map.npz", 0.3)
-    assert torch.equal(placed.probabilities, place(m, 0.3).probabilities) and placed.image_size == SIZE
+    assert torch.equal(placed.probabilities, m.distribution(0.3).probabilities) and placed.image_size == SIZE
     with pytest.raises(ValueError, match=r"occluder.temperature: expected T of Eq. 4 for a map"):
         locations(tmp_path / "map.npz", None, (6, 6))
     assert torch.equal(

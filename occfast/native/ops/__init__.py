@@ -7,6 +7,7 @@ backends; the native modules get raw addresses (``csrc/api.h``).  Importing this
 
 from .common import IMAGE_DTYPES, dense, is_channels_last
 from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution
+from .occluder_checks import occlude_validated, outside_range
 from .occluders import KINDS, draw_occluders, occlude, occlude_, paint_occluders, paint_occluders_
 from .sweep import SCORES, occlude_positions, sweep_accumulate, sweep_score
 from .triplet import DISTANCES, MAX_BINS, MININGS, triplet_loss, triplet_loss_backward
@@ -27,6 +28,8 @@ __all__ = [
     "occlude",
     "occlude_",
     "occlude_positions",
+    "occlude_validated",
+    "outside_range",
     "pack_convolution",
     "paint_occluders",
     "paint_occluders_",

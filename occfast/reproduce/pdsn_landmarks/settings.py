@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ... import checks
 
@@ -126,7 +126,7 @@ class PDSNSettings:
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
-    compare: str = "maps"
+    compare: Literal["maps", "features"] = "maps"
     map_images: int = 200
     map_stride: int = 4
     percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)

@@ -45,7 +45,7 @@ from ...pdsn import (
 from ...pdsn.base import as_float, base_of
 from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, mixed, occlude, open_faces, read_faces
 from ...sweep import occlusion_map
-from ...train import load_network, place
+from ...train import load_network
 from ..cost import forward_flops
 from ..graph import Graph, Step, StepContext, Work, fingerprint
 from .settings import FIGURES, TABLE, TABLES, PDSNSettings, Row
@@ -268,7 +268,7 @@ class _Seed:
             fill=0.5,
             progress=context.progress,
         )
-        place(found, 0.4).save(context.folder / "locations.npz")
+        found.distribution(0.4).save(context.folder / "locations.npz")
         return {}
 
     def _make_dictionary(self, kind: str, strategy: str, context: StepContext) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 
 from ...occlude.noisy import NoisyOccluder
 from ...plots import extent, gray
-from ...train import place
 from ...train.augment import TEMPERATURES
 from ..report import Picture
 from .results import Results
@@ -118,7 +117,7 @@ def figure_1(results: Results, command: str) -> Picture:
     figure, axes = grid(4, 3, 8.4, 10.8)
     for column, size in enumerate(SIZES):
         m = results.map(f"map A {times(size)}")
-        p = place(m, TEMPERATURES[size])
+        p = m.distribution(TEMPERATURES[size])
         mean = gray(m.mean_image)
         where = NoisyOccluder(size, p, noise=("gaussian",), level=(0.0, 0.0), intensity=(0.5, 0.5), seed=3)
         covered = where(torch.from_numpy(mean)[None, None].float(), torch.tensor([column]))
@@ -154,7 +153,7 @@ def figure_2(results: Results, command: str) -> Picture:
     m = results.map("map A 20x40")
     face = torch.from_numpy(gray(m.mean_image))[None, None].float()
     for row, kind in enumerate(kinds):
-        occluder = NoisyOccluder((20, 40), place(m, TEMPERATURES[20, 40]), noise=(kind,), seed=row)  # type: ignore[arg-type]
+        occluder = NoisyOccluder((20, 40), m.distribution(TEMPERATURES[20, 40]), noise=(kind,), seed=row)  # type: ignore[arg-type]
         covered = occluder(face.expand(columns, -1, -1, -1), torch.arange(columns))
         for ax, image in zip(axes[row], covered, strict=True):
             ax.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
@@ -232,7 +231,7 @@ def photographs(results: Results, sources: Sources) -> list[Picture]:
     figure, axes = grid(3, 8, 9.0, 3.6)
     chosen = split[0][:: max(1, len(split[0]) // 8)][:8]
     for row, size in enumerate(SIZES):
-        p = place(results.map(f"map A {times(size)}"), TEMPERATURES[size])
+        p = results.map(f"map A {times(size)}").distribution(TEMPERATURES[size])
         occluder = NoisyOccluder(size, p, seed=s.seeds[0] + s.fine_seed)
         for ax, face in zip(axes[row], occluder(faces.images(chosen).float() / 255, chosen), strict=False):
             ax.imshow(face[0].numpy(), cmap="gray", vmin=0, vmax=1)

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from ...train import place
 from ...train.augment import TEMPERATURES
 from ..graph import Done
 from ..report import Report, Table
@@ -133,7 +132,7 @@ def placement(results: Results) -> Table:
     rows = {}
     for size in SIZES:
         m = results.map(f"map A {times(size)}")
-        p = place(m, TEMPERATURES[size])
+        p = m.distribution(TEMPERATURES[size])
         peak = float(p.probabilities.max()) * p.probabilities.numel()
         numbers = (TEMPERATURES[size], 100 * float(m.values.max()), p.entropy, peak)
         mean, std = (100 * value for value in m.accuracy)

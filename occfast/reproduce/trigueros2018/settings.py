@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ... import checks
+from ...sweep.types import MethodName
 from ...train import Recipe, load_recipe
 from ...train.augment import TEMPERATURES
 
@@ -100,7 +101,7 @@ class Settings:
     placement_images: int = 1000
     table_images: int = 1000
     stride: int = 1
-    map_method: str = "auto"
+    map_method: MethodName = "auto"
     control: bool = False
 
     def __post_init__(self) -> None:

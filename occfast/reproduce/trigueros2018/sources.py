@@ -36,7 +36,7 @@ from ...data.roots import find_root
 from ...errors import DataError
 from ...evaluate import PairProtocol, ar, lfw, packed_pairs
 from ...occlude.base import Occlusion
-from ...occlude.named import occlusion
+from ...occlude.named import named_occlusion
 from ..graph import fingerprint
 
 TEMPLATE = "paper-100"
@@ -262,7 +262,11 @@ class Sources:
         """Faces with and without real occlusions, and the comparisons; at scale smoke the occlusions are drawn."""
         if self.where("ar").startswith("orl"):
             faces, protocol = self.pairs[0], drawn_pairs(self.pairs[0].labels)
-            covers = {"clean": None, "sunglasses": occlusion("sunglasses"), "scarf": occlusion("mask:cloth")}
+            covers = {
+                "clean": None,
+                "sunglasses": named_occlusion("sunglasses"),
+                "scarf": named_occlusion("mask:cloth"),
+            }
             return faces, [Condition(name, protocol, cover) for name, cover in covers.items()]
         faces_ = self._open("ar")
         inner = faces_.dataset if isinstance(faces_, WithLandmarks) else faces_

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...native import ops
 from ..geometry import SweepGrid
 from ..memory import available_bytes, is_out_of_memory, peak_bytes, return_freed
+from .behavior import same_outputs
 
 #: Share of the free memory that is used where no limit is given.
 _SHARE_OF_FREE = 0.25
@@ -58,21 +59,32 @@ class DenseEvaluator:
         """ "contiguous" (NCHW) or, if the model runs so, "channels_last" (NHWC); the given model is never changed."""
         self.layout, self._model = "contiguous", self._plain
         if layout == "channels_last":
-            self._last = self._last or self._in_channels_last()
+            if self._last is None:
+                self._last = self._in_channels_last()
             if self._last is not self._plain:
                 self.layout, self._model = layout, self._last
 
     def _in_channels_last(self) -> Callable[[Tensor], Tensor]:
-        """A copy of the model in that layout; the model itself where it must not be given such images: a ``view`` of a
-        feature map raises there."""
-        model = _channels_last(self._plain)
-        try:
-            model(_arranged(self._images[:1], "channels_last"))
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
+        """Return the model for images in channels_last.
+
+        That is a copy with its weights in channels_last if it computes the same. A copy may read what the model itself
+        stores, for example where a hook or another closure refers to the model: then it is the model. If that does not
+        take such images (a ``view`` of a feature map raises) it is the model on contiguous images, ``self._plain``.
+        """
+
+        def rearranged(images: Tensor) -> Tensor:
+            return self._plain(images)
+
+        for model in (_channels_last(self._plain), rearranged):
+            try:
+                if model is not None and same_outputs(self._plain, _on_channels_last(model), self._images):
+                    return model
+            except (MemoryError, torch.OutOfMemoryError):
                 raise
-            return self._plain
-        return model
+            except Exception as error:  # it is the model's own code
+                if is_out_of_memory(error):
+                    raise
+        return self._plain
 
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Choose layout and batch size for ``total`` positions; call after :meth:`start`.
@@ -132,11 +144,16 @@ def _arranged(images: Tensor, layout: str) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _channels_last(model: Any) -> Callable[[Tensor], Tensor]:
+def _on_channels_last(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda images: model(_arranged(images, "channels_last"))
+
+
+def _channels_last(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return a copy of a model with its weights in channels_last; None if it can't be copied."""
     try:
         copied: nn.Module = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    except Exception:  # a module that can't be copied runs as it is, on images in that layout
-        return lambda images: model(images)
+    except Exception:  # copying runs the model's own code, which may raise anything
+        return None
     return copied
 
 

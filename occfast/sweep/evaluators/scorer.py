@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import NativeUnavailable
 from ...native import ops
 from ...native.reference import cosine, first_largest
 from ..geometry import SweepGrid
@@ -16,10 +17,9 @@ from ..memory import is_out_of_memory
 from ..options import EXACT, Options, fill_for
 from ..precision import float32_as
 from ..source import Block
-from .behavior import TOLERANCE, compared_outputs, example
+from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncremental, compared_outputs, example
 from .dense import DenseEvaluator
 from .incremental.evaluator import IncrementalEvaluator
-from .incremental.trace import BatchDependent, NotDeterministic, NotIncremental
 from .protocol import Evaluator
 
 _log = logging.getLogger("occfast")
@@ -37,6 +37,10 @@ _FIXED_BATCH = {"cpu": 8, "cuda": 64}  # of a dense sweep that must not measure
 _FEW = 600
 
 
+class NotEqual(RuntimeError):
+    """The outputs of the incremental and of the dense evaluator differ."""
+
+
 class Scorer:
     """Scores occluded copies of a block of images.
 
@@ -49,11 +53,13 @@ class Scorer:
         method, batch_size, layout: what was chosen before, where a sweep is resumed.
 
     Attributes:
+        kept: int64 [n], the images taken, numbered within their block.
         scores: float64 [n, P] of the images taken; 0 where nothing was scored.
         method, batch_size, layout: what was chosen, "" and 0 before the first :meth:`start`.
     """
 
     images: Tensor
+    kept: Tensor
     scores: Tensor
 
     def __init__(
@@ -69,6 +75,7 @@ class Scorer:
     ) -> None:
         self.model, self.grid, self.options = model, grid, options
         self.method, self.batch_size, self.layout = method, batch_size, layout
+        self._given, self._resumed = (method, batch_size, layout), bool(method)
         self._measured = measured
         self._evaluator: Evaluator | None = None
         self._checked = False
@@ -92,11 +99,21 @@ class Scorer:
     def _screen(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
         """The images to sweep, their labels and outputs without an occluder."""
         images, labels = block.images, block.labels
-        outputs = torch.cat([_checked_outputs(self.model(part), part.shape[0]) for part in images.split(_CLEAN_BATCH)])
+        at_once = min(self.options.batch_size or _CLEAN_BATCH, _CLEAN_BATCH)
+        # Clones, since a model may change its input, and may return the same memory again.
+        outputs = torch.cat(
+            [_checked_outputs(self.model(part.clone()), part.shape[0]).clone() for part in images.split(at_once)]
+        )
         if not bool(outputs.isfinite().all()):
             wrong = int((~outputs.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
         classes = outputs.shape[1]
+        self.kept = torch.arange(images.shape[0])
+        if classes == 1 and self.options.score != "score_drop":
+            raise ValueError(
+                f"model: expected outputs [n, K] with K of at least 2 for score={self.options.score!r}, got [n, 1]; a "
+                "single logit x with threshold t has the class scores torch.cat([t - x, x - t], 1)"
+            )
         if self.options.score == "similarity_drop":
             _check_references(labels, classes)
             return images, labels, outputs
@@ -109,6 +126,7 @@ class Scorer:
             raise ValueError(f"labels: expected classes in [0, {classes}), got values from {low} to {high}")
         if self.options.skip_misclassified:
             right = first_largest(outputs) == labels
+            self.kept = right.nonzero()[:, 0].cpu()
             return images[right], labels[right], outputs[right]
         return images, labels, outputs
 
@@ -127,21 +145,41 @@ class Scorer:
 
     def images_at_once(self) -> int:
         """How many images to :meth:`start` at a time, so that memory holds what is kept of them."""
-        self._evaluator = self._evaluator or self._choose_evaluator(self.images)
+        if self._evaluator is None:
+            self._evaluator = self._choose_evaluator(self.images)
         fit = self._evaluator.images_at_once(self.images, self.options.memory_limit)
         return fit - fit % 8 if fit > 8 else fit  # the evaluator cuts them into eights: always alike
 
     def start(self, first: int, last: int) -> None:
         """Get ready for positions of images ``first`` to ``last - 1``."""
-        self._evaluator = self._evaluator or self._choose_evaluator(self.images)
+        if self._evaluator is None:
+            self._evaluator = self._choose_evaluator(self.images)
         part = self.images[first:last]
         fill = self._fill[first:last] if self._fill.shape[0] == self.images.shape[0] else self._fill
-        self._evaluator.start(part, fill)
         self._start = first * self.grid.positions
-        self._choose_batch((last - first) * self.grid.positions)
+        # "auto" never fails where the dense sweep works; only a sweep that has begun can't change its evaluator.
+        required = self._checked or self._resumed or self.options.method == "incremental"
+        try:
+            self._start_evaluator(part, fill)
+        except Exception as error:
+            if required or self._evaluator.method == "dense" or is_out_of_memory(error):
+                raise
+            if isinstance(error, NativeUnavailable):
+                raise
+            self._check_model(part)
+            reason = f"{error}" if isinstance(error, NotEqual) else f"{type(error).__name__}: {error}"
+            _log.warning("the sweep is dense: %s", reason)
+            self._evaluator = DenseEvaluator(self.model, self.grid)
+            self.method, self.batch_size, self.layout = self._given
+            self._start_evaluator(part, fill)
+
+    def _start_evaluator(self, images: Tensor, fill: Tensor) -> None:
+        assert self._evaluator is not None
+        self._evaluator.start(images, fill)
+        self._choose_batch(images.shape[0] * self.grid.positions)
         if self._evaluator.method != "dense" and not self._checked:
-            self._check_evaluator(part, fill)
-            self._checked = True
+            self._check_evaluator(images, fill)
+        self._checked = True
 
     def score(self, positions: Tensor) -> None:
         """Score flat positions int64 [M] of the images that were started, into :attr:`scores`.
@@ -219,11 +257,11 @@ class Scorer:
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
-        if method != "incremental" and not self.method and incremental.predicted_speedup < _WORTH_IT:
-            whole = incremental.whole_from
+        if method != "incremental" and not self.method and incremental.plan.predicted_speedup < _WORTH_IT:
+            whole = incremental.plan.whole_from
             _log.info(
                 "the sweep is dense: an incremental one would be %.2f times as fast%s",
-                incremental.predicted_speedup,
+                incremental.plan.predicted_speedup,
                 f"; {whole} needs whole maps" if whole else "",
             )
             return dense
@@ -232,6 +270,8 @@ class Scorer:
     def _check_model(self, images: Tensor) -> None:
         """A sweep evaluates an image beside others: that must not matter."""
         pair = example(images)
+        if self.options.batch_size == 1:
+            pair = pair[:1]  # an image is never evaluated beside others
         try:
             with float32_as("ieee"):
                 compared_outputs(self.model, pair, _ALONE * TOLERANCE[pair.dtype])
@@ -260,7 +300,7 @@ class Scorer:
         dtype = torch.float16 if self.options.precision == "tf32" else images.dtype
         allowed = _AGREEMENT[dtype] * float(expected.abs().max())
         if not difference <= allowed:
-            raise RuntimeError(
+            raise NotEqual(
                 f"the incremental sweep is not the dense one: outputs differ by {difference:.2g}, where rounding "
                 f"explains {allowed:.2g}; is the model deterministic, and each row of its output a function of that "
                 "image alone? method='dense' makes no such assumption"

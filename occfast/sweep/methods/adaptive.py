@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...checks import pair
+from ..checkpoint import SweepState
 from ..estimate import Disagreement
 from ..maps import OcclusionMap
 from .base import Sweep
@@ -36,7 +38,8 @@ class AdaptiveSweep(Sweep):
     def visit(self, n: int) -> None:
         options, grid = self.options, self.grid
         self._binary = self.scorer.margins = options.score == "error"
-        height, width = options.spacing or (min(_SPACING, side) for side in grid.occluder)
+        default = min(_SPACING, grid.occluder[0]), min(_SPACING, grid.occluder[1])
+        height, width = pair(default if options.adaptive.spacing is None else options.adaptive.spacing, "spacing")
         self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
         with self.processes.guard():
             at_once = self.scorer.images_at_once()
@@ -80,8 +83,9 @@ class AdaptiveSweep(Sweep):
         self, scores: torch.Tensor, first: int, n: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
         """Of a binary score: what was evaluated, the maps filled in, and what counts as different."""
-        chance = _CHANCE if self.options.tolerance is None else self.options.tolerance
-        quantile = NormalDist().inv_cdf(1 - chance)
+        chance = self.options.adaptive.tolerance or _CHANCE
+        # 1 - chance loses small numbers, and rounds to 1 below 1e-16.
+        quantile = NormalDist().inv_cdf(1 - chance) if chance > 1e-6 else -NormalDist().inv_cdf(chance)
         search = BorderSearch(self.grid.rows, self.grid.columns, self._spacing, self.grid.stride, quantile, len(scores))
         while (wanted := search.wanted()).any():
             search.take(self._evaluate(wanted, first, scores))
@@ -95,10 +99,10 @@ class AdaptiveSweep(Sweep):
         refinement = Refinement(self.grid.rows, self.grid.columns, self._spacing)
         known = np.repeat(refinement.first()[None], len(scores), 0)
         values = self._evaluate(known, first, scores)
-        if self.options.tolerance is None:
+        if self.options.adaptive.tolerance is None:
             tolerance: NDArray[np.float64] = _BEND * np.ptp(values[:, refinement.first()], axis=1)
         else:
-            tolerance = np.full(len(scores), self.options.tolerance)
+            tolerance = np.full(len(scores), self.options.adaptive.tolerance)
         while (wanted := refinement.wanted(known, values, tolerance)).any():
             known |= wanted
             values = self._evaluate(wanted, first, scores)
@@ -121,7 +125,7 @@ class AdaptiveSweep(Sweep):
 
     def _drawn(self, shape: tuple[int, ...], first: int) -> NDArray[np.bool_]:
         """Which positions to check if they were skipped: each with the same chance, whatever is done together."""
-        share = self.options.check
+        share = self.options.adaptive.check
         if share is None:
             total = self.source.total
             share = _CHECK[0] if total is None else _ENOUGH / (total * self.grid.positions)
@@ -139,6 +143,14 @@ class AdaptiveSweep(Sweep):
         if to_come is not None and finished:
             total = max(self._done, self.evaluations() // finished * (self.state.used + n + to_come))
         self.report(self._done, total)
+
+    def check_state(self, state: SweepState) -> None:
+        super().check_state(state)
+        names = ("evaluated", "skipped", "checked", "different")
+        evaluated, skipped, checked, different = (state.tally.get(name, 0.0) for name in names)
+        positions = (state.used + (0 if state.partial is None else len(state.partial))) * self.grid.positions
+        if not (0 <= different <= checked <= skipped <= positions and 0 <= evaluated <= positions):
+            raise ValueError("the counts contradict each other")
 
     def evaluations(self) -> int:
         return int(self.state.tally.get("evaluated", 0))

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import DataError
 from ...native import ops
 from ...progress import Report
-from ..checkpoint import Checkpoint, SweepState, fingerprint
+from ..checkpoint import Checkpoint, Fingerprint, SweepState, different_outputs, fingerprint
 from ..evaluators.scorer import Scorer
 from ..geometry import SweepGrid
-from ..maps import OcclusionMap
+from ..maps import MAP_KIND, OcclusionMap
 from ..options import Options, check_model
 from ..precision import check_precision
 from ..processes import Processes
@@ -27,8 +28,9 @@ from ..source import Block, Source
 
 _log = logging.getLogger("occfast")
 
-BLOCK_IMAGES = 64  # whose scores are summed at a time
+BLOCK_IMAGES = 64  # summed at a time
 _KEEP_BYTES = 2**30  # per-image scores are part of the result up to this size
+_OTHER_DATA = "the images or labels are not those of the sweep that it belongs to"
 
 
 class Sweep(ABC):
@@ -57,6 +59,9 @@ class Sweep(ABC):
         self.note = ""  # shown beside the progress
         self.started = time.perf_counter()
         self.begun = False
+        self._images = 0  # in the block under way
+        self.saved: OcclusionMap | None = None  # a finished map of this sweep, from a file
+        self.saved_from = Fingerprint({})
         self.advanced = False  # beyond what the checkpoint holds
 
     @abstractmethod
@@ -69,43 +74,75 @@ class Sweep(ABC):
         return False
 
     def run(self) -> OcclusionMap:
+        """Sweep all images, or go on where the checkpoint ends."""
+        end = 0
         try:
             for block in self._blocks():
                 if not self.begun:
                     self._begin(block)
                 end = block.first + block.images.shape[0]
-                if end <= self.state.seen:
+                if self.saved is not None:
+                    if end >= self.saved_from.seen and not self.saved_from.whole:
+                        break
+                elif block.first < self.state.seen < end:
+                    raise ValueError(f"checkpoint: {_OTHER_DATA}, or batches of another size")
+                elif end <= self.state.seen:
                     if end == self.state.seen and self.state.partial is None:
                         self._check_same_data()
                 elif not self.finished():
                     self._block(block)
                 self.digest = self.source.digest.hexdigest()
-                if end >= self.state.seen and self.finished():
+                if self.saved is None and end >= self.state.seen and self.finished():
                     break
+            if self.saved is not None:
+                return self._saved(end)
+            if end < self.state.seen:
+                raise ValueError(f"checkpoint: {_OTHER_DATA}")
         except BaseException:
             if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
                 self.save()
             raise
         result = self.result()
-        if self.checkpoint and self.processes.rank == 0:
-            self.checkpoint.remove()
-        return result
+        if self.checkpoint is None:
+            return result
+        if self.advanced:
+            self.save()
+        whole = not self.finished()
+        origin = replace(self.checkpoint.origin, images=self.digest, seen=self.state.seen, whole=whole)
+        return replace(result, fingerprint=origin, _checkpoint=None if self.processes.rank else self.checkpoint)
+
+    def _saved(self, end: int) -> OcclusionMap:
+        """Return the finished map that the checkpoint's file holds, if it is of these images."""
+        origin = self.saved_from
+        digest = self.source.digest.hexdigest()
+        if self.saved is None or end != origin.seen or digest != origin.images:
+            raise ValueError(f"checkpoint: {_OTHER_DATA}")
+        return self.saved
 
     def _begin(self, block: Block) -> None:
         check_precision(self.options.precision, block.images)
         size = (int(block.images.shape[-2]), int(block.images.shape[-1]))
         self.grid = SweepGrid.over(size, self.options.occluder, self.options.stride, self.options.border)
+        self.dtype = block.images.dtype
         shape = list(block.images.shape[1:])
-        stamp: dict[str, Any] = {}
         if self.checkpoint or self.processes:
-            stamp = fingerprint(self.model, {**self.options.stated(), "image": shape})
-            self.processes.assert_equal({**stamp, "checkpoint": self.checkpoint is not None})
-        saved = None
+            with self.processes.guard():
+                origin = fingerprint(self.model, {**self.options.stated(), "image": shape}, block.images)
+            self.processes.assert_equal({**origin.settings, "checkpoint": self.checkpoint is not None})
+            for rank, theirs in enumerate(self.processes.all(origin.outputs)):
+                if different_outputs(origin.outputs, theirs, self.dtype) is not None:
+                    raise ValueError(f"model: expected the same outputs in all processes, process {rank} has others")
+            if self.checkpoint:
+                self.checkpoint.origin = origin
+        loaded: OcclusionMap | SweepState | None = None
         with self.processes.guard():
             if self.checkpoint and self.processes.rank == 0:
-                self.checkpoint.stamp = stamp
-                saved = self.checkpoint.load()
-        self.state = self.processes.broadcast(saved) or SweepState(
+                loaded = self._load(self.checkpoint, shape)
+        loaded = self.processes.broadcast(loaded)
+        if isinstance(loaded, OcclusionMap):
+            assert loaded.fingerprint is not None
+            self.saved, self.saved_from, loaded = loaded, loaded.fingerprint, None
+        self.state = loaded or SweepState(
             total=np.zeros(self.grid.positions),
             squares=np.zeros(self.grid.positions),
             image_sum=np.zeros(shape),
@@ -124,8 +161,38 @@ class Sweep(ABC):
         )
         self.begun = True
 
+    def _load(self, checkpoint: Checkpoint, shape: list[int]) -> OcclusionMap | SweepState | None:
+        """Return what the checkpoint's file holds for this sweep: its state, or the finished map."""
+        content = checkpoint.read()
+        if content is None or not checkpoint.resume:
+            return None
+        path = checkpoint.path
+        if str(content["kind"]) == MAP_KIND:
+            m = OcclusionMap.load(path)
+            if m.fingerprint is None:
+                raise ValueError(
+                    f"checkpoint: {str(path)!r} is a map that was computed without a checkpoint, so it does not say "
+                    "from what; name another file, or pass resume=False to replace it"
+                )
+            checkpoint.require(m.fingerprint, self.dtype)
+            return m
+        state = checkpoint.load(content, self.grid, shape, self.dtype)
+        try:
+            self.check_state(state)
+        except ValueError as error:
+            raise DataError(f"{path}: not a complete checkpoint ({error})") from error
+        return state
+
+    def check_state(self, state: SweepState) -> None:
+        """Raise ValueError for a state that this method can't have saved."""
+        kept = np.uint8 if self.options.score == "error" else np.float32
+        if any(part.dtype != kept for part in state.per_image):
+            raise ValueError("scores of single images have another dtype")
+        if state.keep_per_image and state.used and not state.per_image:
+            raise ValueError("scores of single images are missing")
+
     def _blocks(self) -> Iterator[Block]:
-        """The source's blocks, as long as all processes get the same."""
+        """Yield the source's blocks, as long as all processes get the same."""
         blocks = self.source.blocks(BLOCK_IMAGES)
         while True:
             with self.processes.guard():
@@ -136,10 +203,13 @@ class Sweep(ABC):
             yield block
 
     def _block(self, block: Block) -> None:
+        self._images = block.images.shape[0]
         with self.processes.guard():
             n = self.scorer.take(block)
             if self.state.partial is not None:
                 self._check_same_data()
+                if list(self.state.partial.shape) != list(self.scorer.scores.shape):
+                    raise ValueError("checkpoint: the model is right about other images than it was")
                 self.scorer.scores.copy_(torch.from_numpy(self.state.partial))
             images = self.scorer.images
         if n:
@@ -147,10 +217,12 @@ class Sweep(ABC):
             with self.processes.guard():
                 self.scorer.check_finite()
         state = self.state
+        indices = block.indices[self.scorer.kept].numpy()
         # One assignment, so that an interrupt finds the state before the block or after it.
         self.state = replace(
             state,
             **self.earned(self.scorer.scores),
+            indices=None if state.indices is None else [*state.indices, indices],
             image_sum=state.image_sum + images.double().sum(0).cpu().numpy(),
             partial=None,
             next=0,
@@ -161,7 +233,7 @@ class Sweep(ABC):
         self.advanced = True
 
     def earned(self, scores: Tensor) -> dict[str, Any]:
-        """The running sums and the per-image maps with a block's scores added."""
+        """Return the running sums and the per-image maps with a block's scores added."""
         state = self.state
         total, squares = (torch.tensor(v, device=scores.device) for v in (state.total, state.squares))
         ops.sweep_accumulate(scores, total, squares)
@@ -169,7 +241,7 @@ class Sweep(ABC):
         per_image = [*state.per_image, scores.to(kept).cpu().numpy()] if state.keep_per_image else []
         keep = state.keep_per_image and sum(part.nbytes for part in per_image) <= _KEEP_BYTES
         if state.keep_per_image and not keep:
-            _log.warning("per-image maps are over %d MiB and are not kept", _KEEP_BYTES >> 20)
+            _log.warning("per-image maps are larger than %d MiB and are not kept", _KEEP_BYTES >> 20)
             per_image = []
         return {
             "total": total.cpu().numpy(),
@@ -209,7 +281,7 @@ class Sweep(ABC):
 
     def _check_same_data(self) -> None:
         if self.source.digest.hexdigest() != self.state.digest:
-            raise ValueError("checkpoint: the images or labels are not those of the sweep that it belongs to")
+            raise ValueError(f"checkpoint: {_OTHER_DATA}")
 
     # -- the record ------------------------------------------------------------------------------------
 
@@ -217,7 +289,7 @@ class Sweep(ABC):
         """Images after the block under way, those that may turn out wrong counted too; None: not known."""
         if self.source.total is None:
             return None
-        return max(0, self.source.total - self.state.seen - BLOCK_IMAGES)
+        return max(0, self.source.total - self.state.seen - self._images)
 
     def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The mean over images and its standard error, each [positions]."""
@@ -235,8 +307,8 @@ class Sweep(ABC):
         state, grid, n = self.state, self.grid, self.state.used
         if n == 0:
             raise ValueError(
-                f"model: expected some image that it gets right uncovered, got 0 of {state.skipped}; "
-                "check the labels, or pass skip_misclassified=False"
+                f"model: expected to be right about some image without an occluder, got 0 of {state.skipped}; check "
+                "the labels and the scaling of the images, or pass skip_misclassified=False"
             )
         shape = (grid.rows, grid.columns)
         mean, error = self.mean_and_error()
@@ -246,7 +318,7 @@ class Sweep(ABC):
             "seed": self.options.seed,
             "batch size": self.scorer.batch_size,
             "layout": self.scorer.layout,
-            "dtype": str(self.scorer.images.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "skip misclassified": self.options.skip_misclassified,
         }
         per_image = np.concatenate(state.per_image).reshape(n, *shape) if state.per_image else None
@@ -263,6 +335,7 @@ class Sweep(ABC):
                 n_evaluations=self.evaluations(),
                 seconds=state.seconds + time.perf_counter() - self.started,
                 mean_image=(state.image_sum / n).astype(np.float32),
+                image_indices=None if state.indices is None else np.concatenate(state.indices),
                 settings=settings,
                 precision=self.options.precision,
             ),

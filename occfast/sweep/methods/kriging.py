@@ -131,8 +131,8 @@ class _Kriged:
     """One window of one map: what its known positions say about the others.
 
     The positions that a round asks for are chosen one after the other, each the one whose sign is most in doubt once
-    those before it are known.  How certain they will make the others follows from the covariance; their values are not
-    needed.  The inverse Cholesky factor times the covariance grows by a row for each; of its columns only those of
+    those before it are known. How certain they will make the others follows from the covariance; their values are not
+    needed. The inverse Cholesky factor times the covariance grows by a row for each; of its columns only those of
     positions in doubt are kept.
 
     Args:
@@ -263,12 +263,12 @@ class BorderSearch:
     """Tells which positions decide where some maps of margins are above 0, and fills in the others.
 
     A margin (the largest other class's output less the label's) tells more than right or wrong: how far it is to the
-    border.  Each map is kriged by itself, at first from a lattice and four short runs of neighbors; they tell its
+    border. Each map is kriged by itself, at first from a lattice and four short runs of neighbors; they tell its
     covariance, that of a smooth component and of ridges along rows and along columns, whose amplitudes and lengths are
-    learned (maximum a posteriori).  A position is evaluated while its kriged margin could as well be on the other side:
+    learned (maximum a posteriori). A position is evaluated while its kriged margin could as well be on the other side:
     while it lies within ``quantile`` standard errors of 0.
 
-    Large maps are cut into tiles of 8 by 8 lattice steps.  A map with a margin that isn't finite is evaluated whole.
+    Large maps are cut into tiles of 8 by 8 lattice steps. A map with a margin that isn't finite is evaluated whole.
 
     Args:
         rows, columns: of the grid of positions.

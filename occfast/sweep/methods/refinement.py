@@ -100,10 +100,10 @@ def coarse_lattice(shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
 class Refinement:
     """Tells which positions of some real-valued maps to evaluate next, and fills in the others.
 
-    The lattices halve their step from ``spacing`` to 1.  A cell of a lattice whose four corners are known is
+    The lattices halve their step from ``spacing`` to 1. A cell of a lattice whose four corners are known is
     refined, i.e. the corners of its children are wanted, where a known position in it is more than ``tolerance`` from
     the bilinear interpolation of its corners, or that is to be expected: from the second differences of the coarse
-    lattice, below it from what the interpolation of the parent cell missed.  (That of a smooth score would be a
+    lattice, below it from what the interpolation of the parent cell missed. (That of a smooth score would be a
     quarter, but a jump is as high in every cell.)
 
     What a neighbor finds on a shared edge counts, so that a region that one lattice point has hit is followed around

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...checks import pair
+from ..checkpoint import SweepState
 from ..estimate import CONFIDENCE, Sampling
 from ..maps import OcclusionMap
 from .base import Sweep
@@ -33,7 +36,8 @@ class SampledSweep(Sweep):
     @property
     def design(self) -> Design:
         grid, options = self.grid, self.options
-        spacing = options.spacing or tuple(_SPACING * side for side in grid.image)
+        given = options.sampled.spacing
+        spacing = tuple(_SPACING * side for side in grid.image) if given is None else pair(given, "spacing")
         steps = [max(1.0, pixels / step) for pixels, step in zip(spacing, grid.stride, strict=True)]
         return Design((grid.rows, grid.columns), (steps[0], steps[1]), options.seed)
 
@@ -41,7 +45,8 @@ class SampledSweep(Sweep):
     def bandwidth(self) -> tuple[float, float]:
         """In pixels."""
         height, width = self.grid.occluder
-        return self.options.bandwidth or (_BANDWIDTH * height, _BANDWIDTH * width)
+        given: Any = self.options.sampled.bandwidth
+        return given or (_BANDWIDTH * height, _BANDWIDTH * width)
 
     def visit(self, n: int) -> None:
         design, positions = self.design, self.grid.positions
@@ -74,6 +79,12 @@ class SampledSweep(Sweep):
             "tally": {"evaluated": self.evaluations() + self._evaluated},
         }
 
+    def check_state(self, state: SweepState) -> None:
+        kept = np.uint8 if self.options.score == "error" else np.float64
+        visited = sum(len(self.design.positions(k)) for k in range(state.used))
+        if sum(map(len, state.samples)) != visited or any(part.dtype != kept for part in state.samples):
+            raise ValueError(f"expected {visited} scores")
+
     # -- how well it is known --------------------------------------------------------------------------
 
     def _part(self, ended: bool) -> float:
@@ -95,7 +106,7 @@ class SampledSweep(Sweep):
         return found
 
     def finished(self) -> bool:
-        used, tolerance = self.state.used, self.options.tolerance
+        used, tolerance = self.state.used, self.options.sampled.tolerance
         if tolerance is None or used < 2 or used < self._looked * _MORE:
             return self._reached
         self._looked = used
@@ -109,10 +120,13 @@ class SampledSweep(Sweep):
         each = self.evaluations() / self.state.used if self.state.used else len(self._at[0])
         if self.source.total is not None:
             total = int(each * (self.source.total - self.state.skipped))
-        if self.options.tolerance is not None and self._looked:
-            self.note = f"standard error {self._error:.3g} (asked for {self.options.tolerance:g})"
-            needed = int(each * self._looked * (self._error / self.options.tolerance) ** 2)
-            total = max(done, needed if total is None else min(total, needed))
+        tolerance = self.options.sampled.tolerance
+        if tolerance is not None and self._looked:
+            self.note = f"standard error {self._error:.3g} (asked for {tolerance:g})"
+            ratio = self._error / tolerance
+            needed = each * self._looked * ratio * ratio
+            if total is not None or math.isfinite(needed):
+                total = max(done, int(needed if total is None else min(total, needed)))
         self.report(done, total)
 
     def evaluations(self) -> int:
@@ -126,7 +140,7 @@ class SampledSweep(Sweep):
             return super().result()
         from scipy.special import stdtrit
 
-        tolerance, binary = self.options.tolerance, self.options.score == "error"
+        tolerance, binary = self.options.sampled.tolerance, self.options.score == "error"
         part = self._part(not self._reached)
         m = self._final = self._look(part)
         if binary:

@@ -28,7 +28,7 @@ class Design:
     """Where the positions of each image lie: a shifted lattice, and a few positions anywhere to check it by.
 
     The shifts are a Kronecker sequence in the plane (steps 1/g and 1/g^2 with g^3 = g + 1), so that those of any
-    stretch of images fill the lattice's cell evenly; ``seed`` moves it as a whole.  Whatever an image's
+    stretch of images fill the lattice's cell evenly; ``seed`` moves it as a whole. Whatever an image's
     number, each position is as likely as any other.
 
     Attributes:
@@ -129,23 +129,23 @@ class MeanMap:
     Image i has the map s_i; O is the mean of s_i over the whole set: what a full sweep of it would give.
 
     - t_i is the map that bilinear interpolation makes of the lattice of image i, and e_ij = s_i(q_ij) - t_i(q_ij) what
-      it misses at the checks q_ij.  The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
+      it misses at the checks q_ij. The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
       e_ij estimates by how much.  m = mean t_i + c is the estimate.
     - With l(x, q) the regression's weights, y_i(x) = t_i(x) + n sum_j l(x, q_ij) (e_ij - c(q_ij)) is the part of image
       i. Images are independent, the positions of one are not, so images are what is resampled: A = sum_i (y_i - mean
       y)^2 / n^2 (the jackknife, in its linear form) is the variance of m about the mean of the population that the
       images come from.
-    - About the mean of the very images that were used it is B = E (y_i - s_i)^2 / n.  At a check, e_ij - c is
+    - About the mean of the very images that were used it is B = E (y_i - s_i)^2 / n. At a check, e_ij - c is
       s_i - t_i, and the image's other checks give its part in c: both squares and their product are regressed on all
       checks.
     - For n images of a set of N, f = n / N, the variance is V = (1 - f) A + f B.
-    - Few images decide A where errors are rare.  So A of a share is drawn towards what it is elsewhere: a common
+    - Few images decide A where errors are rare. So A of a share is drawn towards what it is elsewhere: a common
       factor times m (1 - m), counted as ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
-    - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel.  The residuals s_i - m on the lattice,
+    - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel. The residuals s_i - m on the lattice,
       each less the mean of its four diagonal neighbors in the same lattice (which takes the level of the image away;
       diagonal, since occluders' edges make ridges along rows and columns), are added up over images with a narrow
-      kernel.  The square of that sum, less its own variance over images (jackknife again, m's part in the residuals
-      included), is unbiased for the square of the detail; the neighbors' own detail adds a quarter.  At one location
+      kernel. The square of that sum, less its own variance over images (jackknife again, m's part in the residuals
+      included), is unbiased for the square of the detail; the neighbors' own detail adds a quarter. At one location
       it is nearly all noise, so its mean over the map counts, 0 where that is negative (as DerSimonian and Laird cut
       off their variance between studies), shared out in proportion to the regression of e_ij^2.
 
@@ -256,8 +256,8 @@ class MeanMap:
 
         The uncertainty from having other images, (1 - f) A, from their positions, f B, and the mean square bias are
         independent: the squares of their distances from the estimate to the end of the interval add up (MOVER, Zou and
-        Donner 2008).  The first is skew where a share in [0, 1] is rare: its ends are those of Wilson's interval for as
-        many independent draws as have this variance.  The others are ``quantile`` standard deviations.
+        Donner 2008). The first is skew where a share in [0, 1] is rare: its ends are those of Wilson's interval for as
+        many independent draws as have this variance. The others are ``quantile`` standard deviations.
         """
         z, values = quantile, self.values
         other = z * z * (self._of_positions + self.bias.square())

@@ -1,211 +1,426 @@
-"""One batch of positions on its way through the network."""
+"""Evaluation of one batch of positions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ....native import ops
-from .analysis import MapRef, Part, Step
-from .layout import AxisLayout
+from ...geometry import SweepGrid
+from .analysis import Analysis
+from .builder import DenseRef
+from .layout import AxisLayout, EdgeLayout, Layout, Slot
+from .steps import Derived, MapRef, Step
 
-if TYPE_CHECKING:
-    from .evaluator import IncrementalEvaluator
+_FAR = 1 << 40  # beyond every map
+
+
+class Buffers:
+    """Memory that stays at its address from one block of images to the next, as CUDA graphs require.
+
+    Args:
+        moved: Called before memory moves.
+    """
+
+    def __init__(self, moved: Callable[[], object] = lambda: None) -> None:
+        self._moved = moved
+        self._held: dict[Hashable, Tensor] = {}
+
+    def hold(self, name: Hashable, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return memory [N, C, H, W] in channels_last with the dtype and device of a tensor."""
+        held = self._held.get(name)
+        if (
+            held is None
+            or len(held) < shape[0]
+            or held.shape[1:] != tuple(shape[1:])
+            or held.dtype != like.dtype
+            or held.device != like.device
+        ):
+            self._moved()
+            self._held.pop(name, None)
+            held = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+            self._held[name] = held
+        return held[: shape[0]]
 
 
 @dataclass
 class Strips:
-    """Of one image, for each shared step: [2 * grid rows, C, h, W] and [2 * grid columns, C, H, w].
+    """What the positions of one image share, for each shared step.
 
-    Those of the occluder's first edge come first.
+    The strips of the occluder's first edge come first.
+
+    Attributes:
+        rows: [2 * grid rows, C, h, W] of each step.
+        columns: [2 * grid columns, C, H, w] of each step.
+        image: Number of the image; -1: none.
     """
 
-    rows: dict[int, Tensor]
-    columns: dict[int, Tensor]
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    columns: dict[int, Tensor] = field(default_factory=dict)
+    image: int = -1
+
+
+@dataclass
+class Activations:
+    """Maps of a block of images.
+
+    Attributes:
+        images, fill: [n, C, H, W].
+        kept: Maps without an occluder, by step.
+        full: Maps of images that are all fill, of the shared steps.
+        strips: What the positions of the image in progress share.
+    """
+
+    images: Tensor
+    fill: Tensor
+    kept: dict[int, Tensor]
+    full: dict[int, Tensor]
+    strips: Strips
+
+
+class StepRunner:
+    """Computes rectangles of steps from windows of their inputs.
+
+    Args:
+        analysis: The network.
+        fuse: Whether to gather windows and convolve them in one native pass where there is one (CPU, ungrouped
+            convolutions).
+        images: Example with the device and dtype of the images.
+    """
+
+    def __init__(self, analysis: Analysis, fuse: bool, images: Tensor) -> None:
+        self.analysis, self.steps = analysis, analysis.steps
+        self.fused: dict[int, tuple[Any, ...]] = {}
+        self.rest = {step.index: step.after for step in self.steps}  # what follows the result
+        block = ops.convolution_block(images) if fuse else 0
+        for step in self.steps:
+            conv = step.conv
+            if not block or conv is None or conv.groups != 1:
+                continue
+            if {conv.weight.dtype, self.steps[step.inputs[0]].dtype} != {images.dtype}:
+                continue
+            relu = bool(step.after) and step.after[0] is F.relu
+            geometry = [*conv.weight.shape[2:], *conv.stride, *conv.dilation, int(relu)]
+            packed = ops.pack_convolution(conv.weight, conv.bias, block)
+            self.fused[step.index] = (*packed, conv.weight.shape[0], geometry)
+            self.rest[step.index] = step.after[1:] if relu else step.after
+
+    def compute(self, step: Step, inputs: list[Tensor], origins: Tensor) -> Tensor:
+        """Return rectangles of a step, up to what follows it.
+
+        Args:
+            step: The step.
+            inputs: Windows of its inputs; of a fused convolution, its result.
+            origins: First pixel of each rectangle, [E, 2].
+        """
+        out = inputs[0] if step.run is None or step.index in self.fused else step.run(*inputs)
+        if step.counts is not None:
+            i, j = (torch.arange(size, device=out.device) for size in out.shape[-2:])
+            of_rows, of_columns = (c.to(out.device) for c in step.counts)
+            count = of_rows[origins[:, :1] + i].unsqueeze(2) * of_columns[origins[:, 1:] + j].unsqueeze(1)
+            out = out / count.unsqueeze(1)
+        return out
+
+    def finish(self, step: Step, out: Tensor) -> Tensor:
+        """Apply what follows a step to its result."""
+        for change in self.rest[step.index]:
+            out = change(out)
+        return out
+
+
+def compute_strips(
+    runner: StepRunner, layout: Layout, block: Activations, image: int, buffers: Buffers, fitting: Callable[[int], int]
+) -> None:
+    """Compute the strips of an image, for every grid row and column.
+
+    Args:
+        runner, layout, block: The network, the plan and the images; ``block.strips`` receives the result.
+        image: Number of the image in the block.
+        buffers: Memory of the result.
+        fitting: Returns how many grid rows to compute at once if each needs this many numbers.
+    """
+    strips = block.strips
+    strips.image = -1  # should this be interrupted
+    device = block.images.device
+    for axis, mine in ((0, strips.rows), (1, strips.columns)):
+        ends = layout.strips[axis]
+        count = ends.table.shape[2]
+        everything = torch.tensor([[-_FAR, -_FAR, _FAR, _FAR, 0, 0, 0, 0]], device=device)
+        for step in runner.steps[1 : layout.shared]:
+            length = ends.length[step.index]
+            if length == 0:
+                continue
+            name = ("strips", axis, step.index)
+            if step.kind == "point":
+                out = runner.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None])
+                out = runner.finish(step, out)
+                mine[step.index] = buffers.hold(name, out.shape, out).copy_(out)
+                continue
+            a, across = step.axes[1 - axis], step.size[1 - axis]
+            size = [0, 0]
+            size[axis], size[1 - axis] = length, across
+            like = torch.empty(0, dtype=step.dtype, device=device)
+            strip = buffers.hold(name, (2 * count, step.channels, *size), like)
+            chunk = max(1, min(count, fitting(step.channels * length * across * 2)))
+            for first in range(0, count, chunk):
+                index = torch.arange(first, min(first + chunk, count), device=device)
+                zero = torch.zeros_like(index)
+                inputs = []
+                for k, source in enumerate(step.inputs):
+                    window = [0, 0]
+                    window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
+                    cuts, strip_of = ends.cuts[source], mine.get(source)
+                    inputs.append(
+                        ops.gather_pieces(
+                            block.kept[source],
+                            block.full[source],
+                            torch.full_like(index, image),
+                            *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
+                            ends.origins((step.index, k), index, -a.padding, axis),
+                            *window,
+                            strip_of if axis == 0 else None,
+                            strip_of if axis == 1 else None,
+                            None,
+                            [0, 0, 0, 0],
+                            step.padding_value,
+                            *runner.fused.get(step.index, ()),
+                        )
+                    )
+                out = runner.finish(step, runner.compute(step, inputs, ends.origins(step.index, index, 0, axis)))
+                strip[first : first + len(index)] = out[: len(index)]
+                strip[count + first : count + first + len(index)] = out[len(index) :]
+            mine[step.index] = strip
+    strips.image = image
 
 
 class BatchRun:
-    """One batch of positions on its way through the network."""
+    """One pass of a batch of positions of one group through the network.
+
+    Args:
+        runner: The network.
+        grid: The positions.
+        block: The images.
+        rows, columns: Layouts of the group.
+        shared: Number of shared steps.
+        indices: Image, grid row and grid column of each position, int64 [3, M].
+    """
 
     def __init__(
-        self, evaluator: IncrementalEvaluator, rows: AxisLayout, columns: AxisLayout, n: Tensor, i: Tensor, j: Tensor
-    ) -> None:
-        self.e, self.rows, self.columns, self.n, self.i, self.j = evaluator, rows, columns, n, i, j
-        self.starts = torch.stack((rows.table[:, i], columns.table[:, j]), -1).unbind(0)
-        self.sizes: dict[fx.Node, Any] = {}
-        self.corners: dict[int, Tensor] = {}
-        self.strips = evaluator._strips if evaluator.shared else None
-
-    def at(self, name: Any) -> Tensor:
-        """Where the rectangles or windows of that name begin: [M, 2]."""
-        return self.starts[self.rows.slot[name]]
-
-    def read(
         self,
-        source: int,
-        values: dict[int, Tensor],
-        origins: Tensor,
-        height: int,
-        width: int,
-        padding: float,
-        conv: tuple[Any, ...] = (),
+        runner: StepRunner,
+        grid: SweepGrid,
+        block: Activations,
+        rows: AxisLayout,
+        columns: AxisLayout,
+        shared: int,
+        indices: Tensor,
+    ) -> None:
+        self._runner, self._grid, self._block = runner, grid, block
+        self._rows, self._columns, self._shared = rows, columns, shared
+        self._n, self._i, self._j = indices.unbind(0)
+        self._starts = torch.stack((rows.table[:, self._i], columns.table[:, self._j]), -1).unbind(0)
+        self._values: dict[int, Tensor] = {}
+        self._sizes: dict[fx.Node, Any] = {}
+        self._corners: dict[int, Tensor] = {}
+
+    def run(self) -> Tensor:
+        """Return the outputs [M, K].
+
+        The pass can be captured as a CUDA graph: it neither waits for the device nor reads a value on the host.
+        """
+        analysis, values = self._runner.analysis, self._values
+        if self._shared:
+            self._compute_corners()
+        for k, entry in enumerate(analysis.program):
+            if isinstance(entry, fx.Node):
+                self._sizes[entry] = self._interpret(entry)
+            elif entry.index < self._shared:
+                continue
+            elif entry.folded is not None:
+                values[entry.index] = entry.folded(self._whole(entry.inputs[0]))
+            elif entry.is_map:
+                values[entry.index] = self._rectangle(entry)
+            else:
+                values[entry.index] = self._interpret(entry.node)
+            for done in analysis.last_use.get(k, ()):
+                values.pop(done, None)
+        return values[analysis.output]
+
+    def _at(self, name: Slot) -> Tensor:
+        """Return the starts [M, 2] of rectangles or windows."""
+        return self._starts[self._rows.slot[name]]
+
+    def _read(
+        self, source: int, origins: Tensor, height: int, width: int, padding: float, conv: tuple[Any, ...] = ()
     ) -> Tensor:
-        """Windows [E, C, height, width] of a step's occluded map, one or several a position; or their convolution."""
-        if self.strips is None or source >= self.e.shared:
+        """Return windows [E, C, height, width] of a step's occluded map, one or several per position, or their
+        convolution."""
+        block = self._block
+        if source >= self._shared:
             return ops.gather_windows(  # type: ignore[no-any-return]
-                self.e._kept[source], self.n, origins, height, width, values[source], self.at(source), padding, *conv
+                block.kept[source],
+                self._n,
+                origins,
+                height,
+                width,
+                self._values[source],
+                self._at(source),
+                padding,
+                *conv,
             )
-        assert self.rows.ends is not None and self.columns.ends is not None
+        rows, columns = self._ends
+        (r, nr), (c, nc) = rows.edges[source], columns.edges[source]
         return ops.gather_pieces(  # type: ignore[no-any-return]
-            self.e._kept[source],
-            self.e._full[source],
-            self.n,
-            self.i,
-            self.j,
-            self.rows.ends.cuts[source],
-            self.columns.ends.cuts[source],
+            block.kept[source],
+            block.full[source],
+            self._n,
+            self._i,
+            self._j,
+            rows.cuts[source],
+            columns.cuts[source],
             origins,
             height,
             width,
-            self.strips.rows.get(source),
-            self.strips.columns.get(source),
-            self.corners.get(source),
-            self._edges(source),
+            block.strips.rows.get(source),
+            block.strips.columns.get(source),
+            self._corners.get(source),
+            [r, c, nr, nc],
             padding,
             *conv,
         )
 
-    def _edges(self, source: int) -> list[int]:
-        assert self.rows.ends is not None and self.columns.ends is not None
-        rows, columns = self.rows.ends.edges[source], self.columns.ends.edges[source]
-        return [rows[0], columns[0], rows[1], columns[1]]
+    @property
+    def _ends(self) -> tuple[EdgeLayout, EdgeLayout]:
+        assert self._rows.ends is not None and self._columns.ends is not None
+        return self._rows.ends, self._columns.ends
 
-    def compute_corners(self) -> None:
-        """The corners of each position, [4 M, C, h, w] (fewer at a border), through the shared steps."""
-        rows, columns = self.rows.ends, self.columns.ends
-        assert rows is not None and columns is not None
-        shape = (len(rows.table), 2, 2, len(self.n))
+    def _compute_corners(self) -> None:
+        """Compute the corners of each position, [4 M, C, h, w] or fewer at a border, through the shared steps."""
+        rows, columns = self._ends
+        runner = self._runner
+        shape = (len(rows.table), 2, 2, len(self._n))
         both = torch.stack(
             (
-                rows.table[:, :, self.i].unsqueeze(2).expand(shape),
-                columns.table[:, :, self.j].unsqueeze(1).expand(shape),
+                rows.table[:, :, self._i].unsqueeze(2).expand(shape),
+                columns.table[:, :, self._j].unsqueeze(1).expand(shape),
             ),
             -1,
         )
-        for step in self.e.steps[1 : self.e.shared]:
+        for step in runner.steps[1 : self._shared]:
             if rows.length[step.index] == 0 or columns.length[step.index] == 0:
                 continue
             (r, nr), (c, nc) = rows.edges[step.index], columns.edges[step.index]
 
-            def starts(name: Any, r: int = r, nr: int = nr, c: int = c, nc: int = nc) -> Tensor:
+            def starts(name: Slot, r: int = r, nr: int = nr, c: int = c, nc: int = nc) -> Tensor:
                 return both[rows.slot[name], r : r + nr, c : c + nc].reshape(-1, 2)
 
             if step.kind == "point":
-                inputs = [self.corners[step.inputs[0]]]
+                inputs = [self._corners[step.inputs[0]]]
             else:
                 inputs = [
-                    self.read(
+                    self._read(
                         source,
-                        {},
                         starts((step.index, k)),
                         rows.window[step.index, k],
                         columns.window[step.index, k],
                         step.padding_value,
-                        self.e.fused.get(step.index, ()),
+                        runner.fused.get(step.index, ()),
                     )
                     for k, source in enumerate(step.inputs)
                 ]
-            out = self.e.compute(step, inputs, starts(step.index))
-            self.corners[step.index] = self.e._after(step, out)
+            self._corners[step.index] = runner.finish(step, runner.compute(step, inputs, starts(step.index)))
 
-    def whole(self, source: int, values: dict[int, Tensor]) -> Tensor:
-        """The full map with the rectangle pasted."""
-        step = self.e.steps[source]
-        if source in values and tuple(values[source].shape[-2:]) == step.size:
-            return values[source]
-        return self.read(source, values, self.at("zero"), *step.size, 0.0)
+    def _whole(self, source: int) -> Tensor:
+        """Return the full map of a step with the rectangle pasted."""
+        step = self._runner.steps[source]
+        if source in self._values and tuple(self._values[source].shape[-2:]) == step.size:
+            return self._values[source]
+        return self._read(source, self._at("zero"), *step.size, 0.0)
 
-    def rectangle(self, step: Step, values: dict[int, Tensor]) -> Tensor:
-        e = self.e
+    def _rectangle(self, step: Step) -> Tensor:
+        runner, rows, columns = self._runner, self._rows, self._columns
         if step.kind == "input":
             # The occluder's window, cut at the edge: the image with the fill laid over it.
-            origins = self.at("occluder")
-            fill = ops.gather_windows(e.fill, self.n, origins, *e.grid.occluder, None, None, 0.0)
-            size = self.rows.extents[0].length, self.columns.extents[0].length
-            return ops.gather_windows(e.images, self.n, self.at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
+            origins, block = self._at("occluder"), self._block
+            fill = ops.gather_windows(block.fill, self._n, origins, *self._grid.occluder, None, None, 0.0)
+            size = rows.extents[0].length, columns.extents[0].length
+            return ops.gather_windows(block.images, self._n, self._at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
         inputs = []
         for k, source in enumerate(step.inputs):
-            name: Any = (step.index, k)
+            name = (step.index, k)
             if step.kind in ("point", "scale"):
-                name = step.index
-                size = self.rows.extents[source].length, self.columns.extents[source].length
-                inputs.append(
-                    values[source] if source in values else self.read(source, values, self.at(source), *size, 0.0)
-                )
-            elif source in values and name in self.rows.same and name in self.columns.same:
-                inputs.append(values[source])
+                if source not in self._values:
+                    size = rows.extents[source].length, columns.extents[source].length
+                    inputs.append(self._read(source, self._at(source), *size, 0.0))
+                else:
+                    inputs.append(self._values[source])
+            elif source in self._values and name in rows.same and name in columns.same:
+                inputs.append(self._values[source])
             else:
-                size = self.rows.windows[name].length, self.columns.windows[name].length
-                inputs.append(
-                    self.read(source, values, self.at(name), *size, step.padding_value, e.fused.get(step.index, ()))
-                )
-        out = e.compute(step, inputs, self.at(step.index))
+                size = rows.windows[name].length, columns.windows[name].length
+                conv = runner.fused.get(step.index, ())
+                inputs.append(self._read(source, self._at(name), *size, step.padding_value, conv))
+        out = runner.compute(step, inputs, self._at(step.index))
         if step.kind == "transpose":
-            size = self.rows.extents[step.index].length, self.columns.extents[step.index].length
-            everyone = torch.arange(len(self.n), device=self.n.device)
-            out = ops.gather_windows(out, everyone, self.at(("crop", step.index)), *size, None, None, 0.0)
-        return e._after(step, out)
+            size = rows.extents[step.index].length, columns.extents[step.index].length
+            everyone = torch.arange(len(self._n), device=self._n.device)
+            out = ops.gather_windows(out, everyone, self._at(("crop", step.index)), *size, None, None, 0.0)
+        return runner.finish(step, out)
 
-    def interpret(self, node: fx.Node, values: dict[int, Tensor], step: Step | None = None) -> Any:
-        """A node of the traced graph, over the whole maps of this batch."""
-        if step is not None and step.folded is not None:
-            return step.folded(self.whole(step.inputs[0], values))
-        analysis = self.e.analysis
+    def _interpret(self, node: fx.Node) -> Any:
+        """Evaluate a node of the graph on the whole maps of this batch."""
+        analysis = self._runner.analysis
         asks = node in analysis.sized
 
         def value(a: fx.Node) -> Any:
             if a in analysis.sized:
-                return self.sizes[a]
+                return self._sizes[a]
             known = analysis.values[a]
-            if isinstance(known, (MapRef, Part)):
-                ref = known.ref if isinstance(known, Part) else known
-                step = self.e.steps[ref.step]
+            if isinstance(known, (MapRef, Derived)):
+                ref = known.ref if isinstance(known, Derived) else known
+                step = self._runner.steps[ref.step]
                 if asks:
-                    whole = torch.empty(
-                        (len(self.n), step.channels, *step.size), device="meta", dtype=self.e.images.dtype
-                    )
+                    shape = (len(self._n), step.channels, *step.size)
+                    whole = torch.empty(shape, device="meta", dtype=step.dtype)
                 else:
-                    whole = self.whole(ref.step, values)
-                if isinstance(known, Part):
-                    return known.split(whole)
-                return whole.permute(0, 2, 3, 1) if ref.last else whole
-            if a in analysis.dense_nodes:
-                return values[known]
-            return known
+                    whole = self._whole(ref.step)
+                if isinstance(known, Derived):
+                    return known.function(whole)
+                return whole.permute(0, 2, 3, 1) if ref.channels_last else whole
+            return self._values[known.step] if isinstance(known, DenseRef) else known
 
         args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
         if asks and node.op == "call_function" and node.target is getattr and args[1] in ("device", "dtype"):
-            return getattr(self.e.images, args[1])
+            like: Any = args[0]
+            return self._block.images.device if args[1] == "device" else like.dtype
         if node.op == "call_module":
-            return self.e.traced.get_submodule(str(node.target))(*args, **kwargs)
+            return analysis.traced.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class MapRecorder(fx.Interpreter):
-    """Runs the network on whole images and hands out the maps that are kept."""
+    """Runs a traced network on whole images and keeps the maps of some steps.
 
-    def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, Step], seen: dict[int, Tensor]) -> None:
+    Args:
+        traced: The network.
+        keep: The steps, by the node whose value is their map.
+    """
+
+    def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, Step]) -> None:
         super().__init__(traced)
-        self.wanted, self.seen = keep, seen
+        self._keep = keep
+        self.seen: dict[int, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n in self.wanted:
-            step = self.wanted[n]
-            self.seen[step.index] = value.permute(0, 3, 1, 2) if step.last else value
+        if n in self._keep:
+            step = self._keep[n]
+            self.seen[step.index] = value.permute(0, 3, 1, 2) if step.channels_last else value
         return value

@@ -1,4 +1,4 @@
-"""Print the plan of an incremental sweep."""
+"""The plan of an incremental sweep as a table."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import torch
 from torch import nn
 
 from ...geometry import SweepGrid
+from ..behavior import NotIncremental
 from .evaluator import IncrementalEvaluator
 from .layout import Layer
-from .trace import NotIncremental
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The plan of a sweep as a table (``print`` it)."""
+    """The plan of a sweep; ``print`` shows it as a table.
+
+    Attributes:
+        layers: The work of each layer.
+        reason: Why the model can't be swept incrementally; "" if it can.
+        whole_from: The first layer that needs a whole map; "" if none does.
+    """
 
     layers: list[Layer]
-    reason: str = ""  # why it can't be swept incrementally
-    whole_from: str = ""  # the first node that needs a whole map
+    reason: str = ""
+    whole_from: str = ""
 
     @property
     def speedup(self) -> float:
-        """Predicted, against the dense sweep; 1 where it can't be swept incrementally."""
+        """Predicted speed-up over the dense sweep; 1 if the model can't be swept incrementally."""
         mine = sum(layer.cost for layer in self.layers)
         return sum(layer.dense for layer in self.layers) / mine if mine and not self.reason else 1.0
 
@@ -53,12 +59,22 @@ def explain(
     border: Literal["clip", "valid"] = "clip",
     channels: int | None = None,
 ) -> Explanation:
-    """The plan for a model, images of a size and an occluder (height, width): ``print(explain(...))``.
+    """Return the plan of an incremental sweep, or the reason why the sweep is dense.
 
-    ``channels`` of the images; None: those of the model's first convolution, else 3.  Dtype and
-    device are those of the model's first parameter.
+    Args:
+        model: Module in evaluation mode. Its first parameter gives dtype and device.
+        size: Height and width of the images, or one number for both.
+        occluder: Height and width of the occluder, or one number for both.
+        stride: Distance of neighboring positions, (rows, columns) or one number for both.
+        border: As for :func:`~occfast.occlusion_map`.
+        channels: Channels of the images; None: those of the model's first convolution, else 3.
+
+    Example:
+        >>> print(explain(model, size=(100, 100), occluder=(20, 40)))
     """
     grid = SweepGrid.over(size, occluder, stride, border)
+    if not isinstance(model, nn.Module):
+        return Explanation([], "a function can't be traced, an nn.Module can")
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = channels or (first.in_channels if first is not None else 3)
     like = next(model.parameters(), torch.empty(0))
@@ -67,5 +83,5 @@ def explain(
         evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    layers = [*evaluator.layers(), Layer("calls", None, None, 0.0, evaluator.calls)]
-    return Explanation(layers, whole_from=evaluator.whole_from)
+    layers = [*evaluator.plan.layers(), Layer("calls", None, None, 0.0, evaluator.plan.calls)]
+    return Explanation(layers, whole_from=evaluator.plan.whole_from)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...geometry import SweepGrid
-from .analysis import Step
+from .steps import Step
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 

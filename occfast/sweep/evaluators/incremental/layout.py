@@ -1,60 +1,465 @@
-"""Sizes and positions of all rectangles of a sweep."""
+"""Sizes, positions and cost of every rectangle of a sweep."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .intervals import Extent, Intervals
+from ...geometry import SweepGrid
+from .intervals import Extent, Intervals, Ints, classes, extent, occluded, through
+from .steps import Step
+
+#: Cost of a call on a group of positions in multiply-adds that take as long: about 50 microseconds on two cores.
+#: The figure for a GPU is a guess; it has not been measured.
+_CALL = {"cpu": 4e6, "cuda": 1e8}
+_CLASSES = (16, 8, 6, 4, 3, 2, 1)
+
+#: Name of a row of a table of starts: a step, a window (step, input), ("crop", step), "occluder" or "zero".
+Slot = int | tuple[int | str, int] | str
 
 
-@dataclass
-class AxisLayout:
-    """The geometry of one class of grid rows (or columns): lengths, and where they start on every grid row."""
-
-    extents: dict[int, Extent]  # of each step's rectangle
-    windows: dict[tuple[int, int], Extent]  # of the window of a step's input
-    crops: dict[int, Extent]  # of a transposed convolution's rectangle in what it computes
-    same: set[tuple[int, int]]  # inputs whose rectangle is the window already
-    slot: dict[Any, int]  # where each is in the table
-    table: Tensor  # [slots, grid rows] int64: all starts
-    ends: EdgeLayout | None  # of the shared steps: the corners
-
-
-@dataclass
+@dataclass(frozen=True)
 class EdgeLayout:
-    """Of shared steps: the pieces at the occluder's first and last edge, for a class of grid rows."""
+    """Pieces of the shared steps at the occluder's first and last edge, for a class of grid rows (or columns).
 
-    length: dict[int, int]  # of a step's piece; 0: there is none
-    edges: dict[int, tuple[int, int]]  # the first edge that any member has there, and how many (2, or 1 at a border)
-    window: dict[tuple[int, int], int]  # of the window of its input
-    slot: dict[Any, int]
-    table: Tensor  # [slots, 2, grid rows] int64: where pieces and windows start, first edge and last
-    cuts: dict[int, Tensor]  # of each step: [grid rows, 8] int64, ``Cuts`` in csrc/api.h
+    Attributes:
+        length: Length of each step's piece; 0 if it has none.
+        edges: For each step, the first edge (0 or 1) at which a member has a piece, and the number of edges: 2, or 1
+            at a border.
+        window: Length of the window of each input.
+        slot: Row of each name in ``table``.
+        table: int64 [slots, 2, grid rows], starts of pieces and windows at the first and the last edge.
+        cuts: For each step, int64 [grid rows, 8]: ``Cuts`` in csrc/api.h.
+    """
 
-    def origins(self, name: Any, index: Tensor, across: int, axis: int) -> Tensor:
-        """Where strips or their windows begin, [2 * rows, 2]; ``across`` along the other axis."""
+    length: dict[int, int]
+    edges: dict[int, tuple[int, int]]
+    window: dict[tuple[int, int], int]
+    slot: dict[Slot, int]
+    table: Tensor
+    cuts: dict[int, Tensor]
+
+    def origins(self, name: Slot, index: Tensor, across: int, axis: int) -> Tensor:
+        """Return the origins [2 * rows, 2] of strips or their windows; ``across`` is the one along the other axis."""
         starts = self.table[self.slot[name]][:, index].flatten()
         pair = [starts, torch.full_like(starts, across)]
         return torch.stack(pair if axis == 0 else pair[::-1], -1)
 
+    def to(self, device: torch.device) -> EdgeLayout:
+        """Return the same layout with its tables on a device."""
+        cuts = {k: cuts.to(device) for k, cuts in self.cuts.items()}
+        return replace(self, table=self.table.to(device), cuts=cuts)
+
+
+@dataclass(frozen=True)
+class AxisLayout:
+    """Lengths and starts of all rectangles for a class of grid rows (or columns).
+
+    Attributes:
+        extents: Rectangle of each step.
+        windows: Window of each input of a step.
+        crops: Rectangle of a transposed convolution within the result of its window.
+        same: Inputs whose rectangle is the window already.
+        slot: Row of each name in ``table``.
+        table: int64 [slots, grid rows], all starts.
+        ends: Pieces of the shared steps; None if nothing is shared.
+    """
+
+    extents: dict[int, Extent]
+    windows: dict[tuple[int, int], Extent]
+    crops: dict[int, Extent]
+    same: frozenset[tuple[int, int]]
+    slot: dict[Slot, int]
+    table: Tensor
+    ends: EdgeLayout | None
+
+    def to(self, device: torch.device) -> AxisLayout:
+        """Return the same layout with its tables on a device."""
+        return replace(self, table=self.table.to(device), ends=None if self.ends is None else self.ends.to(device))
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the plan: multiply-adds (moving a number counts as four) densely and incrementally, for one position."""
+    """A row of the printed plan.
+
+    Attributes:
+        label: Name of the layer.
+        size: Size of the map; None if it is computed as a whole.
+        rectangle: Mean size over positions of the rectangle that is computed.
+        dense, cost: Work per position of the dense and of the incremental sweep, in multiply-adds; moving a number
+            counts as four.
+        shared: Whether positions share most of it.
+    """
 
     label: str
-    size: tuple[int, int] | None  # of the map; None: computed whole
-    rectangle: tuple[float, float] | None  # what is computed of it, the mean over positions
+    size: tuple[int, int] | None
+    rectangle: tuple[float, float] | None
     dense: float
     cost: float
     shared: bool = False
 
 
-def _ends_of(cut: Intervals) -> list[Any]:
-    """For each grid row, how many rows depend on the occluder's first edge and how many on its last."""
+@dataclass(frozen=True)
+class Layout:
+    """Geometry and cost of a sweep over a grid. Built once by :func:`plan`; immutable.
+
+    Attributes:
+        grid: The positions.
+        steps: The network.
+        entries: Number of steps and sizes that a batch of positions evaluates.
+        expected: Positions per image that the plan is made for.
+        device: Device of the tables.
+        intervals: For rows and for columns, the interval of each step that an occluder may change.
+        shared: Number of first steps whose edges and interior positions share.
+        classes: Class of each grid row and of each grid column, int64 on the CPU.
+        axes: Layout of each class of grid rows and of grid columns.
+        strips: Layout of the strips that grid rows and columns share; empty if nothing is shared.
+    """
+
+    grid: SweepGrid
+    steps: tuple[Step, ...]
+    entries: int
+    expected: int
+    device: torch.device
+    intervals: tuple[tuple[Intervals, ...], tuple[Intervals, ...]]
+    shared: int
+    classes: tuple[Tensor, Tensor]
+    axes: tuple[tuple[AxisLayout, ...], tuple[AxisLayout, ...]]
+    strips: tuple[EdgeLayout, ...]
+
+    # Groups: a class of grid rows with a class of grid columns ----------------------------------------
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of positions whose rectangles have the same sizes."""
+        return len(self.axes[0]) * len(self.axes[1])
+
+    def group_of(self, positions: Tensor) -> Tensor:
+        """Return the group of each flat position on the CPU; each image has its own groups if anything is shared."""
+        n, p = positions // self.grid.positions, positions % self.grid.positions
+        i, j = p // self.grid.columns, p % self.grid.columns
+        group = self.classes[0][i] * len(self.axes[1]) + self.classes[1][j]
+        return group + n * self.groups if self.shared else group
+
+    def axes_of(self, group: int) -> tuple[AxisLayout, AxisLayout]:
+        """Return the layouts of rows and columns of a group."""
+        return self.axes[0][group // len(self.axes[1])], self.axes[1][group % len(self.axes[1])]
+
+    # Memory -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def keep(self) -> frozenset[int]:
+        """Steps whose maps without an occluder are kept."""
+        return frozenset(
+            source
+            for step in self.steps
+            for source in step.inputs
+            if step.kind not in ("point", "scale") or source < self.shared <= step.index
+        )
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Memory for the kept maps of an image."""
+        return sum(
+            _numbers(self.steps[k]) * self.steps[k].dtype.itemsize * (2 if k <= self.shared else 1)
+            for k in self.keep | {0}
+        )
+
+    @property
+    def bytes_of_strips(self) -> int:
+        """Memory for what the positions of one image share."""
+        total = 0
+        for axis, ends in enumerate(self.strips):
+            for k, length in ends.length.items():
+                step = self.steps[k]
+                strip = length * step.size[1 - axis] * step.channels
+                total += 2 * len(self.classes[axis]) * strip * step.dtype.itemsize
+        return total
+
+    # Cost ---------------------------------------------------------------------------------------------
+
+    def lengths(self, step: Step, axis: int) -> list[Ints]:
+        """Return what is computed of a step for each grid row: its rectangle or, if it is shared, its two ends."""
+        return _lengths(self.intervals[axis][step.index], step.index < self.shared)
+
+    def layers(self) -> list[Layer]:
+        """Return the work of each layer, averaged over the positions of the grid."""
+        found = []
+        for step in self.steps:
+            if step.kind == "input":
+                continue
+            if not step.is_map:
+                found.append(Layer(step.label, None, None, step.unfolded or step.macs, step.macs))
+                continue
+            shared = step.index < self.shared
+            rows, columns = (self._mean_length(step, axis, shared) for axis in (0, 1))
+            pixels = rows * columns
+            if shared:
+                lengths = [ends.length[step.index] for ends in self.strips]
+                strips = lengths[0] * self.grid.rows * step.size[1] + lengths[1] * self.grid.columns * step.size[0]
+                pixels += 2 * strips / self.expected
+            area = step.size[0] * step.size[1]
+            found.append(
+                Layer(step.label, step.size, (rows, columns), step.cost * area, step.cost * pixels, shared=shared)
+            )
+        return found
+
+    def _mean_length(self, step: Step, axis: int, shared: bool) -> float:
+        each = [
+            layout.ends.length[step.index] * layout.ends.edges[step.index][1]
+            if shared and layout.ends is not None
+            else layout.extents[step.index].length
+            for layout in self.axes[axis]
+        ]
+        return float(np.asarray(each)[self.classes[axis].numpy()].mean())
+
+    @property
+    def calls(self) -> float:
+        """Cost per position of the calls on groups of positions, in multiply-adds."""
+        return min(self.groups, self.grid.positions) * self.entries * _CALL[self.device.type] / self.expected
+
+    @cached_property
+    def work(self) -> float:
+        """Multiply-adds per position, including :attr:`calls`."""
+        return sum(layer.cost for layer in self.layers()) + self.calls
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Work of the dense sweep over the work of this one."""
+        return sum(layer.dense for layer in self.layers()) / self.work if self.work else 1.0
+
+    @property
+    def whole_from(self) -> str:
+        """Name of the first layer that needs a whole map and is computed densely; "" if none does."""
+        return next((step.description for step in self.steps if not step.is_map and step.inputs), "")
+
+
+def plan(
+    steps: Sequence[Step],
+    grid: SweepGrid,
+    *,
+    entries: int,
+    device: torch.device,
+    expected: int | None = None,
+    most_classes: int | None = None,
+    share_early: bool = True,
+    memory_limit: int | None = None,
+) -> Layout:
+    """Plan a sweep.
+
+    Args:
+        steps: The network, from :class:`~.analysis.Analysis`.
+        grid: The positions.
+        entries: Number of entries of the network's program, for the cost of calls.
+        device: Device of the tables.
+        expected: Positions per image; None: all of the grid. Sharing starts with work for each image, which few
+            positions do not repay.
+        most_classes: Largest number of classes of grid rows, and of grid columns; None weighs the work that more
+            classes save against the calls that they cost.
+        share_early: Whether positions may share the first steps.
+        memory_limit: Bytes; what is shared takes at most a quarter of them.
+    """
+    intervals = _intervals(steps, grid)
+    expected = grid.positions if expected is None else expected
+    shared = _choose_shared(steps, intervals, expected, memory_limit) if share_early else 0
+
+    def of(most: int) -> Layout:
+        return _with_classes(steps, grid, intervals, shared, most, entries, expected, device)
+
+    tried = map(of, _CLASSES if most_classes is None else (most_classes,))
+    best = min(tried, key=lambda layout: layout.work)
+    rows, columns = (tuple(layout.to(device) for layout in axis) for axis in best.axes)
+    return replace(best, axes=(rows, columns), strips=tuple(ends.to(device) for ends in best.strips))
+
+
+def _intervals(steps: Sequence[Step], grid: SweepGrid) -> tuple[tuple[Intervals, ...], tuple[Intervals, ...]]:
+    found = []
+    for axis in (0, 1):
+        of: dict[int, Intervals] = {}
+        for step in steps:
+            if step.kind == "input":
+                of[step.index] = occluded(grid, axis)
+            elif step.is_map:
+                inputs = [of[k] for k in step.inputs]
+                of[step.index] = through(step, axis, inputs, [steps[k].size[axis] for k in step.inputs])
+        found.append(tuple(of.get(step.index, of[0]) for step in steps))
+    return found[0], found[1]
+
+
+def _choose_shared(
+    steps: Sequence[Step],
+    intervals: tuple[tuple[Intervals, ...], tuple[Intervals, ...]],
+    expected: int,
+    memory_limit: int | None,
+) -> int:
+    """Return the number of first steps to share for which the work per position is least."""
+    rows, columns = intervals
+    best, saved, chosen = 0.0, 0.0, 0
+    room = (memory_limit or 1 << 62) / 4
+    for step in steps:
+        v, h = rows[step.index], columns[step.index]
+        whole = step.kind in ("input", "window", "pad", "point", "join")
+        if not whole or (v.full_low > v.full_high).any() or (h.full_low > h.full_high).any():
+            break
+        rectangle = float((v.high - v.low).mean() * (h.high - h.low).mean())
+        ends = [np.add(*_ends_of(cut)) for cut in (v, h)]
+        corners = float(ends[0].mean() * ends[1].mean())
+        strips = 2 * (
+            int(np.maximum(*_ends_of(v)).max()) * len(ends[0]) * step.size[1]
+            + int(np.maximum(*_ends_of(h)).max()) * len(ends[1]) * step.size[0]
+        )
+        room -= strips * step.channels * step.dtype.itemsize
+        if room < 0:
+            break
+        if step.index:
+            saved += step.cost * (rectangle - corners - strips / expected)
+        if saved > best:
+            best, chosen = saved, step.index + 1
+    return chosen
+
+
+def _with_classes(
+    steps: Sequence[Step],
+    grid: SweepGrid,
+    intervals: tuple[tuple[Intervals, ...], tuple[Intervals, ...]],
+    shared: int,
+    most: int,
+    entries: int,
+    expected: int,
+    device: torch.device,
+) -> Layout:
+    labels, groups = [], []
+    for axis in (0, 1):
+        count = grid.rows if axis == 0 else grid.columns
+        lengths: list[Ints] = []
+        weights: list[float] = []
+        for step in steps:
+            if step.is_map and step.macs:
+                mine, other = (_lengths(intervals[a][step.index], step.index < shared) for a in (axis, 1 - axis))
+                lengths += mine
+                weights += [step.macs * float(np.sum(other, 0).mean())] * len(mine)
+        groups.append(classes(lengths, weights, most) if lengths else [np.arange(count)])
+        label = np.zeros(count, np.int64)
+        for k, members in enumerate(groups[axis]):
+            label[members] = k
+        labels.append(torch.from_numpy(label))
+    strips: tuple[EdgeLayout, ...] = ()
+    if shared:
+        strips = tuple(
+            _edge_layout(steps[:shared], axis, intervals[axis], np.arange(len(labels[axis]))) for axis in (0, 1)
+        )
+    rows, columns = (
+        tuple(
+            _axis_layout(steps, grid, axis, intervals[axis], members, shared, strips[axis] if strips else None)
+            for members in groups[axis]
+        )
+        for axis in (0, 1)
+    )
+    return Layout(
+        grid,
+        tuple(steps),
+        entries,
+        expected,
+        device,
+        intervals,
+        shared,
+        (labels[0], labels[1]),
+        (rows, columns),
+        strips,
+    )
+
+
+def _axis_layout(
+    steps: Sequence[Step],
+    grid: SweepGrid,
+    axis: int,
+    intervals: Sequence[Intervals],
+    members: Ints,
+    shared: int,
+    strips: EdgeLayout | None,
+) -> AxisLayout:
+    extents: dict[int, Extent] = {}
+    windows: dict[tuple[int, int], Extent] = {}
+    crops: dict[int, Extent] = {}
+    same: set[tuple[int, int]] = set()
+    for step in steps:
+        if not step.is_map:
+            continue
+        a, size = step.axes[axis], step.size[axis]
+        if step.kind == "point":
+            extents[step.index] = extents[step.inputs[0]]
+            continue
+        if step.kind == "scale":
+            given = extents[step.inputs[0]]
+            extents[step.index] = Extent(given.length * a.stride, given.start * a.stride)
+            continue
+        mine = extents[step.index] = extent(intervals[step.index], members, size)
+        if step.kind in ("window", "pad"):
+            windows[step.index, 0] = Extent((mine.length - 1) * a.stride + a.span, mine.start * a.stride - a.padding)
+        elif step.kind == "join":
+            for k, source in enumerate(step.inputs):
+                before = extents[source]
+                windows[step.index, k] = mine
+                if before.length == mine.length and (before.start == mine.start)[members].all():
+                    same.add((step.index, k))
+        elif step.kind == "transpose":
+            # Input rows that reach the rectangle, and one more so that the result covers it.
+            first = (mine.start + a.padding - a.span + 1) // a.stride
+            last = (mine.start + mine.length - 1 + a.padding) // a.stride
+            windows[step.index, 0] = Extent(int((last - first)[members].max()) + 2, first)
+            crops[step.index] = Extent(mine.length, mine.start - (first * a.stride - a.padding))
+    everything = [*extents.values(), *windows.values(), *crops.values()]
+    unclipped = grid.first[axis] + grid.stride[axis] * np.arange(len(everything[0].start)) - grid.occluder[axis] // 2
+    table = torch.from_numpy(np.stack([*(e.start for e in everything), unclipped, np.zeros_like(unclipped)]))
+    crop_names: list[Slot] = [("crop", k) for k in crops]
+    names: list[Slot] = [*extents, *windows, *crop_names, "occluder", "zero"]
+    slot = {name: k for k, name in enumerate(names)}
+    ends = None if strips is None else _edge_layout(steps[:shared], axis, intervals, members, strips)
+    return AxisLayout(extents, windows, crops, frozenset(same), slot, table, ends)
+
+
+def _edge_layout(
+    steps: Sequence[Step], axis: int, intervals: Sequence[Intervals], members: Ints, strips: EdgeLayout | None = None
+) -> EdgeLayout:
+    """Lay out the pieces of shared steps for some grid rows; ``strips``: the layout for all, unless it is this one."""
+    length: dict[int, int] = {}
+    edges: dict[int, tuple[int, int]] = {}
+    window: dict[tuple[int, int], int] = {}
+    slot: dict[Slot, int] = {}
+    table: list[Ints] = []
+    cuts: dict[int, Tensor] = {}
+    for step in steps:
+        cut, size, a = intervals[step.index], step.size[axis], step.axes[axis]
+        ends = [int(end[members].max()) for end in _ends_of(cut)]
+        length[step.index] = most = max(ends)
+        edges[step.index] = (0 if ends[0] else 1, sum(end > 0 for end in ends))
+        starts = np.stack((np.clip(cut.full_low - most, 0, size - most), np.clip(cut.full_high, 0, size - most)))
+        slot[step.index] = len(table)
+        table.append(starts)
+        for k in range(len(step.inputs) if step.kind != "point" else 0):
+            window[step.index, k] = (most - 1) * a.stride + a.span
+            slot[step.index, k] = len(table)
+            table.append(starts * a.stride - a.padding)
+        strip_starts = starts if strips is None else strips.cuts[step.index][:, 6:8].numpy().T
+        cuts[step.index] = torch.from_numpy(
+            np.stack((cut.low, cut.full_low, cut.full_high, cut.high, *strip_starts, *starts), 1)
+        )
+    return EdgeLayout(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
+
+
+def _lengths(cut: Intervals, shared: bool) -> list[Ints]:
+    return _ends_of(cut) if shared else [cut.high - cut.low]
+
+
+def _ends_of(cut: Intervals) -> list[Ints]:
+    """Return, for each grid row, how many rows depend on the occluder's first edge and how many on its last."""
     return [np.clip(cut.full_low - cut.low, 0, None), np.clip(cut.high - cut.full_high, 0, None)]
+
+
+def _numbers(step: Step) -> int:
+    return step.channels * step.size[0] * step.size[1]

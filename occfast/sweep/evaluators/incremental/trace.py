@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import copy
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-
-class NotIncremental(Exception):
-    """This network can't be swept incrementally; the message says why."""
-
-
-class NotDeterministic(NotIncremental):
-    """Two runs on the same images differ."""
-
-
-class BatchDependent(NotIncremental):
-    """The output for an image depends on the others of its batch, or on its place there: no sweep gives its map."""
-
+from ..behavior import NotIncremental, in_training
 
 _ALIAS_MODULES = (
     nn.Identity,
@@ -71,6 +64,13 @@ _RANDOM_METHODS = {
 
 
 _VIEW_METHODS = {
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
     "view",
     "contiguous",
     "reshape",
@@ -124,28 +124,29 @@ _IN_PLACE_OPERATORS = {
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """A functional copy of a model: evaluation mode, batch norm folded, nothing in place.
+    """Return a functional copy of a model in evaluation mode: batch norm is folded, nothing works in place.
 
-    The model itself is never changed.  Raises NotIncremental, with the reason, for what a graph
-    of tensors can't say or what would make outputs depend on more than their own image.
+    The model itself is not changed.
+
+    Raises:
+        NotIncremental: A graph of tensors can't hold the model, or its outputs would depend on more than their own
+            image.
     """
     if not isinstance(model, nn.Module):
         raise NotIncremental(f"it is a {type(model).__name__}, no nn.Module")
-    for name, module in model.named_modules():
-        where = f"module {name or '(the model)'} ({type(module).__name__})"
-        if module.training:
-            raise NotIncremental(f"{where} is in training mode; call model.eval()")
-        if any(getattr(module, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
-            raise NotIncremental(f"{where} has forward hooks, which a trace would lose")
-        batch_norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        if batch_norm and not isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.running_mean is None:
-            raise NotIncremental(f"{where} keeps no running statistics, so an output depends on its whole batch")
+    model = _unwrapped(model)
+    _check(model)
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model))
+        root = _Root(_without_parametrizations(copy.deepcopy(model)))
+        traced = fx.GraphModule(root, _Tracer(root.model).trace(root))
     except Exception as error:  # tracing runs the model's own code, which may raise anything
-        raise NotIncremental(
-            f"torch.fx can't trace it: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise NotIncremental(f"torch.fx can't trace it: {reason}") from error
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and not node.args and "input" in node.kwargs and _of_torch(node.target):
+            kwargs = dict(node.kwargs)
+            node.args = (kwargs.pop("input"),)
+            node.kwargs = kwargs
     _functional(traced)
     _without_views(traced)
     _fold_batch_norm(traced)
@@ -154,14 +155,90 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+class _Root(nn.Module):
+    """Calls a model with the images alone, so that defaults, ``*args`` and an instance's own ``forward`` count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+class _Tracer(fx.Tracer):
+    """Traces through a model even if it is one of torch.nn's own modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self._model and super().is_leaf_module(m, module_qualified_name)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NotIncremental("it is TorchScript, which torch.fx can't trace")
+    training = in_training(model)
+    for name, module in model.named_modules():
+        where = f"module {name or '(the model)'} ({type(module).__name__})"
+        if training and getattr(module, "training", False):
+            raise NotIncremental(f"{where} is in training mode; call model.eval()")
+        hooks = [
+            hook
+            for kind in ("_forward_hooks", "_forward_pre_hooks")
+            for hook in (getattr(module, kind, None) or {}).values()
+            if not isinstance(hook, _WEIGHT_HOOKS)
+        ]
+        if hooks:
+            raise NotIncremental(f"{where} has forward hooks, which a trace would lose")
+        batch_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if batch_norm and not isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.running_mean is None:
+            raise NotIncremental(f"{where} keeps no running statistics, so an output depends on its whole batch")
+
+
+#: Hooks that compute a weight from others.
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
+
+
+def _without_parametrizations(model: nn.Module) -> nn.Module:
+    """Replace computed weights by their values."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, _WEIGHT_HOOKS):
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
+    return model
+
+
+def _of_torch(target: Any) -> bool:
+    return str(getattr(target, "__module__", "")).split(".")[0] == "torch"
+
+
+def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """Return the module that a node calls, if it calls one."""
     return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _is_alias(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node's result is its first argument itself."""
+def is_alias(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a node's result is its first argument itself."""
     if node.op == "call_module":
-        return isinstance(_module(traced, node), _ALIAS_MODULES)
+        return isinstance(module_of(traced, node), _ALIAS_MODULES)
     if node.op == "call_function" and node.target in _ALIAS_FUNCTIONS:
         default = node.target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
         position = 2
@@ -171,16 +248,18 @@ def _is_alias(traced: fx.GraphModule, node: fx.Node) -> bool:
         if training is not False:
             raise NotIncremental(f"{node.name} drops at random even in evaluation mode")
         return True
+    if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision
+        return node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True) is False
     return node.op == "call_method" and node.target in _ALIAS_METHODS
 
 
 def _same_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether writing to a node's result writes to its first argument as well."""
-    return _is_alias(traced, node) and node.target not in ("clone", "contiguous")
+    return is_alias(traced, node) and node.target not in ("clone", "contiguous")
 
 
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if module := _module(traced, node):
+    if module := module_of(traced, node):
         return bool(getattr(module, "inplace", False)) and not isinstance(module, _ALIAS_MODULES)
     if node.op == "call_function":
         if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
@@ -195,7 +274,7 @@ def _functional(traced: fx.GraphModule) -> None:
     order = {node: k for k, node in enumerate(traced.graph.nodes)}
     views: dict[fx.Node, fx.Node] = {}  # a view -> what it shows
     for node in traced.graph.nodes:
-        if "out" in node.kwargs:
+        if node.kwargs.get("out") is not None:
             raise NotIncremental(f"{node.name} writes into its argument out=")
         if node.op == "call_function" and node.target is operator.setitem:
             raise NotIncremental(f"{node.name} assigns to a part of a tensor")
@@ -209,7 +288,7 @@ def _functional(traced: fx.GraphModule) -> None:
         if (
             (node.op == "call_method" and node.target in _VIEW_METHODS)
             or (node.op == "call_function" and node.target in _VIEW_FUNCTIONS)
-            or isinstance(_module(traced, node), (nn.Flatten, nn.Unflatten))
+            or isinstance(module_of(traced, node), (nn.Flatten, nn.Unflatten))
         ):
             views[node] = first
         if not _in_place(traced, node):
@@ -243,7 +322,7 @@ def _without_views(traced: fx.GraphModule) -> None:
 
 
 def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:
-    if module := _module(traced, node):
+    if module := module_of(traced, node):
         module.inplace = False  # type: ignore[assignment]  # it belongs to our copy
     elif node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
         node.target = _IN_PLACE_OPERATORS[node.target]
@@ -268,11 +347,15 @@ def _fold_batch_norm(traced: fx.GraphModule) -> None:
         if node.op == "call_module":
             calls[node.target] = calls.get(node.target, 0) + 1
     for node in list(traced.graph.nodes):
-        norm = _module(traced, node)
+        norm = module_of(traced, node)
         before = node.args[0] if node.args else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or len(before.users) != 1:
+        if (
+            not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            or not isinstance(before, fx.Node)
+            or len(before.users) != 1
+        ):
             continue
-        conv = _module(traced, before)
+        conv = module_of(traced, before)
         if type(conv) is nn.Conv2d and calls[str(before.target)] == 1:
             name = f"_folded_{len(calls)}"
             calls[name] = 1

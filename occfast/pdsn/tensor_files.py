@@ -1,4 +1,4 @@
-"""Files of tensors and plain values: written atomically, read without running any code in them."""
+"""Files of tensors and plain values, written atomically and read without running code from them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,46 @@ from ..files import write_atomically
 
 
 def write(path: str | os.PathLike[str], kind: str, content: dict[str, Any]) -> Path:
-    """Tensors, numbers, strings, lists and dicts under a name of the kind of file."""
+    """Write tensors, numbers, strings, lists and dicts.
+
+    Args:
+        path: The file.
+        kind: Name of the kind of file, checked by :func:`read`.
+        content: Values by name.
+    """
     buffer = io.BytesIO()
     torch.save({"kind": kind, **content}, buffer)
     return write_atomically(path, buffer.getvalue())
 
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """What :func:`write` wrote, on the CPU; DataError if it is damaged or of another kind."""
+    """Read a file written by :func:`write`, to the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: The file is damaged or of another kind.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever damaged bytes provoke
+    except Exception as error:  # damaged bytes provoke many kinds of errors
         raise DataError(f"{path}: damaged or not a file of {kind} ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise DataError(f"{path}: not a file of {kind}")
     return content
 
 
-def resume(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """A checkpoint of these settings, None if there is no file; ValueError if it is of others: it says which."""
+def read_checkpoint(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the checkpoint of a training with these settings.
+
+    Returns:
+        The content, or None if there is no file.
+
+    Raises:
+        DataError: The file is damaged or of another kind.
+        ValueError: It is the checkpoint of a training with other settings; the message names them.
+    """
     if not path.exists():
         return None
     content = read(path, kind)
@@ -43,7 +62,7 @@ def resume(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | 
     different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if different:
         raise ValueError(
-            f"checkpoint: {str(path)!r} is of another training ({', '.join(different)} differ); "
-            "delete it or name another"
+            f"checkpoint: {str(path)!r} is of another training, which differs in {', '.join(different)}; "
+            "pass resume=False to start anew, or another path"
         )
     return content

@@ -1,0 +1,142 @@
+"""The HTML page of a comparison, and its figures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..plots import png_data_uri
+from .pairs import Verification
+from .report import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Ranks of a cumulative match characteristic, at most.
+_RANKS = 20
+#: Settings as the page names them.
+_LABELS = {
+    "model_name": "Network",
+    "model": "Fingerprint of its weights",
+    "models": "Networks",
+    "data": "Data",
+    "date": "Date",
+    "preprocessing": "Preprocessing",
+    "flip": "Flip fusion",
+    "cover": "Occluded images",
+    "resamples": "Bootstrap resamples",
+    "occlusions": "Occlusions",
+    "images": "Images",
+    "missing": "Listed pairs with missing images",
+    "source": "Scores",
+}
+
+
+def figure(comparison: Comparison, protocol: str) -> Figure:
+    """Draw one line per occlusion and network: TAR over log FAR, or match rate over rank."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    rows = [row for row in comparison.rows if row.protocol == protocol]
+    named = len(comparison.models) > 1
+    drawn = Figure(figsize=(5.4, 4.2), layout="constrained")
+    ax = drawn.subplots()
+    for row in rows:
+        label = _plain(f"{row.occlusion}, {row.model}" if named else row.occlusion)
+        style = ("-", "--", ":", "-.")[comparison.models.index(row.model) % 4]
+        if isinstance(row.result, Verification):
+            far, tar, _ = row.result.roc.points(4000)
+            ax.step(np.r_[far, 1.0], np.r_[tar, 1.0], style, where="post", label=label, linewidth=1.4)
+        else:
+            ranks = min(_RANKS, row.result.n_people)
+            ax.plot(np.arange(1, ranks + 1), row.result.cmc(ranks), f".{style}", label=label)
+    first = rows[0].result
+    if isinstance(first, Verification):
+        ax.set_xscale("log")
+        ax.set_xlim(max(0.5 / first.n_different, 1e-6), 1)
+        ax.set(xlabel="false acceptance rate", ylabel="true acceptance rate")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel="rank", ylabel="known probes at this rank or better")
+    ax.set_ylim(0, 1.01)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.grid(alpha=0.3)
+    ax.set_title(_plain(protocol), fontsize=10)
+    ax.legend(fontsize=8)
+    return drawn
+
+
+def page(comparison: Comparison) -> str:
+    """Return a self-contained HTML page."""
+    from importlib.resources import files
+
+    import jinja2
+
+    template = files("occfast.evaluate").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    parts = []
+    for protocol in comparison.protocols:
+        header, rows = comparison.table(protocol)
+        paired_header, paired = comparison.difference_table(protocol)
+        parts.append(
+            {
+                "name": protocol,
+                "header": header,
+                "rows": rows,
+                "paired_header": paired_header,
+                "paired": paired,
+                "note": comparison.note(protocol),
+                "picture": png_data_uri(comparison.figure(protocol)),
+            }
+        )
+    return environment.from_string(template).render(
+        title=comparison.title,
+        date=comparison.settings.get("date", ""),
+        parts=parts,
+        main_columns=3 if len(comparison.models) > 1 else 2,
+        examples=[{"uri": _picture(image), "text": name} for name, image in comparison.examples.items()],
+        settings=[
+            (_LABELS.get(name, name), readable(value))
+            for name, value in comparison.settings.items()
+            if value not in (None, "", {}, [])
+        ],
+        version=f"occfast {__version__}, PyTorch {torch.__version__}",
+    )
+
+
+def readable(value: Any) -> str:
+    """Format a setting for readers: ``{"size": [112, 96], "color": "gray"}`` becomes "size 112 × 96, color gray"."""
+    if isinstance(value, dict):
+        return "; ".join(
+            f"{name}: {readable(inner)}" if isinstance(inner, dict) else f"{name} {readable(inner)}"
+            for name, inner in value.items()
+            if inner is not None
+        )
+    if isinstance(value, list | tuple):
+        numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        if numbers and len(value) == 2:
+            return " × ".join(map(str, value))
+        return ", ".join(f"({readable(v)})" if isinstance(v, list | tuple) else readable(v) for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(text: str) -> str:
+    # Matplotlib reads text between dollar signs as a formula, and leaves labels that begin with "_" out of the legend.
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _picture(image: Tensor) -> str:
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
