@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all bench gpu-check lint format clean
+.PHONY: demo test test-all bench gpu-check docs lint format clean
 
 # `constraints.txt` pins what is tested; TORCH=torch takes whatever the index offers (a CUDA build, say).
 $(READY): pyproject.toml constraints.txt setup.py
@@ -30,6 +30,11 @@ bench: $(READY)
 # On a machine with a GPU: CUDA tests and benches, one JSON.  PYTHON's own packages are used.
 gpu-check:
 	$(PYTHON) -m bench.gpu $(ARGS)
+
+# The site, offline, into build/docs; a warning is an error.  Measured numbers are filled in first.
+docs: $(READY)
+	$(BIN)/python -m tools.fill_figures
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

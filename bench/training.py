@@ -172,7 +172,7 @@ def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, An
         if disk:
             faces = _as_files(faces, Path(folder) / "images", gray=channels == 1)
         with contextlib.suppress(Enough):
-            train(recipe, Path(folder) / "run", show=turns, faces=faces)
+            train(recipe, Path(folder) / "run", progress=turns, faces=faces)
     loops, bares = turns.loop_seconds, turns.bare_seconds
     return {
         "workload": f"{name}, batch {batch}, {'JPEG files' if disk else 'in memory'}",

@@ -1,282 +1,367 @@
-// The only module definition.  It is compiled once against cpu/ (occfast_cpu) and once against
-// cuda/ (occfast_cuda); both modules have the same functions.
-#include <array>
+// The module definition, compiled once against cpu/ (occfast_cpu) and once against cuda/ (occfast_cuda, with
+// OCCFAST_CUDA defined).  It exports the structs, functions and enumerations of api.h under their own names.
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "api.h"
-
-namespace py = pybind11;
+#include "structs.h"
 
 namespace occfast {
+
+// -- enumerations: the compiler warns about an enumerator without a name --------------------------------
+
+static const char* name_of(Dtype value) {
+  switch (value) {
+  case Dtype::kUint8:
+    return "UINT8";
+  case Dtype::kFloat16:
+    return "FLOAT16";
+  case Dtype::kBFloat16:
+    return "BFLOAT16";
+  case Dtype::kFloat32:
+    return "FLOAT32";
+  case Dtype::kFloat64:
+    return "FLOAT64";
+  }
+  return nullptr;
+}
+
+static const char* name_of(Score value) {
+  switch (value) {
+  case Score::kError:
+    return "ERROR";
+  case Score::kScoreDrop:
+    return "SCORE_DROP";
+  case Score::kSimilarityDrop:
+    return "SIMILARITY_DROP";
+  }
+  return nullptr;
+}
+
+static const char* name_of(NoiseKind value) {
+  switch (value) {
+  case kSaltAndPepper:
+    return "SALT_AND_PEPPER";
+  case kSpeckle:
+    return "SPECKLE";
+  case kGaussian:
+    return "GAUSSIAN";
+  case kNoNoise:
+    return "NONE";
+  }
+  return nullptr;
+}
+
+static const char* name_of(Stream value) {
+  switch (value) {
+  case kPixels:
+    return "PIXELS";
+  case kOccluder:
+    return "OCCLUDER";
+  case kTriplet:
+    return "TRIPLET";
+  }
+  return nullptr;
+}
+
+static const char* name_of(Distance value) {
+  switch (value) {
+  case Distance::kSquaredEuclidean:
+    return "SQUARED_EUCLIDEAN";
+  case Distance::kEuclidean:
+    return "EUCLIDEAN";
+  case Distance::kCosine:
+    return "COSINE";
+  }
+  return nullptr;
+}
+
+static const char* name_of(Mining value) {
+  switch (value) {
+  case Mining::kAll:
+    return "ALL";
+  case Mining::kViolating:
+    return "VIOLATING";
+  case Mining::kSemihard:
+    return "SEMIHARD";
+  case Mining::kSemihardRandom:
+    return "SEMIHARD_RANDOM";
+  case Mining::kHardest:
+    return "HARDEST";
+  }
+  return nullptr;
+}
+
+static const char* name_of(Slot value) {
+  switch (value) {
+  case kPositivePairs:
+    return "POSITIVE_PAIRS";
+  case kNegativePairs:
+    return "NEGATIVE_PAIRS";
+  case kMinedPositive:
+    return "MINED_POSITIVE";
+  case kMinedNegative:
+    return "MINED_NEGATIVE";
+  case kActivePositive:
+    return "ACTIVE_POSITIVE";
+  case kActiveNegative:
+    return "ACTIVE_NEGATIVE";
+  case kCandidates:
+    return "CANDIDATES";
+  case kViolatingTriplets:
+    return "VIOLATING_TRIPLETS";
+  case kHardTriplets:
+    return "HARD_TRIPLETS";
+  case kLoss:
+    return "LOSS";
+  }
+  return nullptr;
+}
+
+// {name: value} of an enumeration, whose values are below 64.
+template <class E> static py::dict table() {
+  py::dict names;
+  for (int value = 0; value < 64; ++value)
+    if (const char* name = name_of(static_cast<E>(value))) names[name] = value;
+  return names;
+}
+
+// -- structs that Python gives as a sequence: (N, C, H, W), and a list of kinds ---------------------------
+
+template <class FourNumbers> static const char* read_four(PyObject* value, FourNumbers& to) {
+  int64_t number[4];
+  if (read(value, number)) return "four integers (N, C, H, W)";
+  to = {number[0], number[1], number[2], number[3]};
+  return nullptr;
+}
+static const char* read(PyObject* value, Shape& to) { return read_four(value, to); }
+static const char* read(PyObject* value, Strides& to) { return read_four(value, to); }
+
+static const char* read(PyObject* value, NoiseKinds& to) {
+  NoiseKind kind[kNoiseKinds];
+  to.count = static_cast<int>(read_sequence(value, kind, kNoiseKinds));
+  for (int k = 0; k < to.count; ++k) to.kind[k] = kind[k];
+  return to.count >= 1 ? nullptr : "one to four kinds of noise";
+}
+
 namespace {
 
-using Address = uintptr_t;
-using Four = std::array<int64_t, 4>;
-using Eight = std::array<int64_t, 8>;
+// -- functions -------------------------------------------------------------------------------------------
 
-template <class T> T* at(Address address) { return reinterpret_cast<T*>(address); }
-
-Shape shape_of(const Four& v) { return Shape{v[0], v[1], v[2], v[3]}; }
-Strides strides_of(const Four& v) { return Strides{v[0], v[1], v[2], v[3]}; }
-Grid grid_of(const Eight& v) { return Grid{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
-Where where_of(int threads, Address stream) { return Where{threads, at<void>(stream)}; }
-
-Convolution convolution_of(const std::vector<int64_t>& v) {
-  if (v.size() != 10) throw std::invalid_argument("conv: ten numbers are expected");
-  return Convolution{at<void>(static_cast<Address>(v[0])),
-                     at<void>(static_cast<Address>(v[1])),
-                     v[2],
-                     {v[3], v[4]},
-                     {v[5], v[6]},
-                     {v[7], v[8]},
-                     v[9] != 0};
+void check(int status, const char* name) {
+  if (status != 0) throw std::runtime_error(std::string("occfast: ") + name + " failed: " + error_text(status));
 }
 
-// own, distance, selection, hinge, statistics
-using Choices = std::array<int, 5>;
-
-Pairs pairs_of(const std::array<int64_t, 3>& sizes, const Choices& choice, Address members, Address start,
-               Address stop) {
-  return Pairs{sizes[0],           sizes[1],         sizes[2], choice[0] != 0, at<int64_t>(members),
-               at<int64_t>(start), at<int64_t>(stop)};
-}
-TripletLaw triplet_law_of(const Choices& choice, double margin, double beta, uint64_t seed, uint32_t step) {
-  return TripletLaw{static_cast<Distance>(choice[1]),
-                    static_cast<Select>(choice[2]),
-                    choice[3] != 0,
-                    choice[4] != 0,
-                    margin,
-                    beta,
-                    seed,
-                    step};
+template <class A> void define(py::module_& m, const char* name, int (*function)(const A&, ExecContext)) {
+  m.def(name, [name, function](py::handle args, py::handle context) {
+    const A& a = value_of<A>(args);
+    const ExecContext where = value_of<ExecContext>(context);
+    py::gil_scoped_release release;
+    check(function(a, where), name);
+  });
 }
 
-OccluderLaw occluder_law_of(uint64_t seed, float probability, const Four& sizes,
-                            const std::array<float, 4>& ranges, const std::vector<int>& kinds, bool gray) {
-  if (kinds.empty() || kinds.size() > 4) throw std::invalid_argument("kinds: one to four are expected");
-  OccluderLaw law{seed,
-                  probability,
-                  sizes[0],
-                  sizes[1],
-                  sizes[2],
-                  sizes[3],
-                  ranges[0],
-                  ranges[1],
-                  ranges[2],
-                  ranges[3],
-                  static_cast<int>(kinds.size()),
-                  {},
-                  gray};
-  for (size_t k = 0; k < kinds.size(); ++k) law.kinds[k] = kinds[k];
-  return law;
+template <class A, class B>
+void define(py::module_& m, const char* name, int (*function)(const A&, const B&, ExecContext)) {
+  m.def(name, [name, function](py::handle args, py::handle more, py::handle context) {
+    const A& a = value_of<A>(args);
+    const B& b = value_of<B>(more);
+    const ExecContext where = value_of<ExecContext>(context);
+    py::gil_scoped_release release;
+    check(function(a, b, where), name);
+  });
 }
 
-void check(int status, const char* what) {
-  if (status != 0) throw std::runtime_error(std::string("occfast: ") + what + " failed: " + error_text(status));
+// Both halves of the noisy occluders with one call from Python.
+int draw_and_paint(const DrawOccluders& draw, const PaintOccluders& paint, ExecContext context) {
+  if (const int status = draw_occluders(draw, context)) return status;
+  return paint_occluders(paint, context);
 }
+
+template <class T> T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 } // namespace
 } // namespace occfast
 
+#define FIELD(name) field<decltype(S::name)>(#name, offsetof(S, name))
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace occfast;
+  using py::arg;
 
-  m.def("workers", [](int threads, Address stream) { return workers(where_of(threads, stream)); });
+  py::dict enums;
+  enums["Dtype"] = table<Dtype>();
+  enums["Score"] = table<Score>();
+  enums["NoiseKind"] = table<NoiseKind>();
+  enums["Stream"] = table<Stream>();
+  enums["Distance"] = table<Distance>();
+  enums["Mining"] = table<Mining>();
+  enums["Slot"] = table<Slot>();
+  m.attr("enums") = enums;
+  m.attr("NOT_OCCLUDED") = int{kNotOccluded};
+  m.attr("SLOTS") = kSlots;
+  m.attr("PIECES") = kPieces;
 
-  m.def("occlude_positions",
-        [](Address images, Address out, Address fill, Address positions, int64_t count, int itemsize, Four shape,
-           Four strides, Four fill_strides, Eight grid, int threads, Address stream) {
-          py::gil_scoped_release release;
-          check(occlude_positions(at<void>(images), at<void>(out), at<void>(fill), at<int64_t>(positions), count,
-                                  itemsize, shape_of(shape), strides_of(strides), strides_of(fill_strides),
-                                  grid_of(grid), where_of(threads, stream)),
-                "occlude_positions");
-        });
+  {
+    using S = ExecContext;
+    define_struct<S>(m, "ExecContext", {FIELD(threads), FIELD(stream)});
+  }
+  m.def("workers", [](py::handle context) { return workers(value_of<ExecContext>(context)); }, arg("context"));
 
-  m.def("sweep_score", [](Address outputs, int dtype, Address positions, int64_t count, int64_t classes,
-                          int64_t images, int64_t per_image, int kind, Address labels, Address references,
-                          Address baseline, Address scores, Address bad, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(sweep_score(at<void>(outputs), static_cast<Dtype>(dtype), at<int64_t>(positions), count, classes, images,
-                      per_image, static_cast<Score>(kind), at<int64_t>(labels), at<double>(references),
-                      at<double>(baseline), at<double>(scores), at<int32_t>(bad), where_of(threads, stream)),
-          "sweep_score");
-  });
+  {
+    using S = Grid;
+    define_struct<S>(m, "Grid",
+                     {FIELD(rows), FIELD(columns), FIELD(first_row), FIELD(first_column), FIELD(row_step),
+                      FIELD(column_step), FIELD(height), FIELD(width)});
+  }
+  {
+    using S = OccludePositions;
+    define_struct<S>(m, "OccludePositions",
+                     {FIELD(images), FIELD(out), FIELD(fill), FIELD(positions), FIELD(count), FIELD(itemsize),
+                      FIELD(shape), FIELD(strides), FIELD(fill_strides), FIELD(grid)});
+  }
+  define(m, "occlude_positions", &occlude_positions);
 
-  m.def("sweep_accumulate", [](Address scores, int64_t images, int64_t per_image, Address sum, Address squares,
-                               int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(sweep_accumulate(at<double>(scores), images, per_image, at<double>(sum), at<double>(squares),
-                           where_of(threads, stream)),
-          "sweep_accumulate");
-  });
+  {
+    using S = SweepScore;
+    define_struct<S>(m, "SweepScore",
+                     {FIELD(outputs), FIELD(dtype), FIELD(positions), FIELD(count), FIELD(classes), FIELD(images),
+                      FIELD(per_image), FIELD(kind), FIELD(labels), FIELD(references), FIELD(baseline),
+                      FIELD(scores), FIELD(bad)});
+  }
+  define(m, "sweep_score", &sweep_score);
 
-  m.def("convolution_block", [](int dtype) { return convolution_block(static_cast<Dtype>(dtype)); });
+  {
+    using S = SweepAccumulate;
+    define_struct<S>(m, "SweepAccumulate",
+                     {FIELD(scores), FIELD(images), FIELD(per_image), FIELD(sum), FIELD(squares)});
+  }
+  define(m, "sweep_accumulate", &sweep_accumulate);
 
-  // An empty `conv` gathers; otherwise it holds weights, bias, channels, kernel, stride, dilation, relu.
-  m.def("gather_windows",
-        [](Address maps, Address patches, Address out, Address images, Address origins, Address patch_origins,
-           int64_t count, Four shape, Four sizes, uint64_t padding, int itemsize, int dtype,
-           const std::vector<int64_t>& conv, int threads, Address stream) {
-          const GatherWindows g{at<void>(maps),
-                                at<void>(patches),
-                                at<void>(out),
-                                at<int64_t>(images),
-                                at<int64_t>(origins),
-                                at<int64_t>(patch_origins),
-                                count,
-                                shape_of(shape),
-                                sizes[0],
-                                sizes[1],
-                                sizes[2],
-                                sizes[3],
-                                padding};
-          const Where where = where_of(threads, stream);
-          py::gil_scoped_release release;
-          check(conv.empty() ? gather_windows(g, itemsize, where)
-                             : convolve_windows(g, convolution_of(conv), static_cast<Dtype>(dtype), where),
-                "gather_windows");
-        });
+  {
+    using S = GatherWindows;
+    define_struct<S>(m, "GatherWindows",
+                     {FIELD(maps), FIELD(patches), FIELD(out), FIELD(images), FIELD(origins), FIELD(patch_origins),
+                      FIELD(count), FIELD(shape), FIELD(height), FIELD(width), FIELD(patch_height),
+                      FIELD(patch_width), FIELD(padding), FIELD(itemsize)});
+  }
+  define(m, "gather_windows", &gather_windows);
 
-  m.def("gather_pieces",
-        [](Address maps, Address full, Address row_strips, Address column_strips, Address corners, Address out,
-           Address images, Address rows, Address columns, Address row_cuts, Address column_cuts, Address origins,
-           int64_t entries, int64_t count, Four shape, Eight sizes, std::array<int64_t, 3> edges, uint64_t padding,
-           int itemsize, int dtype, const std::vector<int64_t>& conv, int threads, Address stream) {
-          const GatherPieces g{at<void>(maps),
-                               at<void>(full),
-                               at<void>(row_strips),
-                               at<void>(column_strips),
-                               at<void>(corners),
-                               at<void>(out),
-                               at<int64_t>(images),
-                               at<int64_t>(rows),
-                               at<int64_t>(columns),
-                               at<Cuts>(row_cuts),
-                               at<Cuts>(column_cuts),
-                               at<int64_t>(origins),
-                               entries,
-                               count,
-                               shape_of(shape),
-                               sizes[0],
-                               sizes[1],
-                               sizes[2],
-                               sizes[3],
-                               sizes[4],
-                               sizes[5],
-                               sizes[6],
-                               sizes[7],
-                               {edges[0], edges[1]},
-                               edges[2],
-                               padding};
-          const Where where = where_of(threads, stream);
-          py::gil_scoped_release release;
-          check(conv.empty() ? gather_pieces(g, itemsize, where)
-                             : convolve_pieces(g, convolution_of(conv), static_cast<Dtype>(dtype), where),
-                "gather_pieces");
-        });
+  {
+    using S = GatherPieces;
+    define_struct<S>(m, "GatherPieces",
+                     {FIELD(maps),         FIELD(full),          FIELD(row_strips),   FIELD(column_strips),
+                      FIELD(corners),      FIELD(out),           FIELD(images),       FIELD(rows),
+                      FIELD(columns),      FIELD(row_cuts),      FIELD(column_cuts),  FIELD(origins),
+                      FIELD(entries),      FIELD(count),         FIELD(shape),        FIELD(height),
+                      FIELD(width),        FIELD(strip_rows),    FIELD(strip_height), FIELD(strip_columns),
+                      FIELD(strip_width),  FIELD(corner_height), FIELD(corner_width), FIELD(first_edge),
+                      FIELD(column_edges), FIELD(padding),       FIELD(itemsize)});
+  }
+  define(m, "gather_pieces", &gather_pieces);
 
-  m.def("draw_occluders", [](Address sample_ids, int64_t n, Address cdf, Address row_centers, int64_t rows,
-                             Address column_centers, int64_t columns, int64_t channels, int64_t height,
-                             int64_t width, uint64_t seed, float probability, Four sizes,
-                             std::array<float, 4> ranges, const std::vector<int>& kinds, bool gray, Address boxes,
-                             Address kind, Address level, Address intensity, int threads, Address stream) {
-    const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, gray);
-    py::gil_scoped_release release;
-    check(draw_occluders(at<int64_t>(sample_ids), n, at<double>(cdf), at<int64_t>(row_centers), rows,
-                         at<int64_t>(column_centers), columns, channels, height, width, law, at<int32_t>(boxes),
-                         at<uint8_t>(kind), at<float>(level), at<float>(intensity), where_of(threads, stream)),
-          "draw_occluders");
-  });
+  {
+    using S = Locations;
+    define_struct<S>(m, "Locations",
+                     {FIELD(cdf), FIELD(row_centers), FIELD(rows), FIELD(column_centers), FIELD(columns)});
+  }
+  {
+    using S = OccluderParams;
+    define_struct<S>(m, "OccluderParams",
+                     {FIELD(seed), FIELD(probability), FIELD(min_height), FIELD(max_height), FIELD(min_width),
+                      FIELD(max_width), FIELD(min_level), FIELD(max_level), FIELD(min_intensity),
+                      FIELD(max_intensity), FIELD(kinds), FIELD(gray)});
+  }
+  {
+    using S = Occluders;
+    define_struct<S>(m, "Occluders", {FIELD(boxes), FIELD(kind), FIELD(level), FIELD(intensity)});
+  }
+  {
+    using S = DrawOccluders;
+    define_struct<S>(m, "DrawOccluders",
+                     {FIELD(sample_ids), FIELD(n), FIELD(channels), FIELD(image_height), FIELD(image_width),
+                      FIELD(locations), FIELD(params), FIELD(occluders)});
+  }
+  {
+    using S = PaintOccluders;
+    define_struct<S>(m, "PaintOccluders",
+                     {FIELD(images), FIELD(out), FIELD(dtype), FIELD(shape), FIELD(strides), FIELD(sample_ids),
+                      FIELD(occluders), FIELD(seed), FIELD(low), FIELD(high), FIELD(outside)});
+  }
+  define(m, "draw_occluders", &draw_occluders);
+  define(m, "paint_occluders", &paint_occluders);
+  define(m, "draw_and_paint", &draw_and_paint);
 
-  m.def("draw_and_paint",
-        [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids, Address cdf,
-           Address row_centers, int64_t rows, Address column_centers, int64_t columns, uint64_t seed,
-           float probability, Four sizes, std::array<float, 4> ranges, const std::vector<int>& kinds, bool gray,
-           std::array<Address, 4> drawn, float low, float high, Address outside, int threads, Address stream) {
-          const OccluderLaw law = occluder_law_of(seed, probability, sizes, ranges, kinds, gray);
-          const Where where = where_of(threads, stream);
-          auto* const boxes = at<int32_t>(drawn[0]);
-          auto* const kind = at<uint8_t>(drawn[1]);
-          auto *const level = at<float>(drawn[2]), *const intensity = at<float>(drawn[3]);
-          py::gil_scoped_release release;
-          check(draw_occluders(at<int64_t>(sample_ids), shape[0], at<double>(cdf), at<int64_t>(row_centers), rows,
-                               at<int64_t>(column_centers), columns, shape[1], shape[2], shape[3], law, boxes,
-                               kind, level, intensity, where),
-                "draw_occluders");
-          check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                                strides_of(strides), at<int64_t>(sample_ids), boxes, kind, level, intensity, seed,
-                                low, high, at<int32_t>(outside), where),
-                "paint_occluders");
-        });
+  {
+    using S = CenterRows;
+    define_struct<S>(m, "CenterRows",
+                     {FIELD(rows), FIELD(dtype), FIELD(n), FIELD(dim), FIELD(given), FIELD(unit), FIELD(mean),
+                      FIELD(centered), FIELD(squares), FIELD(lengths)});
+  }
+  define(m, "center_rows", &center_rows);
 
-  m.def("paint_occluders", [](Address images, Address out, int dtype, Four shape, Four strides, Address sample_ids,
-                              Address boxes, Address kind, Address level, Address intensity, uint64_t seed,
-                              float low, float high, Address outside, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(paint_occluders(at<void>(images), at<void>(out), static_cast<Dtype>(dtype), shape_of(shape),
-                          strides_of(strides), at<int64_t>(sample_ids), at<int32_t>(boxes), at<uint8_t>(kind),
-                          at<float>(level), at<float>(intensity), seed, low, high, at<int32_t>(outside),
-                          where_of(threads, stream)),
-          "paint_occluders");
-  });
+  {
+    using S = Pairs;
+    define_struct<S>(
+        m, "Pairs",
+        {FIELD(rows), FIELD(columns), FIELD(dim), FIELD(own), FIELD(members), FIELD(start), FIELD(stop)});
+  }
+  {
+    using S = TripletParams;
+    define_struct<S>(m, "TripletParams",
+                     {FIELD(distance), FIELD(mining), FIELD(hinge), FIELD(statistics), FIELD(margin), FIELD(beta),
+                      FIELD(seed), FIELD(step)});
+  }
+  {
+    using S = MineTriplets;
+    define_struct<S>(m, "MineTriplets",
+                     {FIELD(values), FIELD(dtype), FIELD(a), FIELD(b), FIELD(a_squares), FIELD(b_squares),
+                      FIELD(pairs), FIELD(params), FIELD(top), FIELD(bins), FIELD(counts), FIELD(records),
+                      FIELD(pieces), FIELD(totals), FIELD(nearest), FIELD(histogram)});
+  }
+  {
+    using S = TripletWeights;
+    define_struct<S>(m, "TripletWeights",
+                     {FIELD(values), FIELD(dtype), FIELD(counts), FIELD(totals), FIELD(a_squares),
+                      FIELD(b_squares), FIELD(pairs), FIELD(params), FIELD(row_sums), FIELD(column_sums)});
+  }
+  define(m, "mine_triplets", &mine_triplets);
+  define(m, "triplet_weights", &triplet_weights);
 
-  m.def("center_rows", [](Address rows, int dtype, int64_t n, int64_t dim, bool given, bool unit, Address mean,
-                          Address centered, Address squares, Address lengths, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(center_rows(at<void>(rows), static_cast<Dtype>(dtype), n, dim, given, unit, at<double>(mean),
-                      at<void>(centered), at<void>(squares), at<double>(lengths), where_of(threads, stream)),
-          "center_rows");
-  });
+  m.def(
+      "philox_words",
+      [](uintptr_t counters, uintptr_t keys, int64_t n, uintptr_t words, py::handle context) {
+        check(philox_words(at<uint32_t>(counters), at<uint32_t>(keys), n, at<uint32_t>(words),
+                           value_of<ExecContext>(context)),
+              "philox_words");
+      },
+      py::kw_only(), arg("counters"), arg("keys"), arg("n"), arg("words"), arg("context"));
+  m.def(
+      "normals",
+      [](uintptr_t words, int64_t n, uintptr_t values, py::handle context) {
+        check(normals(at<uint32_t>(words), n, at<float>(values), value_of<ExecContext>(context)), "normals");
+      },
+      py::kw_only(), arg("words"), arg("n"), arg("values"), arg("context"));
 
-  m.def("multiply", [](Address a, int64_t a_row, int64_t a_column, Address b, int64_t b_row, int64_t b_column,
-                       int dtype, int64_t rows, int64_t columns, int64_t depth, bool symmetric, Address out,
-                       int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(multiply(at<void>(a), a_row, a_column, at<void>(b), b_row, b_column, static_cast<Dtype>(dtype), rows,
-                   columns, depth, symmetric, at<void>(out), where_of(threads, stream)),
-          "multiply");
-  });
+#if !defined(OCCFAST_CUDA)
+  {
+    using S = Convolution;
+    define_struct<S>(m, "Convolution",
+                     {FIELD(weights), FIELD(bias), FIELD(dtype), FIELD(channels), FIELD(kernel), FIELD(stride),
+                      FIELD(dilation), FIELD(relu)});
+  }
+  m.def("convolution_block", [](int dtype) { return convolution_block(static_cast<Dtype>(dtype)); }, arg("dtype"));
+  define(m, "convolve_windows", &convolve_windows);
+  define(m, "convolve_pieces", &convolve_pieces);
 
-  m.def("mine_triplets", [](Address values, int dtype, Address a, Address b, Address a_squares, Address b_squares,
-                            std::array<int64_t, 3> sizes, Choices choice, Address members, Address start,
-                            Address stop, double margin, double beta, uint64_t seed, uint32_t step, Address top,
-                            int bins, Address counts, Address records, Address pieces, Address totals,
-                            Address nearest, Address histogram, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(mine_triplets(at<void>(values), static_cast<Dtype>(dtype), at<void>(a), at<void>(b), at<void>(a_squares),
-                        at<void>(b_squares), pairs_of(sizes, choice, members, start, stop),
-                        triplet_law_of(choice, margin, beta, seed, step), at<double>(top), bins,
-                        at<int32_t>(counts), at<double>(records), at<double>(pieces), at<double>(totals),
-                        at<void>(nearest), at<int64_t>(histogram), where_of(threads, stream)),
-          "mine_triplets");
-  });
-
-  m.def("triplet_weights", [](Address values, int dtype, Address counts, Address totals, Address a_squares,
-                              Address b_squares, std::array<int64_t, 3> sizes, Choices choice, double margin,
-                              double beta, Address row_sums, Address column_sums, int threads, Address stream) {
-    py::gil_scoped_release release;
-    check(triplet_weights(at<void>(values), static_cast<Dtype>(dtype), at<int32_t>(counts), at<double>(totals),
-                          at<void>(a_squares), at<void>(b_squares), pairs_of(sizes, choice, 0, 0, 0),
-                          triplet_law_of(choice, margin, beta, 0, 0), at<void>(row_sums), at<void>(column_sums),
-                          where_of(threads, stream)),
-          "triplet_weights");
-  });
-
-  m.attr("triplet_sizes") = std::array<int, 2>{kSlots, kPieces};
-
-  m.def("philox_words", [](Address counters, Address keys, int64_t n, Address words, int threads, Address stream) {
-    check(philox_words(at<uint32_t>(counters), at<uint32_t>(keys), n, at<uint32_t>(words),
-                       where_of(threads, stream)),
-          "philox_words");
-  });
-
-  m.def("normals", [](Address words, int64_t n, Address values, int threads, Address stream) {
-    check(normals(at<uint32_t>(words), n, at<float>(values), where_of(threads, stream)), "normals");
-  });
+  {
+    using S = MatrixProduct;
+    define_struct<S>(m, "MatrixProduct",
+                     {FIELD(a), FIELD(a_row), FIELD(a_column), FIELD(b), FIELD(b_row), FIELD(b_column),
+                      FIELD(dtype), FIELD(m), FIELD(n), FIELD(k), FIELD(symmetric), FIELD(out)});
+  }
+  define(m, "multiply", &multiply);
+#endif
 }

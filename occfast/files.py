@@ -1,4 +1,4 @@
-"""Files that are never left half written."""
+"""Atomic writing of files, and reading with clear errors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ MAX_JSON_BYTES = 64 << 20
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to that gets its name when the ``with`` block ends well; else the old content stays.
+    """Open a file for writing that gets its name only when the ``with`` block succeeds; else the old content stays.
 
-    Raises OSError naming the file if the disk is full or the folder can't be written.
+    Raises:
+        OSError: The disk is full or the folder can't be written; the message names the file.
     """
     target = Path(path)
     try:
@@ -52,23 +53,25 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file so that its name holds the old content or the new one, never a part; see :func:`writing`."""
+    """Write a file that holds the old content or the new one, never a part; see :func:`writing`. Return its path."""
     with writing(path) as file:
         file.write(content)
     return Path(path)
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Any) -> Path:
-    """A compressed ``.npz`` written atomically."""
+    """Write a compressed ``.npz`` file atomically. Return its path."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return write_atomically(path, buffer.getvalue())
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz``; nothing in it is ever unpickled.
+    """Return all arrays of an ``.npz`` file. Nothing in it is ever unpickled.
 
-    Raises FileNotFoundError if there is none, DataError if it is damaged.
+    Raises:
+        FileNotFoundError: There is no file.
+        DataError: It is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -106,7 +109,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object. DataError where the file can't be read or has none."""
+    """Return the JSON object in a file. Raises DataError if it can't be read or holds something else."""
     try:
         value = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8-sig"))
     except DataError:

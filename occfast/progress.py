@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Called with (done, total or None).
+#: Function that is called with (done, total), total being None where it is not known.
 Report = Callable[[int, "int | None"], None]
-_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+_FIRST_LINE = 10.0  # seconds until the first line where there is no terminal
+_LINE_EVERY = 30.0  # seconds between further lines
 
 
 @contextmanager
 def progress(title: str, unit: str, show: bool | Report, note: Callable[[], str] | None = None) -> Iterator[Report]:
-    """Yields a function to call with (done, total or None); ``show`` False hides it, a function replaces it.
+    """Report progress on the standard error: a bar with the rate and the time left on a terminal, else lines.
 
-    On a terminal: a bar with the rate (``unit`` a second) and the time left, on the standard error; and what ``note``
-    returns, if there is one.
+    Args:
+        title: Name of the work.
+        unit: Plural of what is counted, "positions" say.
+        show: False hides it; a function replaces it.
+        note: Function that returns more text to show, read at each update.
+
+    Yields:
+        A function to call with (done, total or None).
     """
     if callable(show):
         yield show
@@ -32,9 +39,12 @@ def progress(title: str, unit: str, show: bool | Report, note: Callable[[], str]
 
 @contextmanager
 def _bar(title: str, unit: str, note: Callable[[], str] | None) -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    except ImportError:  # as where only PyTorch and NumPy are installed
+        yield _lines(title, unit, note)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,7 +60,7 @@ def _bar(title: str, unit: str, note: Callable[[], str] | None) -> Iterator[Repo
 
         def report(done: int, total: int | None) -> None:
             if first[0] < 0:
-                first[0] = done  # a resumed sweep did that much before
+                first[0] = done  # done by a run before, if this one was resumed
             elapsed = time.perf_counter() - started
             rate = _rate((done - first[0]) / elapsed, f" {unit}") if elapsed > 0.5 else ""
             text = ", ".join(filter(None, (note() if note else "", rate)))
@@ -60,12 +70,19 @@ def _bar(title: str, unit: str, note: Callable[[], str] | None) -> Iterator[Repo
 
 
 def _rate(rate: float, unit: str = "") -> str:
-    """A rate in words: epochs take many seconds each, positions come by the hundred a second."""
+    """Return a rate as text: seconds for each epoch, but positions for each second."""
     return f"{1 / rate:,.1f} s each" if 0 < rate < 1 else f"{rate:,.0f}{unit}/s"
 
 
+def _time(seconds: float) -> str:
+    """Return a time as text: seconds up to an hour, then hours and minutes."""
+    minutes = round(seconds / 60)
+    return f"{seconds:,.0f} s" if seconds < 3600 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
-    started = last = time.perf_counter()
+    started = time.perf_counter()
+    last = started - _LINE_EVERY + _FIRST_LINE
     first = -1
 
     def report(done: int, total: int | None) -> None:
@@ -77,7 +94,7 @@ def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
             return
         last = now
         rate = (done - first) / (now - started)
-        left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
+        left = f", {_time((total - done) / rate)} left" if total and rate > 0 else ""
         share = f" of {total:,}" if total else ""
         beside = note() if note else ""
         text = f", {beside}" if beside else ""

@@ -1,4 +1,4 @@
-// Philox 4x32-10: a counter and a key in, four independent 32-bit words out.
+// Philox 4x32-10: four independent 32-bit words from a counter and a key.
 // Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Image element types: how a value in [0, 1] is stored, rounding to nearest, ties to even for the
-// 16-bit floats and upwards for uint8.
+// Element types of images, and the conversion of a value in [0, 1] to each.  Conversion rounds to nearest, with
+// ties to even for the 16-bit floats and upwards for uint8.
 #pragma once
 
 #include "noise.h"
@@ -13,14 +13,14 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// float32 -> IEEE binary16 without hardware, so that every compiler and device agrees.
+// float32 to IEEE binary16 in integer arithmetic, so that every compiler and device returns the same bits.
 OCCFAST_HD Half half_from_float(float value) {
   const uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000u;
   uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return Half{static_cast<uint16_t>(sign | 0x7E00u)};
   if (magnitude >= 0x477FF000u) return Half{static_cast<uint16_t>(sign | 0x7C00u)};
   if (magnitude < 0x38800000u) {
-    // Subnormal: adding 0.5 puts the bits that remain at the bottom, rounded by the addition.
+    // Subnormal: the sum with 0.5 moves the remaining bits to the bottom and rounds them.
     const uint32_t rounded = to_bits(from_bits(magnitude) + 0.5f) - 0x3F000000u;
     return Half{static_cast<uint16_t>(sign | rounded)};
   }
@@ -37,7 +37,7 @@ OCCFAST_HD BFloat16 bfloat16_from_float(float value) {
 // The value of a binary16, exactly.
 OCCFAST_HD float float_from_half(Half half) {
   const uint32_t sign = uint32_t{half.bits & 0x8000u} << 16, magnitude = half.bits & 0x7FFFu;
-  // The exponent is moved by a product, which is exact and turns subnormals into normals.
+  // The product shifts the exponent.  It is exact and turns subnormals into normals.
   const float value = from_bits(magnitude << 13) * 5.192296858534828e+33f; // 2^112
   return from_bits(sign | (magnitude >= 0x7C00u ? 0x7F800000u | (magnitude << 13) : to_bits(value)));
 }

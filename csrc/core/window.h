@@ -1,7 +1,7 @@
-// Where an occluder lies: the geometry that every sweep shares.
+// ExecContext an occluder lies: the geometry that every sweep shares.
 #pragma once
 
-#include "portable.h"
+#include "math.h"
 
 namespace occfast {
 
@@ -10,7 +10,8 @@ struct Window {
   int64_t top, left, bottom, right;
 };
 
-// An occluder of height h about center row i covers rows i - h / 2 to i - h / 2 + h - 1.
+// The occluder about a center, clipped to the image.  Height h about row i covers rows i - h / 2 to
+// i - h / 2 + h - 1.
 OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int64_t width, int64_t image_height,
                                int64_t image_width) {
   const int64_t top = row - height / 2, left = column - width / 2;
@@ -18,7 +19,7 @@ OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int6
                 smaller(left + width, image_width)};
 }
 
-// A regular grid of occluder centers; position = grid row * columns + grid column.
+// A regular grid of occluder centers.  The position of a center is its grid row * columns + its grid column.
 struct Grid {
   int64_t rows, columns;
   int64_t first_row, first_column;

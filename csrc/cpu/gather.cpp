@@ -1,22 +1,23 @@
-// Windows of occluded activations, and convolutions of them, on the CPU.
+// Windows of occluded activations, and their convolution, on the CPU.
 //
-// A convolution gathers a few windows into a buffer that stays in the cache and multiplies from
-// there, so a window never travels to memory, and rectangles of any size cost what their pixels
-// cost.  The inner loop is the usual register tile: a few pixels times two vectors of channels.
+// A convolution gathers a few windows into a buffer that stays in the cache and multiplies from there.  Windows
+// are never written to memory, and the cost of a rectangle is that of its pixels.  The inner loop is a register
+// tile: a few pixels times two registers of channels.
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
 
 #include "parallel.h"
+#include "vector.h"
 
 namespace occfast {
 namespace {
 
-constexpr int64_t kGrainBytes = 1 << 15;  // below this a second thread costs more than it saves
-constexpr int64_t kBufferBytes = 1 << 18; // of windows: with a panel of weights it fits a level-2 cache
+constexpr int64_t kGrainBytes = 1 << 15;  // minimum per thread: less costs more than it saves
+constexpr int64_t kBufferBytes = 1 << 18; // of windows: fits a level-2 cache together with a block of weights
 
-// One row of a window, put together from left to right.
+// One row of a window, assembled from left to right.
 template <class T> struct Row {
   T* to;
   int64_t at, end, C; // the next column of the map to write, and one past the last
@@ -100,10 +101,10 @@ template <class T> void gather_row(const GatherPieces& g, int64_t e, int64_t i, 
   row.fill(row.end, padding);
 }
 
-template <class T, class Gather> void gather(const Gather& g, Where where) {
+template <class T, class Gather> void gather(const Gather& g, ExecContext context) {
   const int64_t size = g.width * g.shape.c;
   const auto bytes = static_cast<int64_t>(sizeof(T)) * size;
-  parallel_for(entries(g) * g.height, larger<int64_t>(1, kGrainBytes / larger<int64_t>(bytes, 1)), where,
+  parallel_for(entries(g) * g.height, larger<int64_t>(1, kGrainBytes / larger<int64_t>(bytes, 1)), context,
                [&](int64_t first, int64_t last) {
                  for (int64_t k = first; k < last; ++k)
                    gather_row(g, k / g.height, k % g.height, static_cast<T*>(g.out) + k * size);
@@ -111,60 +112,36 @@ template <class T, class Gather> void gather(const Gather& g, Where where) {
 }
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kPixels = 10; // 20 sums, 2 weights and a pixel in 32 registers
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kPixels = 6; // 12 sums, 2 weights and a pixel in 16 registers
+constexpr int kPixels = 10; // 20 sums, 2 weights and a pixel in 32 registers
+#elif defined(__AVX2__)
+constexpr int kPixels = 6; // 12 sums, 2 weights and a pixel in 16 registers
 #else
-constexpr int kVectorBytes = 16, kPixels = 4;
+constexpr int kPixels = 4;
 #endif
 
-template <class T> struct Vectors {
-  static constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-  static constexpr int kBlock = 2 * kLanes; // output channels of a panel of weights
-  typedef T Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T))));
-};
+template <class T> constexpr int64_t kBlock = 2 * kLanesOf<T>; // output channels of a block of weights
 
-// Up to kBlock output channels of P pixels, `step` numbers from one to the next: bias plus, over taps
-// and channels, pixel times weight.  The
-// build forbids contraction for the noise's sake; here a fused multiply-add is what is wanted.
-#if defined(__clang__)
-#define OCCFAST_FUSED
-#else
-#define OCCFAST_FUSED __attribute__((optimize("fp-contract=fast")))
-#endif
-
-template <class T, int P> OCCFAST_FUSED void multiply(const T* const* pixels, const int64_t* taps, int64_t n_taps,
-                                                      int64_t C, const T* weights, const T* bias, bool relu,
-                                                      T* out, int64_t step, int64_t channels) {
-#if defined(__clang__)
-#pragma clang fp contract(fast)
-#endif
-  using Vector = typename Vectors<T>::Vector;
-  constexpr int kLanes = Vectors<T>::kLanes;
-  Vector sums[P][2];
-  const Vector first = *reinterpret_cast<const Vector*>(bias);
-  const Vector second = *reinterpret_cast<const Vector*>(bias + kLanes);
+// Up to kBlock output channels of P pixels, which lie `step` numbers apart in out: bias plus the sum of pixel
+// times weight over taps and channels.
+template <class T, int P> void multiply(const T* const* pixels, const int64_t* taps, int64_t n_taps, int64_t C,
+                                        const T* weights, const T* bias, bool relu, T* out, int64_t step,
+                                        int64_t channels) {
+  constexpr int64_t kLanes = kLanesOf<T>;
+  Vector<T> sums[P][2];
+  const Vector<T> first = load(bias), second = load(bias + kLanes);
   for (int p = 0; p < P; ++p) {
     sums[p][0] = first;
     sums[p][1] = second;
   }
-  for (int64_t t = 0; t < n_taps; ++t) {
+  for (int64_t t = 0; t < n_taps; ++t, weights += C * kBlock<T>) {
     const T* at[P];
     for (int p = 0; p < P; ++p) at[p] = pixels[p] + taps[t];
-    for (int64_t c = 0; c < C; ++c, weights += 2 * kLanes) {
-      const Vector a = *reinterpret_cast<const Vector*>(weights);
-      const Vector b = *reinterpret_cast<const Vector*>(weights + kLanes);
-      for (int p = 0; p < P; ++p) {
-        const Vector x = at[p][c] - Vector{};
-        sums[p][0] += x * a;
-        sums[p][1] += x * b;
-      }
-    }
+    add_products<P>(sums, C, weights, [&](int p, int64_t c) { return at[p][c]; });
   }
   for (int p = 0; p < P; ++p) {
     for (int k = 0; k < 2; ++k) {
-      Vector value = sums[p][k];
-      if (relu) value = Vector{} > value ? Vector{} : value; // NaN stays
+      Vector<T> value = sums[p][k];
+      if (relu) value = Vector<T>{} > value ? Vector<T>{} : value; // NaN stays
       const int64_t rest = channels - k * kLanes;
       if (rest >= kLanes) {
         std::memcpy(out + p * step + k * kLanes, &value, sizeof value);
@@ -183,21 +160,21 @@ template <class T, int... P> Multiply<T> multiply_for(int64_t pixels, std::integ
   return kTable[pixels - 1];
 }
 
-// T is the number type for the sums; its bits are gathered as U.
-template <class T, class U, class Gather> void convolve(const Gather& g, const Convolution& conv, Where where) {
-  constexpr int64_t kBlock = Vectors<T>::kBlock;
+// T is the type of the sums.  The bits of its numbers are gathered as U.
+template <class T, class U, class Gather>
+void convolve(const Gather& g, const Convolution& conv, ExecContext context) {
   const int64_t C = g.shape.c, O = conv.channels, n_taps = conv.kernel[0] * conv.kernel[1];
   const int64_t out_h = (g.height - (conv.kernel[0] - 1) * conv.dilation[0] - 1) / conv.stride[0] + 1;
   const int64_t out_w = (g.width - (conv.kernel[1] - 1) * conv.dilation[1] - 1) / conv.stride[1] + 1;
   const int64_t window = g.height * g.width * C, area = out_h * out_w, count = entries(g);
   const int64_t fitting = larger<int64_t>(1, kBufferBytes / static_cast<int64_t>(window * sizeof(T)));
-  const int64_t chunk = smaller(fitting, (count + where.threads - 1) / where.threads);
+  const int64_t chunk = smaller(fitting, (count + context.threads - 1) / context.threads);
   std::unique_ptr<int64_t[]> taps(new int64_t[n_taps]);
   for (int64_t t = 0; t < n_taps; ++t)
     taps[t] = (t / conv.kernel[1] * conv.dilation[0] * g.width + t % conv.kernel[1] * conv.dilation[1]) * C;
-  parallel_for((count + chunk - 1) / chunk, 1, where, [&](int64_t first, int64_t last) {
+  parallel_for((count + chunk - 1) / chunk, 1, context, [&](int64_t first, int64_t last) {
     std::unique_ptr<U[]> buffer(new U[chunk * window]);
-    std::unique_ptr<const T*[]> pixels(new const T*[chunk * area]); // the first one that each output reads
+    std::unique_ptr<const T*[]> pixels(new const T*[chunk * area]); // the first pixel that each output reads
     const T* windows = reinterpret_cast<const T*>(buffer.get());
     for (int64_t e = 0, p = 0; e < chunk; ++e)
       for (int64_t i = 0; i < out_h; ++i)
@@ -209,47 +186,45 @@ template <class T, class U, class Gather> void convolve(const Gather& g, const C
         for (int64_t i = 0; i < g.height; ++i)
           gather_row(g, e, i, buffer.get() + (e - from) * window + i * g.width * C);
       T* out = static_cast<T*>(g.out) + from * area * O;
-      for (int64_t block = 0; block < O; block += kBlock) {
+      for (int64_t block = 0; block < O; block += kBlock<T>) {
         const T* weights = static_cast<const T*>(conv.weights) + block * n_taps * C;
         const T* bias = static_cast<const T*>(conv.bias) + block;
         for (int64_t p = 0, end = (until - from) * area; p < end; p += kPixels)
           multiply_for<T>(smaller<int64_t>(kPixels, end - p), std::make_integer_sequence<int, kPixels>())(
               pixels.get() + p, taps.get(), n_taps, C, weights, bias, conv.relu, out + p * O + block, O,
-              smaller(O - block, kBlock));
+              smaller(O - block, kBlock<T>));
       }
     }
   });
 }
 
-template <class Gather> int gather_any(const Gather& g, int itemsize, Where where) {
-  const auto run = itemsize == 2   ? &gather<uint16_t, Gather>
-                   : itemsize == 4 ? &gather<uint32_t, Gather>
-                                   : &gather<uint64_t, Gather>;
-  run(g, where);
+template <class Gather> int gather_any(const Gather& g, ExecContext context) {
+  const auto run = g.itemsize == 2   ? &gather<uint16_t, Gather>
+                   : g.itemsize == 4 ? &gather<uint32_t, Gather>
+                                     : &gather<uint64_t, Gather>;
+  run(g, context);
   return 0;
 }
 
-template <class Gather> int convolve_any(const Gather& g, const Convolution& conv, Dtype dtype, Where where) {
+template <class Gather> int convolve_any(const Gather& g, const Convolution& conv, ExecContext context) {
   const auto run =
-      dtype == Dtype::kFloat32 ? &convolve<float, uint32_t, Gather> : &convolve<double, uint64_t, Gather>;
-  run(g, conv, where);
+      conv.dtype == Dtype::kFloat32 ? &convolve<float, uint32_t, Gather> : &convolve<double, uint64_t, Gather>;
+  run(g, conv, context);
   return 0;
 }
 
 } // namespace
 
-int gather_windows(const GatherWindows& g, int itemsize, Where where) { return gather_any(g, itemsize, where); }
-int gather_pieces(const GatherPieces& g, int itemsize, Where where) { return gather_any(g, itemsize, where); }
+int gather_windows(const GatherWindows& args, ExecContext context) { return gather_any(args, context); }
+int gather_pieces(const GatherPieces& args, ExecContext context) { return gather_any(args, context); }
 
-int convolve_windows(const GatherWindows& g, const Convolution& conv, Dtype dtype, Where where) {
-  return convolve_any(g, conv, dtype, where);
+int convolve_windows(const GatherWindows& args, const Convolution& conv, ExecContext context) {
+  return convolve_any(args, conv, context);
 }
-int convolve_pieces(const GatherPieces& g, const Convolution& conv, Dtype dtype, Where where) {
-  return convolve_any(g, conv, dtype, where);
+int convolve_pieces(const GatherPieces& args, const Convolution& conv, ExecContext context) {
+  return convolve_any(args, conv, context);
 }
 
-int64_t convolution_block(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? Vectors<float>::kBlock : Vectors<double>::kBlock;
-}
+int64_t convolution_block(Dtype dtype) { return dtype == Dtype::kFloat32 ? kBlock<float> : kBlock<double>; }
 
 } // namespace occfast

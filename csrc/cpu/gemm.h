@@ -1,58 +1,27 @@
 // Matrix products in which every sum has one order, whatever the number of threads.
 //
-// (A library's own may split a sum over its threads.)  Rows of the result are shared out; the sum
-// over k runs in blocks that depend on its length alone.
+// A library may split a sum over its threads.  Here the threads share out the rows of the result, and the sum over
+// k runs in blocks that depend on its length alone.
 #pragma once
 
-#include <atomic>
 #include <cstring>
 #include <memory>
 #include <new>
 
-#if defined(__AVX512F__) || defined(__FMA__)
-#include <immintrin.h>
-#endif
-
 #include "parallel.h"
+#include "vector.h"
 
 namespace occfast {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileRows = 12;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 6;
+constexpr int kTileRows = 12;
 #else
-constexpr int kVectorBytes = 16, kTileRows = 6;
+constexpr int kTileRows = 6;
 #endif
 constexpr int64_t kPanelRows = 4 * kTileRows; // of A, packed by one thread at a time
-constexpr int64_t kDepth = 384;               // longest run of k: a panel of B stays in the L1 cache
+constexpr int64_t kDepth = 384;               // longest run of k: a panel of B stays in the level-1 cache
 
-template <class T> struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-  static constexpr int lanes = kVectorBytes / static_cast<int>(sizeof(T));
-};
-
-// a * b + c, in one rounding where the machine can.
-inline Vector<float>::type multiply_add(Vector<float>::type a, Vector<float>::type b, Vector<float>::type c) {
-#if defined(__AVX512F__)
-  return (Vector<float>::type)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__) && defined(__AVX2__)
-  return (Vector<float>::type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
-}
-inline Vector<double>::type multiply_add(Vector<double>::type a, Vector<double>::type b, Vector<double>::type c) {
-#if defined(__AVX512F__)
-  return (Vector<double>::type)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined(__FMA__) && defined(__AVX2__)
-  return (Vector<double>::type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-  return a * b + c;
-#endif
-}
-
-// Aligned memory that is not set to zero.
+// Aligned memory, not initialized.
 template <class T> struct Scratch {
   explicit Scratch(int64_t count)
       : data(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
@@ -67,45 +36,34 @@ template <class T> struct Matrix {
   int64_t row, column; // strides
 };
 
-// out[r][:] (a kTileRows x two vectors tile) = or += a[k][r] * b[k][:] over k.
+// The tile out[r][0 ... two registers), for kTileRows rows: = or += the sum of a[k][r] * b[k][...] over k.
 template <class T> void tile(int64_t depth, const T* a, const T* b, T* out, int64_t pitch, bool add) {
-  using V = typename Vector<T>::type;
-  constexpr int lanes = Vector<T>::lanes;
-  V sum[kTileRows][2];
+  Vector<T> sums[kTileRows][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < kTileRows; ++r) sum[r][0] = sum[r][1] = V{};
-  for (int64_t k = 0; k < depth; ++k, a += kTileRows, b += 2 * lanes) {
-    const V low = *reinterpret_cast<const V*>(b), high = *reinterpret_cast<const V*>(b + lanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
-      const V factor = a[r] - V{};
-      sum[r][0] = multiply_add(factor, low, sum[r][0]);
-      sum[r][1] = multiply_add(factor, high, sum[r][1]);
-    }
-  }
+  for (int r = 0; r < kTileRows; ++r) sums[r][0] = sums[r][1] = Vector<T>{};
+  add_products<kTileRows>(sums, depth, b, [&](int r, int64_t k) { return a[k * kTileRows + r]; });
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r) {
-    V* low = reinterpret_cast<V*>(out + r * pitch);
-    V* high = reinterpret_cast<V*>(out + r * pitch + lanes);
-    *low = add ? *low + sum[r][0] : sum[r][0];
-    *high = add ? *high + sum[r][1] : sum[r][1];
+    T *low = out + r * pitch, *high = low + kLanesOf<T>;
+    store(add ? load(low) + sums[r][0] : sums[r][0], low);
+    store(add ? load(high) + sums[r][1] : sums[r][1], high);
   }
 }
 
-// out [m, n], contiguous, = A [m, k] B [k, n].  symmetric: A B is known to be (B is A transposed), and
-// only the half above the diagonal is computed.
+// out [m, n], contiguous, = A [m, k] B [k, n].  symmetric: B is A transposed, and only the half above the diagonal
+// is computed.
 template <class T> void matrix_product(Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t k, bool symmetric,
-                                       T* out, Where where) {
-  constexpr int64_t width = 2 * Vector<T>::lanes;
+                                       T* out, ExecContext context) {
+  constexpr int64_t width = 2 * kLanesOf<T>;
   if (m == 0 || n == 0) return;
   if (k == 0) {
     std::memset(out, 0, static_cast<size_t>(m * n) * sizeof(T));
     return;
   }
   const int64_t runs = (k + kDepth - 1) / kDepth, panels = (n + width - 1) / width;
-  // B as panels [panel][k][width], filled up with zeros.
+  // B as panels [panel][k][width], filled with zeros up to width.
   const Scratch<T> packed(panels * k * width);
-  parallel_for(panels, 1, where, [&](int64_t first, int64_t last) {
+  parallel_for(panels, 1, context, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel) {
       const int64_t column = panel * width, used = smaller(width, n - column);
       T* to = packed.data + panel * k * width;
@@ -116,7 +74,7 @@ template <class T> void matrix_product(Matrix<T> a, Matrix<T> b, int64_t m, int6
       }
     }
   });
-  parallel_tasks((m + kPanelRows - 1) / kPanelRows, where, [&](int64_t task) {
+  parallel_tasks((m + kPanelRows - 1) / kPanelRows, context, [&](int64_t task) {
     alignas(64) T block[kPanelRows * (kDepth + 1)];
     alignas(64) T edge[kTileRows * width];
     const int64_t top = task * kPanelRows, bottom = smaller(m, top + kPanelRows);

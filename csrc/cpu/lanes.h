@@ -1,34 +1,23 @@
 // Eight vector registers of floats or of words as one value, for the templates of core/noise.h.
 //
-// Vector extensions of GCC and Clang give each operation on whatever registers the machine has.  Eight
-// at a time, because a polynomial is a chain of products and sums that each wait for the one before:
-// a chain takes six cycles a step, in which the units of a core start 24 operations.
+// A polynomial is a chain of products and sums, each of which waits for the one before.  A step of the chain takes
+// six cycles, in which the units of a core start 24 operations, so eight registers are processed at a time.
 #pragma once
 
 #include <type_traits>
 
 #include "../core/noise.h"
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "vector.h"
 
 namespace occfast {
 
-#if defined(__AVX512F__)
-constexpr int64_t kRegister = 64; // bytes
-#elif defined(__AVX2__)
-constexpr int64_t kRegister = 32;
-#else
-constexpr int64_t kRegister = 16;
-#endif
-constexpr int64_t kLanes = kRegister / 4;           // floats, or words
-constexpr int kRegisters = 8;                       // in a pack
+constexpr int64_t kLanes = kLanesOf<float>;         // floats, or words, of a register
+constexpr int kRegisters = 8;                       // of a pack
 constexpr int64_t kQuads = kRegisters * kLanes / 4; // counters of a pack: four words each
 
-typedef float FloatLanes __attribute__((vector_size(kRegister)));
-typedef uint32_t WordLanes __attribute__((vector_size(kRegister)));
-typedef int32_t MaskLanes __attribute__((vector_size(kRegister)));
+using FloatLanes = Vector<float>;
+using WordLanes = Vector<uint32_t>;
+using MaskLanes = Vector<int32_t>;
 
 template <class V, int N> struct Pack {
   V v[N];
@@ -41,14 +30,14 @@ template <int N> using Floats = Pack<FloatLanes, N>;
 template <int N> using PackedWords = Pack<WordLanes, N>;
 template <int N> using Mask = Pack<MaskLanes, N>;
 
-// The pack of operation(register k of x, ...) for each k.
+// A pack whose register k is operation(register k of x, ...).
 template <class V, class Operation, int N, class... P>
 OCCFAST_HD Pack<V, N> each(Operation operation, const Pack<P, N>&... x) {
   Pack<V, N> out;
 #pragma GCC unroll 8
   for (int k = 0; k < N; ++k) out.v[k] = operation(x.v[k]...);
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-  // GCC would put the chains one after the other again.
+  // Keeps GCC from scheduling the chains one after the other.
   if constexpr (!std::is_same_v<V, MaskLanes>) {
 #pragma GCC unroll 8
     for (int k = 0; k < N; ++k) asm("" : "+v"(out.v[k]));
@@ -124,7 +113,8 @@ OCCFAST_HD bool any(MaskLanes m) {
 #endif
 }
 
-// One normal in 148 lies in the tail: its root and polynomial are worked out for the registers that hold one.
+// One normal in 148 lies in the tail.  The root and the polynomial of the tail are computed only for registers
+// that contain one.
 template <int N> OCCFAST_HD Floats<N> normal_ratio(const Floats<N>& w) {
   Floats<N> value = normal_center(w);
 #pragma GCC unroll 8
@@ -139,14 +129,14 @@ template <int N> OCCFAST_HD Floats<N> normal_ratio(const Floats<N>& w) {
 }
 
 template <int N> OCCFAST_HD void store(const Floats<N>& x, float* to) {
-  for (int k = 0; k < N; ++k) std::memcpy(to + k * kLanes, &x.v[k], kRegister);
+  for (int k = 0; k < N; ++k) std::memcpy(to + k * kLanes, &x.v[k], kRegisterBytes);
 }
 
 // -- Philox --------------------------------------------------------------------------------------------
 //
-// A word lives in the low half of a 64-bit lane, where one instruction multiplies 32 x 32 -> 64 bits;
-// compilers do not find that by themselves for 512-bit registers.  High halves hold leftovers, which
-// neither the products nor the interleaving at the end see.
+// A word occupies the low half of a 64-bit lane, where one instruction multiplies 32 x 32 -> 64 bits.  Compilers
+// do not find this for 512-bit registers.  The high halves hold leftovers, which neither the products nor the
+// interleaving at the end read.
 
 #if defined(__AVX512F__)
 
@@ -182,17 +172,17 @@ OCCFAST_HD WordLanes quads_high(Wide a, Wide b) { return (WordLanes)_mm256_unpac
 
 #endif
 
-// Lane 4 q + k: word k of philox({first.x + offset[q], first.y, first.z, first.w}, key), for kQuads offsets.
+// Lane 4 q + k is word k of philox({first.x + offset[q], first.y, first.z, first.w}, key), for kQuads offsets.
 OCCFAST_HD PackedWords<kRegisters> philox_pack(const uint32_t* offset, Words first, Key key) {
   PackedWords<kRegisters> out;
 #if defined(__AVX512F__) || defined(__AVX2__)
   constexpr int kWides = kRegisters / 2;
-  // Side by side; the blocks come in the order in which the interleaving puts them right.
+  // The blocks are loaded in the order that the interleaving at the end undoes.
   const Wide m0 = wide_of(0xD2511F53u), m1 = wide_of(0xCD9E8D57u);
   Wide x[kWides], y[kWides], z[kWides], w[kWides];
 #pragma GCC unroll 8
   for (int k = 0; k < kWides; k += 2) {
-    x[k] = load_blocks(offset + k * kRegister / 8, first.x);
+    x[k] = load_blocks(offset + k * kRegisterBytes / 8, first.x);
     x[k + 1] = high(x[k]);
   }
 #pragma GCC unroll 8

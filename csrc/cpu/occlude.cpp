@@ -1,4 +1,4 @@
-// Noisy occluders on the CPU: the pixels of a box, packs of four vector registers at a time.
+// Noisy occluders on the CPU: the pixels of a box, one pack of registers (lanes.h) at a time.
 #include <cstring>
 
 #if defined(__linux__)
@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kStep = 256; // counters whose pixels are drawn before they are stored
 
-// Two moves of a fixed length, which may overlap: a call of memcpy for each row of a box costs as much as
-// its pixels.
+// Copies a row by two moves of a fixed length, which may overlap.  A call of memcpy for each row of a box would
+// cost as much as its pixels.
 template <int64_t kBytes> OCCFAST_HD void copy_ends(const char* from, char* to, int64_t bytes) {
   char first[kBytes], last[kBytes];
   std::memcpy(first, from, kBytes);
@@ -43,8 +43,8 @@ OCCFAST_HD void copy_row(const void* source, void* target, int64_t bytes) {
   }
 }
 
-// Memory of this size is fresh from the kernel at each call (glibc maps blocks over 32 MiB and gives them
-// back), and taking it page by page costs more than the copy: ask for huge pages.  Only advice.
+// Advises huge pages for a large output.  glibc maps blocks over 32 MiB anew at each call, and faulting them in
+// page by page costs more than the copy.
 inline void expect_fresh_memory(void* out, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 4096;
@@ -56,8 +56,8 @@ inline void expect_fresh_memory(void* out, int64_t bytes) {
 #endif
 }
 
-// value[4 q + k] = pixel k of the quad at offset[q] from the channel's first counter, for packs of kQuads.
-// One function a kind, and none of them inlined, so that the constants of one kind have all registers.
+// value[4 q + k] = pixel k of the quad at offset[q] from the first counter of the channel, in packs of kQuads.
+// Each kind has a function of its own, not inlined, so that its constants have all registers.
 template <int kKind> [[gnu::noinline]] void noisy_pixels(float intensity, float level, const uint32_t* offset,
                                                          int64_t count, Words first, Key key, float* value) {
   for (int64_t q = 0; q < count; q += kQuads)
@@ -69,7 +69,7 @@ void noisy_pixels<kNoNoise>(float intensity, float, const uint32_t*, int64_t cou
   for (int64_t k = 0; k < 4 * count; ++k) value[k] = intensity;
 }
 
-// A box in all channels: its quads, row after row, in steps of kStep.
+// Paints a box in all channels: its quads, row after row, in steps of kStep.
 template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_t sample, const int32_t* box,
                                   int kind, float level, const float* intensities, Key key, float low,
                                   float high) {
@@ -79,12 +79,12 @@ template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_
                     : kind == kSpeckle     ? &noisy_pixels<kSpeckle>
                     : kind == kGaussian    ? &noisy_pixels<kGaussian>
                                            : &noisy_pixels<kNoNoise>;
-  alignas(kRegister) uint32_t offset[kStep + kQuads]; // of each quad's counter from the channel's first one
-  alignas(kRegister) float value[4 * (kStep + kQuads)];
-  alignas(kRegister) T stored[4 * (kStep + kQuads)];
+  alignas(kRegisterBytes) uint32_t offset[kStep + kQuads]; // of each quad's counter from the channel's first one
+  alignas(kRegisterBytes) float value[4 * (kStep + kQuads)];
+  alignas(kRegisterBytes) T stored[4 * (kStep + kQuads)];
   for (int64_t done = 0; done < count; done += kStep) {
     const int64_t stop = smaller(done + kStep, count);
-    const auto each_run = [&](const auto& body) { // body(row, first quad, length, place in the step)
+    const auto each_run = [&](const auto& body) { // calls body(row, first quad, length, offset in the step)
       for (int64_t q = done, row = done / across, at = done % across; q < stop; ++row, at = 0) {
         const int64_t run = smaller(across - at, stop - q);
         body(top + row, first_quad + at, run, q - done);
@@ -93,7 +93,7 @@ template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_
     };
     each_run([&](int64_t row, int64_t quad, int64_t run, int64_t place) {
       const auto first = static_cast<uint32_t>(row * quads + quad);
-      for (int64_t k = 0; k < run; k += kLanes) { // beyond the run: for the next one to overwrite
+      for (int64_t k = 0; k < run; k += kLanes) { // past the end of the run: the next run overwrites it
         const WordLanes next = counting() + (first + static_cast<uint32_t>(k));
         std::memcpy(offset + place + k, &next, sizeof next);
       }
@@ -115,7 +115,7 @@ template <class T> void paint_box(T* image, Shape shape, Strides strides, int64_
   }
 }
 
-constexpr int64_t kLook = 2048; // numbers
+constexpr int64_t kPart = 2048; // numbers of an image that are copied and checked at a time
 
 template <class T> bool any_outside(const T* values, int64_t count, float low, float high) {
   bool found = false;
@@ -123,7 +123,7 @@ template <class T> bool any_outside(const T* values, int64_t count, float low, f
   return found;
 }
 
-// Compilers leave the loop above scalar.
+// The loop above in vectors: compilers leave it scalar.
 bool any_outside(const float* values, int64_t count, float low, float high) {
   MaskLanes inside = ~MaskLanes{};
   int64_t k = 0;
@@ -138,60 +138,60 @@ bool any_outside(const float* values, int64_t count, float low, float high) {
   return found;
 }
 
-template <class T> void paint(const void* images, void* out, Shape shape, Strides strides,
-                              const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
-                              const float* levels, const float* intensities, uint64_t seed, float low, float high,
-                              int32_t* outside, Where where) {
+template <class T> void paint(const PaintOccluders& args, ExecContext context) {
+  const Shape shape = args.shape;
+  const Strides strides = args.strides;
+  const Occluders occluders = args.occluders;
+  const void* images = args.images;
+  void* out = args.out;
+  const float low = args.low, high = args.high;
   const int64_t size = shape.c * shape.h * shape.w;
-  const Key key = key_of(seed);
+  const Key key = key_of(args.seed);
   if (out != images) expect_fresh_memory(out, shape.n * size * static_cast<int64_t>(sizeof(T)));
-  parallel_for(shape.n, 1, where, [&](int64_t first, int64_t last) {
+  parallel_for(shape.n, 1, context, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       T* image = static_cast<T*>(out) + n * strides.n;
       const T* source = static_cast<const T*>(images) + n * strides.n;
       bool found = false;
-      for (int64_t begin = 0; begin < size;
-           begin += kLook) { // copied and looked at while it is in the first cache
-        const int64_t count = smaller<int64_t>(kLook, size - begin);
+      // Each part is copied and checked while it is in the level-1 cache.
+      for (int64_t begin = 0; begin < size; begin += kPart) {
+        const int64_t count = smaller<int64_t>(kPart, size - begin);
         if (out != images) std::memcpy(image + begin, source + begin, count * sizeof(T));
-        if (outside) found |= any_outside(source + begin, count, low, high);
+        if (args.outside) found |= any_outside(source + begin, count, low, high);
       }
       if (found) {
 #pragma omp atomic write
-        *outside = 1;
+        *args.outside = 1;
       }
-      paint_box(image, shape, strides, sample_ids[n], boxes + 4 * n, kinds[n], levels[n],
-                intensities + n * shape.c, key, low, high);
+      paint_box(image, shape, strides, args.sample_ids[n], occluders.boxes + 4 * n, occluders.kind[n],
+                occluders.level[n], occluders.intensity + n * shape.c, key, low, high);
     }
   });
 }
 
 } // namespace
 
-int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
-                   int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
-                   float* level, float* intensity, Where where) {
-  parallel_for(n, 64, where, [&](int64_t first, int64_t last) {
+int draw_occluders(const DrawOccluders& args, ExecContext context) {
+  const Occluders& to = args.occluders;
+  parallel_for(args.n, 64, context, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k)
-      draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
-                    image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);
+      draw_occluder(args.sample_ids[k], args.locations, args.params, args.channels, args.image_height,
+                    args.image_width, to.boxes + 4 * k, to.kind + k, to.level + k,
+                    to.intensity + args.channels * k);
   });
   return 0;
 }
 
-int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
-                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
-                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where) {
-  const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
-                   : dtype == Dtype::kFloat16  ? &paint<Half>
-                   : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
-                                               : &paint<float>;
-  run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside, where);
+int paint_occluders(const PaintOccluders& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kUint8      ? &paint<uint8_t>
+                   : args.dtype == Dtype::kFloat16  ? &paint<Half>
+                   : args.dtype == Dtype::kBFloat16 ? &paint<BFloat16>
+                                                    : &paint<float>;
+  run(args, context);
   return 0;
 }
 
-int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where) {
+int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, ExecContext) {
   for (int64_t k = 0; k < n; ++k) {
     const uint32_t* c = counters + 4 * k;
     const Words out = philox(Words{c[0], c[1], c[2], c[3]}, Key{keys[2 * k], keys[2 * k + 1]});
@@ -203,8 +203,8 @@ int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint
   return 0;
 }
 
-int normals(const uint32_t* words, int64_t n, float* values, Where where) {
-  parallel_for(n, 4096, where, [&](int64_t first, int64_t last) {
+int normals(const uint32_t* words, int64_t n, float* values, ExecContext context) {
+  parallel_for(n, 4096, context, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) values[k] = normal_from_word(words[k]);
   });
   return 0;

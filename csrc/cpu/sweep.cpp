@@ -7,7 +7,7 @@
 namespace occfast {
 namespace {
 
-constexpr int64_t kGrainBytes = 1 << 15; // below this a second thread costs more than it saves
+constexpr int64_t kGrainBytes = 1 << 15; // minimum per thread: less costs more than it saves
 
 template <class T>
 void fill_window(T* out, const T* fill, const Window& box, int64_t channels, Strides to, Strides from) {
@@ -27,18 +27,20 @@ void fill_window(T* out, const T* fill, const Window& box, int64_t channels, Str
   }
 }
 
-template <class T> void occlude(const void* images, void* out, const void* fill, const int64_t* positions,
-                                int64_t count, Shape shape, Strides image, Strides from, Grid grid, Where where) {
-  const int64_t size = shape.c * shape.h * shape.w;
+template <class T> void occlude(const OccludePositions& args, ExecContext context) {
+  const Shape shape = args.shape;
+  const Strides image = args.strides, from = args.fill_strides;
+  const Grid grid = args.grid;
+  const int64_t* positions = args.positions;
+  const int64_t size = shape.c * shape.h * shape.w, per_image = grid.positions();
   const auto bytes = static_cast<int64_t>(sizeof(T)) * size;
-  const int64_t per_image = grid.positions();
-  parallel_for(count, larger<int64_t>(1, kGrainBytes / larger<int64_t>(bytes, 1)), where,
+  parallel_for(args.count, larger<int64_t>(1, kGrainBytes / larger<int64_t>(bytes, 1)), context,
                [&](int64_t first, int64_t last) {
                  for (int64_t m = first; m < last; ++m) {
                    const int64_t n = positions[m] / per_image;
-                   T* target = static_cast<T*>(out) + m * size;
-                   std::memcpy(target, static_cast<const T*>(images) + n * image.n, bytes);
-                   fill_window(target, static_cast<const T*>(fill) + n * from.n,
+                   T* target = static_cast<T*>(args.out) + m * size;
+                   std::memcpy(target, static_cast<const T*>(args.images) + n * image.n, bytes);
+                   fill_window(target, static_cast<const T*>(args.fill) + n * from.n,
                                grid.window(positions[m] % per_image, shape.h, shape.w), shape.c, image, from);
                  }
                });
@@ -46,7 +48,7 @@ template <class T> void occlude(const void* images, void* out, const void* fill,
 
 template <class T> double score_of(const T* row, int64_t classes, Score kind, int64_t label,
                                    const double* reference, double baseline, bool& finite) {
-  // A sum of zeros times the values is NaN exactly where a value is not finite; it vectorizes.
+  // The sum of zero times each value is NaN exactly if a value is not finite.  It vectorizes.
   T poison = 0;
   for (int64_t k = 0; k < classes; ++k) poison += row[k] * T{0};
   finite = poison == T{0};
@@ -67,34 +69,34 @@ template <class T> double score_of(const T* row, int64_t classes, Score kind, in
   return baseline - cosine(dot, own, other);
 }
 
-template <class T> void score(const void* outputs, const int64_t* positions, int64_t count, int64_t classes,
-                              int64_t per_image, Score kind, const int64_t* labels, const double* references,
-                              const double* baseline, double* scores, int32_t* bad, Where where) {
-  parallel_for(
-      count, larger<int64_t>(1, 8192 / larger<int64_t>(classes, 1)), where, [&](int64_t first, int64_t last) {
-        bool all_finite = true;
-        for (int64_t m = first; m < last; ++m) {
-          const int64_t n = positions[m] / per_image;
-          bool finite = true;
-          scores[positions[m]] =
-              score_of(static_cast<const T*>(outputs) + m * classes, classes, kind, labels ? labels[n] : 0,
-                       references ? references + n * classes : nullptr, baseline ? baseline[n] : 0.0, finite);
-          all_finite = all_finite && finite;
-        }
-        if (!all_finite) {
+template <class T> void score(const SweepScore& args, ExecContext context) {
+  const int64_t classes = args.classes;
+  const auto body = [&](int64_t first, int64_t last) {
+    bool all_finite = true;
+    for (int64_t m = first; m < last; ++m) {
+      const int64_t n = args.positions[m] / args.per_image;
+      bool finite = true;
+      args.scores[args.positions[m]] =
+          score_of(static_cast<const T*>(args.outputs) + m * classes, classes, args.kind,
+                   args.labels ? args.labels[n] : 0, args.references ? args.references + n * classes : nullptr,
+                   args.baseline ? args.baseline[n] : 0.0, finite);
+      all_finite = all_finite && finite;
+    }
+    if (!all_finite) {
 #pragma omp atomic write
-          *bad = 1;
-        }
-      });
+      *args.bad = 1;
+    }
+  };
+  parallel_for(args.count, larger<int64_t>(1, 8192 / larger<int64_t>(classes, 1)), context, body);
 }
 
 } // namespace
 
 const char* error_text(int) { return "no error is possible on the CPU"; }
 
-int workers(Where where) {
+int workers(ExecContext context) {
   int used = 1;
-#pragma omp parallel num_threads(where.threads)
+#pragma omp parallel num_threads(context.threads)
   {
 #pragma omp single
     used = omp_get_num_threads();
@@ -102,27 +104,26 @@ int workers(Where where) {
   return used;
 }
 
-int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
-                      int itemsize, Shape shape, Strides image, Strides fill_strides, Grid grid, Where where) {
-  const auto run = itemsize == 1   ? &occlude<uint8_t>
-                   : itemsize == 2 ? &occlude<uint16_t>
-                   : itemsize == 4 ? &occlude<uint32_t>
-                                   : &occlude<uint64_t>;
-  run(images, out, fill, positions, count, shape, image, fill_strides, grid, where);
+int occlude_positions(const OccludePositions& args, ExecContext context) {
+  const auto run = args.itemsize == 1   ? &occlude<uint8_t>
+                   : args.itemsize == 2 ? &occlude<uint16_t>
+                   : args.itemsize == 4 ? &occlude<uint32_t>
+                                        : &occlude<uint64_t>;
+  run(args, context);
   return 0;
 }
 
-int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count, int64_t classes,
-                int64_t, int64_t per_image, Score kind, const int64_t* labels, const double* references,
-                const double* baseline, double* scores, int32_t* bad, Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &score<double> : &score<float>;
-  run(outputs, positions, count, classes, per_image, kind, labels, references, baseline, scores, bad, where);
+int sweep_score(const SweepScore& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &score<double> : &score<float>;
+  run(args, context);
   return 0;
 }
 
-int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares,
-                     Where where) {
-  parallel_for(per_image, 4096, where, [&](int64_t first, int64_t last) {
+int sweep_accumulate(const SweepAccumulate& args, ExecContext context) {
+  const double* scores = args.scores;
+  double *sum = args.sum, *squares = args.squares;
+  const int64_t images = args.images, per_image = args.per_image;
+  parallel_for(per_image, 4096, context, [&](int64_t first, int64_t last) {
     for (int64_t n = 0; n < images; ++n)
       for (int64_t p = first; p < last; ++p) {
         const double value = scores[n * per_image + p];

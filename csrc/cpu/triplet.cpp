@@ -1,4 +1,4 @@
-// Batch triplet loss on the CPU: an anchor's row of distances at a time, which stays in the cache.
+// Batch triplet loss on the CPU.  The row of distances of one anchor at a time stays in the cache.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -9,15 +9,12 @@
 namespace occfast {
 namespace {
 
-constexpr int64_t kLanes = 16; // partial sums side by side, so that loops vectorize in a fixed order
-constexpr int64_t kBlock = 64; // columns a step
-constexpr int64_t kFew = 192;  // positives up to which comparing beats searching
+constexpr int64_t kLanes = 16; // partial sums of a loop, so that it vectorizes with a fixed order of its sums
+constexpr int64_t kBlock = 64; // columns per step
+constexpr int64_t kFew = 192;  // number of positives up to which compare() is faster than rank()
 constexpr int kSquareBins = 64;
 
-// kLanes numbers that the compiler lays into registers.
-template <class T> struct Side {
-  typedef T type __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-};
+template <class T> using Lanes = Vector<T, kLanes>;
 
 template <class Lane> auto add_lanes(const Lane& lane) {
   std::decay_t<decltype(lane[0])> sum = 0;
@@ -53,14 +50,14 @@ template <Distance kind, class T> void distances_of_row(T* row, int64_t columns,
   }
 }
 
-// Negatives of few bins are counted two at a time, as a cell of a square: half the increments, and fewer of them
-// wait for the one before, which is often in the same bin.
+// With few bins, negatives are counted in pairs, as a cell of a square table.  This halves the increments, and
+// fewer of them wait for the previous one, which is often in the same bin.
 struct Histograms {
   explicit Histograms(int bins)
       : bins(bins), positive(static_cast<size_t>(bins)), negative(static_cast<size_t>(bins)),
         cells(bins <= kSquareBins ? static_cast<size_t>(bins * bins) : 0) {}
 
-  // Adds what the square holds to `negative`.
+  // Adds the counts of the table to negative.
   void flush() {
     if (cells.empty()) return;
     for (int64_t k = 0; k < bins * bins; ++k) {
@@ -76,7 +73,7 @@ struct Histograms {
   std::vector<uint32_t> cells; // [bin][bin]
 };
 
-// What one thread needs for the anchor at hand.
+// Buffers of one thread for one anchor.
 template <class T> struct Work {
   Work(int64_t columns, int bins)
       : negative(columns + kBlock), count(static_cast<size_t>(columns + kBlock)),
@@ -85,12 +82,12 @@ template <class T> struct Work {
     std::fill(negative.data, negative.data + columns + kBlock, infinity<T>());
   }
 
-  Scratch<T> negative;               // distances, infinite where the column is no negative or none at all
-  std::vector<int32_t> count;        // of positives that select the column
-  std::vector<int32_t> below, under; // of positives, see search()
+  Scratch<T> negative;               // distances; infinite for columns that are not negatives, and in the padding
+  std::vector<int32_t> count;        // number of positives that select the column
+  std::vector<int32_t> below, under; // numbers of positives, see rank()
   std::vector<int64_t> positive;     // columns
   std::vector<T> distance;           // to the positives
-  std::vector<int64_t> selected;     // negatives of each positive
+  std::vector<int64_t> selected;     // number of negatives that each positive is selected with
   std::vector<int32_t> lane;         // [positive][kLanes]
   std::vector<T> sorted, hard_below;
   std::vector<int64_t> order;
@@ -98,7 +95,7 @@ template <class T> struct Work {
   Histograms histograms;
 };
 
-// Every positive against every negative.
+// Compares every positive with every negative.
 template <bool semihard, class T> void compare(Work<T>& work, int64_t columns, T margin) {
   const int64_t positives = static_cast<int64_t>(work.positive.size());
   work.lane.assign(static_cast<size_t>(positives * kLanes), 0);
@@ -130,21 +127,21 @@ template <bool semihard, class T> void compare(Work<T>& work, int64_t columns, T
   }
 }
 
-template <class T> using Mask = decltype(typename Side<T>::type{} < typename Side<T>::type{}); // true is -1
+template <class T> using Mask = decltype(Lanes<T>{} < Lanes<T>{}); // true is -1
 
-// A step of a binary search: `at` goes on by `step` where not (table[at + step - 1] > x).
-template <class T> void advance(const T* table, int step, const typename Side<T>::type& x, Mask<T>& at) {
+// A step of a binary search: advances `at` by step in lanes where not (table[at + step - 1] > x).
+template <class T> void advance(const T* table, int step, const Lanes<T>& x, Mask<T>& at) {
   for (int64_t l = 0; l < kLanes; ++l) at[l] += table[at[l] + step - 1] > x[l] ? 0 : step;
 }
 #if defined(__AVX512F__)
-inline void advance(const float* table, int step, const Side<float>::type& x, Mask<float>& at) {
+inline void advance(const float* table, int step, const Lanes<float>& x, Mask<float>& at) {
   const __m512 probe =
       _mm512_permutexvar_ps((__m512i)at, _mm512_castps256_ps512(_mm256_loadu_ps(table + step - 1)));
   const __mmask16 not_above = _mm512_cmp_ps_mask(probe, (__m512)x, _CMP_NGT_UQ);
   at = (Mask<float>)_mm512_mask_add_epi32((__m512i)at, not_above, (__m512i)at, _mm512_set1_epi32(step));
 }
 #elif defined(__AVX2__)
-inline void advance(const float* table, int step, const Side<float>::type& x, Mask<float>& at) {
+inline void advance(const float* table, int step, const Lanes<float>& x, Mask<float>& at) {
   const __m256 eight = _mm256_loadu_ps(table + step - 1);
   for (int half = 0; half < 2; ++half) {
     __m256 values;
@@ -159,24 +156,24 @@ inline void advance(const float* table, int step, const Side<float>::type& x, Ma
 }
 #endif
 
-// How many pairs (negative, limit) have the negative below the limit, `finite` being the number of finite
-// negatives: a binary search in a register for seven limits at a time.
+// The number of pairs (negative, limit) with the negative below the limit, for `finite` finite negatives.  A
+// binary search in a register treats seven limits at a time.
 template <class T>
 int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits, int64_t finite) {
   constexpr int64_t kLimits = 7;
   const T none = infinity<T>();
-  for (T& limit : limits) limit = limit == limit ? limit : -none; // nothing is below NaN
+  for (T& limit : limits) limit = limit == limit ? limit : -none; // no negative is below NaN
   std::sort(limits.begin(), limits.end());
   int64_t below = 0;
   for (size_t first = 0; first < limits.size(); first += kLimits) {
-    T table[kLimits + 4];                        // a step of the search reads eight from its own start
-    std::fill(table, table + kLimits + 4, none); // the filling is above what is finite
+    T table[kLimits + 4];                        // a step of the search reads eight numbers from its start
+    std::fill(table, table + kLimits + 4, none); // the padding is above every finite number
     const int64_t used = smaller(kLimits, static_cast<int64_t>(limits.size() - first));
     std::copy(limits.begin() + first, limits.begin() + first + used, table);
     Mask<T> rank = {};
     int64_t lanes = 0;
     for (int64_t j = 0; j < columns; j += kLanes, lanes += kLanes) {
-      const auto x = *reinterpret_cast<const typename Side<T>::type*>(work.negative.data + j);
+      const auto x = load<T, kLanes>(work.negative.data + j);
       Mask<T> at = {};
       for (int step = 4; step > 0; step /= 2) advance(table, step, x, at);
       rank += at;
@@ -186,8 +183,8 @@ int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits
   return below;
 }
 
-// Only how many triplets violate and how many are hard.  A negative is hard below both limits of is_hard(), which
-// are one: the number after the positive's distance, or the violation's if less.
+// Counts the violating and the hard triplets, without the counts of each pair.  A negative is hard if it is below
+// both limits of is_hard(): the number after the distance of the positive, and the limit of a violation.
 template <class T> void compare_totals(Work<T>& work, int64_t columns, T margin, T closest, int64_t finite) {
   std::vector<T>&far = work.sorted, &hard = work.hard_below;
   far.clear();
@@ -201,8 +198,8 @@ template <class T> void compare_totals(Work<T>& work, int64_t columns, T margin,
   work.hard = count_below(work, columns, hard, finite);
 }
 
-// rank[j] = how many of the sorted thresholds are below (or_equal: or at) value[j].  `sorted` is filled up
-// with NaN to a power of two less one.
+// rank[j] = the number of sorted thresholds below value[j] (or_equal: below or equal to it).  sorted is padded
+// with NaN to a power of two minus one.
 template <bool or_equal, class T>
 void search(const std::vector<T>& sorted, const T* value, int64_t columns, int32_t* rank) {
   const T* threshold = sorted.data();
@@ -210,7 +207,7 @@ void search(const std::vector<T>& sorted, const T* value, int64_t columns, int32
     int32_t position[kBlock] = {};
     for (auto step = static_cast<int32_t>((sorted.size() + 1) / 2); step > 0; step /= 2)
       for (int64_t k = 0; k < kBlock; ++k) {
-        // Arithmetic and no branch: which way it goes is as good as random.
+        // Arithmetic instead of a branch, which could not be predicted.
         const T limit = threshold[position[k] + step - 1], x = value[first + k];
         position[k] += step & -static_cast<int32_t>(or_equal ? limit <= x : limit < x);
       }
@@ -218,11 +215,11 @@ void search(const std::vector<T>& sorted, const T* value, int64_t columns, int32
   }
 }
 
-// NaN last: the loss is NaN then, but sorting needs an order.
+// Puts NaN last: sorting needs an order, and the loss is NaN in any case.
 template <class T> T sort_key(T distance) { return distance == distance ? distance : infinity<T>(); }
 
-// The same counts from sorted positives: adding the margin keeps their order, so the positives that a
-// negative does not violate are the first ones, and so are those that are nearer than it.
+// The counts of compare(), from sorted positives.  Adding the margin keeps their order, so the positives that a
+// negative does not violate come first, and so do those nearer than it.
 template <bool semihard, class T> void rank(Work<T>& work, int64_t columns, T margin) {
   const auto positives = static_cast<int32_t>(work.positive.size());
   work.order.resize(static_cast<size_t>(positives));
@@ -237,7 +234,7 @@ template <bool semihard, class T> void rank(Work<T>& work, int64_t columns, T ma
   for (int32_t p = 0; p < positives; ++p) work.sorted[p] += margin;
   search<true>(work.sorted, work.negative.data, columns, work.under.data());
 
-  // selected of the p-th nearest: a running sum of what begins and ends at it.
+  // selected, of the p-th nearest positive: a running sum of the ranges that begin and end at it.
   std::vector<int64_t>& selected = work.selected;
   std::vector<int64_t> change(static_cast<size_t>(positives) + 1);
   work.violating = work.hard = 0;
@@ -264,13 +261,14 @@ template <bool semihard, class T> void count_pairs(Work<T>& work, int64_t column
 template <class T> T smallest(const T* value, int64_t columns) {
   T lane[kBlock];
   for (int64_t l = 0; l < kBlock; ++l) lane[l] = infinity<T>();
-  for (int64_t j = 0; j < columns; j += kBlock) // reads the filling, which is infinite
+  for (int64_t j = 0; j < columns; j += kBlock) // reads the padding, which is infinite
     for (int64_t l = 0; l < kBlock; ++l) lane[l] = value[j + l] < lane[l] ? value[j + l] : lane[l];
   return *std::min_element(lane, lane + kBlock);
 }
 
-// One semi-hard negative for each positive that has any.
-template <class T> void draw(Work<T>& work, const TripletLaw& law, int64_t anchor, int64_t columns, T margin) {
+// Draws one semi-hard negative for each positive that has any.
+template <class T>
+void draw(Work<T>& work, const TripletParams& params, int64_t anchor, int64_t columns, T margin) {
   std::fill(work.count.begin(), work.count.end(), 0);
   for (size_t p = 0; p < work.positive.size(); ++p) {
     const T near = work.distance[p];
@@ -280,15 +278,15 @@ template <class T> void draw(Work<T>& work, const TripletLaw& law, int64_t ancho
     const int64_t found = add_lanes(lane);
     work.selected[p] = found > 0;
     if (found == 0) continue;
-    int64_t left = draw_negative(law, anchor, work.positive[p], found), j = 0;
+    int64_t left = draw_negative(params, anchor, work.positive[p], found), j = 0;
     for (;; ++j)
       if (is_semihard(near, work.negative.data[j], margin) && left-- == 0) break;
     ++work.count[j];
   }
 }
 
-// Moments of weighted numbers.  The shift is one of the numbers, so the square of the mean that is taken
-// away is at most the number of them times the variance.
+// The moment of weighted numbers from sums shifted by one of them.  The square of the mean, which is subtracted,
+// is then at most the number of them times the variance.
 void store_moment(double weight, double first, double second, double shift, double* moment) {
   moment[0] = weight;
   moment[1] = weight > 0 ? shift + first / weight : 0.0;
@@ -321,11 +319,12 @@ template <class T> void negative_moments(const Work<T>& work, const T* row, int6
   sums.store(shift, selected);
 }
 
-// Moments of the finite ones; returns the least (infinite if there is none).  Differences and the sums of a
-// block's four rounds are in T, which costs a few units of T's last place; blocks add up in double.
+// Computes the moment of the finite negatives and returns the least (infinite if there is none).  Differences and
+// the sums of the four steps of a block are in T, at a cost of a few units in the last place.  Blocks are summed
+// in double.
 template <class T> T all_negatives(const Work<T>& work, int64_t columns, double* moment) {
-  using Values = typename Side<T>::type;
-  using Doubles = typename Side<double>::type;
+  using Values = Lanes<T>;
+  using Doubles = Lanes<double>;
   int64_t start = 0;
   while (start < columns && !(work.negative.data[start] < infinity<T>())) ++start;
   if (start == columns) return infinity<T>();
@@ -334,10 +333,10 @@ template <class T> T all_negatives(const Work<T>& work, int64_t columns, double*
   Values least = zero + infinity<T>();
   auto count = zero < zero;
   Doubles first = {}, second = {};
-  for (int64_t block = start / kBlock * kBlock; block < columns; block += kBlock) { // reads the filling: infinite
+  for (int64_t block = start / kBlock * kBlock; block < columns; block += kBlock) { // reads the padding: infinite
     Values sum = zero, squares = zero;
     for (int64_t j = block; j < block + kBlock; j += kLanes) {
-      const auto distance = *reinterpret_cast<const Values*>(work.negative.data + j);
+      const auto distance = load<T, kLanes>(work.negative.data + j);
       const auto used = distance < infinity<T>();
       const Values apart = used ? distance - shift : zero;
       least = distance < least ? distance : least;
@@ -406,15 +405,16 @@ template <class T> void add_histogram(const T* row, int64_t first, int64_t colum
     }
 }
 
-// One anchor: its distances, its counts and its record.
+// Computes the distances, the counts and the record of one anchor.
 template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares,
-                                    const T* b_squares, const Pairs& pairs, const TripletLaw& law, double top,
-                                    int bins, Work<T>& work, int32_t* counts, double* record, T* nearest) {
+                                    const T* b_squares, const Pairs& pairs, const TripletParams& params,
+                                    double top, Work<T>& work, int32_t* counts, double* record, T* nearest) {
   const int64_t columns = pairs.columns, own = pairs.own ? i : -1;
-  const auto margin = static_cast<T>(law.margin);
-  const auto convert = law.distance == Distance::kSquared     ? &distances_of_row<Distance::kSquared, T>
-                       : law.distance == Distance::kEuclidean ? &distances_of_row<Distance::kEuclidean, T>
-                                                              : &distances_of_row<Distance::kCosine, T>;
+  const auto margin = static_cast<T>(params.margin);
+  const auto convert = params.distance == Distance::kSquaredEuclidean
+                           ? &distances_of_row<Distance::kSquaredEuclidean, T>
+                       : params.distance == Distance::kEuclidean ? &distances_of_row<Distance::kEuclidean, T>
+                                                                 : &distances_of_row<Distance::kCosine, T>;
   convert(row, columns, own, a + i * pairs.dim, b, a_squares[i], b_squares, pairs.dim);
 
   std::copy(row, row + columns, work.negative.data);
@@ -435,23 +435,23 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
   const T none = infinity<T>();
   T closest = none;
   double negative_pairs[3] = {};
-  if (law.statistics || law.select == Select::kAll)
+  if (params.statistics || params.mining == Mining::kAll)
     closest = all_negatives(work, columns, negative_pairs);
-  else if (law.select == Select::kHardest)
+  else if (params.mining == Mining::kHardest)
     closest = smallest(work.negative.data, columns);
-  const bool semihard = law.select == Select::kSemihard;
-  const bool hinge_all = law.hinge && law.select == Select::kAll;
-  if (law.statistics || semihard || law.select == Select::kViolating || hinge_all) {
+  const bool semihard = params.mining == Mining::kSemihard;
+  const bool hinge_all = params.hinge && params.mining == Mining::kAll;
+  if (params.statistics || semihard || params.mining == Mining::kViolating || hinge_all) {
     if (semihard)
       count_pairs<true>(work, columns, margin);
-    else if (law.select != Select::kViolating && !hinge_all && positives <= kFew)
+    else if (params.mining != Mining::kViolating && !hinge_all && positives <= kFew)
       compare_totals(work, columns, margin, closest, static_cast<int64_t>(negative_pairs[0]));
     else
       count_pairs<false>(work, columns, margin);
-    record[kViolating] = static_cast<double>(work.violating);
-    record[kHard] = static_cast<double>(work.hard);
+    record[kViolatingTriplets] = static_cast<double>(work.violating);
+    record[kHardTriplets] = static_cast<double>(work.hard);
   }
-  if (law.statistics) {
+  if (params.statistics) {
     record[kCandidates] = static_cast<double>(positives) * static_cast<double>(negatives);
     std::copy(negative_pairs, negative_pairs + 3, record + kNegativePairs);
     nearest[i] = positives > 0 ? *std::min_element(work.distance.begin(), work.distance.end()) : none;
@@ -460,16 +460,16 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
   }
   positive_moments(work, nullptr, record + kPositivePairs);
 
-  // Which negatives each positive is selected with, as counts.
+  // The counts of the pairs: with how many negatives (positives) each is selected.
   bool mined_is_active = true;
-  if (law.select == Select::kAll) {
+  if (params.mining == Mining::kAll) {
     if (!hinge_all) {
       for (int64_t j = 0; j < columns; ++j)
         work.count[j] = work.negative.data[j] < none ? static_cast<int32_t>(positives) : 0;
       std::fill(work.selected.begin(), work.selected.end(), negatives);
     }
     if (positives > 0 && negatives > 0) {
-      // Mined are all triplets: a pair's weight is one number for the whole row.
+      // All triplets are mined, so the weight of a pair is the same along the row.
       for (int k = 0; k < 3; ++k) {
         record[kMinedPositive + k] = record[kPositivePairs + k] * (k == 1 ? 1.0 : static_cast<double>(negatives));
         record[kMinedNegative + k] = negative_pairs[k] * (k == 1 ? 1.0 : static_cast<double>(positives));
@@ -477,15 +477,15 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
       if (!hinge_all) std::copy(record + kMinedPositive, record + kMinedPositive + 6, record + kActivePositive);
     }
     mined_is_active = false;
-  } else if (law.select == Select::kSemihardRandom) {
-    draw(work, law, i, columns, margin);
-  } else if (law.select == Select::kHardest) {
+  } else if (params.mining == Mining::kSemihardRandom) {
+    draw(work, params, i, columns, margin);
+  } else if (params.mining == Mining::kHardest) {
     std::fill(work.count.begin(), work.count.end(), 0);
     std::fill(work.selected.begin(), work.selected.end(), 0);
     if (positives > 0 && negatives > 0) {
       const auto p = std::max_element(work.distance.begin(), work.distance.end()) - work.distance.begin();
       const auto n = std::find(work.negative.data, work.negative.data + columns, closest) - work.negative.data;
-      const bool active = !law.hinge || is_violating(work.distance[p], closest, margin);
+      const bool active = !params.hinge || is_violating(work.distance[p], closest, margin);
       work.selected[p] = work.count[n == columns ? 0 : n] = active;
       record[kMinedPositive] = record[kMinedNegative] = 1;
       record[kMinedPositive + 1] = work.distance[p];
@@ -493,7 +493,7 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
       mined_is_active = false;
     }
   }
-  if (law.select != Select::kAll || hinge_all) {
+  if (params.mining != Mining::kAll || hinge_all) {
     positive_moments(work, &work.selected, record + kActivePositive);
     negative_moments(work, row, columns, record + kActiveNegative);
   }
@@ -504,32 +504,32 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
     counts[work.positive[p]] = -static_cast<int32_t>(work.selected[p]);
 }
 
-template <class T> void mine(void* values, const void* a, const void* b, const void* a_squares,
-                             const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins,
-                             int32_t* counts, double* records, void* nearest, int64_t* histogram, Where where) {
+template <class T> void mine(const MineTriplets& args, ExecContext context) {
   constexpr int64_t kRows = 8; // a task
-  std::vector<std::unique_ptr<Work<T>>> works(static_cast<size_t>(larger(where.threads, 1)));
-  parallel_tasks((pairs.rows + kRows - 1) / kRows, where, [&](int64_t task) {
+  const Pairs& pairs = args.pairs;
+  const TripletParams& params = args.params;
+  std::vector<std::unique_ptr<Work<T>>> works(static_cast<size_t>(larger(context.threads, 1)));
+  parallel_tasks((pairs.rows + kRows - 1) / kRows, context, [&](int64_t task) {
     std::unique_ptr<Work<T>>& work = works[omp_in_parallel() ? omp_get_thread_num() : 0];
-    if (!work) work = std::make_unique<Work<T>>(pairs.columns, bins);
+    if (!work) work = std::make_unique<Work<T>>(pairs.columns, args.bins);
     for (int64_t i = task * kRows; i < smaller(pairs.rows, (task + 1) * kRows); ++i)
-      mine_anchor(i, static_cast<T*>(values) + i * pairs.columns, static_cast<const T*>(a),
-                  static_cast<const T*>(b), static_cast<const T*>(a_squares), static_cast<const T*>(b_squares),
-                  pairs, law, law.statistics ? *top : 0.0, bins, *work, counts + i * pairs.columns,
-                  records + i * kSlots, static_cast<T*>(nearest));
+      mine_anchor(i, static_cast<T*>(args.values) + i * pairs.columns, static_cast<const T*>(args.a),
+                  static_cast<const T*>(args.b), static_cast<const T*>(args.a_squares),
+                  static_cast<const T*>(args.b_squares), pairs, params, params.statistics ? *args.top : 0.0, *work,
+                  args.counts + i * pairs.columns, args.records + i * kSlots, static_cast<T*>(args.nearest));
   });
-  if (!law.statistics) return;
+  if (!params.statistics) return;
   for (const auto& work : works)
     if (work) {
       work->histograms.flush();
-      for (int k = 0; k < bins; ++k) {
-        histogram[k] += work->histograms.positive[k];
-        histogram[bins + k] += work->histograms.negative[k];
+      for (int k = 0; k < args.bins; ++k) {
+        args.histogram[k] += work->histograms.positive[k];
+        args.histogram[args.bins + k] += work->histograms.negative[k];
       }
     }
 }
 
-// Slopes of a tile by the square of its distances: out[r][c].
+// out[r][c] = the derivative of the loss by the squared distance, for a tile.
 template <class T> void tile_slopes(const T* values, const int32_t* counts, int64_t pitch, int64_t rows,
                                     int64_t columns, const Slope<T>& slope, Distance kind, const T* a_squares,
                                     const T* b_squares, T* out) {
@@ -543,17 +543,18 @@ template <class T> void tile_slopes(const T* values, const int32_t* counts, int6
   }
 }
 
-template <class T> void weights(void* matrix, const int32_t* counts, const double* totals, const void* a_lengths,
-                                const void* b_lengths, Pairs pairs, TripletLaw law, void* row_sums,
-                                void* column_sums, Where where) {
-  T* values = static_cast<T*>(matrix);
-  const T *a_squares = static_cast<const T*>(a_lengths), *b_squares = static_cast<const T*>(b_lengths);
+template <class T> void weights(const TripletWeights& args, ExecContext context) {
+  T* values = static_cast<T*>(args.values);
+  const int32_t* counts = args.counts;
+  const T* a_squares = static_cast<const T*>(args.a_squares);
+  const T* b_squares = static_cast<const T*>(args.b_squares);
+  const Pairs& pairs = args.pairs;
   const int64_t rows = pairs.rows, columns = pairs.columns;
   const int64_t tile_rows = (rows + kBlock - 1) / kBlock, tile_columns = (columns + kBlock - 1) / kBlock;
-  const Slope<T> slope(law, totals);
-  const Distance kind = law.distance;
+  const Slope<T> slope(args.params, args.totals);
+  const Distance kind = args.params.distance;
   const T minus_two = -2;
-  parallel_tasks(tile_rows, where, [&](int64_t tile_row) {
+  parallel_tasks(tile_rows, context, [&](int64_t tile_row) {
     T upper[kBlock * kBlock], lower[kBlock * kBlock];
     const int64_t i = tile_row * kBlock, height = smaller(kBlock, rows - i);
     for (int64_t tile_column = pairs.own ? tile_row : 0; tile_column < tile_columns; ++tile_column) {
@@ -578,7 +579,7 @@ template <class T> void weights(void* matrix, const int32_t* counts, const doubl
         for (int64_t r = 0; r < height; ++r) mirror[c * columns + r] = minus_two * upper[r * kBlock + c];
     }
   });
-  parallel_for(rows, 1, where, [&](int64_t first, int64_t last) {
+  parallel_for(rows, 1, context, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       double lane[kLanes] = {};
       const T* row = values + i * columns;
@@ -586,30 +587,37 @@ template <class T> void weights(void* matrix, const int32_t* counts, const doubl
       for (; j + kLanes <= columns; j += kLanes)
         for (int64_t l = 0; l < kLanes; ++l) lane[l] += row[j + l];
       for (; j < columns; ++j) lane[0] += row[j];
-      const T sum = static_cast<T>(-add_lanes(lane)); // an anchor's own pair is still zero here
+      const T sum = static_cast<T>(-add_lanes(lane)); // the pair of an anchor with itself is still zero
       if (pairs.own)
         values[i * columns + i] = sum;
       else
-        static_cast<T*>(row_sums)[i] = sum;
+        static_cast<T*>(args.row_sums)[i] = sum;
     }
   });
   if (pairs.own) return;
-  parallel_for(tile_columns, 1, where, [&](int64_t first, int64_t last) {
+  parallel_for(tile_columns, 1, context, [&](int64_t first, int64_t last) {
     for (int64_t tile_column = first; tile_column < last; ++tile_column) {
       const int64_t j = tile_column * kBlock, width = smaller(kBlock, columns - j);
       double sum[kBlock] = {};
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t c = 0; c < width; ++c) sum[c] -= values[i * columns + j + c];
-      for (int64_t c = 0; c < width; ++c) static_cast<T*>(column_sums)[j + c] = static_cast<T>(sum[c]);
+      for (int64_t c = 0; c < width; ++c) static_cast<T*>(args.column_sums)[j + c] = static_cast<T>(sum[c]);
     }
   });
 }
 
-template <class T> void center(const void* source, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                               void* out, void* squares, double* lengths, Where where) {
-  const T* rows = static_cast<const T*>(source);
-  if (!given)
-    parallel_for((dim + kBlock - 1) / kBlock, 1, where, [&](int64_t first, int64_t last) {
+template <class T> void product(const MatrixProduct& args, ExecContext context) {
+  const Matrix<T> a{static_cast<const T*>(args.a), args.a_row, args.a_column};
+  const Matrix<T> b{static_cast<const T*>(args.b), args.b_row, args.b_column};
+  matrix_product(a, b, args.m, args.n, args.k, args.symmetric, static_cast<T*>(args.out), context);
+}
+
+template <class T> void center(const CenterRows& args, ExecContext context) {
+  const T* rows = static_cast<const T*>(args.rows);
+  const int64_t n = args.n, dim = args.dim;
+  double* mean = args.mean;
+  if (!args.given)
+    parallel_for((dim + kBlock - 1) / kBlock, 1, context, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         const int64_t k = block * kBlock, width = smaller(kBlock, dim - k);
         double sum[kBlock] = {};
@@ -619,10 +627,10 @@ template <class T> void center(const void* source, int64_t n, int64_t dim, bool 
           mean[k + c] = n > 0 ? near_mean<T>(sum[c] / static_cast<double>(n)) : 0.0;
       }
     });
-  parallel_for(n, 64, where, [&](int64_t first, int64_t last) {
+  parallel_for(n, 64, context, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const T* row = rows + i * dim;
-      T* centered = static_cast<T*>(out) + i * dim;
+      T* centered = static_cast<T*>(args.centered) + i * dim;
       double length[kLanes] = {}, square[kLanes] = {};
       for (int64_t k = 0; k < dim; ++k) centered[k] = static_cast<T>(row[k] - mean[k]);
       int64_t k = 0;
@@ -637,50 +645,39 @@ template <class T> void center(const void* source, int64_t n, int64_t dim, bool 
         length[0] += before * before;
         square[0] += after * after;
       }
-      lengths[i] = add_lanes(length);
-      static_cast<T*>(squares)[i] = unit && lengths[i] == 0 ? T{-1} : static_cast<T>(add_lanes(square));
+      args.lengths[i] = add_lanes(length);
+      static_cast<T*>(args.squares)[i] =
+          args.unit && args.lengths[i] == 0 ? T{-1} : static_cast<T>(add_lanes(square));
     }
   });
 }
 
 } // namespace
 
-int center_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                void* centered, void* squares, double* lengths, Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
-  run(rows, n, dim, given, unit, mean, centered, squares, lengths, where);
+int center_rows(const CenterRows& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
+  run(args, context);
   return 0;
 }
 
-int multiply(const void* a, int64_t a_row, int64_t a_column, const void* b, int64_t b_row, int64_t b_column,
-             Dtype dtype, int64_t m, int64_t n, int64_t k, bool symmetric, void* out, Where where) {
-  if (dtype == Dtype::kFloat64)
-    matrix_product<double>({static_cast<const double*>(a), a_row, a_column},
-                           {static_cast<const double*>(b), b_row, b_column}, m, n, k, symmetric,
-                           static_cast<double*>(out), where);
-  else
-    matrix_product<float>({static_cast<const float*>(a), a_row, a_column},
-                          {static_cast<const float*>(b), b_row, b_column}, m, n, k, symmetric,
-                          static_cast<float*>(out), where);
+int multiply(const MatrixProduct& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &product<double> : &product<float>;
+  run(args, context);
   return 0;
 }
 
-int mine_triplets(void* values, Dtype dtype, const void* a, const void* b, const void* a_squares,
-                  const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins, int32_t* counts,
-                  double* records, double* pieces, double* totals, void* nearest, int64_t* histogram,
-                  Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
-  run(values, a, b, a_squares, b_squares, pairs, law, top, bins, counts, records, nearest, histogram, where);
-  for (int piece = 0; piece < kPieces; ++piece) add_piece(records, pairs.rows, piece, pieces + piece * kSlots);
-  finish_totals(pieces, law, totals);
+int mine_triplets(const MineTriplets& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
+  run(args, context);
+  for (int piece = 0; piece < kPieces; ++piece)
+    add_piece(args.records, args.pairs.rows, piece, args.pieces + piece * kSlots);
+  finish_totals(args.pieces, args.params, args.totals);
   return 0;
 }
 
-int triplet_weights(void* values, Dtype dtype, const int32_t* counts, const double* totals, const void* a_squares,
-                    const void* b_squares, Pairs pairs, TripletLaw law, void* row_sums, void* column_sums,
-                    Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &weights<double> : &weights<float>;
-  run(values, counts, totals, a_squares, b_squares, pairs, law, row_sums, column_sums, where);
+int triplet_weights(const TripletWeights& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &weights<double> : &weights<float>;
+  run(args, context);
   return 0;
 }
 

@@ -1,5 +1,5 @@
-// Windows of occluded activations on a GPU.  A thread moves one word of one pixel; words are of 16
-// bytes where the channels of a pixel divide into them, so neighbors read and write side by side.
+// Windows of occluded activations on a GPU.  A thread moves one word of one pixel, of 16 bytes if the size of a
+// pixel is a multiple of them, so accesses of neighboring threads coalesce.
 #include "launch.cuh"
 
 namespace occfast {
@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 __device__ int64_t entries(const GatherWindows& g) { return g.count; }
 __device__ int64_t entries(const GatherPieces& g) { return g.entries; }
 
-// The pixel of `bytes` bytes that row i, column j of window e shows, or null for padding.
+// The pixel, of `bytes` bytes, at row i and column j of window m; null for padding.
 __device__ const char* pixel_of(const GatherWindows& g, int64_t m, int64_t i, int64_t j, int64_t bytes) {
   const int64_t n = g.images[m], y = g.origins[2 * m] + i, x = g.origins[2 * m + 1] + j;
   if (n < 0 || n >= g.shape.n) __trap();
@@ -31,7 +31,7 @@ __device__ const char* pixel_of(const GatherPieces& g, int64_t e, int64_t i, int
   const Cuts &v = g.row_cuts[r], &h = g.column_cuts[s];
   const int64_t whole = ((n * g.shape.h + y) * g.shape.w + x) * bytes;
   if (y < v.low || y >= v.high || x < h.low || x >= h.high) return static_cast<const char*>(g.maps) + whole;
-  const int row = y < v.full_low ? 0 : y < v.full_high ? -1 : 1; // the edge that decides, or none
+  const int row = y < v.full_low ? 0 : y < v.full_high ? -1 : 1; // the edge that the pixel depends on, -1 for none
   const int column = x < h.full_low ? 0 : x < h.full_high ? -1 : 1;
   if (row < 0 && column < 0) return static_cast<const char*>(g.full) + whole;
   if (column < 0)
@@ -56,15 +56,14 @@ template <int bytes, class Gather> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int bytes, class Gather>
-int start(const Gather& g, int64_t count, int64_t pixel_bytes, int itemsize, Where where) {
-  // The padding's bits as often as they fit.
+template <int bytes, class Gather> int start(const Gather& g, int64_t count, ExecContext context) {
+  // The bits of the padding, repeated to a word.
   unsigned char bits[16];
-  for (int k = 0; k < 16; ++k) bits[k] = static_cast<unsigned char>(g.padding >> (8 * (k % itemsize)));
+  for (int k = 0; k < 16; ++k) bits[k] = static_cast<unsigned char>(g.padding >> (8 * (k % g.itemsize)));
   Word<bytes> padding;
   memcpy(&padding, bits, bytes);
-  const int64_t total = count * g.height * g.width * (pixel_bytes / bytes);
-  return launch(&gather_kernel<bytes, Gather>, dim3(blocks_for(total, kThreads)), dim3(kThreads), 0, where, g,
+  const int64_t pixel_bytes = g.shape.c * g.itemsize, total = count * g.height * g.width * (pixel_bytes / bytes);
+  return launch(&gather_kernel<bytes, Gather>, dim3(blocks_for(total, kThreads)), dim3(kThreads), 0, context, g,
                 pixel_bytes, padding);
 }
 
@@ -75,28 +74,18 @@ uint64_t addresses(const GatherPieces& g) {
          address(g.corners) | address(g.out);
 }
 
-// The widest word that divides a pixel and every address.
-template <class Gather> int gather(const Gather& g, int64_t count, int itemsize, Where where) {
-  const int64_t bytes = g.shape.c * itemsize;
-  const uint64_t fits = static_cast<uint64_t>(bytes) | addresses(g);
-  if (fits % 16 == 0) return start<16>(g, count, bytes, itemsize, where);
-  if (fits % 8 == 0) return start<8>(g, count, bytes, itemsize, where);
-  if (fits % 4 == 0) return start<4>(g, count, bytes, itemsize, where);
-  return start<2>(g, count, bytes, itemsize, where);
+// Moves words of the largest size that divides a pixel and every address.
+template <class Gather> int gather(const Gather& g, int64_t count, ExecContext context) {
+  const uint64_t fits = static_cast<uint64_t>(g.shape.c * g.itemsize) | addresses(g);
+  if (fits % 16 == 0) return start<16>(g, count, context);
+  if (fits % 8 == 0) return start<8>(g, count, context);
+  if (fits % 4 == 0) return start<4>(g, count, context);
+  return start<2>(g, count, context);
 }
 
 } // namespace
 
-int gather_windows(const GatherWindows& g, int itemsize, Where where) {
-  return gather(g, g.count, itemsize, where);
-}
-int gather_pieces(const GatherPieces& g, int itemsize, Where where) {
-  return gather(g, g.entries, itemsize, where);
-}
-
-// The library's convolution runs on what was gathered: ops.convolution_block says so by its 0.
-int64_t convolution_block(Dtype) { return 0; }
-int convolve_windows(const GatherWindows&, const Convolution&, Dtype, Where) { return cudaErrorInvalidValue; }
-int convolve_pieces(const GatherPieces&, const Convolution&, Dtype, Where) { return cudaErrorInvalidValue; }
+int gather_windows(const GatherWindows& args, ExecContext context) { return gather(args, args.count, context); }
+int gather_pieces(const GatherPieces& args, ExecContext context) { return gather(args, args.entries, context); }
 
 } // namespace occfast

@@ -1,14 +1,15 @@
-// The one place where kernels are launched, and what every kernel needs.
+// The launch of kernels, and helpers that every kernel needs.
 //
-// A launch goes through cudaLaunchKernelEx, which is plain C++, so that the emulator of the tests
-// (tests/emulator/cuda_runtime.h) can compile and run these very files without a GPU.
+// A launch calls cudaLaunchKernelEx, which is plain C++, so the emulator of the tests
+// (tests/emulator/cuda_runtime.h) compiles and runs the same files without a GPU.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "../api.h"
 
-// Kernels loop over their grid, so any cap is correct; the tests set a small one to make them loop.
+// The largest number of blocks along an axis.  Kernels loop over their grid, so any cap is correct; the tests set
+// a small one to make them loop.
 #ifndef OCCFAST_MAX_BLOCKS
 #define OCCFAST_MAX_BLOCKS 65535
 #endif
@@ -18,24 +19,24 @@ namespace occfast {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
-// Blocks along one axis of a grid for that many items.
+// The number of blocks along one axis of a grid for a number of items.
 inline unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(smaller<int64_t>((items + per_block - 1) / per_block, OCCFAST_MAX_BLOCKS));
 }
 
-// Queues a kernel on the stream and returns the error of doing so, without waiting for it to run.  An
-// empty grid is nothing to do.
+// Enqueues a kernel on the stream and returns the error of doing so, without waiting for the kernel.  An empty
+// grid is a success without a launch.
 template <class... Parameters, class... Arguments> int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                                                              size_t shared_bytes, Where where,
+                                                              size_t shared_bytes, ExecContext context,
                                                               Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(where.stream);
+  config.stream = static_cast<cudaStream_t>(context.stream);
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  if (status != cudaSuccess) cudaGetLastError(); // reported here, so not a second time by PyTorch
+  if (status != cudaSuccess) cudaGetLastError(); // clears the error: PyTorch must not report it a second time
   return status;
 }
 
@@ -53,7 +54,7 @@ template <class T> __device__ __forceinline__ T* dynamic_shared() {
 __device__ __forceinline__ int64_t grid_first() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_step() { return int64_t{gridDim.x} * blockDim.x; }
 
-// What moves that many bytes, a power of two up to 16, in one access.
+// The type that moves a number of bytes, a power of two up to 16, in one access.
 template <int bytes> struct WordOf;
 template <> struct WordOf<16> {
   using Type = uint4;

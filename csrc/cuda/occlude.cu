@@ -1,5 +1,4 @@
-// Noisy occluders on a GPU: the copy of the batch and the painting in one pass over memory.
-#include "../core/occluder.h"
+// Noisy occluders on a GPU.  One pass over memory copies the batch and paints it.
 #include "../core/scalar.h"
 #include "launch.cuh"
 
@@ -7,10 +6,10 @@ namespace occfast {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kUnroll = 4;                              // loads in flight a thread
-constexpr int64_t kTileBytes = 16 * kThreads * kUnroll; // of an image that a block copies at a time
+constexpr int kUnroll = 4;                              // loads in flight per thread
+constexpr int64_t kTileBytes = 16 * kThreads * kUnroll; // part of an image that a block copies at a time
 
-// The block copies elements first .. last - 1, in 16-byte accesses where the addresses allow it.
+// Copies elements first .. last - 1 by all threads of the block, in 16-byte accesses if the addresses allow it.
 template <class T>
 __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, int64_t first, int64_t last) {
   constexpr int64_t elements = 16 / sizeof(T); // of a word
@@ -37,10 +36,10 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
   for (int64_t k = rest + threadIdx.x; k < last; k += kThreads) to[k] = from[k];
 }
 
-// A quad is four pixels of a row, the last one of a row perhaps fewer: what one Philox counter serves.
-// Quads that follow each other are one stretch of memory in either layout: of (C, H) rows of W
-// elements, or for channels_last of H rows of W pixels with C elements each.  So a block copies the
-// stretch of its quads, waits, and each thread paints over those of its own that the box meets.
+// A quad is four pixels of a row (the last one may have fewer), which share one Philox counter.  Consecutive quads
+// are contiguous in memory in both layouts: (C, H) rows of W elements, or for channels_last H rows of W pixels
+// with C elements each.  A block copies the range of its quads and waits, then each thread paints those of its
+// quads that the box intersects.
 template <class T> __global__ void __launch_bounds__(kThreads)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
                  const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
@@ -60,13 +59,13 @@ template <class T> __global__ void __launch_bounds__(kThreads)
         bool found = false;
         for (int64_t k = element_of(first) + threadIdx.x; k < element_of(last); k += kThreads)
           found |= Scalar<T>::is_outside(images[n * size + k], low, high);
-        if (found) *outside = 1; // whoever writes, writes the same
+        if (found) *outside = 1; // every thread writes the same value
         if (out == images) __syncthreads();
       }
       if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
       if (top >= bottom || left >= right) continue;
       if (out != images) __syncthreads();
-      // Divisions of 64 bits once a tile; within it 32 are enough.
+      // 64-bit divisions once per tile; within a tile 32 bits suffice.
       const int64_t first_line = first / quads, first_plane = first_line / shape.h;
       const auto first_quad = static_cast<uint32_t>(first - first_line * quads);
       const auto first_row = static_cast<uint32_t>(first_line - first_plane * shape.h);
@@ -93,28 +92,24 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T> int paint(const void* images, void* out, Shape shape, Strides strides,
-                             const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kinds,
-                             const float* levels, const float* intensities, uint64_t seed, float low, float high,
-                             int32_t* outside, Where where) {
-  const bool channels_last = strides.w != 1;
+template <class T> int paint(const PaintOccluders& args, ExecContext context) {
+  const Shape shape = args.shape;
+  const bool channels_last = args.strides.w != 1;
   const int64_t depth = channels_last ? shape.c : 1;
   const int64_t quads = (shape.w + 3) / 4 * shape.h * (channels_last ? 1 : shape.c);
   const int64_t fit = larger<int64_t>(1, kTileBytes / (4 * depth * static_cast<int64_t>(sizeof(T))));
   const int64_t tiles = (quads + fit - 1) / fit, tile = (quads + tiles - 1) / larger<int64_t>(tiles, 1);
-  return launch(&paint_kernel<T>, dim3(blocks_for(shape.n, 1), blocks_for(tiles, 1)), kThreads, 0, where,
-                static_cast<const T*>(images), static_cast<T*>(out), shape, channels_last, sample_ids, boxes,
-                kinds, levels, intensities, key_of(seed), low, high, outside, tile);
+  return launch(&paint_kernel<T>, dim3(blocks_for(shape.n, 1), blocks_for(tiles, 1)), kThreads, 0, context,
+                static_cast<const T*>(args.images), static_cast<T*>(args.out), shape, channels_last,
+                args.sample_ids, args.occluders.boxes, args.occluders.kind, args.occluders.level,
+                args.occluders.intensity, key_of(args.seed), args.low, args.high, args.outside, tile);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    draw_kernel(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers, int64_t rows,
-                const int64_t* column_centers, int64_t columns, int64_t channels, int64_t image_height,
-                int64_t image_width, __grid_constant__ const OccluderLaw law, int32_t* boxes, uint8_t* kind,
-                float* level, float* intensity) {
-  for (int64_t k = grid_first(); k < n; k += grid_step())
-    draw_occluder(sample_ids[k], cdf, row_centers, rows, column_centers, columns, channels, image_height,
-                  image_width, law, boxes + 4 * k, kind + k, level + k, intensity + channels * k);
+__global__ void __launch_bounds__(kThreads) draw_kernel(__grid_constant__ const DrawOccluders args) {
+  const Occluders& to = args.occluders;
+  for (int64_t k = grid_first(); k < args.n; k += grid_step())
+    draw_occluder(args.sample_ids[k], args.locations, args.params, args.channels, args.image_height,
+                  args.image_width, to.boxes + 4 * k, to.kind + k, to.level + k, to.intensity + args.channels * k);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -135,31 +130,24 @@ __global__ void __launch_bounds__(kThreads) normals_kernel(const uint32_t* words
 
 } // namespace
 
-int draw_occluders(const int64_t* sample_ids, int64_t n, const double* cdf, const int64_t* row_centers,
-                   int64_t rows, const int64_t* column_centers, int64_t columns, int64_t channels,
-                   int64_t image_height, int64_t image_width, OccluderLaw law, int32_t* boxes, uint8_t* kind,
-                   float* level, float* intensity, Where where) {
-  return launch(&draw_kernel, blocks_for(n, kThreads), kThreads, 0, where, sample_ids, n, cdf, row_centers, rows,
-                column_centers, columns, channels, image_height, image_width, law, boxes, kind, level, intensity);
+int draw_occluders(const DrawOccluders& args, ExecContext context) {
+  return launch(&draw_kernel, blocks_for(args.n, kThreads), kThreads, 0, context, args);
 }
 
-int paint_occluders(const void* images, void* out, Dtype dtype, Shape shape, Strides strides,
-                    const int64_t* sample_ids, const int32_t* boxes, const uint8_t* kind, const float* level,
-                    const float* intensity, uint64_t seed, float low, float high, int32_t* outside, Where where) {
-  const auto run = dtype == Dtype::kUint8      ? &paint<uint8_t>
-                   : dtype == Dtype::kFloat16  ? &paint<Half>
-                   : dtype == Dtype::kBFloat16 ? &paint<BFloat16>
-                                               : &paint<float>;
-  return run(images, out, shape, strides, sample_ids, boxes, kind, level, intensity, seed, low, high, outside,
-             where);
+int paint_occluders(const PaintOccluders& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kUint8      ? &paint<uint8_t>
+                   : args.dtype == Dtype::kFloat16  ? &paint<Half>
+                   : args.dtype == Dtype::kBFloat16 ? &paint<BFloat16>
+                                                    : &paint<float>;
+  return run(args, context);
 }
 
-int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, Where where) {
-  return launch(&philox_kernel, blocks_for(n, kThreads), kThreads, 0, where, counters, keys, n, words);
+int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint32_t* words, ExecContext context) {
+  return launch(&philox_kernel, blocks_for(n, kThreads), kThreads, 0, context, counters, keys, n, words);
 }
 
-int normals(const uint32_t* words, int64_t n, float* values, Where where) {
-  return launch(&normals_kernel, blocks_for(n, kThreads), kThreads, 0, where, words, n, values);
+int normals(const uint32_t* words, int64_t n, float* values, ExecContext context) {
+  return launch(&normals_kernel, blocks_for(n, kThreads), kThreads, 0, context, words, n, values);
 }
 
 } // namespace occfast

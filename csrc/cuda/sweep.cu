@@ -6,10 +6,10 @@ namespace occfast {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kUnroll = 4; // loads in flight a thread
+constexpr int kUnroll = 4; // loads in flight per thread
 
-// An image as three axes, slowest first: (C, H, W), or (H, W, C) for channels_last.  The kernel needs
-// to know no more of the layout than this.
+// The three axes of an image, slowest first: (C, H, W), or (H, W, C) for channels_last.  The kernel depends on the
+// layout through them alone.
 template <class Number> struct Axes {
   Number outer, middle, inner;
 
@@ -19,8 +19,8 @@ template <class Number> struct Axes {
         inner(static_cast<Number>(channels_last ? channel : column)) {}
 };
 
-// A block writes kThreads * kUnroll words of copy m at a time; the grid is (copies, tiles of a copy).
-// An image is read once for each of its positions, so it stays in the cache: the cost is the writing.
+// A block writes kThreads * kUnroll words of copy m at a time.  The grid is (copies, tiles of a copy).  An image
+// is read once for each of its positions and stays in the cache, so writing dominates the cost.
 template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
     occlude_kernel(const T* images, T* out, const T* fill, const int64_t* positions, int64_t count, Shape shape,
                    bool channels_last, Strides from, Grid grid) {
@@ -34,7 +34,7 @@ template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
     if (position < 0 || position >= shape.n * per_image) __trap();
     const int64_t n = position / per_image;
     const Window box = grid.window(position - n * per_image, shape.h, shape.w);
-    // The window as a range of each axis, perhaps an empty one.
+    // The window as a range of each axis, which may be empty.
     const Axes<uint32_t> first(channels_last, 0, box.top, box.left);
     const Axes<uint32_t> last(channels_last, shape.c, larger<int64_t>(box.bottom, 0),
                               larger<int64_t>(box.right, 0));
@@ -48,7 +48,7 @@ template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
         const int64_t k = start + u * kThreads + threadIdx.x;
         if (k < words) word[u] = source[k];
       }
-      // Divisions of 64 bits once a tile; within it 32 are enough.
+      // 64-bit divisions once per tile; within a tile 32 bits suffice.
       const int64_t start_line = start * elements / extent.inner, start_outer = start_line / extent.middle;
       const auto start_inner = static_cast<uint32_t>(start * elements - start_line * extent.inner);
       const auto start_middle = static_cast<uint32_t>(start_line - start_outer * extent.middle);
@@ -86,26 +86,24 @@ template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int bytes> int occlude(const void* images, void* out, const void* fill,
-                                          const int64_t* positions, int64_t count, Shape shape, Strides image,
-                                          Strides from, Grid grid, Where where) {
+template <class T, int bytes> int occlude(const OccludePositions& args, ExecContext context) {
+  const Shape shape = args.shape;
   const int64_t words = shape.c * shape.h * shape.w * static_cast<int64_t>(sizeof(T)) / bytes;
-  return launch(&occlude_kernel<T, bytes>, dim3(blocks_for(count, 1), blocks_for(words, kThreads * kUnroll)),
-                kThreads, 0, where, static_cast<const T*>(images), static_cast<T*>(out),
-                static_cast<const T*>(fill), positions, count, shape, image.w != 1, from, grid);
+  return launch(&occlude_kernel<T, bytes>, dim3(blocks_for(args.count, 1), blocks_for(words, kThreads * kUnroll)),
+                kThreads, 0, context, static_cast<const T*>(args.images), static_cast<T*>(args.out),
+                static_cast<const T*>(args.fill), args.positions, args.count, shape, args.strides.w != 1,
+                args.fill_strides, args.grid);
 }
 
-// The widest access that keeps every copy aligned: 16 bytes for most images, 4, or one element.
-template <class T> int occlude_widest(const void* images, void* out, const void* fill, const int64_t* positions,
-                                      int64_t count, Shape shape, Strides image, Strides from, Grid grid,
-                                      Where where) {
-  const uint64_t bytes = static_cast<uint64_t>(shape.c * shape.h * shape.w) * sizeof(T);
-  const uint64_t all = bytes | reinterpret_cast<uintptr_t>(images) | reinterpret_cast<uintptr_t>(out);
+// Uses the widest access that keeps every copy aligned: 16 bytes for most images, else 4 or one element.
+template <class T> int occlude_widest(const OccludePositions& args, ExecContext context) {
+  const uint64_t bytes = static_cast<uint64_t>(args.shape.c * args.shape.h * args.shape.w) * sizeof(T);
+  const uint64_t all = bytes | reinterpret_cast<uintptr_t>(args.images) | reinterpret_cast<uintptr_t>(args.out);
   constexpr int narrow = sizeof(T) < 4 ? 4 : sizeof(T);
   const auto run = all % 16 == 0       ? &occlude<T, 16>
                    : all % narrow == 0 ? &occlude<T, narrow>
                                        : &occlude<T, sizeof(T)>;
-  return run(images, out, fill, positions, count, shape, image, from, grid, where);
+  return run(args, context);
 }
 
 template <class T> __device__ __forceinline__ T warp_sum(T value) {
@@ -114,7 +112,7 @@ template <class T> __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// A warp a row.  Reductions are butterflies in a fixed order, so a score never depends on the launch.
+// One warp per row.  Reductions are butterflies in a fixed order, so scores do not depend on the launch.
 template <class T> __global__ void __launch_bounds__(kThreads)
     score_kernel(const T* outputs, const int64_t* positions, int64_t count, int64_t classes, int64_t images,
                  int64_t per_image, Score kind, const int64_t* labels, const double* references,
@@ -127,7 +125,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     const T* row = outputs + m * classes;
     const int64_t label = labels ? labels[n] : 0;
     if (labels && (label < 0 || label >= classes)) __trap();
-    T poison = 0; // as on the CPU: NaN exactly where an output is not finite
+    T poison = 0; // as on the CPU: NaN exactly if an output is not finite
     double score = 0;
     if (kind == Score::kError) {
       T best = row[0];
@@ -192,32 +190,29 @@ __global__ void __launch_bounds__(kThreads)
 
 const char* error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
-int workers(Where) { return 1; }
+int workers(ExecContext) { return 1; }
 
-int occlude_positions(const void* images, void* out, const void* fill, const int64_t* positions, int64_t count,
-                      int itemsize, Shape shape, Strides image, Strides fill_strides, Grid grid, Where where) {
-  const auto run = itemsize == 1   ? &occlude_widest<uint8_t>
-                   : itemsize == 2 ? &occlude_widest<uint16_t>
-                   : itemsize == 4 ? &occlude_widest<uint32_t>
-                                   : &occlude_widest<uint64_t>;
-  return run(images, out, fill, positions, count, shape, image, fill_strides, grid, where);
+int occlude_positions(const OccludePositions& args, ExecContext context) {
+  const auto run = args.itemsize == 1   ? &occlude_widest<uint8_t>
+                   : args.itemsize == 2 ? &occlude_widest<uint16_t>
+                   : args.itemsize == 4 ? &occlude_widest<uint32_t>
+                                        : &occlude_widest<uint64_t>;
+  return run(args, context);
 }
 
-int sweep_score(const void* outputs, Dtype dtype, const int64_t* positions, int64_t count, int64_t classes,
-                int64_t images, int64_t per_image, Score kind, const int64_t* labels, const double* references,
-                const double* baseline, double* scores, int32_t* bad, Where where) {
-  const auto run = [&](auto kernel, auto* typed) {
-    return launch(kernel, blocks_for(count, kThreads / kWarp), kThreads, 0, where, typed, positions, count,
-                  classes, images, per_image, kind, labels, references, baseline, scores, bad);
+int sweep_score(const SweepScore& args, ExecContext context) {
+  const auto run = [&](auto kernel, auto* outputs) {
+    return launch(kernel, blocks_for(args.count, kThreads / kWarp), kThreads, 0, context, outputs, args.positions,
+                  args.count, args.classes, args.images, args.per_image, args.kind, args.labels, args.references,
+                  args.baseline, args.scores, args.bad);
   };
-  return dtype == Dtype::kFloat64 ? run(&score_kernel<double>, static_cast<const double*>(outputs))
-                                  : run(&score_kernel<float>, static_cast<const float*>(outputs));
+  return args.dtype == Dtype::kFloat64 ? run(&score_kernel<double>, static_cast<const double*>(args.outputs))
+                                       : run(&score_kernel<float>, static_cast<const float*>(args.outputs));
 }
 
-int sweep_accumulate(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares,
-                     Where where) {
-  return launch(&accumulate_kernel, blocks_for(per_image, kThreads), kThreads, 0, where, scores, images, per_image,
-                sum, squares);
+int sweep_accumulate(const SweepAccumulate& args, ExecContext context) {
+  return launch(&accumulate_kernel, blocks_for(args.per_image, kThreads), kThreads, 0, context, args.scores,
+                args.images, args.per_image, args.sum, args.squares);
 }
 
 } // namespace occfast

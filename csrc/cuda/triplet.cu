@@ -1,19 +1,18 @@
-// Batch triplet loss on a GPU: a block an anchor.  Counts are integers, so their order is free; every
-// floating-point sum runs in an order that neither the grid nor the device decides.
-#include "../core/mining.h"
+// Batch triplet loss on a GPU, one block per anchor.  Counts are integers, so the order of their sums is free. The
+// order of every floating-point sum depends neither on the grid nor on the device.
 #include "launch.cuh"
 
 namespace occfast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kShare = 128; // positives that are held in shared memory at a time
+constexpr int kShare = 128; // positives in shared memory at a time
 constexpr int kTile = 32;
 
-// The sum over the block, in a fixed order, for every thread.
+// Returns the sum over the block, in a fixed order, to every thread.
 template <class T> __device__ __forceinline__ T block_sum(T value) {
   __shared__ T partial[kThreads];
-  __syncthreads(); // the results of the call before have been read
+  __syncthreads(); // until the results of the previous call have been read
   partial[threadIdx.x] = value;
   __syncthreads();
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
@@ -54,7 +53,7 @@ template <class T> __device__ __forceinline__ Best<T> block_best(Best<T> mine) {
 
 // -- preparation --------------------------------------------------------------------------------------
 
-// A block takes kTile columns; eight rows of threads add up every eighth row.
+// A block sums kTile columns.  Each of its eight rows of threads sums every eighth row.
 template <class T> __global__ void __launch_bounds__(kThreads)
     mean_kernel(const T* rows, int64_t n, int64_t dim, double* mean) {
   constexpr int height = kThreads / kTile;
@@ -116,11 +115,11 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 // -- mining -------------------------------------------------------------------------------------------
 
-// While a row is mined, a count below kMarked belongs to a positive or to the anchor itself: INT32_MIN plus
-// the number of negatives that select it.  The last step turns that into the -w of api.h.
+// While a row is mined, a count below kMarked belongs to a positive or to the anchor itself, and is INT32_MIN plus
+// the number of negatives that select it.  The last step turns it into the -w of api.h.
 constexpr int32_t kMarked = INT32_MIN / 2;
 
-// An anchor's row as its block sees it; own is the anchor's column, or -1.
+// The row of an anchor, for its block.  own is the column of the anchor, or -1.
 template <class T> struct Row {
   const T* distance;
   int32_t* count;
@@ -133,7 +132,7 @@ template <class T> struct Row {
   }
 };
 
-// Moments of the distances of columns, shifted by the first that has weight; column_of(k) < 0 is none.
+// The moment of the distances of columns column_of(k) >= 0, shifted by the first distance that has weight.
 template <class T, class Column, class Weigh>
 __device__ __forceinline__ void moments(const Row<T>& row, int64_t items, const Column& column_of,
                                         const Weigh& weigh, double* moment, double* moment_shift) {
@@ -164,7 +163,7 @@ __device__ __forceinline__ void moments(const Row<T>& row, int64_t items, const 
   *moment_shift = shift;
 }
 
-// What moments() has left, as {weight, mean, sum of squared deviations}.
+// Turns the shifted sums of moments() into {weight, mean, sum of squared deviations}.
 __device__ __forceinline__ void finish_moment(double shift, double* moment) {
   const double first = moment[1], mean = moment[0] > 0 ? first / moment[0] : 0.0;
   moment[1] = moment[0] > 0 ? shift + mean : 0.0;
@@ -187,8 +186,8 @@ moments_of_positives(const Row<T>& row, const Weigh& weigh, double* moment, doub
   moments(row, row.stop - row.start, column, weigh, moment, moment_shift);
 }
 
-// Every positive against every negative.  A thread counts for its own columns; for a positive the threads
-// add up integers, in any order.
+// Compares every positive with every negative.  A thread counts for its own columns.  The counts of a positive are
+// summed over the threads, as integers in any order.
 template <class T>
 __device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semihard, bool write, double* record) {
   __shared__ T near[kShare];
@@ -199,7 +198,7 @@ __device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semiha
     __syncthreads();
     for (int p = threadIdx.x; p < held; p += kThreads) {
       const int64_t j = row.members[first + p];
-      near[p] = j == row.own ? -infinity<T>() : row.distance[j]; // no negative is nearer than that
+      near[p] = j == row.own ? -infinity<T>() : row.distance[j]; // no negative is nearer
       selected[p] = 0;
     }
     __syncthreads();
@@ -221,16 +220,16 @@ __device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semiha
     __syncthreads();
     for (int p = threadIdx.x; write && p < held; p += kThreads) row.count[row.members[first + p]] += selected[p];
   }
-  violating = block_sum(violating); // and the counts are there for everyone
+  violating = block_sum(violating); // also makes the counts visible to every thread
   hard = block_sum(hard);
   if (threadIdx.x > 0) return;
-  record[kViolating] = violating;
-  record[kHard] = hard;
+  record[kViolatingTriplets] = violating;
+  record[kHardTriplets] = hard;
 }
 
-// One semi-hard negative for each positive that has any.  The columns are split into runs, one a thread.
+// Draws one semi-hard negative for each positive that has any.  Each thread searches one run of columns.
 template <class T>
-__device__ __forceinline__ void draw(const Row<T>& row, const TripletLaw& law, int64_t anchor, T margin) {
+__device__ __forceinline__ void draw(const Row<T>& row, const TripletParams& params, int64_t anchor, T margin) {
   __shared__ int found[kThreads];
   const int64_t first = row.columns * threadIdx.x / kThreads, last = row.columns * (threadIdx.x + 1) / kThreads;
   for (int64_t m = row.start; m < row.stop; ++m) {
@@ -249,7 +248,7 @@ __device__ __forceinline__ void draw(const Row<T>& row, const TripletLaw& law, i
       all += found[t];
     }
     if (all == 0) continue;
-    int64_t left = draw_negative(law, anchor, p, all) - before;
+    int64_t left = draw_negative(params, anchor, p, all) - before;
     if (left >= 0 && left < mine)
       for (int64_t j = first; j < last; ++j)
         if (row.is_negative(j) && is_semihard(near, row.distance[j], margin) && left-- == 0) {
@@ -279,10 +278,10 @@ add_to_histogram(const Row<T>& row, const Pairs& pairs, int64_t i, double top, i
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads)
-    mine_kernel(const T* values, Pairs pairs, TripletLaw law, const double* top, int bins, int32_t* counts,
+    mine_kernel(const T* values, Pairs pairs, TripletParams params, const double* top, int bins, int32_t* counts,
                 double* records, T* nearest, int64_t* histogram) {
   __shared__ double shift[kMoments];
-  const auto margin = static_cast<T>(law.margin);
+  const auto margin = static_cast<T>(params.margin);
   for (int64_t i = blockIdx.x; i < pairs.rows; i += gridDim.x) {
     const Row<T> row{values + i * pairs.columns,
                      counts + i * pairs.columns,
@@ -304,7 +303,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     const auto one = [](int64_t) { return 1.0; };
     moments_of_positives(row, one, record + kPositivePairs, shift + kPositivePairs / 3);
     Best<T> closest{infinity<T>(), row.columns}, furthest{infinity<T>(), row.columns}, nearer = furthest;
-    if (law.statistics || law.select == Select::kHardest) {
+    if (params.statistics || params.mining == Mining::kHardest) {
       for (int64_t j = threadIdx.x; j < row.columns; j += kThreads)
         if (row.is_negative(j)) closest.take(row.distance[j], j);
       for (int64_t m = row.start + threadIdx.x; m < row.stop; m += kThreads) {
@@ -317,7 +316,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       nearer = block_best(nearer);
       furthest = block_best(furthest);
     }
-    if (law.statistics) {
+    if (params.statistics) {
       moments_of_negatives(row, one, record + kNegativePairs, shift + kNegativePairs / 3);
       add_to_histogram(row, pairs, i, *top, bins, histogram);
       if (threadIdx.x == 0) {
@@ -326,30 +325,31 @@ template <class T> __global__ void __launch_bounds__(kThreads)
         nearest[pairs.rows + i] = closest.value;
       }
     }
-    const bool semihard = law.select == Select::kSemihard, hinge_all = law.hinge && law.select == Select::kAll;
-    const bool write = semihard || law.select == Select::kViolating || hinge_all;
-    if (hinge_all && positives > 0 && negatives > 0) { // mined are all: weights that are equal along the row
+    const bool semihard = params.mining == Mining::kSemihard,
+               hinge_all = params.hinge && params.mining == Mining::kAll;
+    const bool write = semihard || params.mining == Mining::kViolating || hinge_all;
+    if (hinge_all && positives > 0 && negatives > 0) { // all triplets are mined: weights are equal along the row
       const auto each_positive = [&](int64_t) { return static_cast<double>(negatives); };
       const auto each_negative = [&](int64_t) { return static_cast<double>(positives); };
       moments_of_positives(row, each_positive, record + kMinedPositive, shift + kMinedPositive / 3);
       moments_of_negatives(row, each_negative, record + kMinedNegative, shift + kMinedNegative / 3);
     }
-    if (write || law.statistics) compare(row, margin, semihard, write, record);
-    if (law.select == Select::kSemihardRandom) draw(row, law, i, margin);
-    if (law.select == Select::kAll && !hinge_all) {
+    if (write || params.statistics) compare(row, margin, semihard, write, record);
+    if (params.mining == Mining::kSemihardRandom) draw(row, params, i, margin);
+    if (params.mining == Mining::kAll && !hinge_all) {
       for (int64_t j = threadIdx.x; j < row.columns; j += kThreads)
         row.count[j] += static_cast<int32_t>(row.is_negative(j) ? positives : negatives);
       __syncthreads();
     }
     bool mined_is_active = !(hinge_all && positives > 0 && negatives > 0);
-    if (law.select == Select::kHardest && positives > 0 && negatives > 0) {
+    if (params.mining == Mining::kHardest && positives > 0 && negatives > 0) {
       mined_is_active = false;
       if (threadIdx.x == 0) {
         // NaN is never taken: the loss is NaN then, but the columns must exist.
         const int64_t p = furthest.index < row.columns ? furthest.index : row.members[row.start];
         const T distance = row.distance[p];
         const bool found = closest.index < row.columns && p != row.own;
-        if (found && (!law.hinge || is_violating(distance, closest.value, margin))) {
+        if (found && (!params.hinge || is_violating(distance, closest.value, margin))) {
           row.count[p] += 1;
           row.count[closest.index] = 1;
         }
@@ -381,18 +381,18 @@ __global__ void pieces_kernel(const double* records, int64_t rows, double* piece
   if (piece < kPieces) add_piece(records, rows, piece, pieces + piece * kSlots);
 }
 
-__global__ void totals_kernel(const double* pieces, TripletLaw law, double* totals) {
-  if (threadIdx.x == 0) finish_totals(pieces, law, totals);
+__global__ void totals_kernel(const double* pieces, TripletParams params, double* totals) {
+  if (threadIdx.x == 0) finish_totals(pieces, params, totals);
 }
 
 // -- gradient -----------------------------------------------------------------------------------------
 
-// A block takes a tile and, where the matrix is symmetric, its mirror image, in place.
+// A block computes a tile and, if the matrix is symmetric, its mirror image, in place.
 template <class T> __global__ void __launch_bounds__(kTile* kTile / 4)
     weights_kernel(T* values, const int32_t* counts, const double* totals, const T* a_squares, const T* b_squares,
-                   Pairs pairs, TripletLaw law) {
+                   Pairs pairs, TripletParams params) {
   __shared__ T upper[kTile][kTile + 1], lower[kTile][kTile + 1];
-  const Slope<T> slope(law, totals);
+  const Slope<T> slope(params, totals);
   const int64_t down = (pairs.rows + kTile - 1) / kTile, across = (pairs.columns + kTile - 1) / kTile;
   const int lane = threadIdx.x % kTile, strip = threadIdx.x / kTile;
   constexpr int height = kTile / 4;
@@ -400,9 +400,9 @@ template <class T> __global__ void __launch_bounds__(kTile* kTile / 4)
 #pragma unroll 1
     for (int r = strip; r < kTile; r += height) {
       const int64_t i = top + r, j = left + lane, k = i * pairs.columns + j;
-      to[r][lane] = i < pairs.rows && j < pairs.columns
-                        ? chain(law.distance, slope(counts[k], values[k]), values[k], a_squares[i], b_squares[j])
-                        : T{0};
+      to[r][lane] = i < pairs.rows && j < pairs.columns ? chain(params.distance, slope(counts[k], values[k]),
+                                                                values[k], a_squares[i], b_squares[j])
+                                                        : T{0};
     }
   };
   for (int64_t tile = blockIdx.x; tile < down * across; tile += gridDim.x) {
@@ -429,7 +429,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     T* row = values + i * pairs.columns;
     double sum = 0;
     for (int64_t j = threadIdx.x; j < pairs.columns; j += kThreads) sum -= row[j];
-    sum = block_sum(sum); // an anchor's own pair was still zero
+    sum = block_sum(sum); // the pair of an anchor with itself was still zero
     if (threadIdx.x > 0) continue;
     if (pairs.own)
       row[i] = static_cast<T>(sum);
@@ -459,76 +459,64 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 // -- launching ----------------------------------------------------------------------------------------
 
-template <class T> int center(const void* rows, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                              void* centered, void* squares, double* lengths, Where where) {
-  if (!given)
-    if (const int status = launch(&mean_kernel<T>, blocks_for(dim, kTile), kThreads, 0, where,
-                                  static_cast<const T*>(rows), n, dim, mean))
+template <class T> int center(const CenterRows& args, ExecContext context) {
+  const T* rows = static_cast<const T*>(args.rows);
+  if (!args.given)
+    if (const int status = launch(&mean_kernel<T>, blocks_for(args.dim, kTile), kThreads, 0, context, rows, args.n,
+                                  args.dim, args.mean))
       return status;
-  return launch(&center_kernel<T>, blocks_for(n, 1), kThreads, 0, where, static_cast<const T*>(rows), n, dim, unit,
-                mean, static_cast<T*>(centered), static_cast<T*>(squares), lengths);
+  return launch(&center_kernel<T>, blocks_for(args.n, 1), kThreads, 0, context, rows, args.n, args.dim, args.unit,
+                args.mean, static_cast<T*>(args.centered), static_cast<T*>(args.squares), args.lengths);
 }
 
-template <class T> int mine(void* values, const void* a, const void* b, const void* a_squares,
-                            const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins,
-                            int32_t* counts, double* records, double* pieces, double* totals, void* nearest,
-                            int64_t* histogram, Where where) {
-  if (const int status =
-          launch(&distance_kernel<T>, blocks_for(pairs.rows * pairs.columns, kThreads), kThreads, 0, where,
-                 static_cast<T*>(values), static_cast<const T*>(a), static_cast<const T*>(b),
-                 static_cast<const T*>(a_squares), static_cast<const T*>(b_squares), pairs, law.distance))
+template <class T> int mine(const MineTriplets& args, ExecContext context) {
+  const Pairs& pairs = args.pairs;
+  T* values = static_cast<T*>(args.values);
+  if (const int status = launch(&distance_kernel<T>, blocks_for(pairs.rows * pairs.columns, kThreads), kThreads, 0,
+                                context, values, static_cast<const T*>(args.a), static_cast<const T*>(args.b),
+                                static_cast<const T*>(args.a_squares), static_cast<const T*>(args.b_squares),
+                                pairs, args.params.distance))
     return status;
-  if (const int status = launch(&mine_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 2 * bins * sizeof(int),
-                                where, static_cast<const T*>(values), pairs, law, top, bins, counts, records,
-                                static_cast<T*>(nearest), histogram))
+  if (const int status = launch(&mine_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 2 * args.bins * sizeof(int),
+                                context, values, pairs, args.params, args.top, args.bins, args.counts,
+                                args.records, static_cast<T*>(args.nearest), args.histogram))
     return status;
-  if (const int status = launch(&pieces_kernel, 1, kPieces, 0, where, records, pairs.rows, pieces)) return status;
-  return launch(&totals_kernel, 1, kWarp, 0, where, pieces, law, totals);
+  if (const int status = launch(&pieces_kernel, 1, kPieces, 0, context, args.records, pairs.rows, args.pieces))
+    return status;
+  return launch(&totals_kernel, 1, kWarp, 0, context, args.pieces, args.params, args.totals);
 }
 
-template <class T> int weights(void* values, const int32_t* counts, const double* totals, const void* a_squares,
-                               const void* b_squares, Pairs pairs, TripletLaw law, void* row_sums,
-                               void* column_sums, Where where) {
+template <class T> int weights(const TripletWeights& args, ExecContext context) {
+  const Pairs& pairs = args.pairs;
+  T* values = static_cast<T*>(args.values);
   const int64_t tiles = (pairs.rows + kTile - 1) / kTile * ((pairs.columns + kTile - 1) / kTile);
-  if (const int status =
-          launch(&weights_kernel<T>, blocks_for(tiles, 1), kTile * kTile / 4, 0, where, static_cast<T*>(values),
-                 counts, totals, static_cast<const T*>(a_squares), static_cast<const T*>(b_squares), pairs, law))
+  if (const int status = launch(&weights_kernel<T>, blocks_for(tiles, 1), kTile * kTile / 4, 0, context, values,
+                                args.counts, args.totals, static_cast<const T*>(args.a_squares),
+                                static_cast<const T*>(args.b_squares), pairs, args.params))
     return status;
-  if (const int status = launch(&row_sums_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 0, where,
-                                static_cast<T*>(values), pairs, static_cast<T*>(row_sums)))
+  if (const int status = launch(&row_sums_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 0, context, values,
+                                pairs, static_cast<T*>(args.row_sums)))
     return status;
   if (pairs.own) return cudaSuccess;
-  return launch(&column_sums_kernel<T>, blocks_for(pairs.columns, kTile), kThreads, 0, where,
-                static_cast<const T*>(values), pairs.rows, pairs.columns, static_cast<T*>(column_sums));
+  return launch(&column_sums_kernel<T>, blocks_for(pairs.columns, kTile), kThreads, 0, context, values, pairs.rows,
+                pairs.columns, static_cast<T*>(args.column_sums));
 }
 
 } // namespace
 
-int center_rows(const void* rows, Dtype dtype, int64_t n, int64_t dim, bool given, bool unit, double* mean,
-                void* centered, void* squares, double* lengths, Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
-  return run(rows, n, dim, given, unit, mean, centered, squares, lengths, where);
+int center_rows(const CenterRows& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &center<double> : &center<float>;
+  return run(args, context);
 }
 
-int multiply(const void*, int64_t, int64_t, const void*, int64_t, int64_t, Dtype, int64_t, int64_t, int64_t, bool,
-             void*, Where) {
-  return cudaErrorInvalidValue; // occfast/native/ops/triplet.py asks PyTorch's library
+int mine_triplets(const MineTriplets& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
+  return run(args, context);
 }
 
-int mine_triplets(void* values, Dtype dtype, const void* a, const void* b, const void* a_squares,
-                  const void* b_squares, Pairs pairs, TripletLaw law, const double* top, int bins, int32_t* counts,
-                  double* records, double* pieces, double* totals, void* nearest, int64_t* histogram,
-                  Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
-  return run(values, a, b, a_squares, b_squares, pairs, law, top, bins, counts, records, pieces, totals, nearest,
-             histogram, where);
-}
-
-int triplet_weights(void* values, Dtype dtype, const int32_t* counts, const double* totals, const void* a_squares,
-                    const void* b_squares, Pairs pairs, TripletLaw law, void* row_sums, void* column_sums,
-                    Where where) {
-  const auto run = dtype == Dtype::kFloat64 ? &weights<double> : &weights<float>;
-  return run(values, counts, totals, a_squares, b_squares, pairs, law, row_sums, column_sums, where);
+int triplet_weights(const TripletWeights& args, ExecContext context) {
+  const auto run = args.dtype == Dtype::kFloat64 ? &weights<double> : &weights<float>;
+  return run(args, context);
 }
 
 } // namespace occfast

@@ -1,8 +1,8 @@
 """The command line: ``occfast`` or ``python -m occfast``.
 
-A user's mistake is one line on the standard error and exit status 2, never a traceback; the status
-is 0 only when what was asked was done. One module a command (or a family of commands); each imports what it
-needs when it runs, so that ``occfast --help`` is quick.
+A user's mistake gives one line on the standard error and exit status 2, never a traceback. Status 0 means success.
+Each command or family of commands has a module, which imports what it needs when it runs, so that ``occfast --help`` is
+quick.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-# In the order of ``occfast --help``.
+# The order is that of ``occfast --help``.
 app.command()(demo.demo)
 app.command("map")(map.map_)
 app.command()(train.train)
@@ -55,7 +57,7 @@ app.command()(environment.doctor)
 
 
 def main() -> None:
-    """Run the command line; every expected error becomes one line."""
+    """Run the command line. Expected errors become one line."""
     keep_freed_memory()
     try:
         app()

@@ -1,4 +1,4 @@
-"""``occfast build`` and ``occfast doctor``: the kernels and what they need."""
+"""``occfast build`` and ``occfast doctor``: the native kernels and their requirements."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 
-def build(cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA kernels too.")] = False) -> None:
-    """Compile the kernels now rather than at first use."""
+def build(cuda: Annotated[bool, typer.Option("--cuda", help="Also build the CUDA kernels.")] = False) -> None:
+    """Compile the native kernels now instead of at first use."""
     from ..native import loader
     from ..native.build import Backend
 
@@ -24,10 +24,10 @@ def build(cuda: Annotated[bool, typer.Option("--cuda", help="Build the CUDA kern
         typer.echo(f"{backend}: {how}: {where}")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False) -> None:
-    """Tell what was found (compiler, ninja, PyTorch, CUDA, nvcc, cache) and what to do about what is missing.
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False) -> None:
+    """Check the installation and suggest fixes: compiler, ninja, PyTorch, CUDA, nvcc and cache.
 
-    Exit status 1 if something that the CPU kernels need is missing.
+    Exits with status 1 if something that the CPU kernels need is missing.
     """
     from ..native import doctor as examination
 

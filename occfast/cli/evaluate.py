@@ -37,7 +37,7 @@ def evaluate(
         str | None,
         typer.Argument(
             help="A folder of people, .rec, .npz, .bin, or lfw, orl, ar, ar10p, celeba (followed by :PATH if it is not "
-            "in $OCCFAST_DATA). [default: lfw or ar for their protocols]",
+            "in $OCCFAST_DATA). (default: lfw or ar for their protocols)",
             show_default=False,
         ),
     ] = None,
@@ -49,6 +49,7 @@ def evaluate(
             help="Network: .safetensors written by occfast train, TorchScript (.pt), ONNX (.onnx), weights with "
             "--network, or module:function. Repeat to compare networks.",
             show_default=False,
+            rich_help_panel="Network",
         ),
     ] = None,
     occlude: Annotated[
@@ -59,91 +60,162 @@ def evaluate(
             "block:20x40@ROW,COLUMN, block:20x40@nose. Noise: noisy:20x40, noisy:20x40@ROW,COLUMN, noisy:20x40@P.npz. "
             "Join several with +.",
             show_default=False,
+            rich_help_panel="Protocol",
         ),
     ] = None,
-    cover: Annotated[str, typer.Option(help="Images to occlude: probe (the reference stays clean) or both.")] = "probe",
+    cover: Annotated[
+        str,
+        typer.Option(help="Images to occlude: probe (the reference stays clean) or both.", rich_help_panel="Protocol"),
+    ] = "probe",
     pairs: Annotated[
         Path | None,
-        typer.Option(help="List of pairs; required by, and only valid with, the pairs protocol.", show_default=False),
+        typer.Option(
+            help="List of pairs; required by, and only valid with, the pairs protocol.",
+            show_default=False,
+            rich_help_panel="Protocol",
+        ),
     ] = None,
     pair_count: Annotated[
         int | None,
-        typer.Option(help="Pairs of each kind (folder). [default: all, at most 3000]", min=2, show_default=False),
+        typer.Option(
+            help="Pairs of each kind (folder). (default: all, at most 3000)",
+            min=2,
+            show_default=False,
+            rich_help_panel="Protocol",
+        ),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(
-            help="Number of folds (folder, pairs, bin, scores). [default: 10 for folder and bin]",
+            help="Number of folds (folder, pairs, bin, scores). (default: 10 for folder and bin)",
             min=2,
             show_default=False,
+            rich_help_panel="Protocol",
         ),
     ] = None,
     gallery: Annotated[
-        int | None, typer.Option(help="Gallery images per person (search). [default: 1]", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Gallery images per person (search). (default: 1)",
+            min=1,
+            show_default=False,
+            rich_help_panel="Protocol",
+        ),
     ] = None,
     impostors: Annotated[
         float | None,
         typer.Option(
-            help="Share of people left out of the gallery (search, open set). [default: 0]",
+            help="Share of people left out of the gallery (search, open set). (default: 0)",
             min=0,
             max=0.99,
             show_default=False,
+            rich_help_panel="Protocol",
         ),
     ] = None,
     count: Annotated[
         str | None,
-        typer.Option(help="Unit of a rank (search): people or images. [default: people]", show_default=False),
+        typer.Option(
+            help="Unit of a rank (search): people or images. (default: people)",
+            show_default=False,
+            rich_help_panel="Protocol",
+        ),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="Architecture, for weights that do not record it: paper, resnet18, … or module:function."),
+        typer.Option(
+            help="Architecture, for weights that do not record it: paper, resnet18, … or module:function.",
+            rich_help_panel="Network",
+        ),
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="Number of classes of --network.", min=1)] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes of --network.", min=1, rich_help_panel="Network")
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Height x width of the network's input. [default: as the weights record]")
+        str | None,
+        typer.Option(
+            help="Height x width of the network's input. (default: as the weights record)", rich_help_panel="Network"
+        ),
     ] = None,
-    color: Annotated[str | None, typer.Option(help="gray, RGB or BGR. [default: as the weights record]")] = None,
+    color: Annotated[
+        str | None, typer.Option(help="gray, RGB or BGR. (default: as the weights record)", rich_help_panel="Network")
+    ] = None,
     mean: Annotated[
-        float | None, typer.Option(help="The input is (pixel / 255 - mean) / std. [default: as recorded, else 0.5]")
+        float | None,
+        typer.Option(
+            help="The input is (pixel / 255 - mean) / std. (default: as recorded, else 0.5)", rich_help_panel="Network"
+        ),
     ] = None,
-    std: Annotated[float | None, typer.Option(help="See --mean.")] = None,
+    std: Annotated[float | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
     template: Annotated[
-        str | None, typer.Option(help="Align faces to this template. [default: as the weights record]")
+        str | None,
+        typer.Option(help="Align faces to this template. (default: as the weights record)", rich_help_panel="Images"),
     ] = None,
     landmarks: Annotated[
-        Path | None, typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.")
+        Path | None,
+        typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.", rich_help_panel="Images"),
     ] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.")] = False,
-    aligned: Annotated[
-        bool, typer.Option("--aligned", help="The images are aligned as the weights expect; only resize them.")
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.", rich_help_panel="Images")
     ] = False,
-    flip: Annotated[str, typer.Option(help="Fusion with the mirror image: sum, concat or none.")] = "sum",
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            help="The images are aligned as the weights expect; only resize them.",
+            rich_help_panel="Images",
+        ),
+    ] = False,
+    flip: Annotated[
+        str, typer.Option(help="Fusion with the mirror image: sum, concat or none.", rich_help_panel="Images")
+    ] = "sum",
     bootstrap: Annotated[
         int | None,
         typer.Option(
-            help="Resamples of people for the intervals; 0 treats pairs and probes as independent. [default: 1000 "
-            "where the people are known]",
+            help="Resamples of people for the intervals; 0 treats pairs and probes as independent. (default: 1000 "
+            "where the people are known)",
             min=0,
             show_default=False,
+            rich_help_panel="Protocol",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 64,
-    workers: Annotated[int, typer.Option(help="Number of processes that read images.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Random seed for occlusions, drawn pairs, gallery and impostors.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("evaluation"),
-    resume: Annotated[bool, typer.Option("--resume", help="Use the features of an earlier run in --output.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")] = False,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Run code that a file contains or names: a pickle or module:function.")
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1, rich_help_panel="Run")] = 64,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes that read images.", min=0, rich_help_panel="Run")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Random seed for occlusions, drawn pairs, gallery and impostors.", rich_help_panel="Protocol"
+        ),
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the report.", rich_help_panel="Run")
+    ] = Path("evaluation"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Use the features of an earlier run in --output.", rich_help_panel="Run")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the report to the standard output as JSON.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Run code that a file contains or names: a pickle or module:function.",
+            rich_help_panel="Network",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Run")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write the report to the standard output as JSON.", rich_help_panel="Run")
+    ] = False,
 ) -> None:
     """Evaluate recognizers on clean and occluded faces.
 
-    Writes report.html, report.md, report.json, roc.csv and pictures of the curves. With several networks, the report
-    has paired tests between the first and each other one.
+    Writes report.html, report.md, report.json, roc.csv and pictures of the curves.
+
+    With several networks, the report has paired tests between the first and each other one.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")

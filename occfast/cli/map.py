@@ -1,4 +1,4 @@
-"""``occfast map``: where covering the image makes a network fail."""
+"""``occfast map``: occlusion maps of a network on a data set of faces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,21 +19,24 @@ from .networks import embedding, load_any, prepared
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..data import FaceDataset
     from ..models import Preprocessing
     from ..sweep import OcclusionMap
+    from ..sweep.options import Method
+    from ..sweep.processes import Processes
 
 _BATCH = 64  # images that are read together
-_TIMEOUT = timedelta(minutes=10)  # without a word from another process
+_TIMEOUT = timedelta(minutes=10)  # for a message from another process
+_MANY = 500_000  # evaluations
 
 
 def map_(
     model: Annotated[
         str,
         typer.Argument(
-            help="Weights with their description (.safetensors of occfast train); TorchScript (.pt); weights "
+            help="Network: weights that occfast train wrote (.safetensors); TorchScript (.pt); other weights "
             "(.safetensors or .pt) with --network; or module:function.",
             show_default=False,
         ),
@@ -41,114 +44,184 @@ def map_(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="As in occfast data show: a folder of identities, .rec, .npz, .bin, or lfw, orl, ar, ar10p, celeba "
-            "(with :PATH where it is not in $OCCFAST_DATA).",
+            help="Faces: a folder with one subfolder per person, a .rec, .npz or .bin file, or lfw, orl, ar, ar10p or "
+            "celeba (with :PATH if it is not in $OCCFAST_DATA).",
             show_default=False,
         ),
     ],
     occluder: Annotated[
-        list[str] | None,
-        typer.Option("--occluder", "-o", help="Height x width in pixels; may be repeated. [default: 20x40]"),
+        list[str] | None, typer.Option(help="Height x width in pixels. Repeat it for more maps.", show_default="20x40")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", help="Folder of the maps.")] = Path("maps"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the maps.")] = Path("maps"),
+    score: Annotated[
+        str,
+        typer.Option(
+            help="error or score_drop for a classifier, similarity_drop for an embedding network (drop of the cosine "
+            "similarity to the image without the occluder)."
+        ),
+    ] = "error",
     method: Annotated[
-        str, typer.Option(help="auto, dense, incremental: every position; adaptive, sampled: an estimate.")
+        str,
+        typer.Option(
+            help="auto, dense or incremental evaluate every position; adaptive (maps of single images) and sampled "
+            "(the mean map) estimate from a fraction of them."
+        ),
     ] = "auto",
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="sampled: largest standard error; adaptive: chance of a wrong label at a skipped position, or what "
-            "interpolation of a real-valued score may miss."
+            help="sampled: stop at this standard error. adaptive: allowed probability of a wrong label at a skipped "
+            "position or, with other scores than error, allowed error of interpolation.",
+            show_default=False,
         ),
     ] = None,
-    score: Annotated[str, typer.Option(help="error, score_drop or similarity_drop.")] = "error",
     stride: Annotated[int, typer.Option(help="Pixels between positions.", min=1)] = 1,
-    border: Annotated[str, typer.Option(help="clip: a center on every pixel; valid: whole occluders only.")] = "clip",
+    border: Annotated[
+        str,
+        typer.Option(help="clip: a center on every pixel, the occluder cut at the edge; valid: whole occluders only."),
+    ] = "clip",
     fill: Annotated[
-        str, typer.Option(help="What covers: black, gray, white (as the network sees them), mean or noise.")
+        str, typer.Option(help="Content of the occluder: black, gray, white, mean (of each image) or noise.")
     ] = "black",
     network: Annotated[
         str | None,
-        typer.Option(help="That weights without a description are of: paper, resnet18, … or module:function."),
+        typer.Option(
+            help="Architecture, for weights that do not record it: paper, resnet18, … or module:function.",
+            show_default=False,
+        ),
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="People that --network tells apart.", min=1)] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes of --network.", min=1, show_default=False)
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Height x width of the network's input. [default: what the weights say]")
+        str | None,
+        typer.Option(
+            help="Height x width of the network's input.", show_default="as the weights record, else the images'"
+        ),
     ] = None,
-    color: Annotated[str | None, typer.Option(help="gray, RGB or BGR. [default: what the weights say]")] = None,
-    mean: Annotated[float | None, typer.Option(help="The input is (pixel / 255 - mean) / std.")] = None,
-    std: Annotated[float | None, typer.Option(help="[default: what the weights say; else mean 0.5, std 0.5]")] = None,
-    template: Annotated[str | None, typer.Option(help="Align to this template, by landmarks.")] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="Resize images that are cropped already.")] = False,
-    people: Annotated[
-        Path | None, typer.Option(help="Names of the classes, one a line. [default: the weights' or the data's]")
+    color: Annotated[
+        str | None, typer.Option(help="gray, RGB or BGR.", show_default="as the weights record, else the images'")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many images, drawn at random (--seed).", min=1)] = None,
-    keep_wrong: Annotated[
-        bool, typer.Option("--keep-wrong", help="Count images too that are wrong uncovered.")
+    mean: Annotated[
+        float | None,
+        typer.Option(help="The input is (pixel / 255 - mean) / std.", show_default="as the weights record, else 0.5"),
+    ] = None,
+    std: Annotated[float | None, typer.Option(help="See --mean.", show_default=False)] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Align faces to this template.", show_default="as the weights record")
+    ] = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.", show_default=False),
+    ] = None,
+    resize: Annotated[bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.")] = False,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="The images are aligned as the weights expect; only resize them.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="Of the distribution P in the CSV (Eq. 4).", min=1e-6)] = 0.4,
-    precision: Annotated[
-        str | None, typer.Option(help="tf32 (GPU) or bf16: less than float32, and faster. [default: float32]")
+    people: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file with the name of each class, one per line.",
+            show_default="as the weights record, else the data set's people",
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Positions in a forward pass.", min=1)] = None,
-    memory_limit: Annotated[str | None, typer.Option(help="Such as 2GiB.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use at most this many images, chosen at random.", min=1, show_default=False)
+    ] = None,
+    keep_misclassified: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-misclassified/--skip-misclassified",
+            help="Keep images that are misclassified even without an occluder.",
+            show_default="skip for error, else keep",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the probabilities in the table (Eq. 4).", min=1e-6)
+    ] = 0.4,
+    precision: Annotated[
+        str | None, typer.Option(help="tf32 (GPU) or bf16: faster and less exact.", show_default="float32")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Positions per forward pass.", min=1, show_default="chosen automatically")
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Memory limit for forward passes, e.g. 2GiB.", show_default="a quarter of what is free"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of --limit, of noise and of the positions of estimates.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from a stopped run's checkpoint.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for --limit, noise and the positions of estimates.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished run in --output; finished maps are kept.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run code from the file: a pickled module, or the module:function it names.")
+        bool, typer.Option("--trust", help="Run code that the file contains or names: a pickle or module:function.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the results to the standard output as JSON.")] = False,
 ) -> None:
-    """Slide an occluder over faces and see where a network fails: maps (.npz, .csv), pictures and pages.
+    """Compute occlusion maps: where an occluder on the face makes a network fail.
+
+    For each --occluder, writes the map (.npz), a picture (.png), a page (.html) and a table (.csv).
 
     On several processes: torchrun --nproc-per-node 2 -m occfast map …
     """
     from ..sweep import occlusion_map
+    from ..sweep.processes import Processes
 
-    boxes = [_pair(text, "--occluder") for text in occluder or ["20x40"]]
-    with _processes(device) as (rank, place):
+    boxes = list(dict.fromkeys(_pair(text, "--occluder") for text in occluder or ["20x40"]))
+    stems = {box: output / f"map-{box[0]}x{box[1]}" for box in boxes}
+    chosen = _method(method, tolerance)
+    with _processes(device) as place:
+        group = Processes()
+        _check_output(list(stems.values()), resume, overwrite, group)
         network_, preparation, names, faces = _open(
-            model, dataset, network, classes, trust, size, color, mean, std, template, resize
+            model,
+            dataset,
+            landmarks,
+            {"network": network, "classes": classes, "trust": trust},
+            {"size": size and _pair(size, "--size"), "color": color, "mean": mean, "std": std},
+            {"template": template, "resize": resize, "aligned": aligned},
         )
+        network_, content = network_.to(place), _fill(fill, preparation)
         if score == "similarity_drop":
             network_, names = embedding(network_), None
         elif people is not None:
             names = people.read_text(encoding="utf-8").splitlines()
-        batches = _Batches(
-            faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=score != "similarity_drop"
-        )
-        if batches.unknown and rank == 0:
-            typer.echo(f"{batches.unknown} images of people whom the network doesn't know are left out", err=True)
+        labeled = score != "similarity_drop"
+        batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
+        if labeled:
+            _check_classes(network_, next(iter(batches))[0].to(place), names, faces.people)
+        speak = group.rank == 0
+        if batches.unknown and speak:
+            typer.echo(f"{batches.unknown} images of people who are not classes of the network are left out", err=True)
         made = {}
-        for box in boxes:
-            stem = output / f"map-{box[0]}x{box[1]}"
-            checkpoint = stem.with_suffix(".checkpoint")
-            if rank == 0 and not resume:
-                checkpoint.unlink(missing_ok=True)
-            barrier()  # nobody looks for an old checkpoint while it is removed
+        for box, stem in stems.items():
+            if speak and not quiet:
+                _announce(box, stride, border, preparation.size, len(batches.dataset), method)
             made[stem] = occlusion_map(
-                network_.to(place),
+                network_,
                 batches,
                 occluder=box,
                 stride=stride,
                 border=border,  # type: ignore[arg-type]
-                fill=_fill(fill, preparation),
+                fill=content,
                 score=score,  # type: ignore[arg-type]
-                method=_method(method, tolerance),
+                method=chosen,
                 seed=seed,
                 batch_size=batch_size,
                 memory_limit=memory_limit,
                 progress=not quiet,
-                checkpoint=checkpoint,
-                skip_misclassified=not keep_wrong,
+                checkpoint=_checkpoint(stem),
+                resume=not overwrite,
+                skip_misclassified=None if keep_misclassified is None or not labeled else not keep_misclassified,
                 precision=precision,  # type: ignore[arg-type]
             )
-            if rank == 0:
+            if speak:
                 _write(made[stem], stem, temperature)
-    if rank:
+                _warn_of_skipped(made[stem])
+    if not speak:
         return
     results = [_summary(m, stem) for stem, m in made.items()]
     if as_json:
@@ -157,15 +230,88 @@ def map_(
     for one in results:
         typer.echo(f"{one['files']['page']}: {one['summary']}")
         if one["estimate"] is not None:
-            typer.echo(f"  {one['estimate_says']}")
+            typer.echo(f"  {one['estimate_text']}")
+
+
+# -- earlier runs --------------------------------------------------------------------------------------
+
+
+def _checkpoint(stem: Path) -> Path:
+    """Return the file that a sweep continues from: its checkpoint, or the finished map."""
+    unfinished, finished = stem.with_suffix(".checkpoint"), stem.with_suffix(_FILES["map"])
+    return finished if finished.exists() and not unfinished.exists() else unfinished
+
+
+def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool, group: Processes) -> None:
+    """Refuse to lose an earlier run. Nothing is deleted."""
+    if resume and overwrite:
+        raise ValueError("--resume: not valid together with --overwrite")
+    with group.guard():  # one process looks, before any of them writes
+        if group.rank == 0 and not (resume or overwrite):
+            for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):
+                if path.exists():
+                    what = "an unfinished sweep" if path.suffix == ".checkpoint" else "a map"
+                    raise ValueError(
+                        f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite "
+                        "replaces them; or choose another --output"
+                    )
+
+
+# -- what to expect ------------------------------------------------------------------------------------
+
+
+def _announce(box: tuple[int, int], stride: int, border: str, size: tuple[int, int], images: int, method: str) -> None:
+    """Say how much work a map is before it begins."""
+    from ..sweep import SweepGrid
+
+    positions = SweepGrid.over(size, box, stride, border).positions  # type: ignore[arg-type]
+    total = images * positions
+    text = f"occluder {box[0]}x{box[1]}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
+    if method in ("adaptive", "sampled"):
+        text += f" in full; {method} takes a fraction of them"
+    elif total > _MANY:
+        text += "; a larger --stride, --limit, or --method adaptive or sampled take fewer"
+    typer.echo(text, err=True)
+
+
+def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, people: Sequence[str]) -> None:
+    """Refuse outputs that are not classes of these people, such as the dimensions of an embedding."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            outputs = network(images[:1])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model: fails on images of shape {list(images.shape[1:])} ({reason}); see --color and --size"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+        return  # the sweep refuses it
+    found, wanted = outputs.shape[1], len(people if names is None else names)
+    if found != wanted:
+        whose = "in the data set" if names is None else "named as its classes"
+        raise ValueError(
+            f"model: {found} outputs, but {wanted} people are {whose}; for an embedding network give --score "
+            "similarity_drop, for a classifier of other people name its classes with --people"
+        )
+
+
+def _warn_of_skipped(m: OcclusionMap) -> None:
+    if m.n_skipped > m.n_images:
+        typer.echo(
+            f"{m.n_skipped} of {m.n_images + m.n_skipped} images are misclassified even without an occluder and are "
+            "left out; are --people, --color, --mean and --std right?",
+            err=True,
+        )
 
 
 # -- processes -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _processes(device: str) -> Iterator[tuple[int, torch.device]]:
-    """This process's number and device; under torchrun it joins the others."""
+def _processes(device: str) -> Iterator[torch.device]:
+    """Join the other processes under torchrun; yields this process's device."""
     import torch
     import torch.distributed as dist
 
@@ -173,23 +319,16 @@ def _processes(device: str) -> Iterator[tuple[int, torch.device]]:
 
     place = checks.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, place
+        yield place
         return
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
-    yield dist.get_rank(), place
-    # Only after success: where a process was lost there is nothing left to take leave of.
+    yield place
+    # Only after success: where a process was lost nobody answers.
     dist.barrier()
     dist.destroy_process_group()
-
-
-def barrier() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
 
 
 # -- the network and the faces ---------------------------------------------------------------------------
@@ -198,32 +337,43 @@ def barrier() -> None:
 def _open(
     model: str,
     dataset: str,
-    network: str | None,
-    classes: int | None,
-    trust: bool,
-    size: str | None,
-    color: str | None,
-    mean: float | None,
-    std: float | None,
-    template: str | None,
-    resize: bool,
+    landmarks: Path | None,
+    loading: dict[str, Any],
+    preprocessing: dict[str, Any],
+    alignment: dict[str, Any],
 ) -> tuple[nn.Module, Preprocessing, list[str] | None, FaceDataset]:
-    """The network, how its images are prepared, whom its classes stand for, and the faces as it expects them."""
+    """Open the network and the faces.
+
+    Args:
+        model, dataset, landmarks: As on the command line.
+        loading: Options of :func:`load_any`.
+        preprocessing: Attributes of :class:`Preprocessing` in place of the recorded ones; None: as recorded.
+        alignment: Options of :func:`prepared`.
+
+    Returns:
+        The network, its preprocessing, the names of its classes (None: not known), and the faces as it expects them.
+    """
     from ..data import open_dataset
     from ..models import Preprocessing
 
-    source = open_dataset(dataset)
+    source = open_dataset(dataset, landmarks=landmarks)
     shape = source[0].image.shape
-    given: dict[str, Any] = {"size": size and _pair(size, "--size"), "color": color, "mean": mean, "std": std}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in preprocessing.items() if value is not None}
     plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "gray" if shape[0] == 1 else "RGB", **given})
-    loaded = load_any(model, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
+    loaded = load_any(model, channels=plain.channels, size=plain.size, **loading)
     preparation = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
-    return loaded.network, preparation, loaded.people, prepared(source, preparation, template, resize)
+    template, resize, aligned = (alignment[name] for name in ("template", "resize", "aligned"))
+    faces = prepared(source, preparation, template, resize, aligned=aligned)
+    return loaded.network, preparation, loaded.people, faces
 
 
 class _Batches:
-    """Batches of prepared images and their classes, made as they are asked for; the same in every pass."""
+    """Batches of prepared images and their classes, read as they are needed; the same in every pass.
+
+    Attributes:
+        dataset: Numbers of the images, in their order.
+        unknown: Number of images left out because their people are not classes of the network.
+    """
 
     def __init__(
         self,
@@ -249,9 +399,8 @@ class _Batches:
             order = order[self._labels[order] >= 0]
         self.unknown = len(faces) - len(order)
         if not len(order):
-            raise ValueError("dataset: expected faces of people whom the network knows, got none; see --people")
+            raise ValueError("dataset: expected faces of people who are classes of the network, got none; see --people")
         order = order[:limit]
-        #: Numbers of the images, in the order in which they come.
         self.dataset = (order if shuffled else order.sort().values).tolist()
 
     def __iter__(self) -> Iterator[Any]:
@@ -266,21 +415,25 @@ class _Batches:
             yield images if self._labels is None else (images, self._labels[numbers])
 
 
-def _method(name: str, tolerance: float | None) -> Any:
-    """Return the method with its options; what does not exist is left to ``occlusion_map`` to refuse."""
+def _method(name: str, tolerance: float | None) -> Method:
+    """Return the method with its options."""
+    from .. import checks
     from ..sweep import Adaptive, Sampled
+    from ..sweep.options import METHODS
 
     kinds: dict[str, Any] = {"adaptive": Adaptive, "sampled": Sampled}
-    if tolerance is None:
-        return name
-    if name not in kinds:
-        raise ValueError(f"--tolerance: expected --method adaptive or sampled, got {name}")
-    return kinds[name](tolerance=tolerance)
+    found: Any = checks.choice(name, "--method", METHODS)
+    if tolerance is not None and name not in kinds:
+        raise ValueError(f"--tolerance: only valid with --method adaptive or sampled, got it with {name}")
+    if tolerance is not None:
+        found = kinds[name](tolerance=tolerance)
+    return found  # type: ignore[no-any-return]
 
 
 def _pair(text: str, name: str) -> tuple[int, int]:
+    """Return the height and width that a text such as 20x40 states."""
     height, _, width = text.lower().replace("×", "x").partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()) or max(len(height), len(width)) > 9:
         raise ValueError(f"{name}: expected height x width as in 20x40, got {text!r}")
     return int(height), int(width)
 
@@ -300,11 +453,11 @@ _FILES = {"map": ".npz", "picture": ".png", "page": ".html", "table": ".csv"}
 
 
 def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
+    """Write a map, its picture, its page and its table."""
     import numpy as np
 
     from ..files import write_atomically
 
-    m.save(stem.with_suffix(_FILES["map"]))
     m.save(stem.with_suffix(_FILES["picture"]))
     m.to_html(stem.with_suffix(_FILES["page"]))
     text = io.StringIO()
@@ -319,9 +472,11 @@ def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
         for j, column in enumerate(across.tolist()):
             writer.writerow([row, column, *(f"{values[i, j]:.6g}" for values in columns.values())])
     write_atomically(stem.with_suffix(_FILES["table"]), text.getvalue().encode())
+    m.save(stem.with_suffix(_FILES["map"]))  # the last file, since the checkpoint is removed after it
 
 
 def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
+    """Return the results for JSON."""
     from ..sweep.estimate import as_json
 
     mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]} if m.score == "error" else {}
@@ -339,7 +494,7 @@ def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
         "highest": float(m.values.max()),
         **mean,
         "estimate": as_json(m.estimate),
-        "estimate_says": None if m.estimate is None else str(m.estimate),
+        "estimate_text": None if m.estimate is None else str(m.estimate),
         "summary": repr(m),
         "files": {name: str(stem.with_suffix(ending)) for name, ending in _FILES.items()},
     }

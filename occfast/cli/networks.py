@@ -1,36 +1,29 @@
-"""Networks from what a user names: files are read without running code from them, unless the user trusts them."""
+"""Networks that a user names. Files are read without running code from them, unless the user trusts them."""
 
 from __future__ import annotations
 
+import dataclasses
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..data import FaceDataset
     from ..models import Preprocessing
 
 
-import dataclasses
-import zipfile
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..models import Preprocessing
-
-
 @dataclasses.dataclass
 class Loaded:
-    """A network in ``eval`` mode, with what its file says of it.
+    """Network in evaluation mode, with the description in its file.
 
     Attributes:
-        preprocessing: how its images are prepared; None where nothing says so.
-        people: whom its classes stand for; None where nothing says so.
+        network: The network.
+        preprocessing: How images become its input; None if the file does not record it.
+        people: Names of its classes; None if the file does not record them.
     """
 
     network: nn.Module
@@ -50,15 +43,17 @@ def load_any(
     """Load a network.
 
     Args:
-        what: weights with their description (``.safetensors``); weights alone (``.safetensors``, ``.pt``,
-            ``.pth``), for ``network``; TorchScript (``.pt``); a pickled module (``.pt``, trusted only); or
-            ``module:function``, which the user names and so wants run.
-        network: that weights alone are of, for :func:`occfast.models.build`; with classes, channels and size.
-        trust: whether code from a file may run: a pickle, or the ``module:function`` that a description names.
+        what: Weights that record their network (``.safetensors``); other weights (``.safetensors``, ``.pt``, ``.pth``)
+            with ``network``; TorchScript (``.pt``); a pickled module (``.pt``, with ``trust``); or ``module:function``,
+            which runs since the user names it.
+        network: Architecture of weights that do not record it, for :func:`occfast.models.build`.
+        classes, channels, size: Arguments of that architecture.
+        trust: Whether code from a file may run: a pickle, or a ``module:function`` that a description names.
 
     Raises:
-        FileNotFoundError, DataError: there is none, or it is damaged.
-        ValueError: what can't be told or isn't trusted; the message says what to do.
+        FileNotFoundError: There is no file.
+        DataError: It is damaged or of another kind.
+        ValueError: The architecture is not known, or the file is not trusted; the message says what to do.
     """
     from ..models import build
     from ..train.checkpoint import read_tensors
@@ -71,7 +66,7 @@ def load_any(
         raise FileNotFoundError(f"there is no file {what}")
     if path.suffix == ".safetensors" and network is None:
         if not read_tensors(path)[1]:
-            raise ValueError(f"{what}: weights that don't tell of which network; name it with --network")
+            raise ValueError(f"{what}: no architecture is recorded in this file; name it with --network")
         trained = load(path, trust=trust)
         whole = trained.network if trained.head is None else trained.classifier()
         return Loaded(whole, trained.preprocessing, trained.people or None)
@@ -85,7 +80,7 @@ def load_any(
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether an archive has TorchScript's code in it."""
+    """Return whether a file is an archive with TorchScript code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -100,7 +95,7 @@ def _torchscript(path: Path) -> nn.Module:
     try:
         loaded: nn.Module = torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
-        raise DataError(f"{path}: not a whole TorchScript file ({' '.join(str(error).split())[:200]})") from error
+        raise DataError(f"{path}: not a complete TorchScript file ({' '.join(str(error).split())[:200]})") from error
     return loaded.eval()
 
 
@@ -116,23 +111,23 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
             read_state_dict(path)
         except DataError as error:
             raise DataError(
-                f"{error}; a pickled module runs code when it is loaded: --trust, if you know where it is from"
+                f"{error}; a pickled module runs code when it is loaded: give --trust, if you know where it is from"
             ) from None
-        raise ValueError(f"{path}: weights that don't tell of which network; name it with --network")
+        raise ValueError(f"{path}: no architecture is recorded in this file; name it with --network")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # what a damaged archive provokes is not one kind
+    except Exception as error:  # a damaged archive may raise anything
         raise DataError(f"{path}: can't be unpickled ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, nn.Module):
         raise ValueError(
             f"{path}: expected a pickled torch.nn.Module, got {type(content).__name__}; "
-            "name the network of weights with --network"
+            "for weights, name the architecture with --network"
         )
     return content.eval()
 
 
 def embedding(network: nn.Module) -> nn.Module:
-    """The module that gives a network's features, traceable as the network is."""
+    """Return a module that computes a network's features and can be traced if the network can."""
     from torch import nn
 
     from ..models import features

@@ -31,7 +31,7 @@ DataOption = Annotated[
     ),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Path of the data set, if --data is its kind. [default: in $OCCFAST_DATA]")
+    Path | None, typer.Option("--root", help="Path of the data set, if --data is its kind. (default: in $OCCFAST_DATA)")
 ]
 LandmarksOption = Annotated[
     Path | None, typer.Option("--landmarks", help="CSV file with landmarks, as occfast data landmarks writes it.")
@@ -39,7 +39,7 @@ LandmarksOption = Annotated[
 MinImagesOption = Annotated[
     int | None,
     typer.Option(
-        "--min-images", help="Leave out people with fewer images. [default: 10 for lfw, else 7]", show_default=False
+        "--min-images", help="Leave out people with fewer images. (default: 10 for lfw, else 7)", show_default=False
     ),
 ]
 SizeOption = Annotated[tuple[int, int], typer.Option("--size", help="Height and width of the faces in pixels.")]
@@ -200,7 +200,7 @@ def dictionary_command(
         float | None,
         typer.Option(
             "--percentile",
-            help="Discard features up to this percentile of each mask. [default: the paper's for these regions]",
+            help="Discard features up to this percentile of each mask. (default: the paper's for these regions)",
             show_default=False,
         ),
     ] = None,
@@ -325,7 +325,7 @@ def segment_command(
 def identify_command(
     base: BaseArgument,
     dictionary: Annotated[
-        Path | None, typer.Argument(help="Mask dictionary. [default: none, compare without masks]", show_default=False)
+        Path | None, typer.Argument(help="Mask dictionary. (default: none, compare without masks)", show_default=False)
     ] = None,
     occlusion: Annotated[
         str,
@@ -337,7 +337,7 @@ def identify_command(
         Path | None,
         typer.Option(
             "--segmentation",
-            help="U-Net that finds the occlusion, as occfast pdsn segment writes it. [default: the occlusion is known]",
+            help="U-Net that finds the occlusion, as occfast pdsn segment writes it. (default: the occlusion is known)",
             show_default=False,
         ),
     ] = None,

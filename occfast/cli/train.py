@@ -1,37 +1,69 @@
-"""``occfast train`` and ``occfast export``: networks from recipes, and out of the house."""
+"""``occfast train`` and ``occfast export``: train networks by recipes and write them as ONNX."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from ..models import Preprocessing
+    from ..train import Result
 
 
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="A packaged recipe (A, A20x40, C, pdsn, …) or a YAML file; with --resume that of the run."),
+        typer.Argument(
+            help="Packaged recipe (A, A20x40, C, pdsn, ...) or YAML file. [default: with --resume, that of the run]",
+            show_default=False,
+        ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Values over the recipe's: data.root=faces optimizer.learning_rate=0.1")
+        list[str] | None,
+        typer.Argument(
+            help="Settings that replace the recipe's, e.g. data.name=folder data.root=faces epochs=10. --show lists "
+            "all of them.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/RECIPE]")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for weights, logs and checkpoints. [default: runs/RECIPE]"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", help="As the override seed=N.", show_default=False)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    data_changed: Annotated[
+        bool,
+        typer.Option("--data-changed", help="With --resume: go on although people, images or their split changed."),
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Run code (module:function) that a recipe file or weights file names, not only you."
+        ),
+    ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Shorthand for seed=N.", show_default=False)] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="As the override device=auto|cpu|cuda.", show_default=False)
+        str | None, typer.Option("--device", help="Shorthand for device=auto|cpu|cuda.", show_default=False)
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the recipe with every default, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with all settings and exit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a network by a recipe; a run that was stopped or killed goes on with --resume, to the same result.
+    """Train a face recognizer by a recipe.
 
-    On several processes or machines: torchrun --nproc-per-node 2 -m occfast train RECIPE …
+    The first run: occfast train A data.name=folder data.root=FACES, where FACES has one folder of images per person.
+    Recipes align faces by landmarks: find them with occfast data landmarks FACES FACES/landmarks.csv, or, for images
+    that are aligned already, add data.template=null data.size=[100,100].
+
+    A run that was stopped or killed goes on with --resume and gives the same result. On several processes or machines:
+    torchrun --nproc-per-node 2 -m occfast train RECIPE ...
     """
     from ..train import recipe as recipes
 
@@ -52,43 +84,108 @@ def train(
         return
     from ..train import train as run
 
-    result = run(recipes.load(recipe, given), output or Path("runs") / Path(recipe).stem, resume=resume)
+    result = run(
+        recipes.load(recipe, given, trust=trust),
+        output or Path("runs") / Path(recipe).stem,
+        resume=resume,
+        overwrite=overwrite,
+        data_changed=data_changed,
+        progress=not quiet,
+    )
     if not result.main:
         return
-    if as_json:
-        typer.echo(json.dumps(asdict(result)))
-    else:
-        best = "" if result.best is None else f", {result.metric} {100 * result.best:.2f} % after {result.best_epoch}"
-        why = {"": "", "early": ", stopped early", "interrupted": ", interrupted: go on with --resume"}[result.stopped]
-        typer.echo(f"{result.weights}: {result.epochs} epochs{best}{why}")
+    typer.echo(json.dumps(asdict(result)) if as_json else _summary(result))
     if result.stopped == "interrupted":
         raise typer.Exit(130)
 
 
+def _summary(result: Result) -> str:
+    best = ""
+    if result.best is not None:
+        over = "" if result.pairs is None else f" over {result.pairs:,} pairs"
+        best = f", {result.metric} {100 * result.best:.2f} %{over} after {result.best_epoch} epochs"
+    left_out = f", {result.left_out:,} images of people with too few left out" if result.left_out else ""
+    why = {"": "", "early": ", stopped early", "interrupted": ", interrupted: go on with --resume"}[result.stopped]
+    return f"{result.weights}: {result.epochs} epochs{best}{left_out}{why}"
+
+
 def export(
-    weights: Annotated[Path, typer.Argument(help="best.safetensors of a run.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: WEIGHTS.onnx]")] = None,
-    gives: Annotated[str, typer.Option("--gives", help="features (for comparing faces) or logits.")] = "features",
+    weights: Annotated[
+        Path, typer.Argument(help="Weights file, such as best.safetensors of a run; .pt and .pth with --network.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="ONNX file. [default: WEIGHTS.onnx]")] = None,
+    gives: Annotated[
+        str, typer.Option("--gives", help="Output of the network: features (to compare faces) or logits.")
+    ] = "features",
+    opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.", min=18)] = 18,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Largest difference from PyTorch, over the largest answer.")
+        float,
+        typer.Option(
+            "--tolerance", help="Largest difference allowed between onnxruntime and PyTorch, over the largest output."
+        ),
     ] = 1e-4,
-    trust: Annotated[bool, typer.Option("--trust", help="Run the code of a network that is module:function.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            help="Architecture, for weights files that do not record it: paper, resnet18, ... or module:function.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="Number of classes of --network.", min=1, show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Height x width of the input of --network, e.g. 112x112.", show_default=False),
+    ] = None,
+    color: Annotated[
+        str | None, typer.Option("--color", help="Input of --network: gray, RGB or BGR.", show_default=False)
+    ] = None,
+    mean: Annotated[
+        float | None,
+        typer.Option("--mean", help="Input of --network is (x / 255 - mean) / std. [default: 0.5]", show_default=False),
+    ] = None,
+    std: Annotated[float | None, typer.Option("--std", help="See --mean. [default: 0.5]", show_default=False)] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code of a network that the file names as module:function.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write a trained network as ONNX with a batch of any size, checked with onnxruntime against PyTorch.
+    """Write a trained network as ONNX, for batches of any size.
 
-    How images are prepared (size, colors, scaling, alignment) is in the file's metadata.
+    The file is written only if onnxruntime and PyTorch agree. Its metadata record how images are prepared: size,
+    colors, scaling and alignment.
     """
-    from ..train import export as exporting
-    from ..train.weights import load
+    from ..train import export_onnx, load_network
 
-    result = exporting.export(
-        load(weights, trust=trust), output or weights.with_suffix(".onnx"), output=gives, tolerance=tolerance
+    described = {"--classes": classes, "--size": size, "--color": color, "--mean": mean, "--std": std}
+    if network is None:
+        if stated := [name for name, value in described.items() if value is not None]:
+            raise ValueError(f"{stated[0]}: only valid with --network, since the weights record it")
+        trained = load_network(weights, trust=trust)
+    else:
+        preprocessing = _preprocessing(size, color, mean, std)
+        trained = load_network(weights, network=network, classes=classes, preprocessing=preprocessing)
+    result = export_onnx(
+        trained, output or weights.with_suffix(".onnx"), output=cast("Any", gives), opset=opset, tolerance=tolerance
     )
     if as_json:
         typer.echo(json.dumps(asdict(result)))
     else:
         typer.echo(
-            f"{result.path}: {result.size} {result.output} an image; onnxruntime differs from PyTorch by at most "
-            f"{result.largest_difference:.1e} of the largest"
+            f"{result.path}: {result.size} {result.output} per image; onnxruntime differs from PyTorch by at most "
+            f"{result.largest_difference:.1e} of the largest output"
         )
+
+
+def _preprocessing(size: str | None, color: str | None, mean: float | None, std: float | None) -> Preprocessing:
+    from ..models import Preprocessing
+
+    if size is None or color is None:
+        raise ValueError(f"{'--size' if size is None else '--color'}: required with --network")
+    height, _, width = size.lower().replace("×", "x").partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size: expected height x width, as in 112x96, got {size!r}")
+    scale: dict[str, Any] = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
+    return Preprocessing((int(height), int(width)), cast("Any", color), **scale)

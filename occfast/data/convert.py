@@ -7,9 +7,11 @@ goes on where it was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import write_atomically, writing
+from ..files import read_json, write_atomically
 from ..progress import Report, progress
 from .faces import FaceDataset
 from .folder import ABOUT
@@ -30,6 +32,7 @@ from .landmarks import write_landmarks
 from .record_file import Header, RecordWriter
 
 KINDS = ("folder", "recordio", "npz")
+_MAX_NAME = 240  # bytes in a part of a path; file systems allow 255, of which a suffix takes a few
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -73,7 +76,8 @@ def convert(
         raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
     if pixels and kind != "npz":
         raise ValueError(f"pixels: expected kind 'npz', got {kind!r}")
-    with progress(f"writing {target.name}", "images", show) as report:
+    _check_names(source, kind)
+    with _only_writer(target), progress(f"writing {target.name}", "images", show) as report:
         if kind == "folder":
             _to_folder(source, target, report)
         elif kind == "recordio":
@@ -81,6 +85,45 @@ def convert(
         else:
             _to_npz(source, target, pixels, report)
     return target
+
+
+def _check_names(source: FaceDataset, kind: str) -> None:
+    """Refuse names that the format cannot hold, before anything is written."""
+    for what, names in (("image", source.names), ("person", source.people)):
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{what} {name!r}: expected a name that UTF-8 can hold") from None
+            if kind == "npz" and name.endswith("\0"):
+                raise DataError(f"{what} {name!r}: expected a name that does not end in a null character")
+    if kind == "recordio":
+        for name in source.names:
+            if not name or any(c in name for c in "\t\r\n\\") or name != name.strip():
+                raise DataError(f"image {name!r}: expected a name without tabs, line ends and backslashes")
+    elif kind == "folder":
+        for name, label in zip(source.names, source.labels.tolist(), strict=True):
+            _stem(name, source.people[label])
+
+
+@contextlib.contextmanager
+def _only_writer(target: Path) -> Iterator[None]:
+    """Hold a lock file beside the target; refuse to write while another process holds it."""
+    path = target.with_name(f".{target.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError as error:
+            raise ValueError(f"{target}: expected no other process that writes it at this moment") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def content(source: FaceDataset, k: int) -> bytes:
@@ -110,10 +153,16 @@ def _has_landmarks(source: FaceDataset) -> bool:
 def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
     state = target / ".convert.json"
     begun = {"source": _fingerprint(source)}
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        known = json.loads(state.read_text()) if state.is_file() else None
-        if known != begun:
+    if target.exists():
+        # A conversion that was killed at once leaves a file of its own, or nothing.
+        own = (state.name, f".{state.name}.")
+        found = list(target.iterdir()) if target.is_dir() else [target]
+        known = read_json(state) if state.is_file() else None
+        if known != begun and not all(path.name.startswith(own) for path in found):
             raise ValueError(f"{target}: expected a new folder, or one that this conversion has begun")
+        for path in found:
+            if path.name.startswith(own[1]):
+                path.unlink()
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(state, json.dumps(begun).encode())
     stems = [
@@ -144,7 +193,8 @@ def _stem(name: str, person: str) -> str:
     """Where an image goes in a folder of identities.  DataError for names that would lead out of it."""
     inside = name if name.split("/")[0] == person else f"{person}/{name}"
     for part in inside.split("/"):
-        if part in ("", ".", "..") or any(c in part for c in "\\:\0") or part.startswith("."):
+        too_long = len(part.encode()) > _MAX_NAME
+        if part in ("", ".", "..") or any(c in part for c in "\\:\0") or part.startswith(".") or too_long:
             raise DataError(f"image {name!r} of {person!r}: expected names that make names of files")
     return inside
 
@@ -174,7 +224,7 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
         )
     state = target.with_suffix(".rec.part.json")
     begun = {"source": _fingerprint(source)}
-    resume = state.is_file() and json.loads(state.read_text()) == begun
+    resume = state.is_file() and read_json(state) == begun
     write_atomically(state, json.dumps(begun).encode())
     order = torch.argsort(source.labels, stable=True).tolist()
     count = len(order)
@@ -197,7 +247,7 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
             if count + 1 + person >= written:
                 writer.write(count + 1 + person, Header((begin, end), count + 1 + person, listed=True).pack(b""))
         # What lies beside comes first: a .rec with its name is whole.
-        lines = (f"{key}\t{int(source.labels[k])}\t{_one_line(source.names[k])}\n" for key, k in enumerate(order, 1))
+        lines = (f"{key}\t{int(source.labels[k])}\t{source.names[k]}\n" for key, k in enumerate(order, 1))
         write_atomically(target.with_suffix(".lst"), "".join(lines).encode())
         write_atomically(target.with_suffix(".json"), json.dumps(_about(source), indent=1, ensure_ascii=False).encode())
         if len(sizes) == 1:
@@ -210,12 +260,6 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
     state.unlink()
 
 
-def _one_line(name: str) -> str:
-    if any(c in name for c in "\t\r\n\\") or name != name.strip():
-        raise DataError(f"image {name!r}: expected a name without tabs, line ends and backslashes")
-    return name
-
-
 # .npz
 
 
@@ -224,7 +268,9 @@ def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report) -> 
         raise ValueError(f"target: expected a name that ends in .npz, got {target}")
     if target.exists():
         raise ValueError(f"{target}: expected a new file")
-    with writing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    # A kill leaves a part, which has one name, so that the next conversion replaces it.
+    part = target.with_name(f".{target.name}.part")
+    with _replacing(part, target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         if pixels:
             first = source[0].image
             with _member(archive, "images", np.uint8, (len(source), *first.shape)) as out:
@@ -254,6 +300,20 @@ def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report) -> 
             _array(archive, "landmarks", source.landmarks.double().numpy())
         alignment = _about(source)["alignment"]
         _array(archive, "about", np.array(json.dumps({"alignment": alignment})))
+
+
+@contextlib.contextmanager
+def _replacing(part: Path, target: Path) -> Iterator[BinaryIO]:
+    """Write to ``part``, which gets its name when the ``with`` block ends well and is removed otherwise."""
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _contents(source: FaceDataset, report: Report) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError
 from ..files import read_bytes
 
-#: A compressed variable of more bytes is refused.
+#: Compressed variables of more bytes together are refused.
 MAX_BYTES = 1 << 28
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MATRIX, _COMPRESSED = 14, 15
@@ -36,9 +36,11 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
     if len(content) < 128 or order is None or struct.unpack(f"{order}H", content[124:126])[0] != 0x0100:
         raise DataError(f"{where}: expected the header of a MATLAB 5 file, got {content[:16]!r} and so on")
     arrays: dict[str, np.ndarray] = {}
+    left = MAX_BYTES
     for kind, data, offset in _elements(content, 128, order, where):
         if kind == _COMPRESSED:
-            unpacked = _decompress(data, f"{where}, offset {offset}")
+            unpacked = _decompress(data, left, f"{where}, offset {offset}")
+            left -= len(unpacked)
             inside = list(_elements(unpacked, 0, order, f"{where}, compressed at offset {offset}", padded=False))
             if len(inside) != 1:
                 raise DataError(f"{where}, offset {offset}: expected one variable, got {len(inside)}")
@@ -70,13 +72,13 @@ def _elements(data: bytes, at: int, order: str, where: str, *, padded: bool = Tr
         at = following
 
 
-def _decompress(data: bytes, where: str) -> bytes:
+def _decompress(data: bytes, limit: int, where: str) -> bytes:
     machine = zlib.decompressobj()
     try:
-        out = machine.decompress(data, MAX_BYTES)
+        out = machine.decompress(data, max(limit, 1))
     except zlib.error as error:
         raise DataError(f"{where}: damaged ({error})") from error
-    if machine.unconsumed_tail:
+    if machine.unconsumed_tail or len(out) > limit:
         raise DataError(f"{where}: expected at most {MAX_BYTES:,} bytes once decompressed, got more")
     if not machine.eof:
         raise DataError(f"{where}: truncated: the compressed data end early")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import stat
 import struct
 import zipfile
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from ..errors import DataError
 from .faces import Alignment, EncodedFaces, Face, number_people
 from .images import recolor
 
-#: A compressed array of more bytes is refused: it would have to be held in memory.
+#: Compressed arrays of more bytes together are refused, since they would have to be held in memory.
 MAX_COMPRESSED = 4 << 30
 _MAX_HEADER = 1 << 16
 
@@ -151,13 +152,17 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     DataError where the file or an array is damaged, or an array holds Python objects.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: expected a regular file")
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            return {
-                name: _read_array(path, file, archive, members[f"{name}.npy"])
-                for name in names
-                if f"{name}.npy" in members
-            }
+            wanted = {name: members[f"{name}.npy"] for name in names if f"{name}.npy" in members}
+            arrays: dict[str, np.ndarray] = {}
+            held = 0
+            for name, info in wanted.items():
+                arrays[name] = _read_array(path, file, archive, info, held)
+                held += 0 if isinstance(arrays[name], np.memmap) else arrays[name].nbytes
+            return arrays
     except DataError:
         raise
     except OSError as error:
@@ -166,7 +171,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: not a readable .npz file ({error})") from error
 
 
-def _read_array(path: Path, file: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(path: Path, file: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo, held: int) -> np.ndarray:
     where = f"{path}: {member.filename}"
     with archive.open(member) as stream:
         start = stream.read(12)
@@ -191,8 +196,10 @@ def _read_array(path: Path, file: BinaryIO, archive: zipfile.ZipFile, member: zi
             local = file.read(30)
             data = member.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])) + length
             return np.memmap(path, dtype, "r", data, shape, order=order)  # type: ignore[call-overload, no-any-return]
-        if size > MAX_COMPRESSED:
-            raise DataError(f"{where}: expected at most {MAX_COMPRESSED:,} bytes once decompressed, got {size:,}")
+        if held + size > MAX_COMPRESSED:
+            raise DataError(
+                f"{where}: expected at most {MAX_COMPRESSED:,} bytes once decompressed, got {held + size:,}"
+            )
         content = stream.read(size)
         if len(content) != size:
             raise DataError(f"{where}: truncated: expected {size} bytes, got {len(content)}")

@@ -1,8 +1,9 @@
-"""The pickle inside a verification ``.bin``: two lists, of images (bytes) and of booleans; nothing of it is executed.
+"""The pickle inside a verification ``.bin``, read without executing it: two lists, of images and of flags.
 
-A pickle is a program for a small machine that can import and call anything.  Here only the instructions that build
-lists and tuples of bytes, booleans and small integers exist; strings of bytes are not copied but noted as (start,
-length) in the file.
+A pickle is a program for a small machine that can import and call anything. This machine knows only the instructions
+that build lists and tuples of bytes, booleans and small integers, and those with which NumPy stores arrays and
+booleans; of the latter it computes nothing but where their bytes lie. Bytes are not copied: they are noted as (start,
+length).
 """
 
 from __future__ import annotations
@@ -17,21 +18,64 @@ from typing import Any, BinaryIO
 from ..errors import DataError
 
 MAX_ITEMS = 4_000_000
-_MAX_CONTAINERS = 64  # two lists and a tuple are all it needs
+_MAX_CONTAINERS = 64  # two lists and a tuple suffice
+_CONTAINERS_OF_A_CALL = 8  # NumPy stores an array with several tuples
 _MAX_LINE = 32
+_MAX_TEXT = 64
 _DECIMAL = re.compile(rb"-?[0-9]+")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A string of bytes of the file.
+    """Bytes of the file.
 
     Attributes:
-        start, length: in bytes.
+        start: offset of the first byte.
+        length: number of bytes.
     """
 
     start: int
     length: int
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A function or class of NumPy that a pickle names."""
+
+    name: str
+
+
+@dataclass
+class _Dtype:
+    code: str
+
+
+@dataclass
+class _Array:
+    """An array of NumPy; its parts are set by a later instruction."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    data: Slice | None = None
+
+    def __str__(self) -> str:
+        return f"a NumPy array, {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class _Scalar:
+    dtype: str
+    data: Slice
+
+
+#: What NumPy's pickles name. Modules of NumPy 1 (``numpy.core``) and 2 (``numpy._core``) are equal.
+_KNOWN = {
+    "numpy._core.multiarray _reconstruct": "reconstruct",
+    "numpy._core.multiarray scalar": "scalar",
+    "numpy._core.numeric _frombuffer": "frombuffer",
+    "numpy ndarray": "ndarray",
+    "numpy dtype": "dtype",
+}
 
 
 class _Mark:
@@ -39,9 +83,10 @@ class _Mark:
 
 
 _MARK = _Mark()
-#: Lengths and offsets of instructions that carry a number: format of the number, what it is.
+#: Formats of the numbers that follow an instruction: an integer, the length of a string, a key of the memo.
 _NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H"}
 _STRINGS = {b"U": "<B", b"C": "<B", b"T": "<i", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
+_TEXTS = {b"\x8c": "<B", b"X": "<I"}
 _GETS = {b"h": "<B", b"j": "<I"}
 _PUTS = {b"q": "<B", b"r": "<I"}
 
@@ -52,7 +97,7 @@ class _Machine:
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.items = self.containers = 0
+        self.items = self.containers = self.calls = 0
 
     def fail(self, expected: str, offset: int | None = None) -> DataError:
         return DataError(f"{self.where}: expected {expected} at offset {self.at if offset is None else offset}")
@@ -79,6 +124,17 @@ class _Machine:
         self.at += end + 1
         return text[:end]
 
+    def word(self) -> str:
+        """Read the rest of the line, a part of a name."""
+        text = bytes(self.data[self.at : min(self.at + _MAX_TEXT, self.size)])
+        end = text.find(b"\n")
+        if end < 0:
+            if self.size - self.at <= _MAX_TEXT:
+                raise self.truncated(self.size - self.at + 1)
+            raise self.fail("a short line")
+        self.at += end + 1
+        return text[:end].decode("latin-1")
+
     def push(self, value: Any) -> None:
         self.items += 1
         if self.items > MAX_ITEMS:
@@ -87,9 +143,65 @@ class _Machine:
 
     def container(self, value: Any) -> None:
         self.containers += 1
-        if self.containers > _MAX_CONTAINERS:
+        if self.containers > _MAX_CONTAINERS + _CONTAINERS_OF_A_CALL * self.calls:
             raise self.fail(f"at most {_MAX_CONTAINERS} lists and tuples")
         self.push(value)
+
+    def refused(self, code: bytes, start: int, name: str = "") -> DataError:
+        called = f", {name}" if name else ""
+        return DataError(
+            f"{self.where}: refused: expected lists of bytes (or of NumPy's uint8 arrays) and booleans, got the pickle "
+            f"instruction {_NAMES.get(code, repr(code))} at offset {start}, which is not executed{called}; if you "
+            "trust the file, load it with pickle and write it anew (write_verification_bin)"
+        )
+
+    def name(self, module: object, attribute: object, code: bytes, start: int) -> None:
+        """Push a name that NumPy's pickles contain; refuse any other."""
+        name = f"{module} {attribute}".replace("numpy.core.", "numpy._core.")
+        if name not in _KNOWN:
+            raise self.refused(code, start, f"{module}.{attribute}")
+        self.push(_Name(_KNOWN[name]))
+
+    def text(self, value: object) -> str:
+        """Return a short string, which Python 2 stores as bytes."""
+        if isinstance(value, Slice) and value.length <= _MAX_TEXT:
+            return bytes(self.data[value.start : value.start + value.length]).decode("latin-1")
+        return value if isinstance(value, str) else ""
+
+    def call(self, start: int) -> None:
+        """Evaluate one of NumPy's calls that build an array, a dtype or a number."""
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+            raise self.refused(b"R", start)
+        self.calls += 1
+        match function.name, arguments:
+            case "dtype", (code, *_):
+                self.push(_Dtype(self.text(code)))
+            case "reconstruct", (_Name("ndarray"), *_):
+                self.push(_Array())
+            case "scalar", (_Dtype(code), Slice() as data):
+                self.push(_Scalar(code, data))
+            case "frombuffer", (Slice() as data, _Dtype(code), tuple(shape), *_):
+                self.push(_Array(code, self.shape(shape), data))
+            case _:
+                raise self.refused(b"R", start, f"NumPy's {function.name}")
+
+    def build(self, start: int) -> None:
+        """Set the parts of an array; what a dtype is set to (its byte order) is of no meaning for single bytes."""
+        state = self.pop()
+        target = self.stack[-1] if self.stack else None
+        if isinstance(target, _Dtype) and isinstance(state, tuple):
+            return
+        match target, state:
+            case _Array(data=None), (int(), tuple(shape), _Dtype(code), bool(), Slice() as data):
+                target.dtype, target.shape, target.data = code, self.shape(shape), data
+            case _:
+                raise self.refused(b"b", start)
+
+    def shape(self, values: tuple[Any, ...]) -> tuple[int, ...]:
+        if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+            raise self.fail("the shape of an array")
+        return values
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -185,12 +297,24 @@ class _Machine:
                     raise self.fail("a pickle of protocol 5 or less", start + 1)
             elif code == b"\x95":
                 self.number("<Q")  # the size of a frame; frames need no reading by themselves
+            elif code in _TEXTS:
+                length = self.number(_TEXTS[code])
+                if length > _MAX_TEXT:
+                    raise self.refused(code, start)
+                self.push(self.take(length).decode("utf-8", "replace"))
+            elif code == b"N":
+                self.push(None)
+            elif code == b"c":
+                self.name(self.word(), self.word(), code, start)
+            elif code == b"\x93":
+                attribute, module = self.pop(), self.pop()
+                self.name(module, attribute, code, start)
+            elif code == b"R":
+                self.call(start)
+            elif code == b"b":
+                self.build(start)
             else:
-                raise DataError(
-                    f"{self.where}: refused: expected lists of bytes and booleans, got the pickle instruction "
-                    f"{_NAMES.get(code, repr(code))} at offset {start}, which is not executed; if you trust the file, "
-                    "load it with pickle and write it anew (write_verification_bin)"
-                )
+                raise self.refused(code, start)
 
 
 _NAMES = {
@@ -201,37 +325,58 @@ _NAMES = {
 
 
 def read_pairs(data: Any, size: int, where: str) -> tuple[list[Slice], list[bool]]:
-    """Where the images are in a verification ``.bin``, and whether each pair of them shows one person.
+    """Find the images in a verification ``.bin``, and read whether each pair of them shows one person.
 
     Args:
-        data: the content, anything that slices into bytes (a memory map).
-        size: of it in bytes.
-        where: names the file in errors.
+        data: the content, such as a memory map; slices of it give bytes.
+        size: number of bytes.
+        where: name of the file in errors.
+
+    Returns:
+        The bytes of each image, two images for each pair, and a flag for each pair.
 
     Raises:
-        DataError: truncated, an instruction beyond the few, or another structure than two lists.
+        DataError: if the file is truncated, contains any other instruction, or holds anything but two lists, of bytes
+            (or NumPy arrays, uint8 [length]) and of booleans (Python's or NumPy's).
     """
     result = _Machine(data, size, where).run()
-    shape = isinstance(result, (list, tuple)) and len(result) == 2 and all(isinstance(part, list) for part in result)
-    if not shape:
+    if not isinstance(result, (list, tuple)) or len(result) != 2 or not isinstance(result[0], list):
         raise DataError(f"{where}: expected a pair of lists, of images and of booleans")
     images, same = result
-    for k, image in enumerate(images):
-        if not isinstance(image, Slice):
-            raise DataError(f"{where}: expected bytes for image {k}, got {type(image).__name__}")
+    if isinstance(same, _Array) and same.dtype in ("b1", "|b1", "bool", "?") and same.data is not None:
+        if same.shape != (same.data.length,):
+            raise DataError(f"{where}: expected booleans [pairs], got {same}")
+        same = [value != 0 for value in data[same.data.start : same.data.start + same.data.length]]
+    if not isinstance(same, list):
+        raise DataError(f"{where}: expected a pair of lists, of images and of booleans")
+    found, flags = [_image(image, k, where) for k, image in enumerate(images)], []
     for k, value in enumerate(same):
+        if isinstance(value, _Scalar) and value.dtype in ("b1", "|b1", "bool", "?") and value.data.length == 1:
+            value = data[value.data.start] != 0
         if not isinstance(value, bool) and value not in (0, 1):
-            raise DataError(f"{where}: expected True or False for pair {k}, got {type(value).__name__}")
-    if len(images) != 2 * len(same):
-        raise DataError(f"{where}: expected two images a pair, got {len(images)} images and {len(same)} pairs")
-    return images, [bool(value) for value in same]
+            raise DataError(f"{where}: expected True or False for pair {k}, got {_kind(value)}")
+        flags.append(bool(value))
+    if len(found) != 2 * len(flags):
+        raise DataError(f"{where}: expected two images a pair, got {len(found)} images and {len(flags)} pairs")
+    return found, flags
+
+
+def _image(value: Any, k: int, where: str) -> Slice:
+    is_bytes = isinstance(value, _Array) and value.dtype in ("u1", "|u1")
+    if is_bytes and value.data is not None and value.shape == (value.data.length,):
+        data: Slice = value.data
+        return data
+    if not isinstance(value, Slice):
+        raise DataError(f"{where}: expected bytes for image {k}, got {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return str(value) if isinstance(value, _Array) else type(value).__name__.lstrip("_")
 
 
 def write_pairs(file: BinaryIO, images: Iterable[bytes], same: Iterable[bool]) -> None:
-    """Write the pickle (protocol 3) of (list of bytes, list of booleans), an image at a time.
-
-    ``pickle.load``, and so insightface, reads it.
-    """
+    """Write the pickle (protocol 3) of a list of bytes and a list of booleans, one image at a time."""
     file.write(b"\x80\x03](")
     for image in images:
         file.write(b"B" + struct.pack("<I", len(image)))

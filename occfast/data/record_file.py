@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,10 +111,14 @@ class RecordFile:
     def __init__(self, path: str | Path, index: str | Path | tuple[Any, Any] | None = None) -> None:
         self.path = Path(path)
         self._map: mmap.mmap | None = None
+        self._handle = -1
         try:
-            self.size = self.path.stat().st_size
+            state = self.path.stat()
         except OSError as error:
             raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{self.path}: expected a regular file")
+        self.size = state.st_size
         beside = self.path.with_suffix(".idx")
         if isinstance(index, tuple):
             self.keys, self.offsets = (np.array(values, np.int64) for values in index)
@@ -128,7 +133,11 @@ class RecordFile:
         return len(self.offsets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # another process maps the file for itself
+        return {**self.__dict__, "_map": None, "_handle": -1}  # another process maps the file for itself
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", -1) >= 0:
+            os.close(self._handle)
 
     @property
     def content(self) -> mmap.mmap | bytes:
@@ -137,13 +146,19 @@ class RecordFile:
             if self.size == 0:
                 return b""
             try:
-                with self.path.open("rb") as file:
-                    if os.fstat(file.fileno()).st_size != self.size:
-                        raise DataError(f"{self.path}: expected {self.size} bytes as when it was opened first")
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self._check_size()
+                self._map = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        else:
+            self._check_size()
         return self._map
+
+    def _check_size(self) -> None:
+        # Reading mapped memory beyond the end of a file that was truncated meanwhile kills the process.
+        if os.fstat(self._handle).st_size < self.size:
+            raise DataError(f"{self.path}: expected {self.size} bytes as when it was opened first")
 
     def part(self, offset: int) -> tuple[int, int]:
         """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ class VerificationBin(EncodedFaces):
         self.path = Path(path)
         self._map: mmap.mmap | None = None
         try:
-            size = self.path.stat().st_size
+            state = self.path.stat()
         except OSError as error:
             raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{self.path}: expected a regular file")
+        size = self._size = state.st_size
         if size == 0:
             raise DataError(f"{self.path}: truncated: expected a pickle at offset 0, the file is empty")
         self._slices, same = read_pairs(self._content, size, str(self.path))
@@ -73,7 +77,11 @@ class VerificationBin(EncodedFaces):
 
     def encoded(self, k: int) -> bytes:
         part = self._slices[k]
-        return self._content[part.start : part.start + part.length]
+        content = self._content
+        # Reading mapped memory beyond the end of a file that was truncated meanwhile kills the process.
+        if self.path.stat().st_size < self._size:
+            raise DataError(f"{self.path}: expected {self._size} bytes as when it was opened first")
+        return content[part.start : part.start + part.length]
 
 
 def write_verification_bin(path: str | Path, images: Iterable[bytes], same: Sequence[bool] | Tensor) -> Path:

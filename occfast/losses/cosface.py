@@ -15,7 +15,9 @@ class LargeMarginCosine(nn.Module):
 
     The head returns logits for ``F.cross_entropy``:
 
-    .. math:: z_j = s\,(\cos\theta_j - m\,[j = y])
+    ::
+
+        z_j = s (cos θ_j - m [j = y])
 
     Cosines are computed in float32 (float64 for float64 features), also under autocast: multiplied by the scale, the
     rounding of half precision would reach whole units.  A zero row has cosine 0 with every class.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingPackage
-from ..native import reference
+from ..native.enums import Slot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,22 +48,22 @@ class TripletStats:
     @property
     def n_triplets(self) -> Tensor:
         """Number of mined triplets, int64."""
-        return self._total(reference.MINED_POSITIVE).round().long()
+        return self._total(Slot.MINED_POSITIVE).round().long()
 
     @property
     def n_candidates(self) -> Tensor:
         """Number of candidates, int64 (*)."""
-        return self._total(reference.CANDIDATES, True).round().long()
+        return self._total(Slot.CANDIDATES, True).round().long()
 
     @property
     def n_violating(self) -> Tensor:
         """Number of candidates with d_ap + margin > d_an, int64: the semi-hard and hard ones (*)."""
-        return self._total(reference.VIOLATING_TRIPLETS, True).round().long()
+        return self._total(Slot.VIOLATING_TRIPLETS, True).round().long()
 
     @property
     def n_hard(self) -> Tensor:
         """Number of violating candidates with d_an <= d_ap, int64 (*)."""
-        return self._total(reference.HARD_TRIPLETS, True).round().long()
+        return self._total(Slot.HARD_TRIPLETS, True).round().long()
 
     @property
     def n_semihard(self) -> Tensor:
@@ -78,28 +78,28 @@ class TripletStats:
     @property
     def active_fraction(self) -> Tensor:
         """Fraction of violating candidates, for any mining rule; 0 without candidates (*)."""
-        violating, candidates = (self._total(k, True) for k in (reference.VIOLATING_TRIPLETS, reference.CANDIDATES))
+        violating, candidates = (self._total(k, True) for k in (Slot.VIOLATING_TRIPLETS, Slot.CANDIDATES))
         return violating / candidates.clamp(min=1)
 
     @property
     def mean_ap(self) -> Tensor:
         """Mean anchor-positive distance over the mined triplets; 0 without any."""
-        return self._total(reference.MINED_POSITIVE + 1)
+        return self._total(Slot.MINED_POSITIVE + 1)
 
     @property
     def mean_an(self) -> Tensor:
         """Mean anchor-negative distance over the mined triplets; 0 without any."""
-        return self._total(reference.MINED_NEGATIVE + 1)
+        return self._total(Slot.MINED_NEGATIVE + 1)
 
     @property
     def var_ap(self) -> Tensor:
         """Population variance of the anchor-positive distances over the mined triplets."""
-        return self._variance(reference.MINED_POSITIVE)
+        return self._variance(Slot.MINED_POSITIVE)
 
     @property
     def var_an(self) -> Tensor:
         """Population variance of the anchor-negative distances over the mined triplets."""
-        return self._variance(reference.MINED_NEGATIVE)
+        return self._variance(Slot.MINED_NEGATIVE)
 
     @property
     def decidability(self) -> Tensor:
@@ -109,22 +109,22 @@ class TripletStats:
     @property
     def pair_mean_ap(self) -> Tensor:
         """Mean distance of all positive pairs."""
-        return self._total(reference.POSITIVE_PAIRS + 1)
+        return self._total(Slot.POSITIVE_PAIRS + 1)
 
     @property
     def pair_mean_an(self) -> Tensor:
         """Mean distance of all negative pairs (*)."""
-        return self._total(reference.NEGATIVE_PAIRS + 1, True)
+        return self._total(Slot.NEGATIVE_PAIRS + 1, True)
 
     @property
     def pair_var_ap(self) -> Tensor:
         """Population variance of the distances of all positive pairs."""
-        return self._variance(reference.POSITIVE_PAIRS)
+        return self._variance(Slot.POSITIVE_PAIRS)
 
     @property
     def pair_var_an(self) -> Tensor:
         """Population variance of the distances of all negative pairs (*)."""
-        return self._variance(reference.NEGATIVE_PAIRS, True)
+        return self._variance(Slot.NEGATIVE_PAIRS, True)
 
     @property
     def pair_decidability(self) -> Tensor:
@@ -179,7 +179,7 @@ class TripletStats:
         is below 5 % of the margin (the loss then stays at the margin for any labels).
         """
         point = self.spread < 0.01 * self.lengths.mean().sqrt()
-        negatives = self._total(reference.NEGATIVE_PAIRS, True) > 0
+        negatives = self._total(Slot.NEGATIVE_PAIRS, True) > 0
         return point | (negatives & (self.pair_mean_an < 0.05 * self.margin))
 
     def as_dict(self) -> dict[str, float]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import checks
-from ..native import ops, reference
+from ..native import ops
+from ..native.enums import Slot
 from .distributed import gather_batch
 from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
 from .stats import TripletStats
@@ -174,7 +175,7 @@ class _Triplets(nn.Module):
     @staticmethod
     def _check_mined(totals: Tensor, labels: Tensor, ref_labels: Tensor | None) -> None:
         """Refuse one class, and warn of labels without a positive pair: both make every such loss 0 in silence."""
-        if float(totals[reference.MINED_POSITIVE]) > 0:
+        if float(totals[Slot.MINED_POSITIVE]) > 0:
             return
         every = labels if ref_labels is None else torch.cat((labels, ref_labels))
         if bool((every == every[0]).all()):
@@ -231,7 +232,9 @@ def _in_backward() -> bool:
 class BatchTripletLoss(_Triplets):
     r"""Batch triplet loss (S1 Eq. 9) over all mined triplets of the batch.
 
-    .. math:: L = (1 - \beta)(\mu_{ap} - \mu_{an} + \alpha) + \beta(\sigma^2_{ap} + \sigma^2_{an})
+    ::
+
+        L = (1 - β)(μ_ap - μ_an + α) + β(σ²_ap + σ²_an)
 
     μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets.  The mined set
     counts as constant: the gradient is that of the formula for this set.  Triplets are never listed; memory is O(B²).

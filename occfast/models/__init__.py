@@ -1,4 +1,4 @@
-"""Networks for faces: plain modules, traceable by torch.fx; they give logits, or features without a classifier."""
+"""Networks for faces: plain modules, traceable by torch.fx, that return logits, or features without a classifier."""
 
 from .iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100
 from .paper_net import PaperNet

@@ -1,4 +1,4 @@
-"""Improved residual networks (iResNet) for faces, as ArcFace uses them; parameters carry arcface_torch's names.
+"""Improved residual networks (iResNet) for faces, as in ArcFace, with arcface_torch's parameter names.
 
 Duta et al. 2020, "Improved residual networks"; Deng et al. 2019, "ArcFace".
 """
@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .. import checks
+
 
 class IBasicBlock(nn.Module):
-    """Norm, 3×3, norm, PReLU, 3×3 (which carries the stride), norm; and a shortcut, with nothing after the sum."""
+    """Residual block: norm, 3×3, norm, PReLU, 3×3 (with the stride), norm, and a shortcut; nothing follows the sum."""
 
     def __init__(self, before: int, after: int, stride: int = 1) -> None:
         super().__init__()
@@ -33,18 +35,21 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """An iResNet that gives embeddings; a classifier is not part of it.
+    """Improved residual network that returns embeddings; it has no classifier.
 
     Args:
-        layers: number of blocks in each of the four stages.
-        channels: of the input images.
-        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
-        size: (height, width) of the images, on which the fully connected layer depends.
-        feature_size: numbers of an embedding.
-        dropout: probability in [0, 1) of dropping an entry of the last maps in training.
+        layers: Number of blocks in each of the four stages.
+        channels: Channels of the input images.
+        width: Channels of the first stage; later stages have 2, 4 and 8 times as many.
+        size: (height, width) of the images, at least 16 each; determines the fully connected layer.
+        feature_size: Size of an embedding.
+        dropout: Probability in [0, 1) of dropping an entry of the last maps in training.
 
-    Input: float [N, channels, *size].  State dicts of arcface_torch's iresnet18 to iresnet100 (112×112 RGB, 512
-    numbers) load as they are.  As there, the scale of the last norm stays 1.
+    The input is float ``[N, channels, *size]``.  State dicts of arcface_torch's iresnet18 to iresnet100 (112×112 RGB,
+    embeddings of 512 numbers) load unchanged.  As there, the scale of the last norm stays 1.
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type or value; the message names it.
     """
 
     def __init__(
@@ -61,9 +66,8 @@ class IResNet(nn.Module):
         if len(layers) != 4 or min(layers) < 1:
             raise ValueError(f"layers: expected four numbers of at least 1, got {list(layers)}")
         for name, value in (("channels", channels), ("width", width), ("feature_size", feature_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= dropout < 1:
+            checks.integer(value, name, 1)
+        if checks.number(dropout, "dropout", 0.0) >= 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         if len(size) != 2 or min(size) < 16:
             raise ValueError(f"size: expected (height, width) of at least 16 pixels, got {tuple(size)}")
@@ -82,7 +86,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(before * height * across, feature_size)
-        # arcface_torch calls its last norm so; elsewhere in this package ``features`` is a method that takes images.
+        # Named as in arcface_torch; in the other networks of this package ``features`` is a method.
         self.features = nn.BatchNorm1d(feature_size)
         self.features.weight.requires_grad_(False)
         self.feature_size = feature_size
@@ -91,13 +95,13 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.1)
 
     def maps(self, x: Tensor) -> Tensor:
-        """The last stage's feature maps, [N, 8 · width, H / 16, W / 16] (rounded up)."""
+        """Compute the last stage's feature maps, [N, 8 · width, H / 16, W / 16], rounded up."""
         x = self.prelu(self.bn1(self.conv1(x)))
         maps: Tensor = self.bn2(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings, [N, feature_size], not normalized."""
+        """Compute embeddings [N, feature_size], not normalized."""
         embedding: Tensor = self.features(self.fc(self.flatten(self.dropout(self.maps(x)))))
         return embedding
 
@@ -110,7 +114,7 @@ def iresnet18(
     feature_size: int = 512,
     dropout: float = 0.0,
 ) -> IResNet:
-    """iResNet-18; arguments as :class:`IResNet`."""
+    """Build an iResNet-18; arguments as :class:`IResNet`."""
     return IResNet((2, 2, 2, 2), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
@@ -122,7 +126,7 @@ def iresnet34(
     feature_size: int = 512,
     dropout: float = 0.0,
 ) -> IResNet:
-    """iResNet-34; arguments as :class:`IResNet`."""
+    """Build an iResNet-34; arguments as :class:`IResNet`."""
     return IResNet((3, 4, 6, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
@@ -134,7 +138,7 @@ def iresnet50(
     feature_size: int = 512,
     dropout: float = 0.0,
 ) -> IResNet:
-    """iResNet-50; arguments as :class:`IResNet`."""
+    """Build an iResNet-50; arguments as :class:`IResNet`."""
     return IResNet((3, 4, 14, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout)
 
 
@@ -146,7 +150,7 @@ def iresnet100(
     feature_size: int = 512,
     dropout: float = 0.0,
 ) -> IResNet:
-    """iResNet-100; arguments as :class:`IResNet`."""
+    """Build an iResNet-100; arguments as :class:`IResNet`."""
     return IResNet(
         (3, 13, 30, 3), channels=channels, width=width, size=size, feature_size=feature_size, dropout=dropout
     )

@@ -1,32 +1,37 @@
-"""The ten-convolution network of trigueros2018 (its reference [4]: Yi et al. 2014, CASIA-WebFace)."""
+"""Ten-convolution network of trigueros2018 (its reference [4]: Yi et al. 2014, CASIA-WebFace)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-#: Channels of the ten 3×3 convolutions, two a stage.
+from .. import checks
+
+#: Channels of the ten 3×3 convolutions, two per stage.
 STAGES = ((32, 64), (64, 128), (96, 192), (128, 256), (160, 320))
 
 
 class PaperNet(nn.Module):
-    """3×3 convolutions 32-64 | 64-128 | 96-192 | 128-256 | 160-320 for 100×100 gray faces.
+    """Network of 3×3 convolutions 32-64 | 64-128 | 96-192 | 128-256 | 160-320 for 100×100 gray faces.
 
-    A ReLU follows every convolution but the last; 2×2 max pooling between the stages
-    (100 → 50 → 25 → 13 → 7, a partial window counts), 7×7 average pooling to the feature, dropout
-    and one fully connected classifier.  The feature has 320 numbers, times ``width``.
+    A ReLU follows every convolution but the last.  2×2 max pooling separates the stages (100 → 50 → 25 → 13 → 7, with
+    partial windows); 7×7 average pooling gives features of 320 · ``width`` numbers; dropout and one fully connected
+    classifier follow.
 
     Args:
-        classes: number of people, at least 1; None: no classifier, the network gives the feature.
-        width: multiplies every number of channels (rounded, at least 1); 1.0 is the paper's network.
-        batch_norm: batch normalization after each convolution, which then has no bias.  Yi et al.'s
-            network has none; it lets a narrow network learn from a few hundred faces in minutes.
-        dropout: probability in [0, 1) of dropping a feature in training.
-        channels: of the input images.
+        classes: Number of classes, at least 1; None for a network that returns features.
+        width: Factor of every number of channels (rounded, at least 1), > 0; 1.0 is the paper's network.
+        batch_norm: Batch normalization after each convolution, which then has no bias.  The network of Yi et al. has
+            none; with it a narrow network learns from a few hundred faces in minutes.
+        dropout: Probability in [0, 1) of dropping a feature in training.
+        channels: Channels of the input images.
 
-    Input: float [N, channels, 100, 100].
+    The input is float [N, channels, 100, 100].
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type or value; the message names it.
     """
 
-    #: Name of the layer that makes logits of features.
+    #: Name of the layer that turns features into logits.
     classifier_name = "classifier"
 
     def __init__(
@@ -39,11 +44,12 @@ class PaperNet(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        if classes is not None and classes < 1:
-            raise ValueError(f"classes: expected at least 1, got {classes}")
-        if not width > 0:
-            raise ValueError(f"width: expected a positive number, got {width}")
-        if not 0 <= dropout < 1:
+        if classes is not None:
+            checks.integer(classes, "classes", 1)
+        checks.integer(channels, "channels", 1)
+        checks.number(width, "width", above=0.0)
+        checks.flag(batch_norm, "batch_norm")
+        if checks.number(dropout, "dropout", 0.0) >= 1:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
         layers: list[nn.Module] = []
         last = STAGES[-1][-1]
@@ -68,7 +74,7 @@ class PaperNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights from PyTorch's generator: He et al. 2015 for the convolutions."""
+        """Draw new weights from PyTorch's generator, by He et al. 2015 for the convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -78,12 +84,12 @@ class PaperNet(nn.Module):
                 module.reset_parameters()
 
     def features(self, x: Tensor) -> Tensor:
-        """The feature of each face, [N, 320 · width], for comparison by cosine similarity."""
+        """Compute features [N, 320 · width], to be compared by cosine similarity."""
         feature: Tensor = self.flatten(self.pool(self.convolutions(x)))
         return feature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [N, classes]; the feature where there is no classifier."""
+        """Compute logits [N, classes], or features without a classifier."""
         feature = self.features(x)
         if self.classifier is None:
             return feature

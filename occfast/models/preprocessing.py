@@ -1,60 +1,66 @@
-"""What a network expects of its images: stored with its weights, since a mismatch silently costs accuracy."""
+"""Preparation of a network's images, stored with its weights: a mismatch costs accuracy without an error."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import DataError
 
-COLORS = ("gray", "RGB", "BGR")
+Color = Literal["gray", "RGB", "BGR"]
+COLORS: tuple[Color, ...] = ("gray", "RGB", "BGR")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become a network's input.
+    """Preparation of a network's input.
 
     Attributes:
         size: (height, width) in pixels.
         color: "gray" (one channel), "RGB" or "BGR".
-        mean, std: the input is (x / 255 - mean) / std of 8-bit pixels x.
-        alignment: how faces were aligned, as ``Alignment.as_dict()`` of :mod:`occfast.data.align` tells it (template,
-            size, points, transform, border, color); None where that is not known.
+        mean, std: The input is (x / 255 - mean) / std for 8-bit pixels x; std > 0.
+        alignment: Alignment of the faces as a dictionary (``Alignment.as_dict()`` of :mod:`occfast.data`: template,
+            size, points, transform, border, color); None if unknown.
     """
 
     size: tuple[int, int]
-    color: str = "gray"
+    color: Color = "gray"
     mean: float = 0.5
     std: float = 0.5
     alignment: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size: expected (height, width) of at least 1 pixel, got {self.size}")
-        if self.color not in COLORS:
-            raise ValueError(f"color: expected one of {', '.join(map(repr, COLORS))}, got {self.color!r}")
-        if not self.std > 0:
-            raise ValueError(f"std: expected a positive number, got {self.std}")
+        checks.pair(self.size, "size")
+        checks.choice(self.color, "color", COLORS)
+        checks.number(self.mean, "mean")
+        checks.number(self.std, "std", above=0.0)
 
     @property
     def channels(self) -> int:
-        """1 for gray, else 3."""
+        """Number of channels: 1 for gray, else 3."""
         return 1 if self.color == "gray" else 3
 
     def scale(self, images: Tensor) -> Tensor:
-        """Images in [0, 1], float [N, C, H, W], to the network's range; channels_last, which CPUs convolve faster."""
+        """Scale images in [0, 1], float [N, C, H, W], to the network's range, in the memory format channels_last."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images as they are stored, uint8 [N, C, H, W] (gray or RGB), to the network's input, float32.
+        """Convert stored images to the network's input.
+
+        Args:
+            images: uint8 [N, C, H, W], gray or RGB.
+
+        Returns:
+            float32 [N, C, H, W].
 
         Raises:
-            ValueError: images of another size or number of channels: nothing is resized or converted here.
-            TypeError: another dtype.
+            ValueError: If size or number of channels differ; nothing is resized or converted here.
+            TypeError: If the dtype is not uint8.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images: expected uint8, got {str(images.dtype).removeprefix('torch.')}")
@@ -62,38 +68,42 @@ class Preprocessing:
         return self.scale(self.order(images.float() / 255))
 
     def order(self, images: Tensor) -> Tensor:
-        """RGB images to the network's order of the channels; gray ones stay."""
+        """Reorder the channels of RGB images for the network; gray images stay as they are."""
         return images.flip(1) if self.color == "BGR" else images
 
     def check(self, images: Tensor) -> None:
-        """Raises ValueError where images [N, C, H, W] have another size or number of channels."""
+        """Check the size and the number of channels of images [N, C, H, W]; raise ValueError if they differ."""
         expected = (self.channels, *self.size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: expected [N, {', '.join(map(str, expected))}], got {list(images.shape)}")
 
     def to_json(self) -> str:
-        """For the metadata of a file of weights."""
+        """Return JSON for the metadata of a weights file."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str = "preprocessing") -> Preprocessing:
-        """What :meth:`to_json` gave.  Raises DataError, beginning with ``where``, for anything else."""
+        """Read what :meth:`to_json` returned; raise DataError, beginning with ``where``, for anything else.
+
+        Files written before version 0.1.0 spell the color "grey"; they are read too.
+        """
         try:
             values = json.loads(text)
             height, width = values.pop("size")
-            if values.get("color") == "gray":  # written by 0.1.0 before its release
-                values["color"] = "gray"
-            if isinstance(values.get("alignment"), dict) and values["alignment"].get("color") == "gray":
-                values["alignment"]["color"] = "gray"
+            for part in (values, values.get("alignment")):
+                if isinstance(part, dict) and part.get("color") == "grey":
+                    part["color"] = "gray"
             return cls(size=(int(height), int(width)), **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{where}: not a description of preprocessing ({error})") from error
 
     def require(self, other: Preprocessing) -> None:
-        """Refuse images prepared in another way.
+        """Check that images were prepared as this network expects them.
+
+        An unknown alignment (None) matches every other.
 
         Raises:
-            ValueError: naming the first difference.  What is not known of an alignment (None) contradicts nothing.
+            ValueError: If they differ; the message names the first difference.
         """
         for name in ("size", "color", "mean", "std"):
             if getattr(self, name) != getattr(other, name):
@@ -102,11 +112,14 @@ class Preprocessing:
                 )
         if self.alignment is None or other.alignment is None:
             return
+        names = [a.get("template") for a in (self.alignment, other.alignment)]
+        if names[0] != names[1] and None not in names:
+            raise ValueError(f"preprocessing: the weights expect faces aligned to {names[0]}, got {names[1]}")
         for name in sorted(self.alignment.keys() | other.alignment.keys()):
             mine, theirs = (_plain(a.get(name)) for a in (self.alignment, other.alignment))
-            if mine != theirs and None not in (mine, theirs):  # colors as the images came: `color` above tells
+            if mine != theirs and None not in (mine, theirs):  # color None: as the images came; `color` above decides
                 raise ValueError(f"preprocessing: the weights expect faces aligned with {name} {mine}, got {theirs}")
 
 
 def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))  # tuples and lists alike
+    return json.loads(json.dumps(value))  # tuples and lists compare alike

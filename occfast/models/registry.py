@@ -1,10 +1,13 @@
-"""Networks by name, and what they have in common."""
+"""Networks by name, and what all networks have in common."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from .iresnet import iresnet18, iresnet34, iresnet50, iresnet100
 from .paper_net import PaperNet
 from .resnet import resnet18, resnet34, resnet50
 
-#: Names that :func:`build` knows.
+#: Names that :func:`build` accepts besides ``module:function``.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "paper": PaperNet,
     "resnet18": resnet18,
@@ -30,33 +33,84 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def build(
     name: str, classes: int | None = None, *, channels: int, size: tuple[int, int], **arguments: Any
 ) -> nn.Module:
-    """A network by its name, with new weights from PyTorch's generator.
+    """Build a network by name, with new weights from PyTorch's generator.
+
+    ``classes``, ``channels`` and ``size`` are passed to functions that accept arguments of these names.
 
     Args:
-        name: one of :data:`NETWORKS`, or ``module:function`` for anything that can be imported and gives a module.
-        classes: people that it tells apart; None for a network that gives features.
-        channels, size: of its images, (height, width).  These and ``classes`` are handed to functions that take them.
-        arguments: what else the function takes.
+        name: One of :data:`NETWORKS`, or ``module:function`` for an importable function or class that returns a
+            module.  Modules in the current folder are importable too.
+        classes: Number of classes; None for a network that returns features.
+        channels: Channels of its images.
+        size: (height, width) of its images.
+        **arguments: Other arguments of the function.
 
     Raises:
-        ValueError: an unknown name; a module or function that is not there; arguments that it doesn't take.
+        ValueError: If the name is unknown, the function cannot be imported, or it does not accept an argument.
     """
     function = _function(name)
-    accepted = inspect.signature(function).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     offered = {"classes": classes, "channels": channels, "size": size}
+    accepted = inspect.signature(function).parameters
     given = {key: value for key, value in offered.items() if key in accepted}
-    if (unknown := set(arguments) - set(accepted)) and not open_ended:
-        raise ValueError(f"network: {name} takes no argument {', '.join(sorted(unknown))}")
-    network = function(**given, **arguments)
+    check_arguments(function, arguments, f"network: {name}", passed=tuple(offered))
+    try:
+        network = function(**given, **arguments)
+    except TypeError as error:
+        if classes is None and "classes" in given:
+            raise ValueError(
+                f"network: {name} failed with classes=None ({error}); for a network that returns features, such as "
+                "those of stage 'embed', it has to leave its classifier out"
+            ) from error
+        raise
     if not isinstance(network, nn.Module):
         raise ValueError(f"network: expected {name} to give a torch.nn.Module, got {type(network).__name__}")
     return network
 
 
+def check_arguments(
+    function: Callable[..., Any], arguments: dict[str, Any], what: str, *, passed: tuple[str, ...] = ()
+) -> None:
+    """Check that a function accepts keyword arguments.
+
+    Args:
+        function: Function or class.
+        arguments: Keyword arguments.
+        what: Beginning of the message.
+        passed: Names that the caller passes itself, which are not listed.
+
+    Raises:
+        ValueError: If one is not accepted; the message lists those that are.
+    """
+    accepted = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return
+    if unknown := sorted(set(arguments) - set(accepted)):
+        known = [name for name in accepted if name not in passed and name != "self"]
+        raise ValueError(f"{what} takes no argument {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
+
+
 def takes_classes(name: str) -> bool:
-    """Whether networks of this name can have a classifier of their own."""
+    """Return whether networks of this name can have a classifier of their own."""
     return "classes" in inspect.signature(_function(name)).parameters
+
+
+def classifier_name(network: nn.Module, classes: int | None) -> str | None:
+    """Return the name of the layer that turns features into logits; None if there is none or it is ambiguous.
+
+    Args:
+        network: Network; its attribute ``classifier_name`` is the name, if there is one.
+        classes: Number of classes; without the attribute, the classifier is the only ``nn.Linear`` with that many
+            outputs.
+    """
+    named = getattr(network, "classifier_name", None)
+    if isinstance(named, str) and named:
+        return named
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if classes is not None and isinstance(module, nn.Linear) and module.out_features == classes
+    ]
+    return linear[0] if len(linear) == 1 else None
 
 
 def _function(name: str) -> Callable[..., nn.Module]:
@@ -68,10 +122,18 @@ def _function(name: str) -> Callable[..., nn.Module]:
 
 
 def imported(name: str, what: str) -> Callable[..., Any]:
-    """The function behind ``module:function``.  Raises ValueError, beginning with ``what``."""
+    """Import the function behind ``module:function``; modules in the current folder are found too.
+
+    Args:
+        name: Such as ``"package.module:function"``.
+        what: Beginning of error messages.
+
+    Raises:
+        ValueError: If there is no such module or function, or if it is not callable.
+    """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what}: {name!r} can't be imported ({error})") from error
     if not callable(found):
@@ -80,10 +142,25 @@ def imported(name: str, what: str) -> Callable[..., Any]:
     return function
 
 
-def features(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What takes images [N, C, H, W] to features [N, D] of a network: its ``features`` method, or the network itself.
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        folder, top = Path.cwd(), name.partition(".")[0]
+        there = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
+        if error.name != top or str(folder) in sys.path or not there:
+            raise
+        # An installed command does not search the current folder, as `python -m` does.  Last, so that it hides nothing.
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
 
-    (In an iResNet ``features`` is a layer, after arcface_torch; there it is the network itself.)
+
+def features(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function that computes a network's features [N, D] from images [N, C, H, W].
+
+    This is the network's method ``features``; without one, it is the network itself.  (The ``features`` of an iResNet
+    is a layer, named after arcface_torch, and does not count.)
     """
     method = getattr(network, "features", None)
     if callable(method) and not isinstance(method, nn.Module):
@@ -94,7 +171,16 @@ def features(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
-    """D of the features [N, D], found with two black images.  Raises ValueError for any other shape."""
+    """Return the size D of a network's features [N, D], found with two black images.
+
+    Args:
+        network: Network; its mode is restored.
+        channels: Channels of its images.
+        size: (height, width) of its images.
+
+    Raises:
+        ValueError: If the features have another shape.
+    """
     training = network.training
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016) for faces; parameters carry torchvision's names."""
+"""Residual networks (He et al. 2016) for faces, with torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .. import checks
+
 
 def _conv(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut: ResNet-18 and 34."""
+    """Residual block of ResNet-18 and 34: two 3×3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -33,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (which carries the stride) and 1×1 convolutions and a shortcut: ResNet-50."""
+    """Residual block of ResNet-50: 1×1, 3×3 (with the stride) and 1×1 convolutions and a shortcut."""
 
     expansion = 4
 
@@ -57,22 +59,25 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network with a classifier.
+    """Residual network with a classifier.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
-        layers: number of blocks in each of the four stages.
-        classes: number of people, at least 1; None: no classifier, the network gives the feature.
-        channels: of the input images (1: gray, 3: color).
-        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
-        stem_pool: max pooling before the first stage, as in the paper; without it maps are twice as large along each
-            axis (128×96: 8×6 instead of 4×3) and the network takes about four times as long.
+        layers: Number of blocks in each of the four stages.
+        classes: Number of classes, at least 1; None for a network that returns features.
+        channels: Channels of the input images (1: gray, 3: color).
+        width: Channels of the first stage; later stages have 2, 4 and 8 times as many.
+        stem_pool: Max pooling before the first stage, as in the paper.  Without it, maps are twice as large along each
+            axis (128×96: 8×6 instead of 4×3), and the network takes about four times as long.
 
-    Input: float [N, channels, H, W], H and W at least 32 (pdsn-landmarks: 128×96).  The state dict has
-    torchvision's names, so weights saved from torchvision's ResNets load where the sizes agree.
+    The input is float [N, channels, H, W] with H and W at least 32 (pdsn-landmarks: 128×96).  State dicts of
+    torchvision's ResNets of the same sizes load unchanged.
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type or value; the message names it.
     """
 
-    #: Name of the layer that makes logits of features.
+    #: Name of the layer that turns features into logits.
     classifier_name = "fc"
 
     def __init__(
@@ -89,8 +94,8 @@ class ResNet(nn.Module):
         if len(layers) != 4 or min(layers) < 1:
             raise ValueError(f"layers: expected four numbers of at least 1, got {list(layers)}")
         for name, value in (("classes", classes), ("channels", channels), ("width", width)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            if value is not None or name != "classes":
+                checks.integer(value, name, 1)
         self.conv1 = _conv(channels, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
@@ -111,19 +116,22 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def maps(self, x: Tensor) -> Tensor:
-        """The last stage's feature maps, [N, feature_size, H / 32, W / 32] (rounded up; / 16 without ``stem_pool``):
-        what PDSN masks."""
+        """Compute the last stage's feature maps, which PDSN masks.
+
+        Returns:
+            [N, feature_size, H / 32, W / 32], rounded up (H / 16 and W / 16 without ``stem_pool``).
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return maps
 
     def features(self, x: Tensor) -> Tensor:
-        """The feature of each face, [N, feature_size] (512; ResNet-50: 2,048)."""
+        """Compute features, [N, feature_size] (512; ResNet-50: 2,048)."""
         feature: Tensor = self.flatten(self.avgpool(self.maps(x)))
         return feature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, [N, classes]; the feature where there is no classifier."""
+        """Compute logits [N, classes], or features without a classifier."""
         feature = self.features(x)
         if self.fc is None:
             return feature
@@ -141,15 +149,15 @@ def _stage(block: type[BasicBlock | Bottleneck], before: int, width: int, blocks
 
 
 def resnet18(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
-    """ResNet-18; arguments as :class:`ResNet`."""
+    """Build a ResNet-18; arguments as :class:`ResNet`."""
     return ResNet(BasicBlock, (2, 2, 2, 2), classes, channels=channels, width=width, stem_pool=stem_pool)
 
 
 def resnet34(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
-    """ResNet-34, the base network of pdsn-landmarks; arguments as :class:`ResNet`."""
+    """Build a ResNet-34, the base network of pdsn-landmarks; arguments as :class:`ResNet`."""
     return ResNet(BasicBlock, (3, 4, 6, 3), classes, channels=channels, width=width, stem_pool=stem_pool)
 
 
 def resnet50(classes: int | None, *, channels: int = 3, width: int = 64, stem_pool: bool = True) -> ResNet:
-    """ResNet-50; arguments as :class:`ResNet`."""
+    """Build a ResNet-50; arguments as :class:`ResNet`."""
     return ResNet(Bottleneck, (3, 4, 6, 3), classes, channels=channels, width=width, stem_pool=stem_pool)

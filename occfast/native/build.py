@@ -24,10 +24,27 @@ Backend = Literal["cpu", "cuda"]
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# No fast-math: contraction off keeps the noise equal to the bit on every device; the other two
-# only drop errno and floating-point traps, which nothing here reads, and let loops vectorize.
-_CXX_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-_NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo")
+# No fast-math.  Contraction is off so that the noise has the same bits on every device.  The next two flags drop errno
+# and floating-point traps, which nothing here reads, so that loops vectorize.  Symbols are hidden because both modules
+# define the same functions: if one of them is loaded with RTLD_GLOBAL, the other must not call its functions.
+_CXX_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
+_NVCC_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "-lineinfo",
+    "-Xcompiler",
+    "-fvisibility=hidden",
+)
 
 
 def source_root() -> Path:
@@ -50,8 +67,9 @@ def march() -> str:
     return os.environ.get("OCCFAST_MARCH", "native")
 
 
-def cxx_flags() -> list[str]:
-    return [*_CXX_FLAGS, f"-march={march()}"]
+def cxx_flags(backend: Backend) -> list[str]:
+    """Return the flags of the C++ compiler for the sources of a backend."""
+    return [*_CXX_FLAGS, f"-march={march()}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
 
 
 def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
@@ -144,13 +162,15 @@ def key(backend: Backend) -> BuildKey:
     for path in sorted(root.rglob("*")):
         if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
             content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    flags = " ".join(cxx_flags() if backend == "cpu" else [*cxx_flags(), *nvcc_flags(cuda_architectures())])
+    flags = cxx_flags(backend)
+    if backend == "cuda":
+        flags += nvcc_flags(cuda_architectures())
     return BuildKey(
         backend=backend,
         torch=torch.__version__,
         python=sysconfig.get_config_var("SOABI") or sys.version,
         instruction_set=instruction_set(),
-        flags=flags,
+        flags=" ".join(flags),
         sources=content.hexdigest(),
     )
 

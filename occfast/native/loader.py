@@ -176,7 +176,7 @@ def _compile(backend: Backend, folder: Path) -> ModuleType:
     from torch.utils import cpp_extension
 
     (folder / "lock").unlink(missing_ok=True)  # of a build that was killed: ours is the flock
-    options: dict[str, Any] = {"extra_cflags": build.cxx_flags(), "extra_ldflags": ["-fopenmp"]}
+    options: dict[str, Any] = {"extra_cflags": build.cxx_flags(backend), "extra_ldflags": ["-fopenmp"]}
     environment = {"MAX_JOBS": os.environ.get("MAX_JOBS", str(max(1, os.cpu_count() or 1)))}
     if found := build.ninja():  # a wheel's ninja beside python need not be on the path
         environment["PATH"] = f"{Path(found).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -29,7 +29,7 @@ _CHECKPOINT = "unfinished mask generators"
 
 
 class MaskGenerator(nn.Sequential):
-    """Mask generator M = sigmoid(BN(PReLU(conv(|f(x) - f(x′)|)))) from [N, C, H, W] to masks of that shape in (0, 1).
+    """Mask generator ``M = sigmoid(BN(PReLU(conv(|f(x) - f(x′)|))))``: [N, C, H, W] to masks of that shape in (0, 1).
 
     Args:
         channels: Number of channels C of the base's maps.
@@ -74,7 +74,7 @@ class Generators(nn.Module):
         """Compute the mask of each pair.
 
         Args:
-            difference: |f(x) - f(x′)|, float [N, C, H, W].
+            difference: ``|f(x) - f(x′)|``, float [N, C, H, W].
             region: Number of the region of each pair, int64 [N].
 
         Returns:

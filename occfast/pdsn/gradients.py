@@ -12,7 +12,7 @@ from .base import as_base, as_float, frozen
 def saliency(
     base: nn.Module, images: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None, batch_size: int = 16
 ) -> Tensor:
-    """Compute |d logit / d pixel|, the maximum over the channels.
+    """Compute ``|d logit / d pixel|``, the maximum over the channels.
 
     Args:
         base: Base network with a head; see :func:`~occfast.pdsn.as_base`.

@@ -38,7 +38,7 @@ _DECODER = (256, 128, 64, 32, 16)
 
 
 def difference_labels(clean: Tensor, covered: Tensor, *, threshold: float = 0.05, radius: int = 2) -> Tensor:
-    """Label occluded pixels as the paper does (Figure 5): threshold |clean - covered|, then open and close.
+    """Label occluded pixels as the paper does (Figure 5): threshold ``|clean - covered|``, then open and close.
 
     Opening removes specks and closing fills holes, both with a disk. The image is extended by its edge pixels. On the
     CPU this uses scikit-image, on a GPU cupyx.scipy.ndimage (CuPy must be installed).

@@ -1,4 +1,4 @@
-"""How far an estimated map may be from the full sweep, and the intervals behind that."""
+"""Errors of estimated maps relative to the full sweep, with their intervals."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ CONFIDENCE = 0.95
 
 
 def count_interval(seen: int, drawn: int, total: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
-    """How many of ``total`` items are marked, if ``seen`` of ``drawn`` items, drawn without replacement, are.
+    """Return the interval of the number of marked items among ``total``, from a sample without replacement.
 
-    The numbers that neither tail of the hypergeometric distribution refuses at (1 - confidence) / 2 (Clopper and
-    Pearson's construction for a finite population): the interval holds the truth with at least this confidence.
+    It holds the numbers that neither tail of the hypergeometric distribution rejects at (1 - confidence) / 2 (Clopper
+    and Pearson's construction for a finite population). Its coverage is at least ``confidence``.
+
+    Args:
+        seen, drawn: Marked items in the sample, and items in the sample.
+        total: Items in the population.
+        confidence: In (0, 1).
 
     Returns:
         The lowest and the highest number.
+
+    Raises:
+        ValueError: Not 0 <= seen <= drawn <= total.
     """
     if not 0 <= seen <= drawn <= total:
         raise ValueError(f"seen, drawn, total: expected 0 <= seen <= drawn <= total, got {seen}, {drawn}, {total}")
     from scipy.special import gammaln
 
     def chosen(n: Any, k: Any) -> Any:
-        """The logarithm of n over k."""
+        """Return the logarithm of the binomial coefficient."""
         return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
 
     def up_to(found: int, marked: int) -> float:
-        """The probability of at most ``found`` marked items in the sample."""
+        """Return the probability of at most ``found`` marked items in the sample."""
         k = np.arange(max(0, drawn - (total - marked)), min(found, marked) + 1)
         logs = chosen(marked, k) + chosen(total - marked, drawn - k) - chosen(total, drawn)
         return float(np.exp(logs).sum())
 
     tail = (1 - confidence) / 2
-    least, most = seen, total - (drawn - seen)  # those that the sample leaves possible
+    least, most = seen, total - (drawn - seen)  # numbers that the sample allows
 
     def last(accepted: Any, low: int, high: int) -> int:
-        """The largest number in [low, high] that is accepted; low is."""
+        """Return the largest accepted number in [low, high]; low is accepted."""
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if accepted(middle) else (low, middle - 1)
@@ -50,17 +58,18 @@ def count_interval(seen: int, drawn: int, total: int, confidence: float = CONFID
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How many positions of adaptive maps are not what the full sweep would say, from a random sample of those skipped.
+    """Share of positions at which adaptive maps differ from the full sweep, estimated from a sample of those skipped.
 
     Attributes:
-        value: estimated share of all positions of all images (those evaluated, which are right, included) at which
-            the map differs; for real-valued scores, by more than ``tolerance``.
-        low, high: its 95 % interval: exact for simple random sampling without replacement of the
-            positions skipped, whatever their pattern; over repeated seeds it holds the truth in at least 95 %.
-        skipped, checked, different: positions that refinement left out; those of them, each drawn with the same
-            chance, that were evaluated after all; those of these that differed (and are right now).
-        tolerance: of a real-valued score, the mean over images; None for a binary one.
-        mean_error, worst_error: of the positions checked, the mean and the largest absolute difference; NaN without.
+        value: Estimated share among all positions of all images, including the evaluated ones, which are right. A
+            position differs if its label does or, for real-valued scores, by more than ``tolerance``.
+        low, high: 95 % interval of the share. It is exact for simple random sampling of the skipped positions without
+            replacement, whatever their pattern: over repeated seeds it holds the truth in at least 95 % of cases.
+        skipped: Number of positions that were not evaluated for refinement.
+        checked: Number of skipped positions, each drawn with the same probability, that were evaluated after all.
+        different: Number of checked positions that differed; the map has been corrected there.
+        tolerance: Mean tolerance over images for a real-valued score; None for a binary one.
+        mean_error, worst_error: Mean and largest absolute difference at the checked positions; NaN without any.
     """
 
     value: float
@@ -75,7 +84,7 @@ class Disagreement:
 
     @classmethod
     def of(cls, positions: int, tally: dict[str, float], tolerance: float | None) -> Disagreement:
-        """From the number of positions of all images and what was counted."""
+        """Return the estimate for a number of positions of all images and a sweep's counts."""
         skipped, checked, different = (int(tally.get(name, 0)) for name in ("skipped", "checked", "different"))
         low, high = count_interval(different, checked, skipped)
         share = different / checked if checked else float("nan")
@@ -101,17 +110,21 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a sampled mean map is an estimate of, and what it was made from.
+    """Precision of a sampled mean map as an estimate of the full sweep of the whole set of images.
 
     Attributes:
-        images, part: images used, and their share f of the set; the map, its standard error and its interval are
-            about the full sweep of the whole set. 0: the set's size is not known, it counts as a population.
-        bandwidth: standard deviation of the kernel in pixels, (rows, columns).
-        spacing: of an image's lattice, in pixels; checks: positions of each image that lie anywhere.
-        largest_error: the largest standard error; tolerance: what was asked for, or None; reached: whether it was.
-        population_error: the largest standard error of the mean over the population that the images come from.
-        bias: root mean square of the smoothing bias over the map, 0 where few images show none; bias_below: what it is
-            below with 95 % confidence; largest_bias: where it is largest.
+        images: Number of images used.
+        part: Their share f of the set; 0 if its size is not known, then it counts as a population.
+        bandwidth: Standard deviation of the kernel in pixels, (rows, columns).
+        spacing: Steps of an image's lattice in pixels, (rows, columns).
+        checks: Number of random positions in each image.
+        largest_error: Largest standard error over the map.
+        tolerance: Largest standard error allowed, or None.
+        reached: Whether the tolerance was reached.
+        population_error: Largest standard error of the mean over the population that the images come from.
+        bias: Root mean square of the smoothing bias over the map; 0 if few images show none.
+        bias_below: Upper limit of ``bias`` with 95 % confidence.
+        largest_bias: Largest bias over the map.
     """
 
     images: int

@@ -1,8 +1,7 @@
-"""Where an occluder lies: the grid of its centers over an image.
+"""Geometry of a sweep: the grid of the occluder's centers over an image.
 
-All sizes are (height, width) in pixels and all coordinates (row, column). An occluder of height h
-about center i covers rows i - h // 2 to i - h // 2 + h - 1: an even size has one pixel more before
-its center than after.
+All sizes are (height, width) in pixels and all coordinates (row, column). An occluder of height h centered at row i
+covers rows i - h // 2 to i - h // 2 + h - 1: with an even size there is one more pixel before the center than after it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,16 @@ from .types import Border
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """A regular grid of occluder centers over an image.
+    """Regular grid of occluder centers over an image.
 
-    Position p (0 <= p < ``positions``) has its center in grid row p // ``columns`` and grid column
-    p % ``columns``.
+    Position p (0 <= p < ``positions``) has its center in grid row p // ``columns`` and grid column p % ``columns``.
+
+    Attributes:
+        image, occluder: (height, width) in pixels.
+        stride: Pixels between neighboring centers, (rows, columns).
+        border: "clip" or "valid", see :meth:`over`.
+        first: Row and column of the first center, in pixels.
+        rows, columns: Number of centers along each axis.
     """
 
     image: tuple[int, int]
@@ -34,13 +39,16 @@ class SweepGrid:
 
     @classmethod
     def over(cls, image: Pair, occluder: Pair, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
-        """The grid for images of a size.
+        """Return the grid for images of a size.
 
-        ``border="clip"``: centers at 0, stride, 2 stride, ... below the image's size, the occluder
-        cut at the edge (trigueros2018: a center on every pixel). ``"valid"``: only whole occluders,
-        the first center at h // 2.
+        Args:
+            image, occluder: (height, width) in pixels, or one int for both.
+            stride: Pixels between neighboring centers, an int or (rows, columns).
+            border: "clip": centers at 0, stride, 2 stride, ... below the image's size, the occluder cut at the edge
+                (trigueros2018 has a center on every pixel). "valid": whole occluders only, the first center at h // 2.
 
-        Raises ValueError if the occluder is larger than the image or the border is unknown.
+        Raises:
+            TypeError, ValueError: An argument is wrong, or the occluder is larger than the image.
         """
         size, box, step = pair(image, "image"), pair(occluder, "occluder"), pair(stride, "stride")
         choice(border, "border", ("clip", "valid"))
@@ -58,6 +66,7 @@ class SweepGrid:
 
     @property
     def positions(self) -> int:
+        """Number of centers."""
         return self.rows * self.columns
 
     @property
@@ -69,11 +78,11 @@ class SweepGrid:
         )
 
     def native(self) -> list[int]:
-        """The eight numbers that the native ops take."""
+        """Return the eight numbers that the native ops take."""
         return [self.rows, self.columns, *self.first, *self.stride, *self.occluder]
 
     def window(self, position: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom, right of the occluder at a position, cut at the image's edge."""
+        """Return top, left, bottom and right of the occluder at a position, cut at the image's edge."""
         if not 0 <= position < self.positions:
             raise ValueError(f"position: expected a number in [0, {self.positions}), got {position}")
         row, column = divmod(position, self.columns)

@@ -1,4 +1,4 @@
-"""How much memory a forward pass needs, and how much there is."""
+"""Memory that a forward pass needs, and memory that is free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the storages that operators create and that are still alive."""
+    """Count of the storages that operators create and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most memory that tensors made by a call held at one time, in bytes."""
+    """Return the largest memory that tensors created by a call hold at one time, in bytes."""
     counter = _LiveBytes()
     with counter:
         kept = function()
@@ -53,7 +53,7 @@ def peak_bytes(function: Callable[[], Any]) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free now, in bytes."""
+    """Return the memory that is free now, in bytes."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
@@ -67,9 +67,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def return_freed(device: torch.device) -> None:
-    """Give what the C library keeps of freed tensors back to the system, on a CPU with glibc; elsewhere nothing.
+    """Return memory of freed tensors from the C library to the system, on a CPU with glibc.
 
-    Tensors of one size leave holes in which those of another size don't fit: after a few batch sizes were tried, half
+    Tensors of one size leave holes that do not fit those of another size: after a few batch sizes have been tried, half
     of the memory that the process holds may be such holes.
     """
     if device.type == "cpu" and sys.platform.startswith("linux"):
@@ -79,7 +79,7 @@ def return_freed(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that an allocation failed, on any device."""
+    """Return whether an exception means that an allocation failed, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()

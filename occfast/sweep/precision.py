@@ -1,7 +1,7 @@
-"""What the numbers of a sweep are: the images' own dtype, or less where that is asked for.
+"""Arithmetic of a sweep: the images' own dtype, or less on request.
 
-PyTorch's switches for float32 are global, and its default lets convolutions on a GPU round to TF32. A sweep sets them
-for its own time: what comes out is then a matter of its arguments alone.
+PyTorch's switches for float32 are global, and by default convolutions on a GPU round to TF32. A sweep sets the switches
+while it runs, so that its result depends on its arguments alone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ PRECISIONS = get_args(Precision)
 
 
 def lowered(model: Callable[[Tensor], Tensor], precision: Precision | None) -> Callable[[Tensor], Tensor]:
-    """The model that is swept: itself, or a copy in bfloat16.
+    """Return the model to sweep: the given one, or a copy in bfloat16.
 
-    Raises ValueError for "bf16" and a function, or a module that can't be copied.
+    Raises:
+        ValueError: "bf16" with a function, or with a module that can't be copied.
     """
     if precision != "bf16":
         return model
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"precision: 'bf16' sweeps a copy of the model and expects an nn.Module, got {type(model).__name__}; lower "
-            "the function and its images yourself and pass None"
+            f"precision: 'bf16' sweeps a copy of the model and expects an nn.Module, got {type(model).__name__}; "
+            "convert the function and its images yourself and pass None"
         )
     try:
         return copy.deepcopy(model).to(torch.bfloat16)
@@ -38,7 +39,7 @@ def lowered(model: Callable[[Tensor], Tensor], precision: Precision | None) -> C
 
 
 def check_precision(precision: Precision | None, images: Tensor) -> None:
-    """Raises ValueError where images can't be swept so: TF32 is float32 on a GPU."""
+    """Raise ValueError if images can't be swept with a precision: TF32 needs float32 images on a GPU."""
     if precision == "tf32" and images.device.type != "cuda":
         raise ValueError(f"precision: 'tf32' is of GPUs, expected images and a model on cuda, got {images.device}")
     if precision == "tf32" and images.dtype != torch.float32:
@@ -48,10 +49,10 @@ def check_precision(precision: Precision | None, images: Tensor) -> None:
 
 @contextmanager
 def float32_as(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """Compute in float32 itself or, on a GPU, in TF32, whatever PyTorch's switches say; autocast is off.
+    """Compute in IEEE float32 or, on a GPU, in TF32, whatever PyTorch's switches are; autocast is off.
 
-    The switches (of matrix products, convolutions and recurrent layers) belong to the process, other threads see them
-    too. They are as before afterwards.
+    The switches of matrix products, convolutions and recurrent layers are process-wide: other threads see them too.
+    They are restored afterwards.
     """
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
@@ -62,7 +63,7 @@ def float32_as(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
         yield
 
 
-# Each has an attribute fp32_precision: "ieee", "tf32", "bf16" or "none", which is what its backend says.
+# Each has an attribute fp32_precision: "ieee", "tf32", "bf16", or "none" to follow its backend.
 _BACKENDS: Any = torch.backends
 _OF_CPU = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn)
 _OF_CUDA = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
@@ -71,7 +72,7 @@ _OF_CUDA = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
 @contextmanager
 def _switched(switches: tuple[Any, ...], kind: str) -> Iterator[None]:
     before = [(switch, switch.fp32_precision) for switch in switches]
-    # What is right already is left alone: "none" follows a backend's own switch, and no value set here would.
+    # Values that are right already are left alone: "none" follows a backend's own switch, and can't be set here.
     same = (kind, "none") if kind == "ieee" else (kind,)
     before = [(switch, value) for switch, value in before if value not in same]
     try:
@@ -85,8 +86,7 @@ def _switched(switches: tuple[Any, ...], kind: str) -> Iterator[None]:
 
 @contextmanager
 def _switched_on_cuda(kind: str) -> Iterator[None]:
-    """Both generations of switches, which PyTorch wants to agree: an operation, or a compiled model's guard, that
-    reads the older one raises where they don't."""
+    """Set both generations of switches. PyTorch raises where they disagree and an operation reads the older one."""
     matmul, cudnn = _BACKENDS.cuda.matmul, _BACKENDS.cudnn
     newer = [(switch, switch.fp32_precision) for switch in (*_OF_CUDA, _BACKENDS.mkldnn.matmul)]
     older = _older_of_products(), _older_of_convolutions()

@@ -1,9 +1,7 @@
 """One sweep shared by several processes (``torch.distributed``).
 
-Every process makes the same calls in the same order. What one of them computes is the same whatever their number, so
-that
-the sum of their parts is the result of one process to the bit: each position is scored by exactly one process, the
-others add zeros.
+Every process makes the same calls in the same order. Each position is scored by exactly one process and the others add
+zeros, so the sum of their parts equals the result of one process to the bit.
 """
 
 from __future__ import annotations
@@ -23,11 +21,18 @@ _T = TypeVar("_T")
 
 
 class Processes:
-    """The processes that share a sweep; by default there is one.
+    """Processes that share a sweep; by default there is one.
 
     Args:
-        group: a process group; None: the default group where ``torch.distributed`` is initialized; False: this
-            process alone.
+        group: A process group; None: the default group if ``torch.distributed`` is initialized; False: this process
+            alone.
+
+    Attributes:
+        rank, size: Number of this process, and number of processes.
+        waited: Seconds spent waiting for the others.
+
+    Raises:
+        ValueError: ``torch.distributed`` is not initialized, or this process is not in the group.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -40,17 +45,17 @@ class Processes:
         self.size: int = 1 if alone else dist.get_world_size(self._group)
         if self.rank < 0:
             raise ValueError("group: this process is not in it")
-        self.waited = 0.0  # seconds in calls that wait for the others
+        self.waited = 0.0
 
     def __bool__(self) -> bool:
         return self.size > 1
 
     def mine(self, count: int) -> range:
-        """The contiguous share of ``count`` pieces of work that this process does."""
+        """Return this process's contiguous share of ``count`` pieces of work."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def add(self, part: Tensor) -> None:
-        """Replace a process's part, in place, by the sum over all. The tensor is contiguous."""
+        """Replace each process's contiguous tensor, in place, by the sum over all."""
         if self and part.numel():
             with self._talking():
                 shared = self._carried(part)
@@ -59,7 +64,7 @@ class Processes:
                     part.copy_(shared)
 
     def broadcast(self, value: _T) -> _T:
-        """The first process's value, in all of them."""
+        """Return the first process's value in all processes."""
         if not self:
             return value
         with self._talking():
@@ -68,7 +73,7 @@ class Processes:
             return box[0]
 
     def all(self, value: _T) -> list[_T]:
-        """Every process's value, in all of them."""
+        """Return the list of all processes' values in all processes."""
         if not self:
             return [value]
         with self._talking():
@@ -77,7 +82,7 @@ class Processes:
             return values
 
     def assert_equal(self, values: dict[str, Any]) -> None:
-        """Raises ValueError in all processes where their arguments differ; the message names them."""
+        """Raise ValueError in all processes if their values differ; the message names them."""
         for rank, theirs in enumerate(self.all(values)):
             for name in sorted(values.keys() | theirs.keys()):
                 if values.get(name) != theirs.get(name):
@@ -88,7 +93,7 @@ class Processes:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """An error in this block in one process ends it in all of them, instead of leaving the others waiting."""
+        """Raise ProcessLost in the other processes if one raises in this block, instead of leaving them waiting."""
         if not self:
             yield
             return
@@ -126,7 +131,7 @@ class Processes:
             self.waited += time.perf_counter() - started
 
     def _carried(self, part: Tensor) -> Tensor:
-        """The tensor where the group's backend can reach it."""
+        """Return the tensor on a device that the group's backend supports."""
         backend = dist.get_backend(self._group)
         if backend == "nccl" and part.device.type != "cuda":
             return part.to(torch.device("cuda", torch.cuda.current_device()))

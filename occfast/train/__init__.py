@@ -1,6 +1,7 @@
-"""Training: recipes, one loop that everything trains with, and trained networks as files."""
+"""Training: recipes, one training loop, and trained networks as files."""
 
 from .augment import Augment
+from .export import Exported, export_onnx
 from .faces import open_data, split
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict
@@ -13,11 +14,13 @@ from .weights import load as load_network
 __all__ = [
     "Augment",
     "Epoch",
+    "Exported",
     "History",
     "Jitter",
     "Recipe",
     "Result",
     "Trained",
+    "export_onnx",
     "fit",
     "load_into",
     "load_network",

@@ -1,4 +1,4 @@
-"""What happens to a batch of stored training images before the network sees it."""
+"""Augmentation: from a batch of stored training images to the network's input."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
 
 @dataclass(frozen=True)
 class Augment:
-    """Jitter, an occluder, and the network's range, all on the images' device.
+    """Jitter, occluder and scaling to the network's range, on the images' device.
 
     Attributes:
-        preprocessing: what the network expects.
-        jitter: None: none.
-        occluder: None: none; it is keyed by the samples' ids.
+        preprocessing: Preparation that the network expects.
+        jitter: Jitter, or None.
+        occluder: Occluder, keyed by the sample ids, or None.
     """
 
     preprocessing: Preprocessing
@@ -37,11 +37,20 @@ class Augment:
 
     @property
     def draws(self) -> int:
-        """Random numbers that an image takes."""
+        """Number of random numbers per image."""
         return 0 if self.jitter is None else self.jitter.draws
 
     def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor) -> Tensor:
-        """uint8 [B, C, H, W], int64 [B] and float32 [B, draws] in [0, 1) to the network's input, float32."""
+        """Convert stored images to the network's input.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            sample_ids: int64 [B].
+            uniform: Random numbers in [0, 1), float32 [B, draws].
+
+        Returns:
+            float32 [B, C, H, W].
+        """
         self.preprocessing.check(images)
         batch = self.preprocessing.order(images.float() / 255)
         if self.jitter is not None:
@@ -52,10 +61,15 @@ class Augment:
 
 
 def occluder_of(part: OccluderPart, size: tuple[int, int], seed: int) -> NoisyOccluder | None:
-    """The occluder that a recipe asks for, for images of ``size``; None where no image gets one.
+    """Create the occluder of a recipe; return None if no image is occluded.
+
+    Args:
+        part: Settings.
+        size: (height, width) of the images.
+        seed: Seed of the occluder.
 
     Raises:
-        ValueError: as of :class:`~occfast.NoisyOccluder` and :func:`locations`.
+        ValueError: As :class:`~occfast.NoisyOccluder` and :func:`locations`.
     """
     if part.share == 0:
         return None
@@ -72,15 +86,16 @@ def occluder_of(part: OccluderPart, size: tuple[int, int], seed: int) -> NoisyOc
 
 
 def locations(path: str | Path, temperature: float | None, size: Any = None) -> LocationDistribution:
-    """Where occluders are placed: a saved ``LocationDistribution``, or a saved occlusion map by Eq. 4.
+    """Read the location distribution of occluders: a saved one, or Eq. 4 of a saved occlusion map.
 
     Args:
-        path: ``.npz``.
-        temperature: T, for a map; None: the paper's for the occluder's ``size``.
+        path: ``.npz`` file.
+        temperature: T of Eq. 4 for a map; None for the paper's value at ``size``.
+        size: (height, width) of the occluder.
 
     Raises:
-        ValueError: a temperature that is not stated, or that is stated for a distribution, which has none.
-        DataError: the file is damaged, or something else.
+        ValueError: If a map has no temperature, or a distribution has one.
+        DataError: If the file is missing, damaged or of another kind.
     """
     try:
         kind = str(read_npz(path).get("kind", ""))

@@ -1,4 +1,4 @@
-"""Which images make a batch, and where their pixels come from."""
+"""Batches of a training run: the images of each batch, and the source of their pixels."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from torch import Tensor
 from .. import checks
 from ..data import FaceDataset, PKSampler
 from ..data.images import recolor
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 
-# -- which -----------------------------------------------------------------------------------------------
+# -- images of a batch -----------------------------------------------------------------------------------------------
 
 
 class Plan(Protocol):
-    """The batches of each epoch: known from its beginning, the same in every process."""
+    """Batches of each epoch: known at its beginning and equal in every process."""
 
     size: int
 
     def __len__(self) -> int:
-        """Batches of the first epoch."""
+        """Return the number of batches of the first epoch."""
         ...
 
     def epoch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Numbers of the images and their sample ids, both int64 [batches, size].
+        """Return the indices of the images and their sample ids, both int64 [batches, size].
 
-        A sample id is another one for each image in each epoch; what is drawn for a sample is keyed by it.
+        Each image has another sample id in each epoch; random draws for a sample are keyed by it.
         """
         ...
 
 
 class Shuffled:
-    """All images in another order each epoch; what doesn't fill the last batch is left out of that epoch.
+    """All images in a new order each epoch; images that do not fill the last batch are left out of that epoch.
 
     Args:
-        n: images, at least 1.
-        size: of a batch; more than n counts as n.
+        n: Number of images, at least 1.
+        size: Batch size, at most n.
     """
 
     def __init__(self, n: int, size: int) -> None:
@@ -54,12 +55,12 @@ class Shuffled:
 
 
 class PKBatches:
-    """K images each of P people a batch, for losses over triplets: see :class:`~occfast.data.PKSampler`.
+    """Batches of K images of each of P people, for losses over triplets; see :class:`~occfast.data.PKSampler`.
 
     Args:
         labels: int64 [N].
         people, images_each: P and K.
-        seed: of the sampler.
+        seed: Seed of the sampler.
     """
 
     def __init__(self, labels: Tensor, people: int, images_each: int, seed: int) -> None:
@@ -73,36 +74,36 @@ class PKBatches:
     def epoch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         self.sampler.set_epoch(number)
         indices = torch.tensor(list(self.sampler), dtype=torch.int64).reshape(-1, self.size)
-        # Epochs differ in length, but none has more hands than this.
+        # Epochs differ in length; no epoch has more samples than this.
         most = sum(-(-len(mine) // self.sampler.k) for mine in self.sampler.classes) * self.sampler.k
         first = number * most
         return indices, first + torch.arange(indices.numel()).reshape(indices.shape)
 
 
-# -- from where ------------------------------------------------------------------------------------------
+# -- pixels ------------------------------------------------------------------------------------------
 
 
 class InMemory:
-    """Images [N, C, H, W] that are all in memory, on the processor or a GPU."""
+    """Images [N, C, H, W] in memory, on the CPU or a GPU."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
 
     def __call__(self, plan: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images of each row of ``plan``, int64 [size]."""
+        """Yield the images of each row of ``plan``, int64 [size]."""
         for row in plan:
             yield self.images[row.to(self.images.device)]
 
 
 class FromDisk:
-    """Images read by worker processes as they are needed, a few batches ahead.
+    """Images that worker processes read a few batches ahead.
 
     Args:
-        dataset: hands out images of one size.
-        indices: the images of ``dataset`` that are numbered 0, 1, … here.
-        channels: 1: gray, 3: RGB; images are converted where they are stored otherwise.
-        workers: processes; 0 reads in this one.
-        pin: put batches into page-locked memory, from which copies to a GPU overlap with its work.
+        dataset: Data set with images of one size.
+        indices: Images of ``dataset`` that are numbered 0, 1, … here.
+        channels: 1 converts images to gray, 3 to RGB.
+        workers: Number of processes; 0 reads in this one.
+        pin: Put batches into page-locked memory, whose copies to a GPU overlap with its work.
     """
 
     def __init__(self, dataset: FaceDataset, indices: Tensor, channels: int, workers: int, pin: bool = False) -> None:
@@ -116,12 +117,12 @@ class FromDisk:
             collate_fn=torch.stack,
             pin_memory=pin,
             persistent_workers=workers > 0,
-            # Its own generator: making an iterator draws a number, which must not come from the network's dropout.
+            # Its own generator: creating an iterator draws a number, which would shift the network's dropout.
             generator=torch.Generator(),
         )
 
     def __call__(self, plan: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images of each row of ``plan``, int64 [size]."""
+        """Yield the images of each row of ``plan``, int64 [size]."""
         self._rows[:] = [row.tolist() for row in plan]
         yield from self._loader
 
@@ -149,12 +150,14 @@ class _Rows(torch.utils.data.Sampler):
         return len(self.rows)
 
 
-def read_all(dataset: FaceDataset, indices: Tensor, channels: int, workers: int, show: bool | Report = True) -> Tensor:
-    """Some images of a data set, all of one size, uint8 [N, channels, H, W]."""
+def read_all(
+    dataset: FaceDataset, indices: Tensor, channels: int, workers: int, *, progress: bool | Report = True
+) -> Tensor:
+    """Read images of a data set, all of one size, as uint8 [N, channels, H, W]."""
     size = dataset[int(indices[0])].image.shape[-2:]
     images = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
     source, done = FromDisk(dataset, indices, channels, workers if len(indices) > 2000 else 0), 0
-    with progress("read images", "images", show) as report:
+    with show_progress("reading images", "images", progress) as report:
         for part in source(torch.arange(len(indices)).split(64)):
             images[done : done + len(part)] = part
             done += len(part)
@@ -171,15 +174,26 @@ def source_of(
     memory: str,
     workers: int,
     device: torch.device,
-    show: bool | Report = True,
+    progress: bool | Report = True,
 ) -> InMemory | FromDisk:
-    """Where to take the images of a data set from: memory if they fit or that is asked for, else the disk."""
+    """Return the source of a data set's images: memory if that is asked for or they fit, else the disk.
+
+    Args:
+        dataset: Data set.
+        indices: Images to use, int64 [N].
+        channels: 1 for gray, 3 for RGB.
+        in_memory: True, False, or None for memory if the images need at most ``memory``.
+        memory: Memory limit, such as "4GiB".
+        workers: Processes that read images.
+        device: Device of the network; a GPU with enough free memory holds the images itself.
+        progress: As in :func:`occfast.train.train`.
+    """
     if in_memory is None:
         need = len(indices) * channels * dataset[int(indices[0])].image[0].numel()
         in_memory = need <= checks.memory(memory, "data.memory")
     if not in_memory:
         return FromDisk(dataset, indices, channels, workers, pin=device.type == "cuda")
-    images = read_all(dataset, indices, channels, workers, show)
+    images = read_all(dataset, indices, channels, workers, progress=progress)
     if device.type == "cuda" and 4 * images.nbytes <= torch.cuda.mem_get_info(device)[0]:
         images = images.to(device)
     return InMemory(images)

@@ -1,8 +1,8 @@
-"""The one training loop: everything that trains goes through it.
+"""Training loop that everything in occfast trains with.
 
-It is a generator of optimizer steps, so that logging, validation and checkpoints are the caller's own loop; between two
-steps its whole state can be saved and put back.  Batches, their order and what is drawn for augmentation are those of
-the global batch in every process, each of which takes its share: a run doesn't depend on the number of processes.
+The loop is a generator of optimizer steps: logging, validation and checkpoints are the caller's, and the whole state
+can be saved and restored between two steps.  Batches, their order and the random numbers of augmentation are those of
+the global batch in every process.  Each process computes its share, so a run does not depend on their number.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from .pointwise import safe_pointwise_gradients
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: ``transform(images [B, C, H, W] as stored, sample_ids int64 [B], uniform float32 [B, draws]) -> [B, C, H, W]``: makes
-#: stored images what the network sees.  ``uniform`` are random numbers in [0, 1); how many each image takes is the
-#: attribute ``draws`` (0 where there is none).
+#: Type of ``transform(images, sample_ids, uniform)``, which converts stored images [B, C, H, W] to the network's input.
+#: ``sample_ids`` is int64 [B]; ``uniform`` holds random numbers in [0, 1), float32 [B, draws], where ``draws`` is an
+#: attribute of the transform (0 without one).
 Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class NotFinite(ValueError):
-    """The loss or its gradient became NaN or infinite.
+    """The loss, its gradient, the weights or an answer of the network became NaN or infinite.
 
     Attributes:
-        step: number of the step, from 0.
-        names: of the images of this process' batch.
+        step: Number of the step, from 0.
+        names: Names of the images of this process's batch.
     """
 
     def __init__(self, what: str, epoch: int, step: int, rate: float, names: Sequence[str]) -> None:
         self.step, self.names = step, list(names)
         shown = ", ".join(self.names[:16]) + (f" and {len(self.names) - 16} more" if len(self.names) > 16 else "")
         super().__init__(
-            f"learning_rate: {what} is no longer finite in epoch {epoch + 1}, step {step}; try less than {rate:g}, "
-            f"or look at its images: {shown}"
+            f"learning_rate: {what} is no longer finite in epoch {epoch + 1}, step {step}; try less than {rate:g}"
+            + (f", or look at its images: {shown}" if shown else "")
         )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How weights follow the gradient; see ``OptimizerPart`` of :mod:`occfast.train.recipe`."""
+    """Optimizer and learning rate; see ``OptimizerPart`` of :mod:`occfast.train.recipe` for the attributes."""
 
     name: str = "adamw"
     learning_rate: float = 1e-3
@@ -59,7 +59,7 @@ class OptimizerConfig:
     clip: float | None = None
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Over the parameters that require a gradient; biases and the scales of norms are not decayed."""
+        """Create the optimizer of the parameters that require a gradient; biases and norms are not decayed."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
@@ -71,7 +71,7 @@ class OptimizerConfig:
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by: rises linearly, then falls along a cosine to 0, or stays."""
+        """Return the factor of the learning rate: it rises linearly, then falls along a cosine to 0 or stays."""
         rise = max(1, round(steps * self.warmup))
         if step < rise:
             return (step + 1) / rise
@@ -85,13 +85,13 @@ class Step:
     """One step of the optimizer.
 
     Attributes:
-        number: from 0, over all epochs.
-        epoch: from 0.
-        last: whether it is the epoch's last.
-        loss, right: this process' mean loss and number of right answers, detached, on its device.
-        images: of this process.
-        learning_rate: of this step.
-        gradient_norm: before clipping, on the device.
+        number: Number of the step over all epochs, from 0.
+        epoch: Number of the epoch, from 0.
+        last: True for the last step of an epoch.
+        loss, right: Mean loss and number of right answers of this process, detached, on its device.
+        images: Number of images of this process.
+        learning_rate: Learning rate.
+        gradient_norm: Norm of the gradient before clipping, on the device.
     """
 
     number: int
@@ -106,27 +106,27 @@ class Step:
 
 @dataclass
 class Engine:
-    """Trains an objective; iterate :meth:`steps`.
+    """Training of an objective; iterate over :meth:`steps`.
 
     Attributes:
         objective: :class:`~occfast.train.objective.Classify` or ``Embed``: (images, labels) -> (loss, right).
-        plan: which images make a batch; its size must divide by processes × ``accumulate``.
-        source: where their pixels come from.
+        plan: Batches of each epoch; the batch size must be a multiple of processes × ``accumulate``.
+        source: Source of the images' pixels.
         labels: int64 [N].
-        rule: of the optimizer.
-        epochs: at least 1.
-        accelerator: device, precision and processes.
-        transform: see :data:`Transform`; None: images are stored as the network takes them.
-        names: of the images, for messages.
-        seed: of the order of the images and of augmentation; PyTorch's own generators are the caller's.
-        accumulate: parts of a process' batch.
+        config: Optimizer and learning rate.
+        epochs: Number of epochs, at least 1.
+        accelerator: Device, precision and processes.
+        transform: See :data:`Transform`; None if images are stored as the network takes them.
+        names: Names of the images, for messages.
+        seed: Seed of the order of the images and of augmentation; PyTorch's generators belong to the caller.
+        accumulate: Number of parts in which a process computes its batch.
     """
 
     objective: nn.Module
     plan: Plan
     source: InMemory | FromDisk
     labels: Tensor
-    rule: OptimizerConfig
+    config: OptimizerConfig
     epochs: int
     accelerator: Accelerator
     transform: Transform | None = None
@@ -151,18 +151,19 @@ class Engine:
             raise ValueError("batch.size: expected an epoch to have at least one batch, got none")
         self.generator = torch.Generator().manual_seed(self.seed)
         self._epoch_start = self.generator.get_state()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.rule.optimizer(self.objective))
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.config.optimizer(self.objective))
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._pending: _Seen | None = None
+        self._pending: _Pending | None = None
 
     # -- the loop --------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[Step]:
-        """Train from where the state is to the last epoch's end; yields after each step.
+        """Train from the present state to the end of the last epoch; yield after each step.
 
         Raises:
-            NotFinite: in the step in which the loss or its gradient stops being finite, before weights are changed;
-                on a GPU, whose answer is not waited for, within the next.
+            NotFinite: In the step in which the loss or its gradient stops being finite, before weights change (on a
+                GPU, which is not waited for, within the next step); after the last step, if the weights or the
+                network's answers to its batch are not finite.
         """
         with safe_pointwise_gradients(self.objective):
             yield from self._steps()
@@ -172,7 +173,7 @@ class Engine:
             if self.batch == 0:
                 self._epoch_start = self.generator.get_state()
                 indices, ids = self.plan.epoch(self.epoch, self.generator)
-            else:  # resumed within the epoch: its order again, then on with the draws
+            else:  # resumed within an epoch: repeat its order, then continue the draws
                 now = self.generator.get_state()
                 self.generator.set_state(self._epoch_start)
                 indices, ids = self.plan.epoch(self.epoch, self.generator)
@@ -182,17 +183,20 @@ class Engine:
             indices, ids = indices[self.batch :, mine], ids[self.batch :, mine]
             number, batches = self.epoch, self.batch + len(indices)
             for images, chosen, samples in zip(self.source(indices), indices, ids, strict=True):
-                loss, right, rate, norm = self._step(images, chosen, samples, mine)
+                loss, right, rate, norm, inputs = self._step(images, chosen, samples, mine)
                 self.step, self.batch = self.step + 1, self.batch + 1
                 last = self.batch == batches
                 if last:
                     self.epoch, self.batch = self.epoch + 1, 0
+                    if self.epoch == self.epochs:
+                        self._check_result(inputs, chosen)
+                del inputs
                 yield Step(self.step - 1, number, last, loss, right, len(chosen), rate, norm)
         self._check_pending()
 
     def _step(
         self, images: Tensor, chosen: Tensor, samples: Tensor, mine: slice
-    ) -> tuple[Tensor, Tensor, float, Tensor]:
+    ) -> tuple[Tensor, Tensor, float, Tensor, Tensor]:
         self.wrapped.train()
         draws = getattr(self.transform, "draws", 0)
         uniform = torch.rand(self.plan.size, draws, generator=self.generator)[mine]
@@ -200,7 +204,7 @@ class Engine:
         labels = self.labels[chosen].to(self.device, non_blocking=True)
         if self.transform is not None:
             images = self.transform(images, samples.to(self.device), uniform)
-        rate = self.rule.learning_rate * self.rule.factor(self.step, self.total)
+        rate = self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total, right = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
@@ -214,15 +218,20 @@ class Engine:
         self._watch(total, norm, rate, chosen)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total, right, rate, norm
+        return total, right, rate, norm, images
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the step to come."""
+        return self.config.learning_rate * self.config.factor(self.step, self.total)
 
     def _synchronized(self, last: bool) -> Any:
-        # Gradients are added up over the processes with the last part only.
+        # Gradients are summed over the processes with the last part only.
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
 
     def _gradient_norm(self) -> Tensor:
-        if self.rule.clip is not None:
-            clipped: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.rule.clip)
+        if self.config.clip is not None:
+            clipped: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
             return clipped
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
@@ -232,17 +241,17 @@ class Engine:
 
     def _watch(self, loss: Tensor, norm: Tensor, rate: float, chosen: Tensor) -> None:
         if self.accelerator.scaler is not None:
-            norm = torch.zeros_like(norm)  # half precision overflows now and then; the scaler leaves that step out
+            norm = torch.zeros_like(norm)  # half precision overflows at times; the scaler skips that step
         found = torch.stack([loss.double(), norm.double()])
         if self.device.type == "cpu":
-            self._pending = _Seen(found, None, self.epoch, self.step, rate, chosen)
+            self._pending = _Pending(found, None, self.epoch, self.step, rate, chosen)
             self._check_pending()
         else:
-            self._check_pending()  # of the step before, which is done by now: the device is not waited for
+            self._check_pending()  # of the step before, which is done by now, so this does not wait
             copy = torch.empty(2, dtype=torch.float64, pin_memory=True).copy_(found, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            self._pending = _Seen(copy, event, self.epoch, self.step, rate, chosen)
+            self._pending = _Pending(copy, event, self.epoch, self.step, rate, chosen)
 
     def _check_pending(self) -> None:
         seen, self._pending = self._pending, None
@@ -253,18 +262,46 @@ class Engine:
         loss, norm = seen.found.tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = "the gradient" if math.isfinite(loss) else "the loss"
-            names = [self.names[k] if self.names else f"number {k}" for k in seen.chosen.tolist()]
-            raise NotFinite(what, seen.epoch, seen.step, seen.rate, names)
+            raise NotFinite(what, seen.epoch, seen.step, seen.rate, self._names(seen.chosen))
+
+    def _names(self, chosen: Tensor) -> list[str]:
+        return [self.names[k] if self.names else f"number {k}" for k in chosen.tolist()]
+
+    def _check_weights(self, chosen: Tensor | None = None) -> None:
+        """Raise NotFinite if a weight or a running statistic is NaN or infinite."""
+        state = [v for v in self.objective.state_dict().values() if isinstance(v, Tensor) and v.is_floating_point()]
+        if state and not bool(torch.stack([v.isfinite().all() for v in state]).all()):
+            names = [] if chosen is None else self._names(chosen)
+            raise NotFinite("a weight", max(self.epoch - 1, 0), max(self.step - 1, 0), self.rate, names)
+
+    @torch.no_grad()
+    def _check_result(self, inputs: Tensor, chosen: Tensor) -> None:
+        """Check what the last update left, which no further step would show: the weights, and answers to the batch."""
+        self._check_pending()
+        self._check_weights(chosen)
+        network = self.objective.network
+        assert isinstance(network, nn.Module)
+        mode = network.training
+        network.eval()
+        with self.accelerator.autocast():
+            finite = [bool(network(part).isfinite().all()) for part in inputs.chunk(self.accumulate)]
+        network.train(mode)
+        if not all(finite):
+            raise NotFinite("an answer of the network", self.epoch - 1, self.step - 1, self.rate, self._names(chosen))
 
     # -- state -----------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the steps to come depend on: tensors by name, and what JSON can hold.
+        """Return everything that further steps depend on: tensors by name, and JSON values.
 
-        Call it in every process, between two steps.  Sample ids follow from the epoch and the order, so augmentation
+        Every process must call it, between two steps.  Sample ids follow from the epoch and the order, so augmentation
         has no state of its own.
+
+        Raises:
+            NotFinite: If the loss, the gradient or a weight is not finite.
         """
         self._check_pending()
+        self._check_weights()
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "extra": {}}
         for name, value in self.objective.state_dict().items():
@@ -291,16 +328,16 @@ class Engine:
         return tensors, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Put back what :meth:`state` gave, in a run of the same recipe; the number of processes may be another.
+        """Restore what :meth:`state` returned, in a run of the same recipe; the number of processes may differ.
 
         Raises:
-            ValueError: the state is of another network or optimizer.
+            ValueError: If the state belongs to another network or optimizer.
         """
         own = {k.removeprefix("objective/"): v for k, v in tensors.items() if k.startswith("objective/")}
         try:
             self.objective.load_state_dict({**own, **values["extra"]})
         except RuntimeError as error:
-            raise ValueError(f"checkpoint: of another network ({' '.join(str(error).split())})") from error
+            raise ValueError(f"checkpoint: it belongs to another network ({' '.join(str(error).split())})") from error
         state = self.optimizer.state_dict()
         entries: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
@@ -323,6 +360,11 @@ class Engine:
         else:  # there were fewer processes
             torch.manual_seed(hash((self.seed, self.step, self.rank)) % 2**63)
 
+    def restart_epoch(self) -> None:
+        """Begin the present epoch anew, with the weights as they are: for a checkpoint of other data."""
+        self.batch = 0
+        self._epoch_start = self.generator.get_state()
+
     def _like_parameter(self, number: int, value: Tensor) -> Tensor:
         # Files hold dense tensors; moments go on in the layout of their parameter, as they would have.
         parameter = self.parameters[number]
@@ -340,8 +382,8 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Loss and gradient norm of a step, float64 [2] in memory once ``event`` is reached, and what they were of."""
+class _Pending:
+    """Loss and gradient norm of a step, float64 [2], valid once ``event`` is reached, and the step they belong to."""
 
     found: Tensor
     event: torch.cuda.Event | None
@@ -352,11 +394,15 @@ class _Seen:
 
 
 def accelerator(device: torch.device | str, precision: str = "fp32") -> Accelerator:
-    """The processes (those of ``torchrun``, if it started this one), their device and precision.
+    """Create an Accelerator for the processes (those of ``torchrun``, if it started this one).
+
+    Args:
+        device: Device of the processes.
+        precision: "fp32", "bf16" or "fp16".
 
     Raises:
-        MissingPackage: accelerate is not installed.
-        ValueError: the precision is not possible on the device.
+        MissingPackage: If accelerate is not installed.
+        ValueError: If the device does not support the precision.
     """
     require("training", "accelerate", extra="train")
     from accelerate import Accelerator
@@ -365,6 +411,6 @@ def accelerator(device: torch.device | str, precision: str = "fp32") -> Accelera
     kind = torch.device(device).type
     if precision == "fp16" and kind == "cpu":
         raise ValueError("precision: expected 'fp32' or 'bf16' on a CPU, got 'fp16'")
-    # accelerate keeps one state a process for ever; two runs of one process may differ in device and precision.
+    # accelerate keeps one state per process; two runs of a process may differ in device and precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)

@@ -1,4 +1,4 @@
-"""Trained networks as ONNX, checked against PyTorch before anybody relies on them."""
+"""Export of trained networks as ONNX, compared with PyTorch before a file is written."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..files import write_atomically
 from ..models import features
 from ..packages import require
 from .weights import Trained
 
-#: What an exported network gives.
+#: Outputs that an exported network can have.
 OUTPUTS = ("features", "logits")
-_OPSET = 18
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported network.
+    """Exported network.
 
     Attributes:
-        path: of the ONNX file.
+        path: Path of the ONNX file.
         output: "features" or "logits".
-        size: numbers that it gives for an image.
-        batches: sizes of the batches that it was checked with.
-        largest_difference: of onnxruntime's answers from PyTorch's, over the largest absolute answer.
+        size: Size of the output for one image.
+        batches: Batch sizes of the comparison with PyTorch.
+        largest_difference: Largest difference between onnxruntime and PyTorch, over the largest absolute output.
     """
 
     path: str
@@ -45,39 +45,42 @@ class Exported:
     largest_difference: float
 
 
-def export(
+def export_onnx(
     trained: Trained,
     path: str | os.PathLike[str],
     *,
-    output: str = "features",
+    output: Literal["features", "logits"] = "features",
+    opset: int = 18,
     tolerance: float = 1e-4,
     batches: Sequence[int] = (1, 3, 8),
 ) -> Exported:
-    """Write a network as ONNX with a batch of any size, and compare onnxruntime's answers with PyTorch's.
+    """Write a network as ONNX for batches of any size, and compare onnxruntime with PyTorch.
 
-    The input is called "images", float32 [N, C, H, W] prepared as the metadata entry "preprocessing" of the file says
-    (:meth:`occfast.models.Preprocessing.from_json` reads it); the output is called as ``output``.
+    The input is named "images": float32 [N, C, H, W], prepared as the metadata entry "preprocessing" of the file says
+    (:meth:`occfast.models.Preprocessing.from_json` reads it).  The output has the name ``output``.
 
     Args:
-        trained: see :func:`occfast.train.weights.load`.
-        path: the file, written only if the answers agree.
+        trained: Network, from :func:`occfast.train.load_network`.
+        path: File to write, if the outputs agree.
         output: "features" (not normalized) or "logits".
-        tolerance: largest difference allowed, over the largest absolute answer.
-        batches: sizes to compare with.
+        opset: Version of the ONNX operator set, at least 18.
+        tolerance: Largest difference allowed, over the largest absolute output.
+        batches: Batch sizes to compare with.
 
     Raises:
-        ValueError: a network that gives no logits; answers that differ by more than ``tolerance``.
+        ValueError: If the network has no logits, or the outputs differ by more than ``tolerance``.
         MissingPackage: onnx, onnxscript or onnxruntime is not installed.
     """
-    if output not in OUTPUTS:
-        raise ValueError(f"output: expected one of {', '.join(map(repr, OUTPUTS))}, got {output!r}")
+    checks.choice(output, "output", OUTPUTS)
+    checks.integer(opset, "opset", 18)
+    checks.number(tolerance, "tolerance", 0.0)
     require("export", "onnx", "onnxruntime", "onnxscript", extra="export")
     import onnx
 
     network = (_Features(trained.network) if output == "features" else trained.classifier()).eval().cpu()
     preprocessing = trained.preprocessing
     shape = (preprocessing.channels, *preprocessing.size)
-    # Any two images: the exporter would make a constant of a batch of one.
+    # Two images: the exporter would turn a batch of one into a constant.
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -86,7 +89,7 @@ def export(
             input_names=["images"],
             output_names=[output],
             dynamo=True,
-            opset_version=_OPSET,
+            opset_version=opset,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
@@ -100,7 +103,7 @@ def export(
         "about": json.dumps(trained.about),
     }
     for part in (*model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # lines of source code and paths of this machine
+        del part.metadata_props[:]  # source code and paths of this machine
     onnx.helper.set_model_props(model, described)
     content: bytes = model.SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +121,7 @@ def export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about packages that are not needed."""
+    """Silence the exporter's remarks about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -141,7 +144,7 @@ class _Features(nn.Module):
 
 @torch.no_grad()
 def _compare(network: nn.Module, path: Path, shape: Sequence[int], batches: Sequence[int]) -> tuple[int, float]:
-    """Numbers an image, and the largest difference over the largest answer."""
+    """Return the size of the output for one image, and the largest difference over the largest output."""
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,32 +1,37 @@
-"""Small random changes of a face that leave the person the same."""
+"""Small random changes of face images that keep the person recognizable."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import checks
+
 
 @dataclass(frozen=True)
 class Jitter:
-    """Mirrors, shifts, scales, turns and relights each image of a batch at random.
+    """Random mirroring, shift, scale, rotation, contrast and brightness of each image of a batch.
 
     Attributes:
-        flip: probability of mirroring left and right.
-        shift: largest shift along each axis, in fractions of the image's size.
-        scale: largest enlargement or reduction, in fractions.
-        turn: largest rotation, in degrees.
-        gain: largest change of contrast about the middle gray, in fractions.
-        offset: largest change of brightness, on the scale where black is 0 and white 1.
+        flip: Probability of mirroring left and right, in [0, 1].
+        shift: Largest shift along each axis, as a fraction of the image's size.
+        scale: Largest enlargement or reduction, as a fraction; below 1.
+        turn: Largest rotation, in degrees.
+        gain: Largest change of contrast about the middle gray, as a fraction.
+        offset: Largest change of brightness, where black is 0 and white is 1.
 
-    All but ``flip`` are drawn uniformly between minus and plus the largest.  Pixels from beyond the edge repeat it.
+    All but ``flip`` are drawn uniformly between minus and plus the largest value.  Pixels beyond the edge repeat it.
+
+    Raises:
+        TypeError, ValueError: If a value is no number, negative or too large.
     """
 
-    #: Random numbers that an image takes.
+    #: Number of random numbers per image.
     draws: ClassVar[int] = 7
 
     flip: float = 0.5
@@ -36,12 +41,19 @@ class Jitter:
     gain: float = 0.2
     offset: float = 0.1
 
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            checks.number(getattr(self, item.name), item.name, 0.0)
+        checks.number(self.flip, "flip", 0.0, 1.0)
+        if self.scale >= 1:
+            raise ValueError(f"scale: expected a number in [0, 1), got {self.scale!r}")
+
     def __call__(self, images: Tensor, uniform: Tensor | torch.Generator) -> Tensor:
         """Change images at random.
 
         Args:
-            images: float [N, C, H, W] in [0, 1].
-            uniform: random numbers in [0, 1), [N, 7], or a generator on the CPU to draw them from.
+            images: Float [N, C, H, W] in [0, 1].
+            uniform: Random numbers in [0, 1), [N, 7], or a generator on the CPU to draw them from.
 
         Returns:
             The changed images, in [0, 1].
@@ -64,7 +76,7 @@ class Jitter:
         size = 1 + self.scale * size
         side = torch.where((mirror + 1) / 2 < self.flip, -1.0, 1.0)
         cosine, sine = angle.cos() / size, angle.sin() / size
-        # affine_grid works in coordinates from -1 to 1 along each axis; the ratios keep a turn a turn.
+        # affine_grid uses coordinates from -1 to 1 along each axis; the ratios prevent shear.
         matrix = torch.stack(
             [
                 torch.stack([side * cosine, -sine * height / width, 2 * self.shift * right], 1),

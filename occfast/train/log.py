@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: CSV, score distributions, TensorBoard."""
+"""Logs of a run: CSV files, score distributions and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..files import write_atomically
-from ..losses.stats import TripletStats
+from ..losses import TripletStats
 from ..packages import require
 from .engine import Engine, Step
 
@@ -21,20 +21,20 @@ STEPS, VALIDATIONS, SCORES = "steps.csv", "validations.csv", "scores.jsonl"
 
 
 class Log:
-    """Rows of numbers in the folder of a run.
+    """Log files in the folder of a run.
 
-    ``steps.csv`` has means since the row before; ``validations.csv`` what each validation found; ``scores.jsonl`` the
-    score distributions (a histogram of the distances of pairs of one person, and of two) of each validation that saw
-    features; TensorBoard's files have all of them.
+    ``steps.csv`` holds means since the previous row, ``validations.csv`` the result of each validation, and
+    ``scores.jsonl`` the score distributions (histograms of the distances of pairs of one person and of two) of each
+    validation that computes features.  TensorBoard's files hold all of them.
 
     Args:
-        folder: of the run.
-        done: steps that a resumed run begins with; rows of later ones are taken out.
-        tensorboard: also write for TensorBoard.
+        folder: Folder of the run.
+        done: Number of steps with which a resumed run begins; rows of later steps are removed.
+        tensorboard: Also write TensorBoard's files.
 
     Raises:
-        MissingPackage: TensorBoard is not installed.
-        OSError: the disk is full.
+        MissingPackage: If TensorBoard is not installed.
+        OSError: If the disk is full.
     """
 
     def __init__(self, folder: Path, done: int = 0, tensorboard: bool = True) -> None:
@@ -51,11 +51,11 @@ class Log:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else 0)
 
     def step(self, row: dict[str, float]) -> None:
-        """A row of ``steps.csv``; ``row["step"]`` is the number of steps done."""
+        """Write a row of ``steps.csv``; ``row["step"]`` is the number of steps done."""
         self._row(STEPS, row, "train")
 
     def validation(self, row: dict[str, float], scores: TripletStats | None) -> None:
-        """A row of ``validations.csv``, with score distributions."""
+        """Write a row of ``validations.csv``, and score distributions if there are any."""
         if scores is not None:
             row = row | {"decidability": float(scores.pair_decidability)}
             line = {
@@ -72,7 +72,7 @@ class Log:
             self.distributions(int(row["step"]), scores, "validation")
 
     def distributions(self, step: int, scores: TripletStats, tag: str) -> None:
-        """Score distributions for TensorBoard."""
+        """Write score distributions for TensorBoard."""
         if self._board is None:
             return
         edges = scores.histogram_edges.tolist()
@@ -105,12 +105,13 @@ class Log:
                     self._board.add_scalar(f"{tag}/{key}", value, int(row["step"]))
 
     def close(self) -> None:
+        """Close TensorBoard's file."""
         if self._board is not None:
             self._board.close()
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of ``steps.csv`` or ``validations.csv``; none where there is no such file."""
+    """Read the rows of ``steps.csv`` or ``validations.csv``; return none if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -118,7 +119,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def _keep_rows(path: Path, done: int) -> None:
-    """Take out what a run wrote after its last checkpoint; a line cut off by a kill is among that."""
+    """Remove what a run wrote after its last checkpoint, such as a line cut off by a kill."""
     if not path.exists():
         return
     with path.open(newline="") as file:
@@ -144,7 +145,7 @@ def _keep_lines(path: Path, done: int) -> None:
 
 
 class Meter:
-    """Means since the last row, kept on the device until they are asked for."""
+    """Means since the last row, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, steps
@@ -152,11 +153,12 @@ class Meter:
         self._clock = time.perf_counter()
 
     def add(self, step: Step) -> None:
+        """Add a step."""
         self.sums += torch.stack([step.loss.double(), step.right.double(), torch.ones_like(step.loss).double()])
         self.images += step.images
 
     def row(self, step: Step, engine: Engine) -> dict[str, float]:
-        """Means over all processes; begins anew."""
+        """Return means over all processes, and reset them."""
         sums = engine.accelerator.reduce(self.sums) if engine.world > 1 else self.sums
         loss, right, steps = sums.tolist()
         images, now = self.images * engine.world, time.perf_counter()
@@ -177,8 +179,10 @@ class Meter:
         return row
 
     def state(self) -> dict[str, Any]:
+        """Return the sums, for a checkpoint."""
         return {"sums": self.sums.tolist(), "images": self.images}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
         self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
         self.images = int(state["images"])

@@ -1,4 +1,4 @@
-"""Training a classifier on images in memory with one call: the engine without files."""
+"""Training of a classifier on images in memory with one call, without files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from .batches import InMemory, Shuffled
 from .engine import Engine, OptimizerConfig, Transform, accelerator
 from .objective import Classify
@@ -16,7 +17,14 @@ from .objective import Classify
 
 @dataclass
 class Epoch:
-    """What one epoch gave: mean loss, share of right predictions on the (augmented) training images, seconds."""
+    """Result of one epoch.
+
+    Attributes:
+        number: Number of the epoch, from 1.
+        loss: Mean loss.
+        accuracy: Share of right predictions on the (augmented) training images.
+        seconds: Duration.
+    """
 
     number: int
     loss: float
@@ -26,12 +34,13 @@ class Epoch:
 
 @dataclass
 class History:
-    """The epochs of a training run, in order."""
+    """Epochs of a training run, in order."""
 
     epochs: list[Epoch] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
+        """Duration of all epochs."""
         return sum(epoch.seconds for epoch in self.epochs)
 
 
@@ -48,27 +57,33 @@ def fit(
     warmup: float = 0.1,
     seed: int = 0,
     transform: Transform | None = None,
-    progress: Callable[[Epoch], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     """Train a classifier with AdamW; the learning rate rises linearly, then falls along a cosine to 0.
 
-    The order of the images, the transform and dropout depend on ``seed`` alone, so a run on the same machine with as
-    many threads repeats to the bit where PyTorch's kernels do.  PyTorch's global generator is left as it was.
+    The order of the images, the transform and dropout depend on ``seed`` alone: a run repeats to the bit on the same
+    machine with as many threads, if PyTorch's kernels do.  PyTorch's global generator keeps its state.
 
     Args:
-        model: gives logits [B, K] for what ``transform`` returns; trained in place, left in ``eval`` mode.
+        model: Module from the transform's output to logits [B, K]; trained in place and left in ``eval`` mode.
         images: [N, C, H, W], on the model's device.
         labels: int64 [N], in [0, K).
-        epochs: at least 1.
-        batch_size: the last batch of an epoch is left out if it is smaller, unless it is the only one; each
-            epoch has another order.
-        learning_rate: the largest.
-        warmup: share of the steps in which it rises, in [0, 1].
-        transform: see :data:`~occfast.train.engine.Transform`; without one the images must be what the network takes.
-        progress: called after each epoch.
+        epochs: Number of epochs, at least 1.
+        batch_size: Batch size, at least 1; a smaller last batch of an epoch is left out, unless it is the only one.
+        learning_rate: Largest learning rate, > 0.
+        weight_decay: Weight decay, >= 0; not applied to biases and norms.
+        label_smoothing: Label smoothing, in [0, 1].
+        warmup: Share of the steps in which the learning rate rises, in [0, 1].
+        seed: Seed of the order, the transform and dropout.
+        transform: See :data:`~occfast.train.engine.Transform`; None if the images are the network's input.
+        on_epoch: Called after each epoch with an :class:`Epoch`.
+
+    Returns:
+        The epochs.
 
     Raises:
-        ValueError: where an argument is wrong, or the loss is no longer finite (it names the epoch and the images).
+        TypeError, ValueError: If an argument has a wrong type or value; if the loss is no longer finite (the message
+            names the epoch and the images).
     """
     if images.dim() != 4 or images.shape[0] == 0:
         raise ValueError(f"images: expected [N, C, H, W] with N at least 1, got {list(images.shape)}")
@@ -76,9 +91,13 @@ def fit(
         raise ValueError(f"labels: expected shape [{images.shape[0]}], got {list(labels.shape)}")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels: expected dtype int64, got {str(labels.dtype).removeprefix('torch.')}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    checks.integer(epochs, "epochs", 1)
+    checks.integer(batch_size, "batch_size", 1)
+    checks.number(learning_rate, "learning_rate", above=0.0)
+    checks.number(weight_decay, "weight_decay", 0.0)
+    checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
+    checks.number(warmup, "warmup", 0.0, 1.0)
+    checks.seed(seed)
     cuda = images.device.type == "cuda"
     if cuda and images.device.index not in (None, torch.cuda.current_device()):
         raise ValueError(f"images: expected the current device {torch.cuda.current_device()}, got {images.device}")
@@ -103,8 +122,8 @@ def fit(
                 steps = count - len(history.epochs) * len(engine.plan)
                 epoch = Epoch(step.epoch + 1, losses / steps, right / seen, time.perf_counter() - start)
                 history.epochs.append(epoch)
-                if progress is not None:
-                    progress(epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch)
                 start, losses, right, seen = time.perf_counter(), 0.0, 0, 0
     model.eval()
     return history
@@ -112,7 +131,7 @@ def fit(
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, *, batch_size: int = 40) -> Tensor:
-    """Logits [N, K] of images as the network takes them, in ``eval`` mode (the model's mode is restored)."""
+    """Compute logits [N, K] of a network's input [N, C, H, W] in ``eval`` mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""A network with what it is trained for: images and labels in, the loss and the number of right answers out."""
+"""Training objectives: modules from images and labels to the loss and the number of right answers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.cosface import LargeMarginCosine
-from ..losses.stats import TripletStats
-from ..losses.triplet import BatchTripletLoss, TripletLoss
+from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss, TripletStats
 from ..models import features
 
 
@@ -16,9 +14,9 @@ class Classify(nn.Module):
     """Softmax cross-entropy over the people of the training set (Eqs. 1 and 2 of trigueros2018).
 
     Args:
-        network: gives logits [B, K], or features [B, D] where there is a ``head``.
-        head: features to logits; :class:`~occfast.LargeMarginCosine` also gets the labels.
-        label_smoothing: in [0, 1).
+        network: Returns logits [B, K], or features [B, D] if there is a ``head``.
+        head: Maps features to logits; :class:`~occfast.LargeMarginCosine` also receives the labels.
+        label_smoothing: Label smoothing, in [0, 1].
     """
 
     def __init__(self, network: nn.Module, head: nn.Module | None = None, label_smoothing: float = 0.0) -> None:
@@ -26,11 +24,11 @@ class Classify(nn.Module):
         self.network, self.head, self.label_smoothing = network, head, label_smoothing
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss, and how many images are put down to the right person, int64."""
+        """Return the mean loss, and the number of images assigned to the right person, int64."""
         if isinstance(self.head, LargeMarginCosine):
             logits = self.head(features(self.network)(images), labels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-            with torch.no_grad():  # the margin is there to learn from, not to answer with
+            with torch.no_grad():  # predictions are made without the margin
                 back = logits.new_full((len(labels), 1), self.head.scale * self.head.margin)
                 answers = logits.scatter_add(1, labels[:, None], back)
         else:
@@ -39,7 +37,7 @@ class Classify(nn.Module):
         return loss, (answers.detach().argmax(1) == labels).sum()
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, K], without any margin."""
+        """Compute logits [B, K], without a margin."""
         if self.head is None:
             own: Tensor = self.network(images)
             return own
@@ -48,7 +46,7 @@ class Classify(nn.Module):
 
 
 class Embed(nn.Module):
-    """A loss over triplets of L2-normalized features (section 3.2 of trigueros2018)."""
+    """Loss over triplets of L2-normalized features (section 3.2 of trigueros2018)."""
 
     head = None
 
@@ -57,9 +55,9 @@ class Embed(nn.Module):
         self.network, self.loss = network, loss
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images have one of their own person nearest, float64.
+        """Return the loss, and the number of images whose nearest neighbor is of the same person, float64.
 
-        With several processes the loss is that of the global batch; of the number each has its share.
+        With several processes the loss is that of the global batch, and the number is this process's share.
         """
         loss: Tensor = self.loss(F.normalize(features(self.network)(images).float()), labels)
         stats = self.stats
@@ -68,7 +66,7 @@ class Embed(nn.Module):
 
     @property
     def stats(self) -> TripletStats:
-        """Of the latest batch."""
+        """Statistics of the latest batch."""
         stats = self.loss.stats
         assert stats is not None
         return stats

@@ -1,7 +1,8 @@
-"""A whole training run: from a recipe to weights in a folder, with logs, validation and checkpoints."""
+"""Training run: from a recipe to weights in a folder, with logs, validation and checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,50 +19,43 @@ from torch import Tensor, nn
 from .. import checks
 from ..data import FaceDataset
 from ..files import write_atomically
-from ..losses.cosface import LargeMarginCosine
-from ..losses.inputs import Mining
-from ..losses.triplet import BatchTripletLoss, TripletLoss
+from ..losses import BatchTripletLoss, LargeMarginCosine, Mining, TripletLoss
 from ..models import Preprocessing, build, feature_size
+from ..models.preprocessing import Color
 from ..models.registry import takes_classes
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from .augment import Augment, occluder_of
 from .batches import FromDisk, InMemory, PKBatches, Plan, Shuffled, source_of
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import save_checkpoint
 from .engine import Engine, NotFinite, OptimizerConfig, Step, accelerator
-from .faces import open_data, split
+from .faces import data_changes, fingerprint, open_data, split, split_rows, write_split
 from .jitter import Jitter
 from .log import Log, Meter
 from .objective import Classify, Embed, Objective
 from .recipe import Recipe, load, to_yaml
+from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .validate import Validation
-from .weights import Trained, load_head, load_into
-
-CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
-#: What a resumed run may change: where and how it runs, not what comes out.
-_FREE = {
-    "device": None,
-    "data": ("root", "in_memory", "memory", "workers"),
-    "batch": ("accumulate",),
-    "log": ("every", "tensorboard", "checkpoint"),
-}
+from .weights import Trained, description, load_head, load_into
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        output: its folder.
-        weights: the best by validation, or the last where there is none.
-        steps, epochs: done.
-        best, best_epoch: the metric, and the number of epochs after which it was reached (0: before training); None
-            without validation.
-        metric: its name.
+        output: Folder of the run.
+        weights: Path of the best weights by validation, or of the last ones without validation.
+        steps, epochs: Numbers of steps and epochs done.
+        best, best_epoch: Best value of the metric, and the number of epochs after which it was reached (0: before
+            training); None without validation.
+        metric: Name of the metric; None without validation.
+        pairs: Number of pairs that the metric "verification" compares, else None.
         stopped: "" (all epochs), "early" (no better for ``validation.patience``) or "interrupted".
-        images: that were trained on, over all epochs.
-        left_out: images of people with too few (``data.min_images``).
-        main: whether this is the process that writes files.
-        seconds: of training in this call, without reading the data.
+        images: Number of images trained on, over all epochs.
+        left_out: Number of images of people with fewer than ``data.min_images``.
+        main: True in the process that writes files.
+        seconds: Duration of training in this call, without reading the data.
     """
 
     output: str
@@ -71,14 +65,15 @@ class Result:
     best: float | None
     best_epoch: int | None
     metric: str | None
-    stopped: str
+    pairs: int | None
+    stopped: Literal["", "early", "interrupted"]
     images: int
     left_out: int
     main: bool
     seconds: float
 
 
-# -- from a recipe to what it names ----------------------------------------------------------------------
+# -- network and objective ----------------------------------------------------------------------
 
 
 def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple[nn.Module, dict[str, Any]]:
@@ -116,49 +111,74 @@ def train(
     output: str | Path,
     *,
     resume: bool = False,
-    show: bool | Report = True,
+    overwrite: bool = False,
+    data_changed: bool = False,
+    progress: bool | Report = True,
     faces: FaceDataset | None = None,
 ) -> Result:
     """Train a network by a recipe.
 
-    In ``output``: ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
-    (:func:`occfast.train.weights.load` reads them), ``steps.csv``, ``validations.csv``, ``scores.jsonl``,
-    ``tensorboard/`` and ``checkpoint.safetensors``.  Under ``torchrun`` every process calls this.
+    The folder ``output`` receives ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
+    (:func:`occfast.train.load_network` reads them), ``split.csv``, ``steps.csv``, ``validations.csv``,
+    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``.  Under ``torchrun``, every process calls this
+    function.
 
     Args:
-        recipe: or its name or path.
-        output: a folder, made if need be.
-        resume: go on from its checkpoint (from the beginning where there is none yet).
-        show: progress; a function is called with (images done, images in all).
-        faces: the data set, in place of the one that the recipe names.
+        recipe: Recipe, or the name or path of one.
+        output: Folder, created if necessary.
+        resume: Go on from the checkpoint in ``output``, or begin if there is none.
+        overwrite: Replace a run in ``output``.
+        data_changed: Resume although people, images or split differ from those that the run was begun with.
+        progress: True shows a bar, False nothing; a function is called with (images done, images in all).
+        faces: Data set to use in place of the one that the recipe names.
+
+    Returns:
+        The result of the run.
 
     Raises:
-        ValueError: a wrong recipe; ``output`` holds another run; the loss is no longer finite.
-        DataError: unreadable data or checkpoint.
-        OSError: the disk is full; the checkpoint and weights written before are kept.
+        ValueError: If the recipe is invalid; if ``output`` holds another run, or another process trains in it; if the
+            data differ from those of the checkpoint; if the loss, a weight or a validation is no longer finite.
+        DataError: If the data or the checkpoint cannot be read.
+        ProcessLost: If another process of the group died.
+        OSError: If the disk is full; the checkpoint and the weights written before are kept.
     """
     if not isinstance(recipe, Recipe):
         recipe = load(recipe)
     recipe.check()
-    # A generator of its own: weights, dropout and what else PyTorch draws depend on the recipe's seed alone.
+    # Own generators: weights, dropout and everything else that PyTorch draws depend on the recipe's seed alone.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        return _Session(recipe, Path(output), resume, show, faces).run()
+    with torch.random.fork_rng(devices=devices), other_processes(), contextlib.ExitStack() as stack:
+        session = _Session(recipe, Path(output), progress, stack)
+        session.prepare(resume, overwrite, data_changed, faces)
+        return session.run()
 
 
 class _Session:
-    def __init__(
-        self, recipe: Recipe, output: Path, resume: bool, show: bool | Report, faces: FaceDataset | None
-    ) -> None:
+    def __init__(self, recipe: Recipe, output: Path, progress: bool | Report, stack: contextlib.ExitStack) -> None:
         self.recipe, self.output = recipe, output
         device = recipe.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.accelerator = accelerator(checks.device(device), recipe.precision)
         self.main = self.accelerator.is_main_process
-        self.show: bool | Report = show if self.main else False
-        found = _claim(recipe, output, resume)
+        self.progress: bool | Report = progress if self.main else False
+        if self.main:
+            stack.enter_context(locked(output))
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.latest: float | None = None
+        self.stale, self.seconds = 0, 0.0
+        self.stopped: Literal["", "early", "interrupted"] = ""
+        self.meter = Meter(self.accelerator.device)
+        self.log: Log | None = None
+        self.validation: Validation | None = None
 
+    # -- preparing -------------------------------------------------------------------------------------
+
+    def prepare(self, resume: bool, overwrite: bool, data_changed: bool, faces: FaceDataset | None) -> None:
+        """Open the data, build the network and restore a checkpoint; nothing is written until all of it succeeded."""
+        recipe, output = self.recipe, self.output
+        found = claim(recipe, output, resume, overwrite)
         torch.manual_seed(recipe.seed)
         faces = open_data(recipe.data) if faces is None else faces
         rest, held = split(faces, recipe.validation, recipe.data.min_images, recipe.seed)
@@ -167,7 +187,7 @@ class _Session:
         self.left_out = len(faces) - len(rest) - len(held)
         image = faces[int(rest[0])].image
         alignment = None if faces.alignment is None else faces.alignment.as_dict()
-        size, color = (image.shape[1], image.shape[2]), recipe.data.color
+        size, color = (image.shape[1], image.shape[2]), cast("Color", recipe.data.color)
         self.preprocessing = Preprocessing(size, color, recipe.data.mean, recipe.data.std, alignment)
         network, self.spec = _network(recipe, len(self.people), self.preprocessing)
         objective = _objective(
@@ -179,29 +199,38 @@ class _Session:
             self.accelerator.num_processes,
         )
         if recipe.start is not None and found is None:
-            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier)
+            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"])
+            own = self.spec["classes"] is not None
             if objective.head is not None and not recipe.fresh_classifier:
-                load_head(objective.head, recipe.start)
+                own = load_head(objective.head, recipe.start)
+            if own and not recipe.fresh_classifier:
+                self._check_people(recipe.start)
         jitter = Jitter(**recipe.jitter)
         augment = Augment(
             self.preprocessing,
             None if jitter == Jitter(*[0.0] * len(asdict(jitter))) else jitter,
             occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
         )
+        source = self._source(faces, rest)
         part = recipe.batch
         if part.size > len(rest):
             raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
         plan: Plan = Shuffled(len(rest), part.size)
         if part.images_each:
-            plan = PKBatches(labels, part.size // part.images_each, part.images_each, recipe.seed)
-        rule = asdict(recipe.optimizer)
+            people = part.size // part.images_each
+            if people > len(self.people):
+                raise ValueError(
+                    f"batch.size: a batch needs {people} people (batch.size {part.size} / batch.images_each "
+                    f"{part.images_each}), the data has {len(self.people)} to train on"
+                )
+            plan = PKBatches(labels, people, part.images_each, recipe.seed)
         torch.manual_seed(recipe.seed + self.accelerator.process_index)
         self.engine = Engine(
             objective,
             plan,
-            self._source(faces, rest),
+            source,
             labels,
-            OptimizerConfig(**rule),
+            OptimizerConfig(**asdict(recipe.optimizer)),
             recipe.epochs,
             self.accelerator,
             augment,
@@ -209,30 +238,73 @@ class _Session:
             recipe.seed,
             part.accumulate,
         )
-        self.validation = None
+        validated = None
         if len(held):
             metric = recipe.validation.metric or recipe.default_metric
             number = torch.full((len(faces.people),), -1).scatter(0, kept, torch.arange(len(kept)))
             truth = number[faces.labels[held]] if metric == "accuracy" else faces.labels[held]
+            validated = self._source(faces, held)
             self.validation = Validation(
-                self._source(faces, held), truth, self.preprocessing, metric, recipe.validation.pairs, recipe.seed
+                validated,
+                truth,
+                self.preprocessing,
+                metric,
+                recipe.validation.pairs,
+                recipe.seed,
+                [faces.names[k] for k in held.tolist()],
             )
-        self.best: float | None = None
-        self.best_epoch: int | None = None
-        self.latest: float | None = None
-        self.stale, self.stopped, self.seconds = 0, "", 0.0
-        self.meter = Meter(self.accelerator.device)
+        pixels = [part.images for part in (source, validated) if isinstance(part, InMemory)]
+        whole = len(pixels) == 1 + (validated is not None)
+        gray = self.preprocessing.channels == 1
+        self.fingerprint = fingerprint(faces, rest, held, gray, pixels if whole else [])
         if found is not None:
             tensors, values = found
+            changed = self._check_data(values.get("data"), split_rows(faces, rest, held), data_changed)
             self.engine.load_state(tensors, values)
+            if changed:
+                self.engine.restart_epoch()
             self.best, self.best_epoch, self.stale = values["best"], values["best_epoch"], values["stale"]
             self.latest = values["latest"]
             self.stopped = values["stopped"]
             self.meter.load(values["meter"])
-        self.log: Log | None = None
         if self.main:
+            if overwrite:
+                clear(output)
             self.log = Log(output, self.engine.step, recipe.log.tensorboard)
+            write_split(output / SPLIT, faces, rest, held)
             write_atomically(output / RECIPE, to_yaml(recipe).encode())
+
+    def _check_people(self, start: str) -> None:
+        """Refuse a classifier of other people, which fits if their number is the same."""
+        theirs = description(start).get("people")
+        if theirs and list(theirs) != self.people:
+            count = sum(a != b for a, b in zip(theirs, self.people, strict=False))
+            first = next((a, b) for a, b in zip(theirs, self.people, strict=False) if a != b)
+            raise ValueError(
+                f"start: the classifier in {start} is for other people: {count} of {len(self.people)} differ, such as "
+                f"{first[0]!r} there and {first[1]!r} here; fresh_classifier=true begins a new one"
+            )
+
+    def _check_data(self, before: dict[str, str] | None, rows: list[tuple[str, str, str]], data_changed: bool) -> bool:
+        """Return whether the data differ from the checkpoint's; raise ValueError unless that is meant."""
+        path = self.output / CHECKPOINT
+        if before is None:
+            if not data_changed:
+                raise ValueError(
+                    f"resume: {path} was written by a version of occfast before 0.1.0, which did not record its data "
+                    "and split them in another way: trained images would come into the validation; start a new run "
+                    "from its weights with start=, or resume it with --data-changed (data_changed=True)"
+                )
+            return True
+        changes = data_changes(before, self.fingerprint, self.output / SPLIT, rows)
+        if changes and not data_changed:
+            raise ValueError(
+                f"resume: the data are not those that {self.output} was begun with: {changes}; if that is meant, "
+                "--data-changed (data_changed=True) goes on with them"
+            )
+        if not changes:  # a run that now reads from disk does not forget the digest of all pixels
+            self.fingerprint = {**before, **self.fingerprint}
+        return bool(changes)
 
     def _source(self, faces: FaceDataset, indices: Tensor) -> InMemory | FromDisk:
         part = self.recipe.data
@@ -244,7 +316,7 @@ class _Session:
             memory=part.memory,
             workers=part.workers,
             device=self.accelerator.device,
-            show=self.show,
+            progress=self.progress,
         )
 
     # -- running ---------------------------------------------------------------------------------------
@@ -255,7 +327,7 @@ class _Session:
         title = f"train {self.output.name}"
         try:
             with (
-                progress(title, "images", self.show, lambda: self.meter.text) as report,
+                show_progress(title, "images", self.progress, lambda: self.meter.text) as report,
                 _interrupts(engine.world == 1) as interrupted,
             ):
                 if engine.step == 0 and recipe.start is not None:
@@ -295,6 +367,7 @@ class _Session:
             best=self.best,
             best_epoch=self.best_epoch,
             metric=None if self.validation is None else self.validation.metric,
+            pairs=None if self.validation is None else self.validation.count,
             stopped=self.stopped,
             images=engine.step * batch,
             left_out=self.left_out,
@@ -315,7 +388,7 @@ class _Session:
     def _validate(self, epoch: int) -> None:
         if self.validation is None:
             return
-        found = self.validation.judge(self.engine)
+        found = self.validation.evaluate(self.engine)
         self.latest = found.value
         better = self.best is None or found.value > self.best + self.recipe.validation.min_gain
         if better:
@@ -336,6 +409,7 @@ class _Session:
             "latest": self.latest,
             "stale": self.stale,
             "meter": self.meter.state(),
+            "data": self.fingerprint,
             "stopped": self.stopped if self.stopped == "early" else "",
             "recipe": to_yaml(self.recipe),
         }
@@ -361,38 +435,11 @@ class _Session:
         )
 
 
-def _claim(recipe: Recipe, output: Path, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The state to go on from, or None for a new run.  Raises ValueError where the folder holds another run."""
-    path = output / CHECKPOINT
-    if not resume:
-        if path.exists() or (output / RECIPE).exists():
-            raise ValueError(f"output: {output} holds a run already; resume it, or choose another folder")
-        return None
-    if (output / RECIPE).exists():
-        _same(recipe, load(output / RECIPE), output)
-    return load_checkpoint(path) if path.exists() else None
-
-
-def _same(recipe: Recipe, before: Recipe, output: Path) -> None:
-    mine, theirs = asdict(recipe), asdict(before)
-    for name, value in mine.items():
-        free = _FREE.get(name, ())
-        if free is None:
-            continue
-        old = theirs[name]
-        pairs = {name: (old, value)}
-        if isinstance(value, dict):
-            pairs = {f"{name}.{key}": (old.get(key), value.get(key)) for key in {**old, **value} if key not in free}
-        for key, (was, now) in pairs.items():
-            if was != now:
-                raise ValueError(f"{key}: {output} was begun with {was!r}, expected the same to resume, got {now!r}")
-
-
 @contextmanager
 def _interrupts(wanted: bool) -> Iterator[Any]:
-    """Yields a function that tells whether the run was asked to stop (Ctrl-C, or the signal to terminate).
+    """Yield a function that returns whether the run was asked to stop, by Ctrl-C or SIGTERM.
 
-    The step at hand is finished and a checkpoint written; asked twice, it stops at once.
+    The caller finishes the step and writes a checkpoint; a second signal stops at once.
     """
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield lambda: False

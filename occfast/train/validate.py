@@ -1,7 +1,8 @@
-"""How good a network is while it is trained: on images that it is not trained on."""
+"""Validation: the quality of a network during training, on images that it is not trained on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses.stats import TripletStats
-from ..losses.triplet import BatchTripletLoss
+from .. import evaluate
+from ..losses import BatchTripletLoss, TripletStats
 from ..models import features
 from ..models.registry import imported
 from .batches import FromDisk, InMemory
-from .engine import Engine, Transform
+from .engine import Engine, NotFinite
 from .objective import Classify
 
-#: ``metric(features float32 [N, D], labels int64 [N]) -> float``, larger is better: what ``module:function`` gives.
+#: ``metric(features float32 [N, D], labels int64 [N]) -> float``, larger is better: the type of ``module:function``.
 Metric = Callable[[Tensor, Tensor], float]
 
 _BATCH = 128
@@ -25,13 +26,13 @@ _VIEWED = 2048  # images at most whose pairs make the score distributions
 
 
 @dataclass(frozen=True)
-class Judgment:
-    """What a validation found.
+class ValidationResult:
+    """Result of one validation.
 
     Attributes:
-        value: of the metric, larger is better.
-        scores: distances of pairs of one person and of two (Figure 4 of trigueros2018); None where no features were
-            looked at.
+        value: Value of the metric, finite; larger is better.
+        scores: Distances of pairs of one person and of two (Figure 4 of trigueros2018); None if no features were
+            computed, or of one person only.
     """
 
     value: float
@@ -40,15 +41,16 @@ class Judgment:
 
 @dataclass
 class Validation:
-    """The images kept out of training, and what is asked about them.
+    """Images kept out of training, and the metric to compute on them.
 
     Attributes:
-        source: of their pixels.
-        labels: int64 [N]; for "accuracy" the numbers of the training set's people.
-        prepare: stored images to the network's input.
+        source: Source of their pixels.
+        labels: int64 [N]; for "accuracy" the class numbers of the training set.
+        prepare: Converts stored images to the network's input.
         metric: "accuracy", "verification" or ``module:function``, a :data:`Metric`.
-        pairs: pairs at most that "verification" compares.
-        seed: which pairs.
+        pairs: Largest number of pairs for "verification".
+        seed: Seed of the pairs.
+        names: Names of the images, for error messages.
     """
 
     source: InMemory | FromDisk
@@ -57,33 +59,59 @@ class Validation:
     metric: str
     pairs: int
     seed: int
+    names: list[str]
 
     def __post_init__(self) -> None:
-        if self.metric == "verification":
-            _pairs(self.labels, self.pairs, self.seed)  # whether there are enough is known before hours of training
+        self.function: Metric | None = None
+        self.count: int | None = None  #: number of pairs that "verification" compares; None for other metrics
+        if self.metric == "verification":  # too few pairs are known before hours of training
+            self.count = draw_pairs(self.labels, self.pairs, self.seed).shape[1]
+        elif self.metric != "accuracy":
+            self.function = imported(self.metric, "validation.metric")
 
-    def judge(self, engine: Engine) -> Judgment:
-        """Look at all images, each process at its share."""
+    def evaluate(self, engine: Engine) -> ValidationResult:
+        """Evaluate the engine's network on all images; each process evaluates its share.
+
+        Raises:
+            NotFinite: If an answer of the network is NaN or infinite.
+            ValueError: If the metric is.
+        """
         if self.metric == "accuracy":
             objective = engine.objective
             assert isinstance(objective, Classify)
-            answers = self._collect(engine, lambda images: objective.logits(images).argmax(1))
-            return Judgment(float((answers == self.labels).double().mean()), None)
+            answers = self._collect(engine, lambda images: _answers(objective.logits(images)))
+            self._check_finite(engine, answers >= 0)
+            return ValidationResult(float((answers == self.labels).double().mean()), None)
         network = engine.objective.network
         assert isinstance(network, nn.Module)
-        found = F.normalize(self._collect(engine, lambda images: features(network)(images).float()))
-        viewer = BatchTripletLoss()
-        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed))[:_VIEWED]
-        viewer(found[chosen], self.labels[chosen])
-        if self.metric == "verification":
-            value = verification(found, self.labels, self.pairs, self.seed)
+        found = self._collect(engine, lambda images: features(network)(images).float())
+        self._check_finite(engine, found.isfinite().all(1))
+        unit = F.normalize(found)
+        if self.function is None:
+            value = verification_accuracy(unit, self.labels, self.pairs, self.seed)
         else:
-            value = float(imported(self.metric, "validation.metric")(found, self.labels))
-        return Judgment(value, viewer.stats)
+            value = float(self.function(unit, self.labels))
+        if not math.isfinite(value):
+            raise ValueError(f"validation.metric: expected a finite number from {self.metric}, got {value}")
+        return ValidationResult(value, self._scores(unit))
+
+    def _scores(self, unit: Tensor) -> TripletStats | None:
+        chosen = torch.randperm(len(unit), generator=torch.Generator().manual_seed(self.seed))[:_VIEWED]
+        labels = self.labels[chosen]
+        if len(labels.unique()) in (1, len(labels)):
+            return None
+        viewer = BatchTripletLoss()
+        viewer(unit[chosen], labels)
+        return viewer.stats
+
+    def _check_finite(self, engine: Engine, finite: Tensor) -> None:
+        if not bool(finite.all()):
+            names = [self.names[k] for k in (~finite).nonzero()[:, 0].tolist()]
+            raise NotFinite("an answer in the validation", max(engine.epoch - 1, 0), engine.step, engine.rate, names)
 
     @torch.no_grad()
     def _collect(self, engine: Engine, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """What the network says to every image, on the CPU, in their order."""
+        """Return the network's answers to all images, on the CPU, in their order."""
         objective, n = engine.objective, len(self.labels)
         objective.eval()
         each = -(-n // engine.world)
@@ -92,41 +120,51 @@ class Validation:
         for images in self.source(mine.split(_BATCH)):
             with engine.accelerator.autocast():
                 parts.append(function(self.prepare(images.to(engine.device, non_blocking=True))))
-        said = torch.cat(parts)
+        answers = torch.cat(parts)
         if engine.world > 1:
-            said = engine.accelerator.gather(said[None].contiguous()).transpose(0, 1).flatten(0, 1)
+            answers = engine.accelerator.gather(answers[None].contiguous()).transpose(0, 1).flatten(0, 1)
         objective.train()
-        return said[:n].cpu()
+        return answers[:n].cpu()
 
 
-def verification(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int = 0, folds: int = 10) -> float:
-    """Accuracy of telling whether two images show one person, by cosine similarity.
+def _answers(logits: Tensor) -> Tensor:
+    """Return the number of the largest logit of each row, int64; -1 for rows that are not finite."""
+    return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
-    As many pairs of one person as of two are drawn, ``pairs`` in all at most; the threshold for each of the folds is
-    the one that is best on the others, as LFW's protocol has it.
+
+def verification_accuracy(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int = 0, folds: int = 10) -> float:
+    """Compute the accuracy of verification by cosine similarity over random pairs.
+
+    As many pairs of one person as of two are drawn.  Accuracy and thresholds are those of
+    :func:`occfast.evaluate.verification`: each fold uses the best threshold on the others.
 
     Args:
-        features: float [N, D].
+        features: Float [N, D].
         labels: int64 [N].
+        pairs: Largest number of pairs.
+        seed: Seed of the pairs.
+        folds: Number of folds, at least 2.
 
     Raises:
-        ValueError: there are fewer than ``folds`` pairs of either kind.
+        ValueError: If there are fewer than ``folds`` pairs of either kind.
     """
-    first, second = _pairs(labels, pairs, seed, folds)
+    first, second = draw_pairs(labels, pairs, seed, folds)
     count = len(first) // 2
-    unit = F.normalize(features.double())
-    scores = (unit[first] * unit[second]).sum(1)
-    truth = torch.arange(2 * count) < count
-    fold = torch.arange(2 * count) % count % folds
-    right = 0
-    for k in range(folds):
-        threshold = best_threshold(scores[fold != k], truth[fold != k])
-        right += int(((scores[fold == k] >= threshold) == truth[fold == k]).sum())
-    return right / (2 * count)
+    unit = F.normalize(features.double())  # a feature of zeros has similarity 0 with everything
+    number = torch.arange(2 * count)
+    result = evaluate.verification((unit[first] * unit[second]).sum(1), number < count, number % count % folds)
+    assert result.accuracy is not None
+    # As a fraction of all pairs: folds may differ by a pair.
+    right = (result.fold_accuracies * torch.bincount(number % count % folds).numpy()).round().sum()
+    return float(right) / (2 * count)
 
 
-def _pairs(labels: Tensor, pairs: int, seed: int, folds: int = 10) -> Tensor:
-    """Pairs of images drawn at random, int64 [2, P]: the first half of one person each, the others of two."""
+def draw_pairs(labels: Tensor, pairs: int, seed: int, folds: int = 10) -> Tensor:
+    """Draw random pairs of images, int64 [2, P]: half of one person each, then half of two.
+
+    Raises:
+        ValueError: If there are fewer than ``folds`` pairs of either kind.
+    """
     random = torch.Generator().manual_seed(seed)
     same = _same_pairs(labels)
     other = torch.randint(len(labels), (2, 4 * max(pairs, same.shape[1], 64)), generator=random)
@@ -141,26 +179,12 @@ def _pairs(labels: Tensor, pairs: int, seed: int, folds: int = 10) -> Tensor:
     return torch.cat([same, other[:, :count]], 1)
 
 
-def best_threshold(scores: Tensor, truth: Tensor) -> float:
-    """The threshold t for which ``scores >= t`` agrees most often with ``truth``: half way between two scores."""
-    order = scores.argsort(descending=True)
-    ranked, hits = scores[order], truth[order]
-    # With k scores at or above the threshold: positives among them, and negatives among the others.
-    agree = torch.cat([hits.new_zeros(1, dtype=torch.int64), hits.cumsum(0)]) * 2 - torch.arange(len(hits) + 1)
-    cut = torch.ones(len(hits) + 1, dtype=torch.bool)
-    cut[1:-1] = ranked[:-1] > ranked[1:]  # equal scores can't be parted
-    k = int(torch.where(cut, agree, agree.min() - 1).argmax())
-    if k == 0:
-        return float(ranked[0]) + 1
-    return float(ranked[k - 1] if k == len(ranked) else (ranked[k - 1] + ranked[k]) / 2)
-
-
 def _same_pairs(labels: Tensor) -> Tensor:
-    """All pairs of different images of one person, int64 [2, pairs]."""
+    """Return all pairs of different images of one person, int64 [2, P]."""
     order = labels.argsort(stable=True)
     groups = order.split(labels[order].unique_consecutive(return_counts=True)[1].tolist())
     found = [torch.combinations(group) for group in groups if len(group) > 1]
     return torch.cat(found).T if found else torch.empty(2, 0, dtype=torch.int64)
 
 
-__all__ = ["Judgment", "Metric", "Transform", "Validation", "best_threshold", "verification"]
+__all__ = ["Metric", "Validation", "ValidationResult", "draw_pairs", "verification_accuracy"]

@@ -1,8 +1,8 @@
-"""Trained networks as files: weights with what is needed to use them.
+"""Trained networks as files: weights together with what is needed to use them.
 
-``<name>.safetensors`` holds the network's state dict and nothing else, so that any tool loads it; its metadata tell
-which network it is and how its images were prepared.  A head that training needed beside the network (the large margin
-cosine classifier, say) is ``<name>-head.safetensors``.
+``<name>.safetensors`` holds the state dict of the network and nothing else, so any tool can load it; the metadata
+describe the network and the preparation of its images.  A head that training needed beside the network, such as the
+large margin cosine classifier, is in ``<name>-head.safetensors``.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..losses.cosface import LargeMarginCosine
+from ..losses import LargeMarginCosine
 from ..models import NETWORKS, Preprocessing, build, features
-from .checkpoint import read_state_dict, read_tensors, write_tensors
+from ..models.registry import classifier_name
+from .checkpoint import read_about, read_state_dict, read_tensors, write_tensors
 
 _KIND = "occfast.network"
 
 
 @dataclass
 class Trained:
-    """A network ready for use, in ``eval`` mode.
+    """Trained network in ``eval`` mode.
 
     Attributes:
-        network: gives logits, or features where it has no classifier of its own.
-        preprocessing: how its images are prepared.
+        network: Returns logits, or features if it has no classifier of its own.
+        preprocessing: Preparation of its images.
         spec: {"name", "classes", "arguments"} of :func:`occfast.models.build`.
-        people: whom the classes stand for; empty where there is no classifier.
-        head: features to logits; None where the network has its own classifier or none.
-        about: what else is known: stage, loss, step, epoch, validation.
+        people: Names of the classes; empty without a classifier.
+        head: Maps features to logits; None if the network has its own classifier or none.
+        about: Other facts: stage, loss, step, epoch, validation.
     """
 
     network: nn.Module
@@ -45,11 +46,11 @@ class Trained:
     about: dict[str, Any] = field(default_factory=dict)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features [N, D] of images as they are stored, uint8 [N, C, H, W]; not normalized."""
+        """Compute features [N, D], not normalized, of stored images, uint8 [N, C, H, W]."""
         return features(self.network)(self.preprocessing(images))
 
     def classifier(self) -> nn.Module:
-        """Prepared images to logits [N, K].  Raises ValueError where nothing classifies."""
+        """Return a module from prepared images to logits [N, K]; raise ValueError if nothing classifies."""
         if self.head is not None:
             return _Classifier(self.network, self.head).eval()
         if self.spec.get("classes") is None:
@@ -57,7 +58,7 @@ class Trained:
         return self.network
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write ``path`` (``.safetensors``), and its head beside it."""
+        """Write the network to ``path`` (``.safetensors``), and its head beside it."""
         path = Path(path)
         metadata = {
             "kind": _KIND,
@@ -91,35 +92,68 @@ def _head_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}-head.safetensors")
 
 
-def load(path: str | os.PathLike[str], *, trust: bool = False) -> Trained:
-    """Read what :meth:`Trained.save` wrote.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    network: str | None = None,
+    classes: int | None = None,
+    arguments: dict[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Trained:
+    """Load a network: what :meth:`Trained.save` wrote, or plain weights of a named architecture.
 
     Args:
-        path: ``.safetensors``.
-        trust: also build networks of the kind ``module:function``, which runs that module's code.
+        path: ``.safetensors``; with ``network`` also ``.pt`` and ``.pth``.
+        trust: Also build a network whose file names it as ``module:function``, which runs that module's code.
+        network: Architecture, for weights files that do not record it; see :func:`occfast.models.build`.
+        classes: Number of its classes; None for a network that returns features.
+        arguments: Further arguments of :func:`occfast.models.build`.
+        preprocessing: Preparation of its images; required with ``network``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is damaged, or weights without a description (load those with :func:`load_into`).
-        ValueError: the network is ``module:function`` and not trusted.
+        FileNotFoundError: If the file does not exist.
+        DataError: If it is damaged, or records no architecture and ``network`` is None.
+        ValueError: If the weights do not fit, or the network is ``module:function`` and not trusted.
     """
+    if network is not None:
+        if preprocessing is None:
+            raise ValueError("preprocessing: expected together with network, since the file does not record it")
+        spec = {"name": network, "classes": classes, "arguments": dict(arguments or {})}
+        built = _built(spec, preprocessing)
+        load_into(built, path)
+        return Trained(built.eval(), preprocessing, spec)
+    if Path(path).suffix != ".safetensors" and Path(path).is_file():
+        read_state_dict(path)
+        raise DataError(f"{path}: {_UNDESCRIBED}")
     state, metadata = read_tensors(path)
     if metadata.get("kind") != _KIND:
-        raise DataError(f"{path}: weights that don't tell of which network; build it and use load_into")
+        raise DataError(f"{path}: {_UNDESCRIBED}")
     try:
         spec, people, about = metadata["network"], list(metadata["people"]), dict(metadata["about"])
-        name, classes, arguments = str(spec["name"]), spec["classes"], dict(spec["arguments"])
+        name = str(spec["name"])
+        spec = {"name": name, "classes": spec["classes"], "arguments": dict(spec["arguments"])}
         preprocessing = Preprocessing.from_json(json.dumps(metadata["preprocessing"]), str(path))
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a whole description of a network ({error})") from error
     if name not in NETWORKS and not trust:
         raise ValueError(f"{path}: is for the network {name}, whose code runs only with trust=True (--trust)")
-    with torch.random.fork_rng(devices=[]):
-        network = build(name, classes, channels=preprocessing.channels, size=preprocessing.size, **arguments)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as it was trained
-    load_into(network, state, str(path))
+    built = _built(spec, preprocessing)
+    load_into(built, state, source=str(path))
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
-    return Trained(network.eval(), preprocessing, spec, people, head, about)
+    return Trained(built.eval(), preprocessing, spec, people, head, about)
+
+
+_UNDESCRIBED = "no architecture is recorded in this file; name it with network= (--network), or use load_into"
+
+
+def _built(spec: dict[str, Any], preprocessing: Preprocessing) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        network = build(
+            spec["name"], spec["classes"], channels=preprocessing.channels, size=preprocessing.size, **spec["arguments"]
+        )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as it was trained
+    return network
 
 
 def _load_head(path: Path) -> nn.Module:
@@ -137,45 +171,76 @@ def _load_head(path: Path) -> nn.Module:
 
 
 def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
-    """Load the head that was saved beside the weights ``start``, if there is one: whether there was.
+    """Load the head that was saved beside the weights ``start``.
 
-    Raises ValueError where it is for other people or another network.
+    Returns:
+        True if there was one.
+
+    Raises:
+        ValueError: If it does not fit.
     """
     path = _head_of(Path(start))
     if not path.is_file():
         return False
-    load_into(head, read_tensors(path)[0], str(path))
+    load_into(head, read_tensors(path)[0], source=str(path))
     return True
+
+
+def description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a weights file of :meth:`Trained.save` records; {} for any other file of weights.
+
+    Raises:
+        FileNotFoundError, DataError: As :func:`~occfast.train.checkpoint.read_about`.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    about = read_about(path)
+    return about if about.get("kind") == _KIND else {}
 
 
 def load_into(
     network: nn.Module,
     weights: str | os.PathLike[str] | dict[str, Tensor],
-    where: str = "weights",
     *,
+    source: str = "weights",
     fresh_classifier: bool = False,
+    classes: int | None = None,
 ) -> list[str]:
-    """Load a state dict into a network; names and shapes must agree.
+    """Load weights into a network; names and shapes must agree.
+
+    A prefix that the names of the network lack, such as ``model.`` or ``backbone.``, is removed.
 
     Args:
-        network: changed in place.
-        weights: file (:func:`~occfast.train.checkpoint.read_state_dict`) or state dict.
-        where: names a state dict in errors.
-        fresh_classifier: leave the network's own classifier as it is, whatever the weights have.
+        network: Changed in place.
+        weights: File (see :func:`~occfast.train.checkpoint.read_state_dict`) or state dict.
+        source: Name of a state dict in error messages.
+        fresh_classifier: Keep the network's own classifier instead of the one in the weights.
+        classes: Number of classes of the network; helps to find its classifier (see
+            :func:`occfast.models.registry.classifier_name`).
 
     Returns:
-        Names in the weights that were not used: those of a classifier that the network (one of this package) was
-        built without, or that stays fresh.
+        Names in the weights that were not used: of a classifier that the network was built without or that is kept,
+        and of what lies outside the removed prefix.
 
     Raises:
-        ValueError: naming what is missing, what is too much and whose shape differs.
+        ValueError: If the weights do not fit; the message names missing and surplus names and different shapes.
     """
+    recorded: int | None = None
     if not isinstance(weights, dict):
-        where = os.fspath(weights)
+        source = os.fspath(weights)
+        recorded = (description(weights).get("network") or {}).get("classes")
         weights = read_state_dict(weights)
     own = network.state_dict()
-    name = getattr(network, "classifier_name", "")
-    replaced = bool(name) and (fresh_classifier or getattr(network, name) is None)
+    name = classifier_name(network, classes)
+    weights, outside = _without_prefix(weights, [key for key in own if not (name and key.startswith(f"{name}."))])
+    if fresh_classifier and classes is not None and name is None:
+        raise ValueError(
+            "fresh_classifier: the classifier of the network is not known; name its layer in the network's attribute "
+            "classifier_name"
+        )
+    if name is None:
+        name = _left_behind(weights.keys() - own.keys(), weights, recorded)
+    replaced = name is not None and (fresh_classifier or not any(key.startswith(f"{name}.") for key in own))
     unused = [key for key in weights if replaced and key.startswith(f"{name}.")]
     given = {key: tensor for key, tensor in weights.items() if key not in unused}
     given |= {key: own[key] for key in own if replaced and key.startswith(f"{name}.")}
@@ -189,9 +254,37 @@ def load_into(
         key = min(shapes)
         problems.append(f"{key} has shape {list(given[key].shape)}, expected {list(own[key].shape)}")
     if problems:
-        raise ValueError(f"{where}: don't fit the network: {'; '.join(problems)}")
+        hint = ""
+        if extra and not missing and not shapes and len({key.rpartition(".")[0] for key in extra}) == 1:
+            layer = extra[0].rpartition(".")[0]
+            hint = f" (if this is a classifier, say so in the network: classifier_name = {layer!r})"
+        raise ValueError(f"{source}: don't fit the network: {'; '.join(problems)}{hint}")
     network.load_state_dict(given)
-    return unused
+    return unused + outside
+
+
+def _without_prefix(weights: dict[str, Tensor], own: list[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove the prefix under which the weights hold all these names; return the names outside of it too."""
+    if not own or any(name in weights for name in own):
+        return weights, []
+    first = own[0]
+    for prefix in sorted({name.removesuffix(first) for name in weights if name.endswith(f".{first}")}, key=len):
+        inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        if inside.keys() >= set(own):
+            return inside, [name for name in weights if not name.startswith(prefix)]
+    return weights, []
+
+
+def _left_behind(surplus: set[str], weights: dict[str, Tensor], recorded: int | None) -> str | None:
+    """Return the layer of surplus names if it is the classifier of the classes that the file records."""
+    layers = {name.rpartition(".")[0] for name in surplus}
+    if recorded is None or len(layers) != 1:
+        return None
+    [layer] = layers
+    parts = {name.removeprefix(f"{layer}."): weights[name] for name in surplus}
+    if not {"weight"} <= parts.keys() <= {"weight", "bias"} or parts["weight"].dim() != 2:
+        return None
+    return layer if all(len(tensor) == recorded for tensor in parts.values()) else None
 
 
 def _some(names: list[str]) -> str:

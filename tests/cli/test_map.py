@@ -48,6 +48,13 @@ def factory() -> nn.Module:
 FACTORY = "tests.cli.test_map:factory"
 
 
+def embedder() -> nn.Module:
+    """An embedding network: its outputs are no classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return Net(9)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Seven images of three people, named so that the network is right about them."""
@@ -74,7 +81,7 @@ def run(*arguments: object) -> dict:
 
 
 def test_maps_pictures_pages_and_tables(folder: Path, tmp_path: Path) -> None:
-    out = run(FACTORY, folder, "-o", "6x5", "-o", "4x4", "--output", tmp_path / "maps", "--stride", 2)
+    out = run(FACTORY, folder, "--occluder", "6x5", "--occluder", "4x4", "-o", tmp_path / "maps", "--stride", 2)
     assert out["images"] == 10 and [m["occluder"] for m in out["maps"]] == [[6, 5], [4, 4]]
     for m in out["maps"]:
         files = m["files"]
@@ -101,19 +108,19 @@ def test_maps_pictures_pages_and_tables(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["adaptive", "sampled", "dense"])
 @pytest.mark.parametrize("score", ["error", "similarity_drop"])
 def test_methods_and_scores(folder: Path, tmp_path: Path, method: str, score: str) -> None:
-    (m,) = run(FACTORY, folder, "--output", tmp_path, "-o", "6x5", "--method", method, "--score", score)["maps"]
+    (m,) = run(FACTORY, folder, "--output", tmp_path, "--occluder", "6x5", "--method", method, "--score", score)["maps"]
     assert m["method"] == method and m["precision"] is None and (m["estimate"] is None) == (method == "dense")
     header = Path(m["files"]["table"]).read_text().splitlines()[0]
     assert ("low,high" in header) == (method == "sampled")
 
 
 def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    common = (FACTORY, folder, "-o", "6x5", "--output", tmp_path, "--score", "similarity_drop")
-    plain, low = (run(*common, *more)["maps"][0] for more in ((), ("--precision", "bf16")))
+    common = (FACTORY, folder, "--occluder", "6x5", "--output", tmp_path, "--score", "similarity_drop")
+    plain, low = (run(*common, *more)["maps"][0] for more in ((), ("--precision", "bf16", "--overwrite")))
     assert low["precision"] == "bf16" and low["mean"] != plain["mean"]
     assert abs(low["mean"] - plain["mean"]) < 0.02
     assert "precision: 'tf32' is of GPUs" in refusal(
-        capsys, monkeypatch, *common, "--precision", "tf32", "--device", "cpu"
+        capsys, monkeypatch, *common, "--precision", "tf32", "--device", "cpu", "--overwrite"
     )
 
 
@@ -128,7 +135,7 @@ def test_every_kind_of_model_gives_the_same_map(folder: Path, tmp_path: Path) ->
     preparation = Preprocessing(SHAPE, "gray")
     spec = {"name": FACTORY, "classes": None, "arguments": {}}
     Trained(net, preparation, spec, ["person2", "person0", "person1"]).save(tmp_path / "described.safetensors")
-    common = (folder, "-o", "6x5", "--stride", 3, "--output")
+    common = (folder, "--occluder", "6x5", "--stride", 3, "--output")
     expected = run(FACTORY, *common, tmp_path / "a")["maps"][0]
     for name, more in {
         "weights.pt": ["--network", FACTORY],
@@ -150,6 +157,13 @@ def refusal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arg
         run_main()
     assert stopped.value.code == 2
     return capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """The one line that a command is refused with."""
+    text = refusal(capsys, monkeypatch, *arguments)
+    assert text.count("\n") == 1 and text.startswith("occfast: "), text
+    return text.removeprefix("occfast: ").rstrip()
 
 
 class Evil:
@@ -178,11 +192,13 @@ def test_refusals(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert "don't fit the network" in says(tmp_path / "weights.pt", folder, "--network", "paper", "--classes", 3)
     (tmp_path / "half.pt").write_bytes((tmp_path / "weights.pt").read_bytes()[:700])
     assert "half.pt" in says(tmp_path / "half.pt", folder)
-    assert "expected height x width as in 20x40, got 'big'" in says(FACTORY, folder, "-o", "big")
+    assert "expected height x width as in 20x40, got 'big'" in says(FACTORY, folder, "--occluder", "big")
     assert "--fill: expected black" in says(FACTORY, folder, "--fill", "plaid")
     assert "no such file or folder, and not a known data set" in says(FACTORY, tmp_path / "nothing")
     (tmp_path / "people.txt").write_text("x\ny\nz\n")
-    assert "whom the network knows, got none" in says(FACTORY, folder, "--people", tmp_path / "people.txt")
+    assert "people who are classes of the network, got none" in says(
+        FACTORY, folder, "--people", tmp_path / "people.txt"
+    )
 
 
 def test_a_description_that_names_code_needs_trust(tmp_path: Path) -> None:
@@ -195,20 +211,140 @@ def test_a_description_that_names_code_needs_trust(tmp_path: Path) -> None:
     assert isinstance(built, PaperNet) and not built.training
 
 
-def test_limit_and_resume(folder: Path, tmp_path: Path) -> None:
-    out = run(FACTORY, folder, "--output", tmp_path, "-o", "6x5", "--limit", 4, "--keep-wrong", "--seed", 3)
-    assert out["images"] == 4 and out["maps"][0]["images"] == 4
-    (tmp_path / "map-6x5.checkpoint").write_bytes(b"no checkpoint")
-    result = CliRunner().invoke(
-        app,
-        ["map", FACTORY, str(folder), "--output", str(tmp_path), "-o", "6x5", "--resume", "--quiet", "--color", "gray"],
+def test_limit(folder: Path, tmp_path: Path) -> None:
+    more = ("--limit", 4, "--keep-misclassified", "--seed", 3)
+    out = run(FACTORY, folder, "-o", tmp_path, "--occluder", "6x5", *more)
+    assert out["images"] == 4 and out["maps"][0]["images"] == 4 and out["maps"][0]["left_out"] == 0
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_resume_and_overwrite(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """A stopped run goes on, finished occluders are read back, and nothing is lost without being told."""
+    common = (FACTORY, folder, "--color", "gray", "--batch-size", 16, "-o", tmp_path / "maps")
+    both = ("--occluder", "6x5", "--occluder", "4x4")
+    whole = run(FACTORY, folder, "--batch-size", 16, "-o", tmp_path / "whole", *both)
+    assert (
+        refused(capsys, monkeypatch, *common, "--resume", "--overwrite")
+        == "--resume: not valid together with --overwrite"
     )
-    assert isinstance(result.exception, occfast.DataError)
-    run(FACTORY, folder, "--output", tmp_path, "-o", "6x5")  # without --resume an old one is forgotten
+
+    # Stopped in the second occluder.
+    import occfast.sweep.methods.exact as exact
+
+    visits: list[tuple[int, int]] = []
+    visit = exact.ExactSweep.visit
+
+    def stop_in_the_second(self, n: int) -> None:
+        visits.append(self.grid.occluder)
+        if self.grid.occluder == (4, 4):
+            self.report = lambda done, total: (_ for _ in ()).throw(KeyboardInterrupt)
+        visit(self, n)
+
+    monkeypatch.setattr(exact.ExactSweep, "visit", stop_in_the_second)
+    interrupted = CliRunner().invoke(app, ["map", *map(str, (*common, *both)), "--quiet"])
+    assert interrupted.exit_code != 0 and visits == [(6, 5), (4, 4)]
+    monkeypatch.setattr(exact.ExactSweep, "visit", lambda self, n: (visits.append(self.grid.occluder), visit(self, n)))
+    maps = tmp_path / "maps"
+    before = content(maps)
+    assert set(before) == {f"map-6x5{e}" for e in (".npz", ".png", ".html", ".csv")} | {"map-4x4.checkpoint"}
+
+    # Without a flag: refused, and nothing changes.
+    for boxes in (both, both[:2], both[2:]):
+        text = refused(capsys, monkeypatch, *common, *boxes)
+        assert "--resume continues the run" in text and "--overwrite replaces" in text
+    assert content(maps) == before
+
+    # Other settings are refused with --resume, and nothing changes.
+    assert "of another sweep: stride" in refused(capsys, monkeypatch, *common, *both, "--resume", "--stride", 2)
+    assert content(maps) == before
+
+    # --resume sweeps what is missing, and writes files that are missing.
+    (maps / "map-6x5.png").unlink()
+    visits.clear()
+    out = run(*common[:2], *common[4:], *both, "--resume")
+    assert visits == [(4, 4)]
+    for one, other in zip(out["maps"], whole["maps"], strict=True):
+        a, b = (occfast.OcclusionMap.load(m["files"]["map"]) for m in (one, other))
+        assert np.array_equal(a.values, b.values) and a.n_evaluations == b.n_evaluations
+    assert {p.suffix for p in maps.iterdir()} == {".npz", ".png", ".html", ".csv"} and len(list(maps.iterdir())) == 8
+
+    # All is finished: nothing is swept.  Another image is noticed.
+    visits.clear()
+    assert run(*common[:2], *common[4:], *both, "--resume")["maps"] == out["maps"] and not visits
+    picture = next(folder.glob("*/0.png"))
+    Image.fromarray(255 - np.array(Image.open(picture))).save(picture)
+    assert "the images or labels are not those" in refused(capsys, monkeypatch, *common, *both, "--resume")
+    run(*common[:2], *common[4:], *both, "--overwrite")
+    assert visits == [(6, 5), (4, 4)]
+
+
+def test_a_foreign_file_is_never_overwritten(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "map-6x5.checkpoint").write_bytes(b"no checkpoint")
+    common = (FACTORY, folder, "-o", tmp_path, "--occluder", "6x5", "--color", "gray")
+    for flags in ((), ("--resume",), ("--overwrite",)):
+        assert "map-6x5.checkpoint" in refused(capsys, monkeypatch, *common, *flags)
+    assert (tmp_path / "map-6x5.checkpoint").read_bytes() == b"no checkpoint"
+
+
+def test_a_full_disk_loses_no_sweep(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """The map can't be written: the finished sweep stays in the checkpoint."""
+    import occfast.sweep.maps as maps
+    import occfast.sweep.methods.exact as exact
+
+    common = (FACTORY, folder, "-o", tmp_path, "--occluder", "6x5", "--color", "gray")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "map could not be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maps, "write_npz", full)
+        assert "No space left" in refused(capsys, patched, *common)
+    assert (tmp_path / "map-6x5.checkpoint").exists()
+    monkeypatch.setattr(exact.ExactSweep, "visit", lambda self, n: pytest.fail("it sweeps again"))
+    out = run(FACTORY, folder, "-o", tmp_path, "--occluder", "6x5", "--resume")
+    assert out["maps"][0]["images"] > 0 and not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_what_is_left_out_is_said(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    box = ("--occluder", "6x5")
+    common = (folder, *box, "--color", "gray", "-o", tmp_path / "maps")
+    text = refused(capsys, monkeypatch, "tests.cli.test_map:embedder", *common)
+    assert "model: 9 outputs, but 3 people are in the data set" in text and "--score similarity_drop" in text
+    assert "--people" in text and not (tmp_path / "maps").exists()
+    names = tmp_path / "people.txt"
+    names.write_text("person0\nperson1\n")
+    text = refused(capsys, monkeypatch, FACTORY, *common, "--people", names)
+    assert "model: 3 outputs, but 2 people are named as its classes" in text
+    names.write_text("person1\nperson2\nperson0\n")  # in the wrong order: most images seem misclassified
+    result = CliRunner().invoke(app, ["map", FACTORY, *map(str, common), "--people", str(names)])
+    assert result.exit_code == 0, result.output
+    assert "images are misclassified even without an occluder and are left out" in result.stderr
+    assert "misclassified ones left out)" in result.stdout
+    assert "occluder 6x5: 10 images, 396 positions each, 3,960 evaluations" in result.stderr
+    m = run("tests.cli.test_map:embedder", folder, *box, "-o", tmp_path / "embedding", "--score", "similarity_drop")[
+        "maps"
+    ][0]
+    assert m["images"] == 10 and m["left_out"] == 0
+    m = run(FACTORY, folder, "-o", tmp_path / "drop", "--occluder", "6x5", "--score", "score_drop")["maps"][0]
+    assert m["images"] == 10 and m["left_out"] == 0  # nothing is left out unless asked for
+    skip = run(FACTORY, folder, *box, "-o", tmp_path / "skip", "--score", "score_drop", "--skip-misclassified")["maps"][
+        0
+    ]
+    assert skip["left_out"] > 0
+
+
+def test_help_is_for_newcomers() -> None:
+    text = CliRunner().invoke(app, ["map", "--help"], env={"COLUMNS": "200"}).output
+    for option in ("--occluder", "--output", "-o", "--resume", "--overwrite", "--landmarks", "--keep-misclassified"):
+        assert option in text
+    assert "Compute occlusion maps" in text and "Number of classes of --network." in text
 
 
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
-    one = run(FACTORY, folder, "--output", tmp_path / "one", "-o", "6x5", "--method", "incremental")["maps"][0]
+    one = run(FACTORY, folder, "--output", tmp_path / "one", "--occluder", "6x5", "--method", "incremental")["maps"][0]
     command = [
         sys.executable,
         "-m",
@@ -224,7 +360,7 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
         "map",
         FACTORY,
         str(folder),
-        "-o",
+        "--occluder",
         "6x5",
         "--output",
         str(tmp_path / "two"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from occfast import DataError
-from occfast.data import Aligned, FaceDataset, Folder, Npz, RecordFile, RecordIO, open_dataset
+from occfast.data import Aligned, Face, FaceDataset, Folder, Npz, RecordFile, RecordIO, open_dataset
 from occfast.data.convert import convert
 from occfast.data.record_file import unpack
 from tests.data.pictures import InMemory, encode, pixels, write_faces
@@ -152,6 +154,79 @@ def test_names_never_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
         with pytest.raises(DataError, match="expected names that make names of files"):
             convert(dataset, tmp_path / "f" / attribute, show=False)
     assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("a.rec", "x\ty"),
+        ("a.rec", "x\ny"),
+        ("a.rec", "x\\y"),
+        ("a.rec", " x"),
+        ("a.rec", "x\udcff"),
+        ("a.npz", "x\udcff"),
+        ("a.npz", "x\0"),
+        ("folder", "x\udcff"),
+        ("folder", "x" * 300),
+    ],
+)
+def test_names_are_refused_before_anything_is_written(tmp_path: Path, target: str, name: str) -> None:
+    class Unread(InMemory):
+        def __getitem__(self, k: int) -> Face:
+            raise AssertionError("no image is read")
+
+    source = Unread([torch.zeros(1, 4, 4, dtype=torch.uint8)] * 2, [0, 1])
+    source.names = ["good", name]
+    with pytest.raises(DataError, match=r"expected (a name|names)"):
+        convert(source, tmp_path / target, show=False)
+    assert not list(tmp_path.iterdir())
+
+
+_KILLED = """
+import os, sys
+from occfast.data import Folder
+from occfast.data.convert import convert
+
+def stop(done, total):
+    if done >= int(sys.argv[3]):
+        os.kill(os.getpid(), 9)
+
+convert(Folder(sys.argv[1]), sys.argv[2], show=stop)
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_kill_leaves_no_litter_once_the_conversion_is_done(source: Folder, tmp_path: Path, target: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for after in (1, 5):
+        arguments = [sys.executable, "-c", _KILLED, str(source.root), str(out / target), str(after)]
+        assert subprocess.run(arguments, timeout=120).returncode == -9
+    same(open_dataset(convert(source, out / target, show=False)), source)
+    kept = [p for p in out.rglob("*") if p.name.startswith(".") or "part" in p.name or "lock" in p.name]
+    assert not kept
+
+
+def test_a_kill_in_the_first_write_is_gone_over(source: Folder, tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "..convert.json.abcd1234").write_bytes(b"{")  # the first file, half written
+    same(open_dataset(convert(source, tmp_path / "f", show=False)), source)
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / ".convert.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a new folder"):
+        (tmp_path / "g" / "mine.jpg").touch()
+        convert(source, tmp_path / "g", show=False)
+    assert (tmp_path / "g" / "mine.jpg").exists()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_writers_of_one_target(source: Folder, tmp_path: Path, target: str) -> None:
+    def meanwhile(done: int, total: int | None) -> None:
+        if done == 3:
+            with pytest.raises(ValueError, match="expected no other process that writes it"):
+                convert(source, tmp_path / target, show=False)
+
+    same(open_dataset(convert(source, tmp_path / target, show=meanwhile)), source)
 
 
 def test_two_images_of_one_name(tmp_path: Path) -> None:

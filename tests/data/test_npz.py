@@ -135,6 +135,15 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1, 40, 40), np.uint8), labels=[0])
     with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed, got 1,600"):
         Npz(tmp_path / "a.npz")
+    parts = {
+        "images": np.zeros((1, 20, 20), np.uint8),
+        "labels": [0],
+        "landmarks": np.zeros((1, 5, 2)),
+        "names": ["n" * 200],
+    }
+    np.savez_compressed(tmp_path / "a.npz", **parts)  # each array is small enough, but not all together
+    with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed, got 1,208"):
+        Npz(tmp_path / "a.npz")
 
 
 def test_truncated_and_flipped(tmp_path: Path) -> None:

@@ -283,6 +283,15 @@ def test_workers_of_a_loader(rec: Path) -> None:
     assert all(torch.equal(face.image, faces[k].image) for k, face in enumerate(got))
 
 
+def test_a_file_that_is_truncated_while_it_is_mapped(rec: Path) -> None:
+    faces = RecordIO(rec)
+    assert faces[8].image.shape == (3, 20, 16)
+    with rec.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DataError, match=r"expected \d+ bytes as when it was opened first"):
+        faces[8]  # not a bus error
+
+
 def test_a_file_that_changed_since(rec: Path) -> None:
     faces = pickle.loads(pickle.dumps(RecordIO(rec)))
     rec.write_bytes(rec.read_bytes()[:-100])

@@ -371,6 +371,11 @@ def test_damaged_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DataError, match=message):
             read_mat(path)
     path.write_bytes(content)
+    scipy.io.savemat(path, {name: np.zeros(100) for name in "abcdefgh"}, do_compression=True)
+    monkeypatch.setattr(matlab, "MAX_BYTES", 4000)  # each of them takes 864 bytes, together they take more
+    with pytest.raises(DataError, match="expected at most 4,000 bytes once decompressed"):
+        read_mat(path)
+    path.write_bytes(content)
     monkeypatch.setattr(matlab, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="expected at most 1,000 bytes once decompressed"):
         read_mat(path)

@@ -94,6 +94,7 @@ def test_nothing_is_executed(tmp_path: Path, protocol: int) -> None:
 
 def test_every_other_instruction_is_refused() -> None:
     known = set("().0") | set("]()tlaeIpgqrhjJKMUTCB.") | set("\x80\x85\x86\x87\x88\x89\x8e\x94\x95\x96")
+    known |= set("XNcRb\x8c\x93")  # of NumPy's arrays; what they name is checked
     for code in pickletools.opcodes:
         if code.code not in known:
             content = code.code.encode("latin-1") + b"\0" * 16
@@ -138,9 +139,70 @@ def test_other_structures(value: object, message: str) -> None:
         read_pairs(content, len(content), "x")
 
 
-def test_arrays_of_numpy_are_refused_with_advice() -> None:
-    content = pickle.dumps(([np.zeros(4, np.uint8)] * 2, [True]), 4)
-    with pytest.raises(DataError, match="write_verification_bin"):
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "flags", [SAME, [np.bool_(value) for value in SAME], np.array(SAME)], ids=["bool", "bool_", "array"]
+)
+def test_arrays_of_numpy(tmp_path: Path, protocol: int, flags: object) -> None:
+    """uint8 arrays of encoded images, as cv2.imencode gives them, and NumPy's booleans are plain data."""
+    path = tmp_path / "arrays.bin"
+    content = pickle.dumps(([np.frombuffer(image, np.uint8).copy() for image in IMAGES], flags), protocol)
+    path.write_bytes(content)
+    if protocol == 2:  # Python 3 writes bytes in protocols 0 to 2 by a call
+        with pytest.raises(DataError, match=r"refused: .* which is not executed, _codecs\.encode"):
+            VerificationBin(path)
+        return
+    check(path)
+    path.write_bytes(content.replace(b"numpy._core", b"numpy.core.") if protocol < 4 else content)
+    for length in range(0, len(content), 101):
+        with pytest.raises(DataError, match="truncated"):
+            read_pairs(content, length, "x")
+
+
+def test_arrays_that_numpy_2_names_as_numpy_1_did(tmp_path: Path) -> None:
+    content = pickle.dumps(([np.frombuffer(image, np.uint8).copy() for image in IMAGES], SAME), 3)
+    old = content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
+    path = tmp_path / "old.bin"
+    path.write_bytes(old)
+    check(path)
+    many = [np.frombuffer(IMAGES[0], np.uint8).copy() for _ in range(400)]
+    path.write_bytes(pickle.dumps((many, [True] * 200), 4))
+    assert len(VerificationBin(path)) == 400
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((2, 3), np.uint8), r"expected bytes for image 0, got a NumPy array, u1 \[2, 3\]"),
+        (np.zeros(4, np.float32), r"expected bytes for image 0, got a NumPy array, f4 \[4\]"),
+        (np.array([None]), "refused"),
+        (np.float64(3), "expected bytes for image 0, got Scalar"),
+        (np.dtype("u1"), "expected bytes for image 0, got Dtype"),
+    ],
+)
+def test_other_arrays_of_numpy_are_refused(image: object, message: str) -> None:
+    content = pickle.dumps(([image] * 2, [True]), 4)
+    with pytest.raises(DataError, match=message):
+        read_pairs(content, len(content), "x")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(U\2lstR.",
+        b"cnumpy\nndarray\n(tR.",
+        b"cnumpy\ndtype\n(tR.",
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n\x85R.",
+        b"\x8c\5numpy\x8c\7fromfile\x93.",
+        b"cnumpy\ndtype\n(U\2u1tR(K\1tb]b.",
+        b"]N\x86b.",
+        b"cnumpy.core.multiarray\nscalar\n(NNtR.",
+        b"cnumpy\n" + b"x" * 99 + b"\n.",
+        b"X\xff\xff\xff\x7f" + b"a" * 99,
+    ],
+)
+def test_calls_of_anything_else_are_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"refused|expected"):
         read_pairs(content, len(content), "x")
 
 

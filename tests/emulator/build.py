@@ -28,6 +28,7 @@ FLAGS = [
     "-g1",
     "-fPIC",
     "-ffp-contract=off",
+    "-fvisibility=hidden",
     "-fno-strict-aliasing",
     "-Wall",
     "-Wno-unknown-pragmas",
@@ -106,7 +107,7 @@ def module() -> Path:
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{root}"]
     bindings, *kernels = build.sources("cuda")
     jobs = [(kernel, [*SANITIZE, f"-I{HERE}"]) for kernel in kernels]
-    jobs.append((bindings, [*python, "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=occfast_emulated"]))
+    jobs.append((bindings, [*python, "-DOCCFAST_CUDA", "-DTORCH_EXTENSION_NAME=occfast_emulated"]))
     return _build("occfast_emulated.so", jobs, ["-shared", *SANITIZE], [])
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from occfast.native import loader, ops
+from occfast.native.enums import Dtype, Score
 
 GRID = [7, 9, 2, 1, 3, 4, 5, 6]  # rows, columns, first row and column, steps, occluder height and width
 
@@ -29,6 +30,7 @@ def _load():
 
 EMULATED = _load()
 NATIVE = loader.module("cpu")
+CONTEXT = EMULATED.ExecContext(threads=1, stream=None)
 
 
 @contextlib.contextmanager
@@ -111,41 +113,39 @@ def test_unaligned_images_no_positions_and_whole_image_occluders(each):
 def test_a_position_outside_the_grid_stops_the_kernel(position):
     images, out = torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8)
     fill, positions = torch.ones(1), torch.tensor([position])
-    strides = (64, 64, 8, 1)
+    names = ["rows", "columns", "first_row", "first_column", "row_step", "column_step", "height", "width"]
+    occlusion = EMULATED.OccludePositions(
+        images=images.data_ptr(),
+        out=out.data_ptr(),
+        fill=fill.data_ptr(),
+        positions=positions.data_ptr(),
+        count=1,
+        itemsize=4,
+        shape=(2, 1, 8, 8),
+        strides=(64, 64, 8, 1),
+        fill_strides=(0, 0, 0, 0),
+        grid=EMULATED.Grid(**dict(zip(names, GRID, strict=True))),
+    )
     with pytest.raises(RuntimeError, match="occlude_positions failed: unspecified launch failure"):
-        EMULATED.occlude_positions(
-            images.data_ptr(),
-            out.data_ptr(),
-            fill.data_ptr(),
-            positions.data_ptr(),
-            1,
-            4,
-            (2, 1, 8, 8),
-            strides,
-            (0, 0, 0, 0),
-            GRID,
-            1,
-            0,
-        )
+        EMULATED.occlude_positions(occlusion, CONTEXT)
     scores, bad = torch.zeros(2, 63, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
+    scoring = EMULATED.SweepScore(
+        outputs=images.data_ptr(),
+        dtype=Dtype.FLOAT32,
+        positions=positions.data_ptr(),
+        count=1,
+        classes=10,
+        images=2,
+        per_image=63,
+        kind=Score.ERROR,
+        labels=torch.zeros(2).data_ptr(),
+        references=None,
+        baseline=None,
+        scores=scores.data_ptr(),
+        bad=bad.data_ptr(),
+    )
     with pytest.raises(RuntimeError, match="sweep_score failed: unspecified launch failure"):
-        EMULATED.sweep_score(
-            images.data_ptr(),
-            3,
-            positions.data_ptr(),
-            1,
-            10,
-            2,
-            63,
-            0,
-            torch.zeros(2).data_ptr(),
-            0,
-            0,
-            scores.data_ptr(),
-            bad.data_ptr(),
-            1,
-            0,
-        )
+        EMULATED.sweep_score(scoring, CONTEXT)
 
 
 # -- scoring -------------------------------------------------------------------------------------------
@@ -305,25 +305,23 @@ def test_a_box_outside_the_image_stops_the_kernel():
     level = torch.zeros(1)
     for box in ([-1, 0, 4, 4], [0, -1, 4, 4], [0, 0, 9, 4], [0, 0, 4, 9]):
         boxes = torch.tensor([box], dtype=torch.int32)
+        painting = EMULATED.PaintOccluders(
+            images=images.data_ptr(),
+            out=out.data_ptr(),
+            dtype=Dtype.FLOAT32,
+            shape=(1, 1, 8, 8),
+            strides=(64, 64, 8, 1),
+            sample_ids=ids.data_ptr(),
+            occluders=EMULATED.Occluders(
+                boxes=boxes.data_ptr(), kind=kind.data_ptr(), level=level.data_ptr(), intensity=level.data_ptr()
+            ),
+            seed=0,
+            low=0.0,
+            high=1.0,
+            outside=None,
+        )
         with pytest.raises(RuntimeError, match="paint_occluders failed: unspecified launch failure"):
-            EMULATED.paint_occluders(
-                images.data_ptr(),
-                out.data_ptr(),
-                3,
-                (1, 1, 8, 8),
-                (64, 64, 8, 1),
-                ids.data_ptr(),
-                boxes.data_ptr(),
-                kind.data_ptr(),
-                level.data_ptr(),
-                level.data_ptr(),
-                0,
-                0.0,
-                1.0,
-                0,
-                1,
-                0,
-            )
+            EMULATED.paint_occluders(painting, CONTEXT)
 
 
 def test_philox_and_normals():
@@ -334,15 +332,18 @@ def test_philox_and_normals():
     words = [torch.empty(n, 4, dtype=torch.int32) for _ in range(2)]
     values = [torch.empty(4 * n) for _ in range(2)]
     for k, module in enumerate((EMULATED, NATIVE)):
-        module.philox_words(counters.data_ptr(), keys.data_ptr(), n, words[k].data_ptr(), 1, 0)
-        module.normals(words[k].data_ptr(), 4 * n, values[k].data_ptr(), 1, 0)
+        context = module.ExecContext(threads=1, stream=None)
+        module.philox_words(
+            counters=counters.data_ptr(), keys=keys.data_ptr(), n=n, words=words[k].data_ptr(), context=context
+        )
+        module.normals(words=words[k].data_ptr(), n=4 * n, values=values[k].data_ptr(), context=context)
     same(*words)
     same(*values)
     assert abs(values[0].mean().item()) < 0.05 and abs(values[0].std().item() - 1) < 0.05
 
 
 def test_workers():
-    assert EMULATED.workers(8, 0) == 1
+    assert EMULATED.workers(EMULATED.ExecContext(threads=8, stream=None)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from occfast.native import loader, ops, reference
+from occfast.native import loader, ops
+from occfast.native.enums import Slot
 
 
 def _load():
@@ -28,9 +29,13 @@ EMULATED, NATIVE = _load(), loader.module("cpu")
 
 
 class Device:
-    """The emulated module with the products of the CPU's, since a GPU's come from PyTorch's library."""
+    """The emulated module with the matrix product of the CPU, since a GPU uses PyTorch's library."""
 
-    multiply = staticmethod(NATIVE.multiply)
+    MatrixProduct = NATIVE.MatrixProduct
+
+    @staticmethod
+    def multiply(product, context):
+        NATIVE.multiply(product, NATIVE.ExecContext(threads=1, stream=None))
 
     def __getattr__(self, name):
         return getattr(EMULATED, name)
@@ -92,7 +97,7 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                     # Distances of exactly 1 tie with each other and with the edges of bins: the last bit, which
                     # depends on the order of a sum, decides whether a triplet is hard and which bin a pair is in.
                     for result in results:
-                        result[1][reference.HARD_TRIPLETS] = 0
+                        result[1][Slot.HARD_TRIPLETS] = 0
                         result[3][:, 0], result[3][:, 1:] = result[3].sum(1), 0
                 for name, other in (("native", native), ("twin", twin)):
                     for k, (got, want) in enumerate(zip(emulated, other, strict=True)):
@@ -101,16 +106,15 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                 # Counts are integers: equal to the last one, unless float32 sums differ at a threshold.
                 if dtype == torch.float64 or kind == "tied":
                     counts = [
-                        reference.CANDIDATES,
-                        reference.VIOLATING_TRIPLETS,
-                        reference.HARD_TRIPLETS,
-                        reference.MINED_POSITIVE,
-                        reference.ACTIVE_POSITIVE,
+                        Slot.CANDIDATES,
+                        Slot.VIOLATING_TRIPLETS,
+                        Slot.HARD_TRIPLETS,
+                        Slot.MINED_POSITIVE,
+                        Slot.ACTIVE_POSITIVE,
                     ]
                     assert torch.equal(emulated[1][counts], native[1][counts])
                     assert torch.equal(emulated[3], native[3])
 
 
-def test_refuses_to_multiply():
-    with pytest.raises(RuntimeError, match="multiply failed"):
-        EMULATED.multiply(0, 1, 1, 0, 1, 1, 3, 1, 1, 1, False, 0, 1, 0)
+def test_products_are_left_to_the_libraries_of_pytorch():
+    assert not hasattr(EMULATED, "multiply") and not hasattr(EMULATED, "convolution_block")

@@ -97,7 +97,7 @@ __global__ void votes(int* out) {
 
 int main(int, char** arguments) {
   const std::string what = arguments[1];
-  const Where where{1, nullptr};
+  const ExecContext context{1, nullptr};
   constexpr int blocks = 3, threads = 256;
   std::vector<int> values(blocks * threads), sums(blocks), expected(blocks);
   for (int k = 0; k < blocks * threads; ++k) {
@@ -105,7 +105,7 @@ int main(int, char** arguments) {
     expected[k / threads] += values[k];
   }
   const auto sum = [&](auto kernel, size_t shared) {
-    const int status = launch(kernel, blocks, threads, shared, where, values.data(), sums.data());
+    const int status = launch(kernel, blocks, threads, shared, context, values.data(), sums.data());
     return status == 0 && sums == expected ? 0 : 3;
   };
   if (what == "block_sum") return sum(&block_sum, 0);
@@ -113,31 +113,31 @@ int main(int, char** arguments) {
   if (what == "warp_sum") return sum(&warp_sum, threads / 32 * sizeof(int));
   if (what == "votes") {
     sums[0] = 0;
-    launch(&votes, 1, 64, 0, where, sums.data());
+    launch(&votes, 1, 64, 0, context, sums.data());
     return sums[0] == 64 ? 0 : 3;
   }
   if (what == "trap") {
     // The launch fails, and the next one is none the worse for it.
-    const bool failed = launch(&trap, 1, 64, 0, where, values.data()) == cudaErrorLaunchFailure;
+    const bool failed = launch(&trap, 1, 64, 0, context, values.data()) == cudaErrorLaunchFailure;
     return failed && cudaGetLastError() == cudaSuccess ? sum(&block_sum, 0) : 3;
   }
   if (what == "limits")
-    return launch(&trap, 1, 1025, 0, where, values.data()) == cudaErrorInvalidConfiguration &&
-                   launch(&trap, 1, 32, 50000, where, values.data()) == cudaErrorInvalidValue &&
-                   launch(&trap, 0, 32, 0, where, values.data()) == cudaSuccess
+    return launch(&trap, 1, 1025, 0, context, values.data()) == cudaErrorInvalidConfiguration &&
+                   launch(&trap, 1, 32, 50000, context, values.data()) == cudaErrorInvalidValue &&
+                   launch(&trap, 0, 32, 0, context, values.data()) == cudaSuccess
                ? 0
                : 3;
   std::vector<int> out(32);
-  if (what == "past_the_end") launch(&past_the_end, 1, 64, 0, where, out.data(), 32);
-  if (what == "past_shared") launch(&past_shared, 1, 32, 32 * sizeof(int), where, out.data());
-  if (what == "past_static") launch(&past_static, 1, 32, 0, where, out.data());
-  if (what == "past_stack") launch(&past_stack, 1, 32, 0, where, out.data());
-  if (what == "overflow") launch(&overflow, 1, 2, 0, where, out.data());
+  if (what == "past_the_end") launch(&past_the_end, 1, 64, 0, context, out.data(), 32);
+  if (what == "past_shared") launch(&past_shared, 1, 32, 32 * sizeof(int), context, out.data());
+  if (what == "past_static") launch(&past_static, 1, 32, 0, context, out.data());
+  if (what == "past_stack") launch(&past_stack, 1, 32, 0, context, out.data());
+  if (what == "overflow") launch(&overflow, 1, 2, 0, context, out.data());
   if (what == "misaligned") {
     static int4 vectors[4];
-    launch(&misaligned, 1, 1, 0, where, &vectors[0].x, vectors + 2);
+    launch(&misaligned, 1, 1, 0, context, &vectors[0].x, vectors + 2);
   }
-  if (what == "lonely_barrier") launch(&lonely_barrier, 1, 32, 0, where, out.data());
-  if (what == "absent_lane") launch(&absent_lane, 1, 32, 0, where, out.data());
+  if (what == "lonely_barrier") launch(&lonely_barrier, 1, 32, 0, context, out.data());
+  if (what == "absent_lane") launch(&absent_lane, 1, 32, 0, context, out.data());
   return 4; // not reached by what is found
 }

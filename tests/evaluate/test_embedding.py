@@ -138,7 +138,7 @@ def test_alignment_that_contradicts_the_weights_is_refused() -> None:
     assert len(embed(model, faces, PRE, **OFF).names) == 24  # the weights don't say
     for agrees in (done, as_they_came):  # the latter was trained on faces that were gray by themselves
         embed(model, faces, replace(PRE, alignment=agrees.as_dict()), **OFF)
-    with pytest.raises(ValueError, match="the weights expect faces aligned with points"):
+    with pytest.raises(ValueError, match="the weights expect faces aligned to arcface-112, got paper-100"):
         embed(model, faces, replace(PRE, alignment=other.as_dict()), **OFF)
 
 

@@ -167,6 +167,11 @@ def targets() -> dict[str, Target]:
                 pickle.dumps(_PAIR, 4),
                 pickle.dumps(_PAIR, 3),
                 pickle.dumps(_PAIR, 2),
+                *(
+                    pickle.dumps(([np.frombuffer(image, np.uint8).copy() for image in _PAIR[0]], np.array(_PAIR[1])), p)
+                    for p in (3, 4, 5)
+                ),
+                pickle.dumps((_PAIR[0], [np.bool_(value) for value in _PAIR[1]]), 4),
                 b"(]q\0(U\2abq\1e]q\2(I01\netq\3.",
             ],
             _at("a.bin", lambda path: _use(VerificationBin(path))),

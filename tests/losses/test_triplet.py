@@ -21,7 +21,8 @@ import occfast.losses
 from occfast.losses.miner import TripletMiner
 from occfast.losses.stats import plot_score_distributions
 from occfast.losses.triplet import BatchTripletLoss, TripletLoss
-from occfast.native import ops, reference
+from occfast.native import ops
+from occfast.native.enums import Slot
 
 MININGS = ("all", "violating", "semihard", "hardest")
 DISTANCES = ("squared_euclidean", "euclidean", "cosine")
@@ -201,7 +202,7 @@ def test_batches_of_one_class_are_refused(kind: str, mining: str) -> None:
     got, totals, *_ = ops.triplet_loss(at, y, None, None, 0, *options)
     got.backward()
     assert float(got) == float(want) == 0 and not mined and not every
-    assert float(totals[reference.CANDIDATES]) == float(totals[reference.MINED_POSITIVE]) == 0
+    assert float(totals[Slot.CANDIDATES]) == float(totals[Slot.MINED_POSITIVE]) == 0
     assert at.grad.shape == x.shape and not at.grad.any()
 
 
@@ -407,7 +408,8 @@ def test_same_bits_for_any_threads(mining: str, dtype: torch.dtype) -> None:
 def test_threads_are_used() -> None:
     from occfast.native import loader
 
-    assert loader.module("cpu").workers(2, 0) == 2
+    native = loader.module("cpu")
+    assert native.workers(native.ExecContext(threads=2, stream=None)) == 2
 
 
 def test_beta_joins_equation_7_and_the_variances() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import fx, nn
 
-from occfast.models import PaperNet, resnet18, resnet34, resnet50
+from occfast.models import PaperNet, build, iresnet18, resnet18, resnet34, resnet50
 
 
 def count(model: nn.Module) -> int:
@@ -127,8 +130,8 @@ def test_resnet_names_are_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"classes": 0}, "classes: expected at least 1, got 0"),
-        ({"classes": 3, "width": 0}, "width: expected a positive number"),
+        ({"classes": 0}, "classes: expected an int of at least 1, got 0"),
+        ({"classes": 3, "width": 0}, "width: expected a number above 0"),
         ({"classes": 3, "dropout": 1.0}, "dropout: expected a probability"),
     ],
 )
@@ -137,6 +140,42 @@ def test_paper_net_errors(arguments: dict, message: str) -> None:
         PaperNet(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (PaperNet, {"classes": "three"}),
+        (PaperNet, {"classes": 3, "width": None}),
+        (PaperNet, {"classes": 3, "batch_norm": "yes"}),
+        (resnet18, {"classes": 3.0}),
+        (resnet18, {"classes": 3, "channels": None}),
+        (iresnet18, {"feature_size": "512"}),
+        (iresnet18, {"dropout": "0"}),
+    ],
+)
+def test_arguments_of_a_wrong_type(make: type, arguments: dict) -> None:
+    with pytest.raises(TypeError, match=list(arguments)[-1]):
+        make(**arguments)
+
+
+def test_modules_in_the_current_folder_are_importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "her_network.py").write_text(
+        "from torch import nn\n\n\ndef net(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, classes))\n"
+    )
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    with pytest.raises(ValueError, match=r"network: 'her_network:net' can't be imported \(No module named"):
+        build("her_network:net", 3, channels=1, size=(2, 2))
+    monkeypatch.chdir(tmp_path)
+    assert build("her_network:net", 3, channels=1, size=(2, 2))[1].out_features == 3
+    with pytest.raises(
+        ValueError, match=r"network: her_network:net failed with classes=None .* leave its classifier out"
+    ):
+        build("her_network:net", None, channels=1, size=(2, 2))
+    with pytest.raises(ValueError, match="network: her_network:net takes no argument width; it takes none"):
+        build("her_network:net", 3, channels=1, size=(2, 2), width=2)
+    with pytest.raises(ValueError, match="takes no argument norm; it takes width, batch_norm, dropout"):
+        build("paper", 3, channels=1, size=(100, 100), norm=True)
+
+
 def test_resnet_errors() -> None:
-    with pytest.raises(ValueError, match="classes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="classes: expected an int of at least 1, got 0"):
         resnet18(0)

@@ -68,7 +68,8 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 words = ctypes.create_string_buffer(4 * 1000)
 values = ctypes.create_string_buffer(4 * 1000)
-module.normals(ctypes.addressof(words), COUNT, ctypes.addressof(values), 1, 0)
+context = module.ExecContext(threads=1, stream=None)
+module.normals(words=ctypes.addressof(words), n=COUNT, values=ctypes.addressof(values), context=context)
 print("returned")
 """
     for count, clean in ((1000, True), (1001, False)):

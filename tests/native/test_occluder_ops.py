@@ -17,7 +17,10 @@ def native_words(counters, keys):
     module = loader.module("cpu")
     c, k = torch.tensor(counters, dtype=torch.int64).to(torch.uint32), torch.tensor(keys).to(torch.uint32)
     out = torch.empty(len(counters), 4, dtype=torch.uint32)
-    module.philox_words(c.data_ptr(), k.data_ptr(), len(counters), out.data_ptr(), 1, 0)
+    context = module.ExecContext(threads=1, stream=None)
+    module.philox_words(
+        counters=c.data_ptr(), keys=k.data_ptr(), n=len(counters), words=out.data_ptr(), context=context
+    )
     return out.to(torch.int64)
 
 
@@ -56,7 +59,9 @@ def every_normal():
     words[1::2] |= 1
     values = torch.empty(words.numel())
     held = words.to(torch.uint32)
-    loader.module("cpu").normals(held.data_ptr(), words.numel(), values.data_ptr(), 2, 0)
+    native = loader.module("cpu")
+    context = native.ExecContext(threads=2, stream=None)
+    native.normals(words=held.data_ptr(), n=words.numel(), values=values.data_ptr(), context=context)
     return words, values
 
 

@@ -125,7 +125,8 @@ def test_running_sums_do_not_depend_on_the_split():
 
 def test_threads_are_used_and_change_nothing():
     torch.set_num_threads(2)
-    assert loader.module("cpu").workers(2, 0) == 2
+    native = loader.module("cpu")
+    assert native.workers(native.ExecContext(threads=2, stream=None)) == 2
     grid = SweepGrid.over((40, 40), (9, 9))
     images = torch.rand(2, 3, 40, 40)
     positions = torch.randint(0, 2 * grid.positions, (300,))

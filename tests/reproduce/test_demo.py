@@ -223,7 +223,7 @@ def test_the_same_seed_gives_the_same_numbers_however_often_it_is_stopped(
 
         return called
 
-    monkeypatch.setattr(steps, "train", stopping("train", train, "show"))
+    monkeypatch.setattr(steps, "train", stopping("train", train, "progress"))
     monkeypatch.setattr(steps, "occlusion_map", stopping("map", sweep, "progress"))
     for _ in stops:
         with pytest.raises(KeyboardInterrupt):

@@ -210,11 +210,11 @@ from occfast.train import train
 from tests.train.tiny import recipe
 
 def together(place):
-    found = train(recipe("classify", "epochs=1", "device=cpu"), place.folder / "run", resume=True, show=False)
+    found = train(recipe("classify", "epochs=1", "device=cpu"), place.folder / "run", resume=True, progress=False)
     return {"steps": found.steps, "processes": int(os.environ["WORLD_SIZE"])}
 
 def alone(place):
-    found = train(recipe("classify", "epochs=1", "device=cpu"), place.folder / "run", resume=True, show=False)
+    found = train(recipe("classify", "epochs=1", "device=cpu"), place.folder / "run", resume=True, progress=False)
     return {"steps": found.steps, "processes": int(os.environ.get("WORLD_SIZE", "1"))}
 
 steps = [Step("t", together, together=True), *[Step(f"a{k}", alone, needs=("t",)) for k in range(3)]]

@@ -76,6 +76,14 @@ def test_a_smooth_score_needs_no_intervals_of_note(looked_up):
     assert float((m.values - truth)[inside].abs().max()) < 0.05 * float(truth.max() - truth.min())
 
 
+def test_a_kernel_that_reaches_no_position_is_named():
+    design = Design((200, 200), (50.0, 50.0), seed=0)
+    scores = [torch.rand(len(design.positions(k)), dtype=torch.float64) for k in range(3)]
+    assert bool(MeanMap(design, scores, (9.0, 9.0), 1.0, False).values.isfinite().all())
+    with pytest.raises(ValueError, match=r"bandwidth: expected a kernel that reaches a visited position .* 3 images"):
+        MeanMap(design, scores, (0.1, 0.1), 1.0, False)
+
+
 def test_every_position_is_as_likely():
     seen = torch.zeros(24 * 30)
     for seed in range(40):

@@ -27,7 +27,7 @@ def map_(tiny_net, faces, labels):
 def test_round_trip(map_, tmp_path):
     map_.save(tmp_path / "map.npz")
     loaded = occfast.OcclusionMap.load(tmp_path / "map.npz")
-    for name in ("values", "standard_error", "per_image", "mean_image"):
+    for name in ("values", "standard_error", "per_image", "mean_image", "image_indices"):
         a, b = getattr(map_, name), getattr(loaded, name)
         assert np.array_equal(a, b) and a.dtype == b.dtype
     assert loaded.grid == map_.grid and loaded.settings == map_.settings and loaded.accuracy == map_.accuracy
@@ -91,6 +91,94 @@ def test_other_files_are_refused(map_, tmp_path):
         occfast.OcclusionMap.load(tmp_path / "none.npz")
     with pytest.raises(ValueError, match="path: expected a name ending in"):
         map_.save(tmp_path / "map.txt")
+
+
+def altered(path, about=(), **arrays):
+    content = read_npz(path)
+    stated = {**json.loads(str(content["about"])), **dict(about)}
+    content["about"] = np.array(json.dumps({k: v for k, v in stated.items() if v != "gone"}))
+    for name, array in arrays.items():
+        content.pop(name) if array is None else content.update({name: array})
+    write_npz(path, **content)
+    return path
+
+
+WRONG = {
+    "no image": dict(about={"image": "gone"}),
+    "image": dict(about={"image": [17, 14, 3]}),
+    "image text": dict(about={"image": "17x14"}),
+    "huge": dict(about={"image": [10**9, 10**9]}),
+    "occluder": dict(about={"occluder": [99, 99]}),
+    "stride": dict(about={"stride": 0}),
+    "border": dict(about={"border": "wrap"}),
+    "score": dict(about={"score": "loss"}),
+    "score list": dict(about={"score": ["error"]}),
+    "method": dict(about={"method": 3}),
+    "precision": dict(about={"precision": "fp8"}),
+    "images": dict(about={"n_images": 0}),
+    "images text": dict(about={"n_images": "6"}),
+    "skipped": dict(about={"n_skipped": -1}),
+    "seconds": dict(about={"seconds": None}),
+    "settings": dict(about={"settings": [1]}),
+    "estimate": dict(about={"estimate": {"kind": "Guess"}}),
+    "estimate list": dict(about={"estimate": [1]}),
+    "estimate values": dict(
+        about={
+            "estimate": dict(
+                kind="Disagreement",
+                value="x",
+                low=0,
+                high=0,
+                skipped=1,
+                checked=1,
+                different=0,
+                tolerance=None,
+                mean_error=0,
+                worst_error=0,
+            )
+        }
+    ),
+    "fingerprint": dict(about={"fingerprint": {"settings": 3, "images": "", "seen": 6, "whole": True}}),
+    "values": dict(values=np.zeros((3, 3))),
+    "values dtype": dict(values=np.zeros((9, 5), np.float32)),
+    "values text": dict(values=np.full((9, 5), "a")),
+    "values nan": dict(values=np.full((9, 5), np.nan)),
+    "error": dict(standard_error=np.zeros(5)),
+    "error sign": dict(standard_error=np.full((9, 5), -1.0)),
+    "per image": dict(per_image=np.zeros((5, 9, 5), np.uint8)),
+    "per image dtype": dict(per_image=np.zeros((6, 9, 5), np.int64)),
+    "indices": dict(image_indices=np.zeros(5, np.int64)),
+    "indices sign": dict(image_indices=np.full(6, -1)),
+    "interval": dict(interval=np.zeros((9, 5))),
+    "bias": dict(bias=np.zeros((2, 9, 5))),
+    "mean": dict(mean_image=np.zeros((1, 17, 15), np.float32)),
+    "mean scalar": dict(mean_image=np.float32(0)),
+    "no mean": dict(mean_image=None),
+    "no values": dict(values=None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_maps_are_named(map_, tmp_path, name):
+    path = altered(map_.save(tmp_path / "map.npz"), **WRONG[name])
+    with pytest.raises(occfast.DataError, match=r"map\.npz: not a complete OcclusionMap"):
+        occfast.OcclusionMap.load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", "[" * 100_000])
+def test_wrong_descriptions_are_named(map_, tmp_path, text):
+    content = read_npz(map_.save(tmp_path / "map.npz"))
+    write_npz(tmp_path / "map.npz", **{**content, "about": np.array(text)})
+    with pytest.raises(occfast.DataError, match=r"map\.npz: not a complete OcclusionMap"):
+        occfast.OcclusionMap.load(tmp_path / "map.npz")
+
+
+def test_files_of_the_first_version_load(map_, tmp_path):
+    """They hold neither the numbers of the images nor a fingerprint."""
+    path = altered(map_.save(tmp_path / "map.npz"), about={"fingerprint": "gone"}, image_indices=None)
+    loaded = occfast.OcclusionMap.load(path)
+    assert np.array_equal(loaded.values, map_.values) and loaded.image_indices is None and loaded.fingerprint is None
+    assert len(loaded.plot(2).images) == 1  # counted among those used
 
 
 def test_pictures(map_, tmp_path):

@@ -99,6 +99,9 @@ def work(rank, ranks, folder):
     alone.save(Path(folder) / f"alone {rank}.npz")
     with pytest.raises(ValueError, match=r"occluder: expected the same in all processes, got \[5, \d\] in process"):
         occfast.occlusion_map(network(), *pictures(2), (5, 4 + rank), progress=False)
+    net = network()
+    with pytest.raises(ValueError, match=r"model: expected the same outputs in all processes, process \d has others"):
+        occfast.occlusion_map(lambda x: net(x) + 0.1 * rank, *pictures(2), (5, 4), progress=False)
     # One process's mistake ends all of them.
     images, labels = pictures(4)
     if rank == ranks - 1:

@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from occfast.train.export import export  # noqa: E402
+from occfast.train import export_onnx  # noqa: E402
 
 
 def settled(network: nn.Module) -> nn.Module:
@@ -47,7 +47,7 @@ def arcface() -> Trained:
 def test_onnxruntime_agrees_at_any_batch(make: type[Trained], output: str, tmp_path: Path) -> None:
     trained = make()
     path = tmp_path / "model.onnx"
-    result = export(trained, path, output=output)
+    result = export_onnx(trained, path, output=output)
     assert result.largest_difference < 1e-5 and result.batches == [1, 3, 8] and result.output == output
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     stored = torch.randint(0, 256, (5, trained.preprocessing.channels, *trained.preprocessing.size), dtype=torch.uint8)
@@ -64,6 +64,32 @@ def test_onnxruntime_agrees_at_any_batch(make: type[Trained], output: str, tmp_p
     assert str(Path.home()) not in path.read_bytes().decode("latin1")
 
 
+def test_weights_without_a_description_are_exported_by_their_architecture(tmp_path: Path) -> None:
+    from occfast import cli
+
+    network = settled(iresnet18(size=(32, 32)))
+    torch.save({"net_state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    path, images = tmp_path / "w.onnx", torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    given = ["--network", "iresnet18", "--size", "32x32", "--color", "BGR", "--std", "0.25", "-o", str(path)]
+    cli.app(["export", str(tmp_path / "w.pth"), *given, "--opset", "19"], standalone_mode=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    preprocessing = Preprocessing.from_json(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert preprocessing == Preprocessing((32, 32), "BGR", std=0.25)
+    [got] = session.run(None, {"images": preprocessing(images).contiguous().numpy()})
+    expected = network(preprocessing(images)).detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(abs(expected).max()))
+    assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 19
+    for arguments, message in (
+        (given[:2], "--size: required with --network"),
+        (given[:4], "--color: required with --network"),
+        (["--size", "32x32"], "--size: only valid with --network"),
+        ([*given[:3], "32", *given[4:]], "--size: expected height x width, as in 112x96, got '32'"),
+        ([], "no architecture is recorded in this file; name it with network= .--network."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.app(["export", str(tmp_path / "w.pth"), *arguments], standalone_mode=False)
+
+
 class Unstable(nn.Module):
     """Answers otherwise each time."""
 
@@ -74,9 +100,9 @@ class Unstable(nn.Module):
 def test_nothing_is_written_where_answers_differ(tmp_path: Path) -> None:
     trained = Trained(Unstable(), Preprocessing((8, 8)), {"name": "x:y", "classes": None, "arguments": {}})
     with pytest.raises(ValueError, match=r"expected onnxruntime to agree with PyTorch within 0.0001"):
-        export(trained, tmp_path / "model.onnx")
+        export_onnx(trained, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="output: expected one of 'features', 'logits', got 'scores'"):
-        export(trained, tmp_path / "model.onnx", output="scores")
+        export_onnx(trained, tmp_path / "model.onnx", output="scores")
     with pytest.raises(ValueError, match="classifier: expected a network that was trained to classify"):
-        export(trained, tmp_path / "model.onnx", output="logits")
+        export_onnx(trained, tmp_path / "model.onnx", output="logits")
     assert not (tmp_path / "model.onnx").exists()

@@ -46,7 +46,7 @@ def test_memory_and_disk_hand_out_the_same(workers: int) -> None:
     faces, plan = Patterns(), torch.tensor([[3, 1], [0, 2], [2, 2]])
     indices = torch.tensor([9, 8, 30, 59])
     memory = source_of(
-        faces, indices, channels=1, in_memory=True, memory="1KiB", workers=0, device=torch.device("cpu"), show=False
+        faces, indices, channels=1, in_memory=True, memory="1KiB", workers=0, device=torch.device("cpu"), progress=False
     )
     disk = FromDisk(faces, indices, 1, workers)
     assert isinstance(memory, InMemory)
@@ -65,7 +65,7 @@ def test_what_does_not_fit_into_the_memory_stays_on_the_disk() -> None:
             memory=memory,
             workers=0,
             device=torch.device("cpu"),
-            show=False,
+            progress=False,
         )
         assert isinstance(found, kind)
 

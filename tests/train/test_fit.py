@@ -28,7 +28,7 @@ def network(seed: int = 0) -> nn.Module:
 def test_it_learns_and_tells_how() -> None:
     images, labels = problem()
     model, told = network(), []
-    history = fit(model, images, labels, epochs=30, batch_size=10, learning_rate=1e-2, progress=told.append)
+    history = fit(model, images, labels, epochs=30, batch_size=10, learning_rate=1e-2, on_epoch=told.append)
     assert not model.training
     assert (predict(model, images).argmax(1) == labels).double().mean() > 0.95
     assert told == history.epochs and [epoch.number for epoch in told] == list(range(1, 31))
@@ -81,9 +81,12 @@ def test_one_step_is_adamw_on_the_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
-        ({"epochs": 1, "batch_size": 0}, ValueError, "batch_size: expected at least 1"),
+        ({"epochs": 0}, ValueError, "epochs: expected an int of at least 1, got 0"),
+        ({"epochs": 1, "batch_size": 0}, ValueError, "batch_size: expected an int of at least 1"),
         ({"epochs": 1, "labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels: .*\[60\], got \[5\]"),
+        ({"epochs": "3"}, TypeError, "epochs: expected an int, got '3'"),
+        ({"epochs": 1, "learning_rate": float("nan")}, ValueError, "learning_rate: expected a number above 0, got nan"),
+        ({"epochs": 1, "learning_rate": None}, TypeError, "learning_rate"),
         ({"epochs": 1, "labels": torch.zeros(60)}, TypeError, "labels: expected dtype int64, got float32"),
         ({"epochs": 1, "images": torch.zeros(0, 1, 6, 6)}, ValueError, "images: expected"),
         ({"epochs": 50, "learning_rate": 1e30}, ValueError, "learning_rate: the loss is no longer finite in epoch"),

@@ -34,6 +34,7 @@ def torchrun(folder: Path, recipe_file: Path, *options: str) -> None:
         "occfast",
         "train",
         str(recipe_file),
+        "--trust",
         *options,
         "--output",
         str(folder),
@@ -63,7 +64,7 @@ def close(folder: Path, other: Path) -> None:
 def test_classification_on_two_processes(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     run = recipe("classify", *PLAIN, "optimizer.name=sgd")
-    train(run, tmp_path / "one", show=False)
+    train(run, tmp_path / "one", progress=False)
     (tmp_path / "recipe.yaml").write_text(to_yaml(run))
     torchrun(tmp_path / "two", tmp_path / "recipe.yaml", "batch.accumulate=3")
     close(tmp_path / "two", tmp_path / "one")
@@ -76,7 +77,7 @@ def test_classification_on_two_processes(tmp_path: Path) -> None:
 def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     run = recipe("embed", *PLAIN, "loss.mining=violating", "log.checkpoint=2", "batch.size=12")
-    train(run, tmp_path / "one", show=False)
+    train(run, tmp_path / "one", progress=False)
 
     class Stop(Exception):
         pass
@@ -86,6 +87,6 @@ def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train(run, tmp_path / "two", show=stop)
+        train(run, tmp_path / "two", progress=stop)
     torchrun(tmp_path / "two", tmp_path / "two" / "recipe.yaml", "--resume")
     close(tmp_path / "two", tmp_path / "one")

@@ -91,7 +91,7 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
         (["jitter.flop=1"], "jitter: expected keys among flip, shift, .* got flop"),
         (["epochs=many"], "epochs=many: epochs: Value 'many'"),
         (["epochs"], "override: expected key=value, got 'epochs'"),
-        (["epochs=0"], "epochs: expected at least 1, got 0"),
+        (["epochs=0"], "epochs: expected an int of at least 1, got 0"),
         (["stage=both"], "stage: expected one of 'classify', 'embed', got 'both'"),
         (["loss.name=triplet"], "loss.name: expected one of 'cross_entropy', 'large_margin_cosine', got 'triplet'"),
         (["precision=fp8"], "precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),

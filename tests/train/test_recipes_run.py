@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OcclusionMap]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("base")
     run = load_recipe("A", [*SMALL, "network.arguments={width: 0.125}", "batch.size=16", "epochs=1"])
-    train(run, folder / "A", faces=faces(), show=False)
+    train(run, folder / "A", faces=faces(), progress=False)
     a = load_network(folder / "A" / "best.safetensors")
     images = a.preprocessing(torch.stack([face.image for face in Subset(faces(), [0, 11])]))
     m = occlusion_map(
@@ -68,7 +68,7 @@ def test_packaged_recipes_train(name: str, base: tuple[Path, OcclusionMap], tmp_
         overrides += [f"start={folder / 'A' / 'best.safetensors'}"]
     if "x" in name and not name.endswith("R"):
         overrides += [f"occluder.locations={folder / 'map.npz'}"]
-    result = train(load_recipe(name, overrides), tmp_path / name, faces=faces(), show=False)
+    result = train(load_recipe(name, overrides), tmp_path / name, faces=faces(), progress=False)
     assert result.steps >= 2 and result.best is not None
     rows = read_rows(tmp_path / name / "steps.csv")
     assert len(rows) == result.steps and all(row["loss"] >= 0 for row in rows)
@@ -97,7 +97,7 @@ def test_commands(tmp_path: Path) -> None:
     small = [*people, "batch.size=10", "epochs=2", "log.tensorboard=false"]
     result = json.loads(run("train", "A", *small, "--output", str(folder), "--json"))
     assert result["steps"] == 10 and result["stopped"] == "" and Path(result["weights"]).is_file()
-    assert "2 epochs, accuracy" in run("train", "--resume", "--output", str(folder))
+    assert "2 epochs, accuracy" in run("train", "--resume", "--trust", "--output", str(folder))
     with pytest.raises(ValueError, match="holds a run already"):
         run("train", "A", *small, "--output", str(folder))
     with pytest.raises(ValueError, match="recipe: expected a YAML file or one of A, "):
@@ -135,7 +135,7 @@ def chain(
     ]
 
     def stage(recipe: str, name: str, *overrides: str) -> Result:
-        return train(load_recipe(recipe, [*common, *overrides]), folder / name, faces=known, show=False)
+        return train(load_recipe(recipe, [*common, *overrides]), folder / name, faces=known, progress=False)
 
     a = stage("A", "A", f"epochs={epochs[0]}", "optimizer.learning_rate=4e-3")
     network = load_network(a.weights)

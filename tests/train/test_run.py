@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from occfast import DataError, LargeMarginCosine, LocationDistribution
-from occfast.data import Subset
+from occfast.data import FaceDataset, Subset
 from occfast.train import load_network, train
 from occfast.train.augment import Augment, locations, occluder_of
 from occfast.train.batches import InMemory, PKBatches, Shuffled
@@ -43,7 +43,7 @@ def test_a_tiny_network_overfits_twenty_images(loss: str, tmp_path: Path) -> Non
     run = recipe(
         "classify", *still("validation.share=0", "batch.size=20", "epochs=60", f"loss.name={loss}", "loss.scale=16")
     )
-    result = train(run, tmp_path, faces=faces, show=False)
+    result = train(run, tmp_path, faces=faces, progress=False)
     logged = read_rows(tmp_path / "steps.csv")
     assert logged[0]["accuracy"] < 0.6 and logged[-1]["accuracy"] == 1
     assert logged[-1]["loss"] < 0.1 * logged[0]["loss"]
@@ -57,7 +57,7 @@ def test_a_tiny_network_overfits_twenty_images(loss: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("loss", ["triplet", "batch_triplet"])
 def test_triplets_part_people(loss: str, tmp_path: Path) -> None:
     run = recipe("embed", *still(f"loss.name={loss}", "epochs=15", "loss.mining=violating", "batch.size=18"))
-    train(run, tmp_path, faces=Patterns(noise=0.4, each=16), show=False)
+    train(run, tmp_path, faces=Patterns(noise=0.4, each=16), progress=False)
     logged = read_rows(tmp_path / "steps.csv")
     assert logged[-1]["triplets/pair_decidability"] > 2 * logged[0]["triplets/pair_decidability"]
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
@@ -71,7 +71,7 @@ def test_triplets_part_people(loss: str, tmp_path: Path) -> None:
 def test_logs_and_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(recipe("embed", "log.tensorboard=true"), tmp_path, show=False)
+    train(recipe("embed", "log.tensorboard=true"), tmp_path, progress=False)
     logged = read_rows(tmp_path / "steps.csv")
     assert [row["step"] for row in logged] == [1, 2, 4, 6, 8, 10, 12]
     assert all(row["images_per_s"] > 0 for row in logged)
@@ -86,7 +86,7 @@ def test_logs_and_tensorboard(tmp_path: Path) -> None:
 def test_the_best_is_kept_apart_and_a_stagnating_run_stops(tmp_path: Path) -> None:
     # A rate that destroys what was learnt: validation declines.
     run = recipe("classify", *still("epochs=40", "validation.patience=3", "optimizer.schedule=constant"))
-    result = train(run, tmp_path, faces=Patterns(noise=0.3), show=False)
+    result = train(run, tmp_path, faces=Patterns(noise=0.3), progress=False)
     validated = [row["accuracy"] for row in read_rows(tmp_path / "validations.csv")]
     assert result.stopped == "early" and result.epochs == len(validated) < 40
     best = max(validated)
@@ -95,13 +95,13 @@ def test_the_best_is_kept_apart_and_a_stagnating_run_stops(tmp_path: Path) -> No
     assert load_network(result.weights, trust=True).about["epoch"] == result.best_epoch
     assert load_network(tmp_path / "last.safetensors", trust=True).about["epoch"] == result.epochs
     # Resuming a run that stopped early changes nothing.
-    assert train(run, tmp_path, resume=True, faces=Patterns(noise=0.3), show=False).stopped == "early"
+    assert train(run, tmp_path, resume=True, faces=Patterns(noise=0.3), progress=False).stopped == "early"
     assert [row["accuracy"] for row in read_rows(tmp_path / "validations.csv")] == validated
 
 
 def test_validation_is_the_accuracy_on_the_images_kept_out(tmp_path: Path) -> None:
     faces, run = Patterns(noise=0.5), recipe("classify", "epochs=4")
-    result = train(run, tmp_path, faces=faces, show=False)
+    result = train(run, tmp_path, faces=faces, progress=False)
     rest, held = split(faces, run.validation, 1, run.seed)
     trained = load_network(result.weights, trust=True)
     answers = trained.classifier()(trained.preprocessing(faces.images[held])).argmax(1)
@@ -112,22 +112,30 @@ def test_validation_is_the_accuracy_on_the_images_kept_out(tmp_path: Path) -> No
 
 def test_starting_from_weights(tmp_path: Path) -> None:
     margin = "loss.name=large_margin_cosine"
-    first = train(recipe("classify", margin), tmp_path / "first", show=False)
+    first = train(recipe("classify", margin), tmp_path / "first", progress=False)
     start = f"start={first.weights}"
-    on = train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", show=False)
+    on = train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", progress=False)
     # The network and its head are those that the first run had at its best.
     assert read_rows(tmp_path / "on" / "validations.csv")[0] == {"step": 0, "epoch": 0, "accuracy": first.best}
     with pytest.raises(ValueError, match=r"best-head.safetensors: don't fit the network: weight has shape \[6, 24\]"):
-        train(recipe("classify", margin, start), tmp_path / "five", faces=Patterns(people=5), show=False)
+        train(recipe("classify", margin, start), tmp_path / "five", faces=Patterns(people=5), progress=False)
     fresh = recipe("classify", margin, start, "fresh_classifier=true")
-    assert train(fresh, tmp_path / "five", faces=Patterns(people=5), show=False).steps == 9
+    assert train(fresh, tmp_path / "five", faces=Patterns(people=5), progress=False).steps == 9
     # A run goes on where what it was started from is gone.
     Path(first.weights).unlink()
     assert (
-        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, show=False).best == on.best
+        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, progress=False).best
+        == on.best
     )
-    embedded = train(recipe("embed", f"start={on.weights}"), tmp_path / "embed", show=False)
+    embedded = train(recipe("embed", f"start={on.weights}"), tmp_path / "embed", progress=False)
     assert load_network(embedded.weights, trust=True).head is None
+
+
+def split_names(faces: FaceDataset, part: ValidationPart, seed: int = 0) -> tuple[set[str], set[str]]:
+    rest, held = split(faces, part, 1, seed)
+    assert rest.tolist() == sorted(rest.tolist()) and held.tolist() == sorted(held.tolist())
+    assert sorted([*rest.tolist(), *held.tolist()]) == list(range(len(faces)))
+    return {faces.names[k] for k in rest.tolist()}, {faces.names[k] for k in held.tolist()}
 
 
 def test_splits() -> None:
@@ -135,16 +143,32 @@ def test_splits() -> None:
     uneven = Subset(faces, [0, 1, 2, 3, 4, 5, 10, 11, 15, 16, 17, 20, 25])
     rest, held = split(uneven, ValidationPart(share=0.9), 1, 0)
     assert set(uneven.labels[rest].tolist()) == set(range(6))  # everybody stays in training
-    assert len(rest) + len(held) == len(uneven)
+    assert len(rest) + len(held) == len(uneven) and len(held) >= 5
     rest, held = split(uneven, ValidationPart(share=0), 2, 0)
     assert len(held) == 0 and set(uneven.labels[rest].tolist()) == {0, 2, 3}
     rest, held = split(faces, ValidationPart(share=0.3, by="people"), 1, 0)
-    assert len(held) == 10 and not set(faces.labels[rest].tolist()) & set(faces.labels[held].tolist())
-    assert [part.tolist() for part in split(faces, ValidationPart(), 1, 4)] == [
-        part.tolist() for part in split(faces, ValidationPart(), 1, 4)
-    ]
+    assert len(held) % 5 == 0 and not set(faces.labels[rest].tolist()) & set(faces.labels[held].tolist())
+    for by in ("images", "people"):
+        part = ValidationPart(share=0.2, by=by)
+        assert split_names(faces, part, 4) == split_names(faces, part, 4) != split_names(faces, part, 5)
+        assert len(split_names(faces, ValidationPart(share=1e-9, by=by))[1]) == (1 if by == "images" else 10)
     with pytest.raises(ValueError, match=r"data.min_images: expected at least two people with 9 images, got 0"):
         split(faces, ValidationPart(), 9, 0)
+    with pytest.raises(ValueError, match=r"validation.share: expected at least two people to stay in training"):
+        split(faces, ValidationPart(share=1.0, by="people"), 1, 0)
+
+
+@pytest.mark.parametrize("by", ["images", "people"])
+def test_the_split_is_a_property_of_each_image(by: str) -> None:
+    faces, part = Patterns(people=40, each=10), ValidationPart(share=0.3, by=by)
+    rest, held = split_names(faces, part)
+    assert 0.1 < len(held) / 400 < 0.5
+    for left_out in (range(1), range(10, 30), range(5, 400, 7)):
+        some = Subset(faces, [k for k in range(400) if k not in left_out])
+        some_rest, some_held = split_names(some, part)
+        assert some_rest == rest & set(some.names) and some_held == held & set(some.names)
+    shuffled = Subset(faces, torch.randperm(400, generator=torch.Generator().manual_seed(1)).tolist())
+    assert split_names(shuffled, part) == (rest, held)
 
 
 # -- NaN -------------------------------------------------------------------------------------------------
@@ -190,7 +214,7 @@ def test_nan_is_found_within_its_step_with_the_images(gradient: bool, tmp_path: 
 def test_nan_ends_a_run_with_a_file_of_names(tmp_path: Path) -> None:
     run = recipe("classify", "optimizer.name=sgd", "optimizer.learning_rate=1e30", "optimizer.warmup=0")
     with pytest.raises(NotFinite, match=r"learning_rate: the (loss|gradient) is no longer finite in epoch 1, step 1"):
-        train(run, tmp_path, show=False)
+        train(run, tmp_path, progress=False)
     told = (tmp_path / "not-finite-0.txt").read_text().splitlines()
     assert told[0] == "step 1" and len(told) == 13 and set(told[1:]) <= set(Patterns().names)
 
@@ -264,11 +288,11 @@ def test_sample_ids_never_repeat() -> None:
 
 
 def test_bfloat16_trains_and_half_precision_is_refused_on_a_cpu(tmp_path: Path) -> None:
-    result = train(recipe("classify", "precision=bf16", "epochs=6"), tmp_path / "bf16", show=False)
+    result = train(recipe("classify", "precision=bf16", "epochs=6"), tmp_path / "bf16", progress=False)
     assert result.best is not None and result.best > 0.3
     assert load_network(result.weights, trust=True).network.body[0].weight.dtype == torch.float32
     with pytest.raises(ValueError, match="precision: expected 'fp32' or 'bf16' on a CPU, got 'fp16'"):
-        train(recipe("classify", "precision=fp16", "device=cpu"), tmp_path / "fp16", show=False)
+        train(recipe("classify", "precision=fp16", "device=cpu"), tmp_path / "fp16", progress=False)
 
 
 # -- augmentation ------------------------------------------------------------------------------------------
@@ -336,15 +360,24 @@ def test_augmentation_does_what_its_parts_do() -> None:
 
 def test_unknown_data_and_networks(tmp_path: Path) -> None:
     for change, message in (
-        ("data.name=nowhere", "data.name: expected one of orl, lfw, celeba, folder, recordio or module:function"),
+        (
+            "data.name=nowhere",
+            "data.name: expected one of orl, lfw, celeba, .*folder, .*recordio, .* or module:function",
+        ),
         ("data.name=tests.train.tiny:Nothing", "data.name: 'tests.train.tiny:Nothing' can't be imported"),
-        ("data.arguments={color: 1}", "data.arguments: tests.train.tiny:Patterns doesn't take them"),
+        (
+            "data.arguments={color: 1}",
+            "data.arguments: tests.train.tiny:Patterns takes no argument color; it takes people, each",
+        ),
         ("network.name=resnet19", "network: expected one of paper, resnet18, .* or module:function, got 'resnet19'"),
-        ("network.arguments={depth: 1}", "network: tests.train.tiny:Net takes no argument depth"),
+        (
+            "network.arguments={depth: 1}",
+            "network: tests.train.tiny:Net takes no argument depth; it takes norm, dropout",
+        ),
         ("start=nowhere.pt", "there is no file nowhere.pt"),
         ("batch.size=49", "batch.size: expected at most 48, the images to train on, got 49"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            train(recipe("classify", change), tmp_path / "run", show=False)
+            train(recipe("classify", change), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
     assert isinstance(Net(3, 1), nn.Module)

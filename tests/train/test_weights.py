@@ -226,7 +226,7 @@ class Evil:
 def test_files_that_hold_no_weights(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: not a (whole safetensors )?file"):
+        with pytest.raises(DataError, match=f"{name}: not a (file of weights|(whole )?.safetensors file)"):
             read_state_dict(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     with pytest.raises(DataError, match=r"none.pt: expected a state dict"):
@@ -239,7 +239,7 @@ def test_other_safetensors_are_not_taken_for_networks(tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": "pt"})
     assert read_tensors(tmp_path / "a.safetensors")[1] == {}
-    with pytest.raises(DataError, match="weights that don't tell of which network; build it and use load_into"):
+    with pytest.raises(DataError, match="no architecture is recorded in this file; name it with network="):
         load_network(tmp_path / "a.safetensors")
     about = {"kind": "occfast.network", "network": {}, "people": [], "about": {}, "preprocessing": {}}
     write_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, about)
@@ -264,7 +264,7 @@ def test_preprocessing_scales_orders_and_refuses() -> None:
         with pytest.raises(ValueError, match=message):
             rgb.require(other)
     aligned = [Preprocessing((8, 6), alignment={"template": name}) for name in ("a", "b")]
-    with pytest.raises(ValueError, match="faces aligned with template a, got b"):
+    with pytest.raises(ValueError, match="faces aligned to a, got b"):
         aligned[0].require(aligned[1])
     Preprocessing((8, 6)).require(aligned[0])
     aligned[0].require(Preprocessing((8, 6), alignment={"template": "a", "color": "gray"}))
@@ -289,3 +289,72 @@ def test_build_hands_on_what_a_network_takes() -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             build(name, 3, channels=1, size=(4, 4))
+
+
+# -- files of other programs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["state_dict", "net_state_dict", "backbone", "model", "model_state_dict", None])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.", "net.0."]
+)
+def test_state_dicts_are_found_wherever_programs_put_them(container: str | None, prefix: str, tmp_path: Path) -> None:
+    network = PaperNet(None, width=0.125)
+    state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save(state if container is None else {"epoch": 3, container: state}, tmp_path / "w.pt")
+    other = PaperNet(None, width=0.125)
+    assert load_into(other, tmp_path / "w.pt") == []
+    assert all(
+        torch.equal(a, b) for a, b in zip(other.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+
+
+def test_what_lies_beside_a_prefix_is_returned(tmp_path: Path) -> None:
+    network = PaperNet(None, width=0.125)
+    state = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": {**state, "head.weight": torch.zeros(3, 40)}}, tmp_path / "w.pt")
+    other = PaperNet(None, width=0.125)
+    assert load_into(other, tmp_path / "w.pt") == ["head.weight"]
+    assert torch.equal(other.state_dict()["convolutions.0.weight"], network.state_dict()["convolutions.0.weight"])
+    # A classifier of the network's own may lack in the file if it begins anew.
+    fresh = PaperNet(4, width=0.125)
+    assert load_into(fresh, tmp_path / "w.pt", fresh_classifier=True, classes=4) == ["head.weight"]
+    del state["backbone.convolutions.0.bias"]
+    with pytest.raises(ValueError, match=r"weights: don't fit the network: missing convolutions.0.bias"):
+        load_into(PaperNet(None, width=0.125), state)
+
+
+def test_plain_weights_load_with_a_named_architecture(tmp_path: Path) -> None:
+    network, p = iresnet18(width=4, size=(32, 24), feature_size=8).eval(), Preprocessing((32, 24), "RGB")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "w.pth")
+    images = torch.randint(0, 256, (3, 3, 32, 24), dtype=torch.uint8)
+    arguments = {"width": 4, "feature_size": 8}
+    loaded = load_network(tmp_path / "w.pth", network="iresnet18", arguments=arguments, preprocessing=p)
+    assert torch.equal(loaded.embed(images), network(p(images))) and not loaded.network.training
+    again = load_network(loaded.save(tmp_path / "w.safetensors"))  # now the file records it
+    assert torch.equal(again.embed(images), loaded.embed(images)) and again.preprocessing == p
+    with pytest.raises(DataError, match=r"w.pth: no architecture is recorded in this file; name it with network="):
+        load_network(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="preprocessing: expected together with network"):
+        load_network(tmp_path / "w.pth", network="iresnet18")
+    with pytest.raises(ValueError, match=r"w.pth: don't fit the network: not of this network bn2.bias"):
+        load_network(tmp_path / "w.pth", network="resnet18", preprocessing=p)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.onnx", b"\x08\x07\x12\x07pytorch", r"a.onnx: not a file of weights \(this looks like ONNX\)"),
+        (
+            "a.safetensors",
+            b"PK\x03\x04" + b"0" * 50,
+            r"not a .safetensors file \(this looks like a PyTorch file, .pt or .pth\)",
+        ),
+        ("a.safetensors", b"\x80\x04N.", r"not a .safetensors file \(this looks like a pickle\)"),
+        ("a.safetensors", b"", "not a whole .safetensors file"),
+    ],
+)
+def test_files_of_another_kind_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_network(tmp_path / name)

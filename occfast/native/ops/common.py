@@ -1,7 +1,8 @@
-"""What every op needs: registration, dispatch to a native module, and the checks of arguments."""
+"""Helpers of every op: registration, dispatch to a native module, and checks of arguments."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,21 @@ import torch
 from torch import Tensor
 
 from .. import loader
+from ..enums import Dtype
 
-IMAGE_DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
-OUTPUT_DTYPES = {torch.float32: 3, torch.float64: 4}
+IMAGE_DTYPES = {
+    torch.uint8: Dtype.UINT8,
+    torch.float16: Dtype.FLOAT16,
+    torch.bfloat16: Dtype.BFLOAT16,
+    torch.float32: Dtype.FLOAT32,
+}
+OUTPUT_DTYPES = {torch.float32: Dtype.FLOAT32, torch.float64: Dtype.FLOAT64}
 
 library = torch.library.Library("occfast", "DEF")
 
 
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register an op for CPU and CUDA under ``torch.ops.occfast`` and return it."""
     name = schema.split("(", 1)[0]
     library.define(schema)
     for key in ("CPU", "CUDA"):
@@ -26,19 +34,37 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
 
 
 def module_for(device: torch.device) -> Any:
-    """The module for a device, or None where the PyTorch twins are to run."""
+    """Return the native module for a device, or None if the PyTorch twins are to run."""
     if loader.requested() == "reference":
         return None
     return loader.module("cuda" if device.type == "cuda" else "cpu")
 
 
-def call(function: Callable[..., None], device: torch.device, *arguments: Any) -> None:
-    """Run a native function with PyTorch's threads, or on PyTorch's current stream of that device."""
+@functools.lru_cache(maxsize=64)
+def _threads(native: Any, count: int) -> Any:
+    return native.ExecContext(threads=count, stream=None)
+
+
+def call(native: Any, function: str, device: torch.device, *arguments: Any) -> None:
+    """Call a native function with PyTorch's number of threads, or on PyTorch's current stream of a GPU.
+
+    Args:
+        native: The module of :func:`module_for`.
+        function: The name of the function.
+        device: The device of the tensors.
+        *arguments: Structs of ``native``; ``csrc/api.h`` has their fields.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
-            function(*arguments, 1, torch.cuda.current_stream(device).cuda_stream)
+            stream = torch.cuda.current_stream(device).cuda_stream
+            getattr(native, function)(*arguments, native.ExecContext(threads=1, stream=stream))
     else:
-        function(*arguments, torch.get_num_threads(), 0)
+        getattr(native, function)(*arguments, _threads(native, torch.get_num_threads()))
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor's data, or None for None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def expect(condition: bool, name: str, expected: str, got: Any) -> None:
@@ -65,19 +91,19 @@ def expect_device(device: torch.device, **tensors: Tensor | None) -> None:
 
 
 def is_channels_last(images: Tensor) -> bool:
-    """Whether a 4-D tensor is stored as NHWC (and is not plain NCHW as well)."""
+    """Return whether a 4-D tensor is stored as NHWC and not as NCHW as well."""
     return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def dense(images: Tensor) -> tuple[Tensor, torch.memory_format]:
-    """The images in one of the two layouts that the kernels know, copied only if they are in neither."""
+    """Return the images in one of the two layouts of the kernels, copied only if they are in neither."""
     if is_channels_last(images):
         return images, torch.channels_last
     return images.contiguous(), torch.contiguous_format
 
 
 def strides_of(shape: torch.Size, layout: torch.memory_format) -> tuple[int, int, int, int]:
-    # Computed: PyTorch leaves the strides of dimensions of size 1 open.
+    """Compute the strides of a layout (those of a tensor are arbitrary along dimensions of size 1)."""
     _, c, h, w = shape
     if layout == torch.channels_last:
         return (c * h * w, 1, w * c, c)
@@ -85,12 +111,12 @@ def strides_of(shape: torch.Size, layout: torch.memory_format) -> tuple[int, int
 
 
 def expect_positions(positions: Tensor, end: int) -> None:
-    # On a GPU the kernel traps instead: looking here would wait for the device.
+    # On a GPU the kernel traps instead: a check here would wait for the device.
     if positions.device.type == "cpu" and positions.numel():
         low, high = torch.aminmax(positions)
         expect(int(low) >= 0 and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
 
 
 def nothing(*_: Any) -> None:
-    """The fake of an op that only writes into its arguments."""
+    """Do nothing: the fake of an op that only writes to its arguments."""
     return None

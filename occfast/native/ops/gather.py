@@ -1,4 +1,4 @@
-"""Windows of occluded feature maps, convolved on the way where the CPU can."""
+"""Ops of the incremental sweep: windows of occluded feature maps, and on a CPU their convolution."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import reference
 from .common import (
     OUTPUT_DTYPES,
+    address,
     call,
     expect,
     expect_device,
@@ -31,7 +32,7 @@ _BITS = {
 
 @functools.lru_cache(maxsize=64)
 def _bits(value: float, dtype: torch.dtype) -> int:
-    """The bits of a number in a dtype."""
+    """Return the bits of a number in a dtype."""
     as_integer = int(torch.tensor(value, dtype=dtype).view(_BITS[dtype]))
     return as_integer % (1 << 8 * torch.empty((), dtype=dtype).element_size())
 
@@ -50,10 +51,10 @@ def _gather_windows(
     channels: int = 0,
     geometry: list[int] | None = None,
 ) -> Tensor:
-    expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
+    expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", maps.shape)
     expect_dtype(maps, "maps", *_BITS)
     expect_dtype(images, "images", torch.int64)
-    expect(images.dim() == 1, "images", "one dimension", list(images.shape))
+    expect(images.dim() == 1, "images", "one dimension", images.shape)
     count = images.shape[0]
     expect_dtype(origins, "origins", torch.int64)
     expect_shape(origins, "origins", (count, 2))
@@ -70,46 +71,48 @@ def _gather_windows(
             patches.dim() == 4 and patches.shape[:2] == (count, maps.shape[1]),
             "patches",
             f"shape [{count}, {maps.shape[1]}, h, w]",
-            list(patches.shape),
+            patches.shape,
         )
         expect_dtype(patch_origins, "patch_origins", torch.int64)
         expect_shape(patch_origins, "patch_origins", (count, 2))
     expect_device(maps.device, images=images, origins=origins, patches=patches, patch_origins=patch_origins)
     expect_positions(images, maps.shape[0])
-    conv = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
+    checked = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
     native = module_for(maps.device)
     if native is None:
         out = reference.gather_windows(maps, images, origins, height, width, patches, patch_origins, padding)
         if weights is not None and bias is not None:
-            out = reference.convolve(out, weights, bias, channels, *conv)
+            out = reference.convolve(out, weights, bias, channels, *checked)
         return out.contiguous(memory_format=torch.channels_last)
     maps = maps.contiguous(memory_format=torch.channels_last)
     images, origins = images.contiguous(), origins.contiguous()
     shape = _gathered(maps, count, height, width, channels, geometry)
     out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last)
-    patch, patch_origin = 0, 0
-    patch_size: tuple[int, ...] = (0, 0)
+    patch_height = patch_width = 0
     if patches is not None and patch_origins is not None:
-        patches = patches.contiguous(memory_format=torch.channels_last)
-        patch_origins = patch_origins.contiguous()
-        patch, patch_origin, patch_size = patches.data_ptr(), patch_origins.data_ptr(), tuple(patches.shape[-2:])
-    call(
-        native.gather_windows,
-        maps.device,
-        maps.data_ptr(),
-        patch,
-        out.data_ptr(),
-        images.data_ptr(),
-        origins.data_ptr(),
-        patch_origin,
-        count,
-        tuple(maps.shape),
-        (height, width, *patch_size),
-        _bits(padding, maps.dtype),
-        maps.element_size(),
-        OUTPUT_DTYPES.get(maps.dtype, 0),
-        _conv_arguments(native, maps, weights, bias, channels, geometry),
+        patches, patch_origins = patches.contiguous(memory_format=torch.channels_last), patch_origins.contiguous()
+        patch_height, patch_width = patches.shape[-2:]
+    windows = native.GatherWindows(
+        maps=maps.data_ptr(),
+        patches=address(patches),
+        out=out.data_ptr(),
+        images=images.data_ptr(),
+        origins=origins.data_ptr(),
+        patch_origins=address(patch_origins),
+        count=count,
+        shape=maps.shape,
+        height=height,
+        width=width,
+        patch_height=patch_height,
+        patch_width=patch_width,
+        padding=_bits(padding, maps.dtype),
+        itemsize=maps.element_size(),
     )
+    if weights is None or bias is None or geometry is None:
+        call(native, "gather_windows", maps.device, windows)
+    else:
+        conv = _convolution(native, maps, weights, bias, channels, geometry)
+        call(native, "convolve_windows", maps.device, windows, conv)
     return out
 
 
@@ -122,13 +125,13 @@ def _conv_geometry(
     channels: int,
     geometry: list[int] | None,
 ) -> list[Any]:
-    """Check a convolution; kernel, stride, dilation, relu.  Empty: there is none."""
+    """Check a convolution and return [kernel, stride, dilation, relu], or [] without one."""
     if weights is None:
         return []
     expect(
         geometry is not None and len(geometry) == 7 and min(geometry[:6]) >= 1,
         "geometry",
-        "kernel, stride and dilation (rows, columns each) and whether to rectify",
+        "kernel, stride and dilation (rows, columns each), and 1 to apply ReLU or 0",
         geometry,
     )
     assert geometry is not None and bias is not None
@@ -141,7 +144,7 @@ def _conv_geometry(
         weights.dim() == 3 and weights.is_contiguous() and weights.shape[1] == products,
         "weights",
         f"shape [blocks, {products}, block]",
-        list(weights.shape),
+        weights.shape,
     )
     blocks, _, block = weights.shape
     expect((blocks - 1) * block < channels <= blocks * block, "channels", f"a number for {blocks} blocks", channels)
@@ -157,14 +160,20 @@ def _conv_geometry(
     return [kernel, stride, dilation, bool(geometry[6])]
 
 
-def _conv_arguments(
-    native: Any, maps: Tensor, weights: Tensor | None, bias: Tensor | None, channels: int, geometry: list[int] | None
-) -> list[int]:
-    if weights is None or bias is None or geometry is None:
-        return []
-    block = native.convolution_block(OUTPUT_DTYPES[maps.dtype])
+def _convolution(native: Any, maps: Tensor, weights: Tensor, bias: Tensor, channels: int, geometry: list[int]) -> Any:
+    expect(maps.device.type == "cpu", "weights", f"None on {maps.device}, which has no native convolution", "a tensor")
+    block = native.convolution_block(dtype=OUTPUT_DTYPES[maps.dtype])
     expect(weights.shape[2] == block, "weights", f"blocks of {block} channels", weights.shape[2])
-    return [weights.data_ptr(), bias.data_ptr(), channels, *geometry]
+    return native.Convolution(
+        weights=weights.data_ptr(),
+        bias=bias.data_ptr(),
+        dtype=OUTPUT_DTYPES[maps.dtype],
+        channels=channels,
+        kernel=geometry[0:2],
+        stride=geometry[2:4],
+        dilation=geometry[4:6],
+        relu=bool(geometry[6]),
+    )
 
 
 def _gathered(
@@ -177,19 +186,30 @@ def _gathered(
 
 
 def convolution_block(tensor: Tensor) -> int:
-    """Output channels of a block of packed weights on a tensor's device; 0: no native convolution is there."""
+    """Return the number of output channels of a block of packed weights.
+
+    Args:
+        tensor: A tensor of the dtype and on the device of the maps.
+
+    Returns:
+        0 if there is no native convolution: on a GPU, for other dtypes than float32 and float64, and for the twins.
+    """
+    if tensor.device.type != "cpu" or tensor.dtype not in OUTPUT_DTYPES:
+        return 0
     native = module_for(tensor.device)
-    return (
-        0
-        if native is None or tensor.dtype not in OUTPUT_DTYPES
-        else int(native.convolution_block(OUTPUT_DTYPES[tensor.dtype]))
-    )
+    return 0 if native is None else int(native.convolution_block(dtype=OUTPUT_DTYPES[tensor.dtype]))
 
 
 def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
-    """Weights [O, C, kh, kw] and bias [O] as ``gather_windows`` takes them.
+    """Pack the weights of a convolution for :data:`gather_windows`.
 
-    [blocks, kh kw C, block] and [blocks, block], filled up with zeros.
+    Args:
+        weight: [O, C, kh, kw].
+        bias: [O], or None.
+        block: Output channels of a block, from :func:`convolution_block`.
+
+    Returns:
+        Weights [blocks, kh kw C, block] and bias [blocks, block], filled with zeros up to whole blocks.
     """
     channels, blocks = weight.shape[0], -(-weight.shape[0] // block)
     flat = weight.new_zeros((blocks * block, weight[0].numel()))
@@ -239,7 +259,7 @@ def _gather_pieces(
     channels: int = 0,
     geometry: list[int] | None = None,
 ) -> Tensor:
-    expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", list(maps.shape))
+    expect(maps.dim() == 4, "maps", "shape [N, C, H, W]", maps.shape)
     expect_dtype(maps, "maps", *_BITS)
     _, depth, map_height, map_width = maps.shape
     expect_shape(full, "full", tuple(maps.shape))
@@ -267,7 +287,7 @@ def _gather_pieces(
     ):
         if piece is not None:
             fits = piece.dim() == 4 and all(s in (None, p) for s, p in zip(expected, piece.shape, strict=True))
-            expect(fits, name, f"shape {list(expected)}", list(piece.shape))
+            expect(fits, name, f"shape {list(expected)}", piece.shape)
     held = {"full": full, "row_strips": row_strips, "column_strips": column_strips, "corners": corners}
     for name, piece in held.items():
         if piece is not None:
@@ -288,7 +308,7 @@ def _gather_pieces(
     expect_positions(images, maps.shape[0])
     expect_positions(rows, row_cuts.shape[0])
     expect_positions(columns, column_cuts.shape[0])
-    conv = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
+    checked = _conv_geometry(maps, height, width, weights, bias, channels, geometry)
     native = module_for(maps.device)
     if native is None:
         out = reference.gather_pieces(
@@ -309,34 +329,54 @@ def _gather_pieces(
             padding,
         )
         if weights is not None and bias is not None:
-            out = reference.convolve(out, weights, bias, channels, *conv)
+            out = reference.convolve(out, weights, bias, channels, *checked)
         return out.contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last
     maps, full = maps.contiguous(memory_format=layout), full.contiguous(memory_format=layout)
-    pieces = [None if t is None else t.contiguous(memory_format=layout) for t in (row_strips, column_strips, corners)]
-    indices = [t.contiguous() for t in (images, rows, columns, row_cuts, column_cuts, origins)]
+    row_strips, column_strips, corners = (
+        None if t is None else t.contiguous(memory_format=layout) for t in (row_strips, column_strips, corners)
+    )
+    images, rows, columns = images.contiguous(), rows.contiguous(), columns.contiguous()
+    row_cuts, column_cuts, origins = row_cuts.contiguous(), column_cuts.contiguous(), origins.contiguous()
     shape = _gathered(maps, entries, height, width, channels, geometry)
     out = torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=layout)
-    heights = [0 if t is None else t.shape[2] for t in pieces]
-    widths = [0 if t is None else t.shape[3] for t in pieces]
-    call(
-        native.gather_pieces,
-        maps.device,
-        maps.data_ptr(),
-        full.data_ptr(),
-        *(0 if t is None else t.data_ptr() for t in pieces),
-        out.data_ptr(),
-        *(t.data_ptr() for t in indices),
-        entries,
-        count,
-        tuple(maps.shape),
-        (height, width, row_cuts.shape[0], heights[0], column_cuts.shape[0], widths[1], heights[2], widths[2]),
-        (edges[0], edges[1], edges[3]),
-        _bits(padding, maps.dtype),
-        maps.element_size(),
-        OUTPUT_DTYPES.get(maps.dtype, 0),
-        _conv_arguments(native, maps, weights, bias, channels, geometry),
+    (strip_height, _), (_, strip_width), (corner_height, corner_width) = (
+        (0, 0) if t is None else t.shape[-2:] for t in (row_strips, column_strips, corners)
     )
+    arguments = native.GatherPieces(
+        maps=maps.data_ptr(),
+        full=full.data_ptr(),
+        row_strips=address(row_strips),
+        column_strips=address(column_strips),
+        corners=address(corners),
+        out=out.data_ptr(),
+        images=images.data_ptr(),
+        rows=rows.data_ptr(),
+        columns=columns.data_ptr(),
+        row_cuts=row_cuts.data_ptr(),
+        column_cuts=column_cuts.data_ptr(),
+        origins=origins.data_ptr(),
+        entries=entries,
+        count=count,
+        shape=maps.shape,
+        height=height,
+        width=width,
+        strip_rows=row_cuts.shape[0],
+        strip_height=strip_height,
+        strip_columns=column_cuts.shape[0],
+        strip_width=strip_width,
+        corner_height=corner_height,
+        corner_width=corner_width,
+        first_edge=edges[:2],
+        column_edges=edges[3],
+        padding=_bits(padding, maps.dtype),
+        itemsize=maps.element_size(),
+    )
+    if weights is None or bias is None or geometry is None:
+        call(native, "gather_pieces", maps.device, arguments)
+    else:
+        conv = _convolution(native, maps, weights, bias, channels, geometry)
+        call(native, "convolve_pieces", maps.device, arguments, conv)
     return out
 
 
@@ -369,8 +409,8 @@ def _fake_gather_pieces(
 #: int64 [M,2], padding) -> [M,C,height,width]`` channels_last: the window of map ``images[m]`` that begins at
 #: (row, column) ``origins[m]``, with ``patches[m]`` laid over the map at ``patch_origins[m]`` and ``padding``
 #: outside the map.  Maps and patches in channels_last are not copied.  With ``weights`` and ``bias`` from
-#: :func:`pack_convolution` the windows are convolved on the way (CPU only) and [M,channels,h',w'] is returned;
-#: ``geometry``: kernel, stride and dilation, rows and columns each, and 1 to rectify.
+#: :func:`pack_convolution` (CPU only) the windows are convolved and [M,channels,h',w'] is returned.  ``geometry``
+#: holds kernel, stride and dilation, rows and columns each, and 1 to apply ReLU.
 gather_windows = register(
     "gather_windows(Tensor maps, Tensor images, Tensor origins, int height, int width, Tensor? patches, "
     "Tensor? patch_origins, float padding, Tensor? weights=None, Tensor? bias=None, "
@@ -379,12 +419,12 @@ gather_windows = register(
     _fake_gather_windows,
 )
 
-#: As ``gather_windows``, from a map that is put together from pieces (``csrc/api.h``): clean ``maps`` and
-#: fully occluded ``full`` [N,C,H,W]; ``row_strips`` [2R,C,h,W] and ``column_strips`` [2Q,C,H,w], first the
-#: R (Q) of the occluder's first edge; ``corners`` [4M,C,h,w], top left, top right, bottom left, bottom right,
-#: or only those of the ``edges``: the first row edge and column edge that are there, and how many.
-#: Position m is on image ``images[m]``, grid row ``rows[m]``, column ``columns[m]``; window e belongs to
-#: position e % M.  ``row_cuts`` int64 [R,8] and ``column_cuts`` [Q,8]: the fields of ``Cuts``.
+#: As ``gather_windows``, from a map that is assembled from pieces (``csrc/api.h``): clean ``maps`` and fully occluded
+#: ``full`` [N,C,H,W]; ``row_strips`` [2R,C,h,W] and ``column_strips`` [2Q,C,H,w], the R (Q) of the first edge of the
+#: occluder first; ``corners`` [4M,C,h,w] in the order top left, top right, bottom left, bottom right.  ``edges`` holds
+#: the first row edge and the first column edge of the corners that are given, and their numbers.  Position m is on
+#: image ``images[m]``, in grid row ``rows[m]`` and column ``columns[m]``.  Window e belongs to position e % M.
+#: ``row_cuts`` int64 [R,8] and ``column_cuts`` [Q,8] hold the fields of ``Cuts``.
 gather_pieces = register(
     "gather_pieces(Tensor maps, Tensor full, Tensor images, Tensor rows, Tensor columns, Tensor row_cuts, "
     "Tensor column_cuts, Tensor origins, int height, int width, Tensor? row_strips, Tensor? column_strips, "

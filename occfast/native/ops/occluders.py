@@ -1,4 +1,4 @@
-"""Noisy occluders: drawn from (seed, sample id), painted in one pass."""
+"""Ops of the noisy occluders, which are drawn from (seed, sample id) and painted in one pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..enums import NoiseKind
 from .common import (
     IMAGE_DTYPES,
+    address,
     call,
     dense,
     expect,
@@ -24,11 +26,12 @@ from .common import (
     strides_of,
 )
 
-KINDS = {"salt_and_pepper": 0, "speckle": 1, "gaussian": 2, "none": 3}
+#: Kinds of noise by name.
+KINDS = {kind.name.lower(): kind for kind in NoiseKind}
 
 
 @lru_cache(maxsize=64)
-def _check_law(
+def _check_params(
     height: int,
     width: int,
     seed: int,
@@ -49,7 +52,7 @@ def _check_law(
     expect(
         1 <= len(kinds) <= 4 and set(kinds) <= set(KINDS.values()),
         "kinds",
-        f"one to four of {sorted(KINDS.values())}",
+        f"one to four of {sorted(map(int, KINDS.values()))}",
         list(kinds),
     )
 
@@ -78,7 +81,7 @@ def _check_draw(
         expect_dtype(centers, name, torch.int64)
         expect(centers.dim() == 1 and centers.numel() > 0, name, "one dimension, not empty", centers.shape)
     expect_shape(cdf, "cdf", (row_centers.numel() * column_centers.numel(),))
-    _check_law(height, width, seed, probability, tuple(sizes), tuple(ranges), tuple(kinds))
+    _check_params(height, width, seed, probability, tuple(sizes), tuple(ranges), tuple(kinds))
     expect_device(device, cdf=cdf, row_centers=row_centers, column_centers=column_centers)
 
 
@@ -116,31 +119,108 @@ def _draw_occluders(
             kinds,
             gray,
         )
+    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
-    out = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
-    call(
-        native.draw_occluders,
-        device,
-        sample_ids.data_ptr(),
-        sample_ids.numel(),
-        cdf.data_ptr(),
-        row_centers.data_ptr(),
-        row_centers.numel(),
-        column_centers.data_ptr(),
-        column_centers.numel(),
+    draw = _draw(
+        native,
+        sample_ids,
+        cdf,
+        row_centers,
+        column_centers,
         channels,
         height,
         width,
-        seed,
-        probability,
-        sizes,
-        ranges,
-        kinds,
-        gray,
-        *(tensor.data_ptr() for tensor in out),
+        _params(native, seed, probability, sizes, ranges, kinds, gray),
+        _occluders(native, out),
     )
+    call(native, "draw_occluders", device, draw)
     return out
+
+
+def _params(
+    native: Any, seed: int, probability: float, sizes: list[int], ranges: list[float], kinds: list[int], gray: bool
+) -> Any:
+    min_height, max_height, min_width, max_width = sizes
+    min_level, max_level, min_intensity, max_intensity = ranges
+    return native.OccluderParams(
+        seed=seed,
+        probability=probability,
+        min_height=min_height,
+        max_height=max_height,
+        min_width=min_width,
+        max_width=max_width,
+        min_level=min_level,
+        max_level=max_level,
+        min_intensity=min_intensity,
+        max_intensity=max_intensity,
+        kinds=kinds,
+        gray=gray,
+    )
+
+
+def _occluders(native: Any, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> Any:
+    boxes, kind, level, intensity = tensors
+    return native.Occluders(
+        boxes=boxes.data_ptr(), kind=kind.data_ptr(), level=level.data_ptr(), intensity=intensity.data_ptr()
+    )
+
+
+def _draw(
+    native: Any,
+    sample_ids: Tensor,
+    cdf: Tensor,
+    row_centers: Tensor,
+    column_centers: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    params: Any,
+    occluders: Any,
+) -> Any:
+    return native.DrawOccluders(
+        sample_ids=sample_ids.data_ptr(),
+        n=sample_ids.numel(),
+        channels=channels,
+        image_height=height,
+        image_width=width,
+        locations=native.Locations(
+            cdf=cdf.data_ptr(),
+            row_centers=row_centers.data_ptr(),
+            rows=row_centers.numel(),
+            column_centers=column_centers.data_ptr(),
+            columns=column_centers.numel(),
+        ),
+        params=params,
+        occluders=occluders,
+    )
+
+
+def _painted(
+    native: Any,
+    images: Tensor,
+    out: Tensor,
+    layout: torch.memory_format,
+    sample_ids: Tensor,
+    occluders: Any,
+    seed: int,
+    low: float,
+    high: float,
+    outside: Tensor | None,
+) -> Any:
+    return native.PaintOccluders(
+        images=images.data_ptr(),
+        out=out.data_ptr(),
+        dtype=IMAGE_DTYPES[images.dtype],
+        shape=images.shape,
+        strides=strides_of(images.shape, layout),
+        sample_ids=sample_ids.data_ptr(),
+        occluders=occluders,
+        seed=seed,
+        low=low,
+        high=high,
+        outside=address(outside),
+    )
 
 
 def _fake_draw_occluders(
@@ -193,25 +273,15 @@ def _paint(
     if native is None:
         reference.paint_occluders(images, out, sample_ids, boxes, kind, level, intensity, seed, low, high, outside)
         return
-    held = [tensor.contiguous() for tensor in (sample_ids, boxes, kind, level, intensity)]
-    call(
-        native.paint_occluders,
-        images.device,
-        images.data_ptr(),
-        out.data_ptr(),
-        IMAGE_DTYPES[images.dtype],
-        tuple(images.shape),
-        strides_of(images.shape, layout),
-        *(tensor.data_ptr() for tensor in held),
-        seed,
-        low,
-        high,
-        0 if outside is None else outside.data_ptr(),
-    )
+    sample_ids, boxes, kind = sample_ids.contiguous(), boxes.contiguous(), kind.contiguous()
+    level, intensity = level.contiguous(), intensity.contiguous()
+    occluders = _occluders(native, (boxes, kind, level, intensity))
+    paint = _painted(native, images, out, layout, sample_ids, occluders, seed, low, high, outside)
+    call(native, "paint_occluders", images.device, paint)
 
 
 def _check_images(images: Tensor) -> None:
-    expect(images.dim() == 4, "images", "shape [N, C, H, W]", list(images.shape))
+    expect(images.dim() == 4, "images", "shape [N, C, H, W]", images.shape)
     expect_dtype(images, "images", *IMAGE_DTYPES)
 
 
@@ -287,34 +357,13 @@ def _draw_and_paint(
         )
         reference.paint_occluders(images, out, sample_ids, *drawn, seed, low, high, outside)
         return drawn
+    drawn = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
     sample_ids, cdf = sample_ids.contiguous(), cdf.contiguous()
     row_centers, column_centers = row_centers.contiguous(), column_centers.contiguous()
-    drawn = _fake_draw_occluders(sample_ids, cdf, row_centers, column_centers, channels)
-    call(
-        native.draw_and_paint,
-        images.device,
-        images.data_ptr(),
-        out.data_ptr(),
-        IMAGE_DTYPES[images.dtype],
-        tuple(images.shape),
-        strides_of(images.shape, layout),
-        sample_ids.data_ptr(),
-        cdf.data_ptr(),
-        row_centers.data_ptr(),
-        row_centers.numel(),
-        column_centers.data_ptr(),
-        column_centers.numel(),
-        seed,
-        probability,
-        sizes,
-        ranges,
-        kinds,
-        gray,
-        tuple(tensor.data_ptr() for tensor in drawn),
-        low,
-        high,
-        0 if outside is None else outside.data_ptr(),
-    )
+    params, occluders = _params(native, seed, probability, sizes, ranges, kinds, gray), _occluders(native, drawn)
+    draw = _draw(native, sample_ids, cdf, row_centers, column_centers, channels, height, width, params, occluders)
+    paint = _painted(native, images, out, layout, sample_ids, occluders, seed, low, high, outside)
+    call(native, "draw_and_paint", images.device, draw, paint)
     return drawn
 
 
@@ -338,8 +387,8 @@ def _fake_occlude_in_place(images: Tensor, sample_ids: Tensor, *_: Any) -> tuple
     return _fake_draw_occluders(sample_ids, sample_ids, sample_ids, sample_ids, images.shape[1])
 
 
-#: One occluder a sample from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``
-#: uint8 [N] (:data:`KINDS`, 255 where not occluded), ``level`` float32 [N], ``intensity`` float32 [N,C].
+#: One occluder per sample, from (seed, sample id) alone: ``boxes`` int32 [N,4] (top, left, bottom, right), ``kind``
+#: uint8 [N] (a :class:`NoiseKind`, or 255 without an occluder), ``level`` float32 [N], ``intensity`` float32 [N,C].
 draw_occluders = register(
     "draw_occluders(Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, int channels, "
     "int height, int width, int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool gray) "
@@ -353,13 +402,13 @@ _PAINT = (
     "Tensor(b!)? outside=None)"
 )
 
-#: The images with drawn occluders painted on a copy.  ``low`` and ``high`` are the values of intensity 0 and 1;
-#: ``outside`` int32 [1] is set where a floating-point image has NaN or a value outside of them.
+#: A copy of the images with drawn occluders painted on it.  ``low`` and ``high`` are the values of intensities 0 and 1.
+#: ``outside`` int32 [1] is set to 1 if a floating-point image has NaN or a value outside [low, high].
 paint_occluders = register(
     f"paint_occluders(Tensor images, {_PAINT} -> Tensor", _paint_occluders, _fake_paint_occluders
 )
 
-#: The same on the images themselves, which must be contiguous or channels_last.
+#: As ``paint_occluders``, in place; the images must be contiguous or channels_last.
 paint_occluders_ = register(f"paint_occluders_(Tensor(a!) images, {_PAINT} -> ()", _paint_occluders_in_place, nothing)
 
 _OCCLUDE = (
@@ -367,13 +416,12 @@ _OCCLUDE = (
     "int[] sizes, float[] ranges, int[] kinds, bool gray, float low, float high, Tensor(b!)? outside=None)"
 )
 
-#: :data:`draw_occluders` and :data:`paint_occluders` in one call: (images with occluders, boxes, kind, level,
-#: intensity).
+#: ``draw_occluders`` and ``paint_occluders`` in one call; returns (painted images, boxes, kind, level, intensity).
 occlude = register(
     f"occlude(Tensor images, {_OCCLUDE} -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _occlude, _fake_occlude
 )
 
-#: The same on the images themselves: (boxes, kind, level, intensity).
+#: As ``occlude``, in place; returns (boxes, kind, level, intensity).
 occlude_ = register(
     f"occlude_(Tensor(a!) images, {_OCCLUDE} -> (Tensor, Tensor, Tensor, Tensor)",
     _occlude_in_place,

@@ -1,4 +1,4 @@
-"""The triplet losses with their statistics, and their gradient."""
+"""Ops of the triplet losses: loss with statistics, and gradient."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..enums import SLOTS, Distance, Mining, Slot
 from .common import (
     OUTPUT_DTYPES,
     call,
@@ -22,14 +23,15 @@ from .common import (
     register,
 )
 
-DISTANCES = {"squared_euclidean": 0, "euclidean": 1, "cosine": 2}
-MININGS = {"all": 0, "violating": 1, "semihard": 2, "semihard_random": 3, "hardest": 4}
+#: Distances and mining strategies by the names of the losses.
+DISTANCES = {distance.name.lower(): distance for distance in Distance}
+MININGS = {mining.name.lower(): mining for mining in Mining}
 MAX_BINS = 1024
 
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in the tensors' own type: neither autocast nor TF32 or bfloat16 inside."""
+    """Compute matrix products in the type of the tensors, without autocast, TF32 or bfloat16."""
     backends: Any = torch.backends
     held = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
     before = held.fp32_precision
@@ -42,26 +44,28 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _multiply(a: Tensor, b: Tensor, symmetric: bool = False) -> Tensor:
-    """``a @ b``; on a CPU every sum has one order, whatever the number of threads."""
+    """Return ``a @ b``.  On a CPU every sum has one order, whatever the number of threads."""
     native = module_for(a.device)
     if native is None or a.device.type == "cuda":
         with _full_precision(a.device):
             return a @ b
     out = a.new_empty((a.shape[0], b.shape[1]))
-    call(
-        native.multiply,
-        a.device,
-        a.data_ptr(),
-        *a.stride(),
-        b.data_ptr(),
-        *b.stride(),
-        OUTPUT_DTYPES[a.dtype],
-        a.shape[0],
-        b.shape[1],
-        a.shape[1],
-        symmetric,
-        out.data_ptr(),
+    (a_row, a_column), (b_row, b_column) = a.stride(), b.stride()
+    product = native.MatrixProduct(
+        a=a.data_ptr(),
+        a_row=a_row,
+        a_column=a_column,
+        b=b.data_ptr(),
+        b_row=b_row,
+        b_column=b_column,
+        dtype=OUTPUT_DTYPES[a.dtype],
+        m=a.shape[0],
+        n=b.shape[1],
+        k=a.shape[1],
+        symmetric=symmetric,
+        out=out.data_ptr(),
     )
+    call(native, "multiply", a.device, product)
     return out
 
 
@@ -74,25 +78,24 @@ def _center_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor,
     mean = rows.new_empty(dim, dtype=torch.float64) if mean is None else mean
     centered, squares = torch.empty_like(rows), rows.new_empty(n)
     lengths = rows.new_empty(n, dtype=torch.float64)
-    call(
-        native.center_rows,
-        rows.device,
-        rows.data_ptr(),
-        OUTPUT_DTYPES[rows.dtype],
-        n,
-        dim,
-        given,
-        unit,
-        mean.data_ptr(),
-        centered.data_ptr(),
-        squares.data_ptr(),
-        lengths.data_ptr(),
+    arguments = native.CenterRows(
+        rows=rows.data_ptr(),
+        dtype=OUTPUT_DTYPES[rows.dtype],
+        n=n,
+        dim=dim,
+        given=given,
+        unit=unit,
+        mean=mean.data_ptr(),
+        centered=centered.data_ptr(),
+        squares=squares.data_ptr(),
+        lengths=lengths.data_ptr(),
     )
+    call(native, "center_rows", rows.device, arguments)
     return mean, centered, squares, lengths
 
 
 def _check_triplets(embeddings: Tensor, labels: Tensor, names: tuple[str, str]) -> None:
-    expect(embeddings.dim() == 2, names[0], "shape [B, D]", list(embeddings.shape))
+    expect(embeddings.dim() == 2, names[0], "shape [B, D]", embeddings.shape)
     expect_dtype(embeddings, names[0], *OUTPUT_DTYPES)
     expect_dtype(labels, names[1], torch.int64)
     expect_shape(labels, names[1], (embeddings.shape[0],))
@@ -122,20 +125,17 @@ def _triplet_loss(
         own == (reference_labels is None),
         "reference_labels",
         "labels with references, none without",
-        None if reference_labels is None else list(reference_labels.shape),
+        None if reference_labels is None else reference_labels.shape,
     )
     if references is not None and reference_labels is not None:
         _check_triplets(references, reference_labels, ("references", "reference_labels"))
         expect_dtype(references, "references", embeddings.dtype)
         expect(
-            references.shape[1] == embeddings.shape[1],
-            "references",
-            f"{embeddings.shape[1]} columns",
-            list(references.shape),
+            references.shape[1] == embeddings.shape[1], "references", f"{embeddings.shape[1]} columns", references.shape
         )
     expect_device(device, labels=labels, references=references, reference_labels=reference_labels)
-    expect(distance in DISTANCES.values(), "distance", f"one of {sorted(DISTANCES.values())}", distance)
-    expect(mining in MININGS.values(), "mining", f"one of {sorted(MININGS.values())}", mining)
+    expect(distance in DISTANCES.values(), "distance", f"one of {sorted(map(int, DISTANCES.values()))}", distance)
+    expect(mining in MININGS.values(), "mining", f"one of {sorted(map(int, MININGS.values()))}", mining)
     expect(0 <= margin < float("inf"), "margin", "a finite number, not negative", margin)
     expect(0 <= beta <= 1, "beta", "a number in [0, 1]", beta)
     expect(seed >= 0, "seed", "a number in [0, 2**63)", seed)
@@ -144,7 +144,7 @@ def _triplet_loss(
     expect(top >= 0, "top", "a distance, or 0 for a bound on those of the batch", top)
 
     a, a_labels = embeddings.contiguous(), labels.contiguous()
-    unit = distance == DISTANCES["cosine"]
+    unit = distance == Distance.COSINE
     mean, a, a_squares, lengths = _center_rows(a, None, unit)
     b, b_labels, b_squares, b_lengths = a, a_labels, a_squares, lengths
     if references is not None and reference_labels is not None:
@@ -157,50 +157,59 @@ def _triplet_loss(
     edge = _histogram_edge(lengths, b_lengths, distance, top)
 
     native = module_for(device)
-    choices = (int(own), distance, mining, int(hinge), int(statistics))
-    sizes = (rows, columns, a.shape[1])
     if native is None:
         values = reference.triplet_distances(values, a, b, a_squares, b_squares, own, distance)
         counts, totals, nearest, histogram = reference.mine_triplets(
             values, own, members, start, stop, mining, hinge, statistics, margin, beta, seed, step, edge, bins
         )
     else:
-        slots, pieces = native.triplet_sizes
         counts = torch.empty((rows, columns), dtype=torch.int32, device=device)
-        work = torch.empty((rows + pieces, slots), dtype=torch.float64, device=device)
-        totals = torch.empty(slots, dtype=torch.float64, device=device)
+        records = torch.empty((rows, SLOTS), dtype=torch.float64, device=device)
+        pieces = torch.empty((native.PIECES, SLOTS), dtype=torch.float64, device=device)
+        totals = torch.empty(SLOTS, dtype=torch.float64, device=device)
         nearest = a.new_empty((2, rows if statistics else 0))
         histogram = torch.zeros((2, bins if statistics else 0), dtype=torch.int64, device=device)
-        call(
-            native.mine_triplets,
-            device,
-            values.data_ptr(),
-            OUTPUT_DTYPES[a.dtype],
-            a.data_ptr(),
-            b.data_ptr(),
-            a_squares.data_ptr(),
-            b_squares.data_ptr(),
-            sizes,
-            choices,
-            members.data_ptr(),
-            start.data_ptr(),
-            stop.data_ptr(),
-            margin,
-            beta,
-            seed,
-            step,
-            edge.data_ptr(),
-            bins,
-            counts.data_ptr(),
-            work[pieces:].data_ptr(),
-            work.data_ptr(),
-            totals.data_ptr(),
-            nearest.data_ptr(),
-            histogram.data_ptr(),
+        pairs = native.Pairs(
+            rows=rows,
+            columns=columns,
+            dim=a.shape[1],
+            own=own,
+            members=members.data_ptr(),
+            start=start.data_ptr(),
+            stop=stop.data_ptr(),
         )
-    # An embedding that is not finite makes everything NaN, though it is never selected.
+        params = native.TripletParams(
+            distance=distance,
+            mining=mining,
+            hinge=hinge,
+            statistics=statistics,
+            margin=margin,
+            beta=beta,
+            seed=seed,
+            step=step,
+        )
+        mine = native.MineTriplets(
+            values=values.data_ptr(),
+            dtype=OUTPUT_DTYPES[a.dtype],
+            a=a.data_ptr(),
+            b=b.data_ptr(),
+            a_squares=a_squares.data_ptr(),
+            b_squares=b_squares.data_ptr(),
+            pairs=pairs,
+            params=params,
+            top=edge.data_ptr(),
+            bins=bins,
+            counts=counts.data_ptr(),
+            records=records.data_ptr(),
+            pieces=pieces.data_ptr(),
+            totals=totals.data_ptr(),
+            nearest=nearest.data_ptr(),
+            histogram=histogram.data_ptr(),
+        )
+        call(native, "mine_triplets", device, mine)
+    # An embedding that is not finite is never selected, but must make the loss NaN.
     poison = (a_squares.sum() + b_squares.sum()) * 0
-    loss = totals[reference.LOSS].to(a.dtype) + poison
+    loss = totals[Slot.LOSS].to(a.dtype) + poison
     matrix, row_sums, column_sums = a.new_empty((0, 0)), a.new_empty(0), a.new_empty(0)
     if gradient:
         if native is None:
@@ -210,22 +219,19 @@ def _triplet_loss(
         else:
             if not own:
                 row_sums, column_sums = a.new_empty(rows), a.new_empty(columns)
-            call(
-                native.triplet_weights,
-                device,
-                values.data_ptr(),
-                OUTPUT_DTYPES[a.dtype],
-                counts.data_ptr(),
-                totals.data_ptr(),
-                a_squares.data_ptr(),
-                b_squares.data_ptr(),
-                sizes,
-                choices,
-                margin,
-                beta,
-                row_sums.data_ptr(),
-                column_sums.data_ptr(),
+            weights = native.TripletWeights(
+                values=values.data_ptr(),
+                dtype=OUTPUT_DTYPES[a.dtype],
+                counts=counts.data_ptr(),
+                totals=totals.data_ptr(),
+                a_squares=a_squares.data_ptr(),
+                b_squares=b_squares.data_ptr(),
+                pairs=pairs,
+                params=params,
+                row_sums=row_sums.data_ptr(),
+                column_sums=column_sums.data_ptr(),
             )
+            call(native, "triplet_weights", device, weights)
             matrix = values
     return (
         loss,
@@ -244,11 +250,11 @@ def _triplet_loss(
 
 
 def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:
-    """The largest value of the histogram's axis: as given, or a bound that the lengths set."""
-    if top > 0 or distance == DISTANCES["cosine"] or not a.numel() or not b.numel():
+    """Return the end of the axis of the histogram: as given, or a bound from the squared lengths."""
+    if top > 0 or distance == Distance.COSINE or not a.numel() or not b.numel():
         return torch.full((1,), top or 2.0, dtype=torch.float64, device=a.device)
     reach = a.max().sqrt() + b.max().sqrt()
-    return (reach if distance == DISTANCES["euclidean"] else reach.square()).reshape(1)
+    return (reach if distance == Distance.EUCLIDEAN else reach.square()).reshape(1)
 
 
 def _fake_triplet_loss(
@@ -262,7 +268,7 @@ def _fake_triplet_loss(
     sums = 0 if references is None else kept
     return (
         new(()),
-        new(reference.SLOTS, dtype=double),
+        new(SLOTS, dtype=double),
         new((2, rows if statistics else 0)),
         new((2, bins if statistics else 0), dtype=long),
         new(1, dtype=double),
@@ -326,10 +332,10 @@ def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
     raise RuntimeError("the triplet losses have no second derivative: call backward without create_graph=True")
 
 
-#: ``(embeddings [B,D] float32 or float64, labels int64 [B], references [M,D], reference_labels [M])``, with the choices
-#: of :data:`DISTANCES` and :data:`MININGS` -> loss, totals float64 [22] (slots of ``csrc/core/mining.h``), nearest
-#: [2,B], histogram int64 [2,bins], its upper edge float64 [1], squared lengths float64 [B] of the embeddings and [B]
-#: less their mean, and what the backward needs.  ``gradient=False`` saves making that.
+#: ``(embeddings [B,D] float32 or float64, labels int64 [B], references [M,D], reference_labels [M], ...)``, with a
+#: :class:`Distance` and a :class:`Mining` -> loss, totals float64 [22] (:class:`Slot`), nearest [2,B], histogram int64
+#: [2,bins], its upper edge float64 [1], the squared lengths of the embeddings float64 [B] and of the embeddings minus
+#: their mean [B], and the tensors that the backward needs.  ``gradient=False`` skips computing those.
 triplet_loss = register(
     "triplet_loss(Tensor embeddings, Tensor labels, Tensor? references, Tensor? reference_labels, int distance, "
     "int mining, bool hinge, float margin, float beta, int seed, int step, bool statistics, int bins, float top, "
@@ -339,8 +345,8 @@ triplet_loss = register(
     _fake_triplet_loss,
 )
 
-#: The gradients by the embeddings and the references (empty where the embeddings are their own references).  Of
-#: ``embeddings`` only whether they need a gradient counts: a second derivative must be refused, not silently 0.
+#: The gradients with respect to the embeddings and the references (empty without references).  ``embeddings`` is
+#: passed only to record whether it requires a gradient, so that a second derivative raises an error.
 triplet_loss_backward = register(
     "triplet_loss_backward(Tensor grad, Tensor matrix, Tensor row_sums, Tensor column_sums, Tensor a, Tensor b, "
     "Tensor embeddings, Tensor? references) -> (Tensor, Tensor)",

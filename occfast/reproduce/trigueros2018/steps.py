@@ -171,7 +171,8 @@ class _Seed:
     @property
     def _stated_split(self) -> dict[str, Any]:
         split = self.settings.split
-        return {} if split is None else {"split": split, "split_seed": self.seed}
+        # "by image": until 0.1.0 the split depended on the number of images; such results must not be mixed.
+        return {"split": "by image"} if split is None else {"split": split, "split_seed": self.seed}
 
     @cached_property
     def _work(self) -> _Sizes:
@@ -200,7 +201,7 @@ class _Seed:
         if self.settings.split is not None:  # otherwise training splits the data set in the same way
             faces = Subset(faces, parts(self.settings, faces, self.seed)[0])
         output = context.folder / name.replace(" ", "-")
-        found = train(recipe, output, resume=True, show=context.progress, faces=faces)
+        found = train(recipe, output, resume=True, progress=context.progress, faces=faces)
         if found.stopped == "interrupted":
             raise KeyboardInterrupt
         # The last weights, not the best by validation: the validation images give P and the table.

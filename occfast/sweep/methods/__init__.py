@@ -1,1 +1,1 @@
-"""Methods: which positions are evaluated, and what a map is made of."""
+"""Methods: choice of the positions to evaluate, and computation of maps from their scores."""

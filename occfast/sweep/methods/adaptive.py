@@ -1,4 +1,4 @@
-"""Maps of single images from a fraction of their positions: method="adaptive"."""
+"""Maps of single images from a fraction of their positions: the method "adaptive"."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from .refinement import Refinement
 
 _SPACING = 8  # pixels between coarse positions, by default
 _IMAGES = 16  # refined together, so that a round is a large batch
-_PIECES = 12  # of a round of refinement at least, so that processes can share it,
+_PIECES = 12  # at least, of a round of refinement, so that processes can share it,
 _PIECE = 48  # unless they get smaller than this
-_CHECK = (0.0025, 0.05)  # share of the skipped positions that is checked: least and most,
-_ENOUGH = 300  # in between as many as make this number over all images
-_BEND = 0.05  # of the range of a coarse lattice: the tolerance of real-valued scores
-_CHANCE = 0.1  # that a skipped label is wrong: the tolerance of binary scores
+_CHECK = (0.0025, 0.05)  # lowest and highest share of the skipped positions that is checked,
+_ENOUGH = 300  # in between the share that makes this number over all images
+_BEND = 0.05  # tolerance of real-valued scores, relative to the range of the coarse lattice
+_CHANCE = 0.1  # tolerance of binary scores: probability that a skipped label is wrong
 
 
 class AdaptiveSweep(Sweep):
-    """Refines the maps of a group of images round by round, all positions of a round in one batch.
+    """Sweep that refines the maps of a group of images in rounds, all positions of a round in one batch.
 
-    Afterwards each position that was left out is evaluated with the same small chance, to count how many were
-    filled in wrongly.
+    Afterwards each skipped position is evaluated with the same small probability, to count wrong ones.
     """
 
     def visit(self, n: int) -> None:
@@ -57,7 +56,7 @@ class AdaptiveSweep(Sweep):
             self._show(n)
 
     def _refine(self, first: int, last: int, n: int) -> dict[str, float]:
-        """Evaluate and fill in the maps of images ``first`` to ``last - 1``; returns what is counted."""
+        """Evaluate and interpolate the maps of images ``first`` to ``last - 1``; return the counts."""
         shape = last - first, self.grid.rows, self.grid.columns
         scores = self.scorer.scores[first:last].view(shape)
         self._done = self.evaluations()
@@ -82,7 +81,7 @@ class AdaptiveSweep(Sweep):
     def _follow_border(
         self, scores: torch.Tensor, first: int, n: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-        """Of a binary score: what was evaluated, the maps filled in, and what counts as different."""
+        """Return the evaluated positions, the interpolated maps and the tolerances, for a binary score."""
         chance = self.options.adaptive.tolerance or _CHANCE
         # 1 - chance loses small numbers, and rounds to 1 below 1e-16.
         quantile = NormalDist().inv_cdf(1 - chance) if chance > 1e-6 else -NormalDist().inv_cdf(chance)
@@ -95,7 +94,7 @@ class AdaptiveSweep(Sweep):
     def _follow_bends(
         self, scores: torch.Tensor, first: int, n: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-        """The same of a real-valued score."""
+        """Return the same for a real-valued score."""
         refinement = Refinement(self.grid.rows, self.grid.columns, self._spacing)
         known = np.repeat(refinement.first()[None], len(scores), 0)
         values = self._evaluate(known, first, scores)
@@ -110,7 +109,7 @@ class AdaptiveSweep(Sweep):
         return known, refinement.filled(known, values), tolerance
 
     def _evaluate(self, wanted: NDArray[np.bool_], first: int, scores: torch.Tensor) -> NDArray[np.float64]:
-        """Score the wanted positions; returns all scores of the images, [n, rows, columns]."""
+        """Score some positions; return all scores of the images, [n, rows, columns]."""
         positions = torch.from_numpy(np.flatnonzero(wanted)).to(scores.device) + first * self.grid.positions
         if len(positions):
             ordered = self.scorer.alike(positions)
@@ -124,7 +123,7 @@ class AdaptiveSweep(Sweep):
         return scores.cpu().numpy().copy()
 
     def _drawn(self, shape: tuple[int, ...], first: int) -> NDArray[np.bool_]:
-        """Which positions to check if they were skipped: each with the same chance, whatever is done together."""
+        """Return the positions to check if skipped, each with the same probability, for each image by itself."""
         share = self.options.adaptive.check
         if share is None:
             total = self.source.total
@@ -137,7 +136,7 @@ class AdaptiveSweep(Sweep):
         return drawn
 
     def _show(self, n: int) -> None:
-        """Positions done, and as many as all images take if they are like those that are finished."""
+        """Report the positions done, and those of all images if they are like the finished ones."""
         to_come, total = self.images_to_come(), None
         finished = self.state.used + self.state.next // self.grid.positions
         if to_come is not None and finished:

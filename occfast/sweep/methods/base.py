@@ -1,4 +1,4 @@
-"""What every method does alike: blocks of images, sums over them, checkpoints, the record."""
+"""Common parts of the methods: blocks of images, sums over them, checkpoints, results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OTHER_DATA = "the images or labels are not those of the sweep that it belongs t
 class Sweep(ABC):
     """One call of :func:`~occfast.sweep.occlusion_map`, in one of the processes that share it.
 
-    A method says in :meth:`visit` which positions of a block of images it scores.
+    Subclasses choose the positions to score in :meth:`visit`.
     """
 
     grid: SweepGrid
@@ -62,15 +62,17 @@ class Sweep(ABC):
         self._images = 0  # in the block under way
         self.saved: OcclusionMap | None = None  # a finished map of this sweep, from a file
         self.saved_from = Fingerprint({})
-        self.advanced = False  # beyond what the checkpoint holds
+        self.advanced = False  # since the checkpoint was written
 
     @abstractmethod
     def visit(self, n: int) -> None:
-        """Score positions of the ``n`` images that the scorer took, from where ``state.next`` says; every process ends
-        with all scores."""
+        """Score positions of the ``n`` images that the scorer took, from ``state.next`` on.
+
+        Afterwards every process has all scores.
+        """
 
     def finished(self) -> bool:
-        """Whether no further images are needed."""
+        """Return whether no further images are needed."""
         return False
 
     def run(self) -> OcclusionMap:
@@ -253,7 +255,7 @@ class Sweep(ABC):
     # -- the work of several processes -----------------------------------------------------------------
 
     def add(self, positions: Tensor) -> None:
-        """Give every process the scores of flat positions that each was scored by one of them."""
+        """Exchange the scores of flat positions, each of which one process has scored."""
         if self.processes:
             flat = self.scorer.scores.view(-1)
             part = flat[positions]
@@ -283,16 +285,16 @@ class Sweep(ABC):
         if self.source.digest.hexdigest() != self.state.digest:
             raise ValueError(f"checkpoint: {_OTHER_DATA}")
 
-    # -- the record ------------------------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------------
 
     def images_to_come(self) -> int | None:
-        """Images after the block under way, those that may turn out wrong counted too; None: not known."""
+        """Return the number of images after the block under way, misclassified ones included; None if not known."""
         if self.source.total is None:
             return None
         return max(0, self.source.total - self.state.seen - self._images)
 
     def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The mean over images and its standard error, each [positions]."""
+        """Return the mean over images and its standard error, each [positions]."""
         state, n = self.state, self.state.used
         mean = state.total / n
         if n == 1:

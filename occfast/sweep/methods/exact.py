@@ -1,4 +1,4 @@
-"""Every position of every image: the methods "auto", "dense" and "incremental"."""
+"""Evaluation of every position of every image: the methods "auto", "dense" and "incremental"."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 from .base import Sweep
 
-_PIECES = 12  # of a block at least, where an image is cut at all; so a single image can be shared by processes
-_ROUND = 10.0  # seconds between two meetings of processes
+_PIECES = 12  # at least, of a block whose images are cut, so that processes can share a single image
+_ROUND = 10.0  # seconds between two exchanges of scores
 
 
 class ExactSweep(Sweep):
-    """Scores all positions, in rounds of equal pieces that the processes share.
+    """Sweep that scores all positions, in rounds of equal pieces that the processes share.
 
-    Where the pieces are cut depends on the images alone, never on the number of processes: scores then have the
-    same bits, since a network's outputs depend on its batch in their last bits.
+    The pieces depend on the images alone and never on the number of processes. A network's outputs depend on its batch
+    in their last bits, so scores have the same bits for any number of processes.
     """
 
     _pieces = 1  # for each process in a round
@@ -53,12 +53,12 @@ class ExactSweep(Sweep):
                 scorer.check_finite()
 
     def _pace(self, seconds: float) -> None:
-        """As many pieces in a round as make the processes meet every few seconds."""
+        """Choose the number of pieces in a round so that processes exchange scores every few seconds."""
         if self.processes:
             wanted = int(self._pieces * _ROUND / max(seconds, 1e-3))
             self._pieces = self.processes.broadcast(max(1, min(wanted, 8 * self._pieces)))
 
     def _progress(self, n: int) -> tuple[int, int | None]:
-        """Positions done and, as far as it can be told, the number of all; images to come count as right."""
+        """Return the positions done and, if known, the number of all; images to come count as classified correctly."""
         to_come = self.images_to_come()
         return self.evaluations(), None if to_come is None else (self.state.used + n + to_come) * self.grid.positions

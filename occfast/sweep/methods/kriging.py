@@ -1,4 +1,4 @@
-"""Which positions of a map of margins decide where it is above 0: kriging, evaluated where the sign is in doubt.
+"""Search for the border where a map of margins crosses 0: kriging, evaluated where the sign is uncertain.
 
 Active learning of a level set (Bryan et al., "Active learning for identifying function threshold boundaries", NIPS
 2005), several positions at a time (Ginsbourger et al., "Kriging is well-suited to parallelize optimization", 2010).
@@ -23,25 +23,25 @@ from .refinement import coarse_lattice
 Mask = NDArray[np.bool_]
 Maps = NDArray[np.float64]
 
-# What is expected before a map is seen: amplitude relative to the first component's, and lengths along rows and columns
-# in pixels, of a smooth component, of ridges along rows and of ridges along columns (an occluder's edge that
-# crosses the pooling grid makes ridges); at last the noise.
+# Prior: amplitude relative to the first component's, and lengths along rows and columns in pixels, of a smooth
+# component, of ridges along rows and of ridges along columns (an occluder's edge that crosses the pooling grid makes
+# ridges); then the noise.
 _EXPECTED = ((1.0, 20.0, 20.0), (0.1, 1.5, 15.0), (0.1, 15.0, 1.5))
 _NOISE = 0.02
-_SPREAD = 1.5  # standard deviation of the logarithms of these about what is expected
-_FURTHEST = 3.0  # logarithms stay this close to what is expected
+_SPREAD = 1.5  # standard deviation of the prior of their logarithms
+_FURTHEST = 3.0  # largest distance of the logarithms from the prior
 _STEPS = 8  # of L-BFGS-B
-_LEARNED_FROM = 250  # points
-_FEW = 12  # points that nothing is learned from
+_LEARNED_FROM = 250  # points at most
+_FEW = 12  # points; fewer teach nothing
 _JITTER = 1e-6
 _TILE = 8  # lattice steps
-_AT_ONCE = 24  # positions of a tile that are asked for in a round
-_SURE = 4.0  # standard errors from 0, if not more are asked for: never looked at again
+_AT_ONCE = 24  # positions of a tile in a round
+_SURE = 4.0  # standard errors from 0 at least, from which on a position is dropped
 
 
 @contextmanager
 def _one_thread() -> Iterator[int]:
-    """So that sums don't depend on the number of threads, nor does which positions are visited; yields that number."""
+    """Compute with one thread, so that the positions visited do not depend on their number; yields that number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,18 +51,18 @@ def _one_thread() -> Iterator[int]:
 
 
 def _matern(distance: Tensor) -> Tensor:
-    """Matérn's correlation with smoothness 3/2."""
+    """Return Matérn's correlation with smoothness 3/2."""
     scaled = math.sqrt(3) * distance
     return (1 + scaled) * torch.exp(-scaled)
 
 
 @dataclass(frozen=True)
 class _Covariance:
-    """The sum over components of rows[k][|i - i'|] * columns[k][|j - j'|], 1 at distance 0, and independent noise.
+    """Sum over components of rows[k][|i - i'|] * columns[k][|j - j'|], 1 at distance 0, and independent noise.
 
     Attributes:
-        rows, columns: float64 [components, distances]
-        noise: float64 scalar, its variance
+        rows, columns: Float64 [components, distances].
+        noise: Variance of the noise, float64 scalar.
     """
 
     rows: Tensor
@@ -71,7 +71,7 @@ class _Covariance:
 
     @staticmethod
     def expected(stride: tuple[int, int]) -> Tensor:
-        """The logarithms of amplitudes and lengths (in grid steps), and of the noise: float64 [10]."""
+        """Return the prior logarithms of amplitudes, lengths (in grid steps) and the noise, float64 [10]."""
         rows = [[a, max(0.5, h / stride[0]), max(0.5, w / stride[1])] for a, h, w in _EXPECTED]
         return torch.tensor([*(v for row in rows for v in row), _NOISE], dtype=torch.float64).log()
 
@@ -88,19 +88,19 @@ class _Covariance:
         )
 
     def among(self, at: Tensor) -> Tensor:
-        """Between points [n, 2], with the noise of each: [n, n]."""
+        """Return the covariance between points [n, 2], with the noise of each: [n, n]."""
         i, j = ((at[:, None, axis] - at[None, :, axis]).abs() for axis in (0, 1))
         return (self.rows[:, i] * self.columns[:, j]).sum(0) + self.noise * torch.eye(len(at), dtype=torch.float64)
 
     def across(self, at: Tensor) -> Tensor:
-        """Between points [n, 2] and all positions: [n, rows * columns]."""
+        """Return the covariance between points [n, 2] and all positions: [n, rows * columns]."""
         shape = self.rows.shape[1], self.columns.shape[1]
         i, j = ((at[:, axis, None] - torch.arange(shape[axis])).abs() for axis in (0, 1))
         return torch.einsum("knr,knc->nrc", self.rows[:, i], self.columns[:, j]).flatten(1)
 
     @classmethod
     def learned(cls, at: Tensor, values: Tensor, expected: Tensor) -> Tensor:
-        """Logarithms like :meth:`expected`'s that make values [n] at points [n, 2] likely; the scale is free."""
+        """Return the most probable logarithms for values [n] at points [n, 2], of any scale."""
         centered = (values - values.mean())[:, None]
         if len(at) < _FEW or not bool(centered.any()):
             return expected
@@ -109,7 +109,7 @@ class _Covariance:
         shape = int(at[:, 0].max()) + 1, int(at[:, 1].max()) + 1
 
         def loss(moved: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            """The negative logarithm of likelihood and prior, and its gradient."""
+            """Return the negative logarithm of likelihood and prior, and its gradient."""
             with torch.enable_grad():
                 logarithms = (expected + torch.from_numpy(moved)).requires_grad_()
                 factor = torch.linalg.cholesky(cls.of(logarithms, shape).among(at))
@@ -128,18 +128,18 @@ class _Covariance:
 
 
 class _Kriged:
-    """One window of one map: what its known positions say about the others.
+    """Kriging of one window of one map.
 
-    The positions that a round asks for are chosen one after the other, each the one whose sign is most in doubt once
-    those before it are known. How certain they will make the others follows from the covariance; their values are not
-    needed. The inverse Cholesky factor times the covariance grows by a row for each; of its columns only those of
-    positions in doubt are kept.
+    The positions of a round are chosen one after the other, each the one whose sign is most uncertain once those
+    before it are known. Their effect on the other positions' variances follows from the covariance alone, without
+    their values. The inverse Cholesky factor times the covariance grows by a row for each; only the columns of
+    uncertain positions are kept.
 
     Args:
-        covariance: for the window's shape.
-        at, values: the points of the window that are known, [n, 2] and [n].
-        own: bool [rows, columns], the positions that may be asked for.
-        quantile: standard errors from 0 that leave a sign in doubt.
+        covariance: Covariance for the window's shape.
+        at, values: Known points of the window, [n, 2] and [n].
+        own: Positions that may be chosen, bool [rows, columns].
+        quantile: Standard errors from 0 within which a sign is uncertain.
     """
 
     def __init__(self, covariance: _Covariance, at: Tensor, values: Tensor, own: Tensor, quantile: float) -> None:
@@ -154,7 +154,7 @@ class _Kriged:
         unknown = own.flatten().clone()
         unknown[at[:, 0] * own.shape[1] + at[:, 1]] = False
         self._width = own.shape[1]
-        # Positions in doubt, their margins, the variances of these (of a scale of 1), and which were not asked for.
+        # Uncertain positions, their margins, the variances of these (for a scale of 1), and whether they are unchosen.
         self._places = torch.nonzero(unknown)[:, 0]
         self._variance = (1 + self._noise - (factor**2).sum(0))[self._places]
         self._margin = self._mean[self._places]
@@ -164,7 +164,7 @@ class _Kriged:
         self._forget(0.0)
 
     def ask(self) -> Tensor:
-        """Positions, numbered within the window, whose margins must be known next; none when all are settled."""
+        """Return the positions, numbered within the window, to evaluate next; none if all signs are certain."""
         scale, self._asked = self._scale(), []
         i, j = self._places // self._width, self._places % self._width
         across, along = self._covariance.rows, self._covariance.columns
@@ -188,7 +188,7 @@ class _Kriged:
         return self._places[[k for k, _ in self._asked]]
 
     def tell(self, margins: Tensor) -> None:
-        """Go on from the window's margins, of which those asked for are read."""
+        """Take the window's margins; those of the chosen positions are read."""
         first = self._rows - len(self._asked)
         for row, (k, error) in enumerate(self._asked, first):
             white = float(margins[self._places[k]] - self._margin[k]) / error
@@ -197,7 +197,7 @@ class _Kriged:
         self._forget(0.25)
 
     def filled(self) -> Tensor:
-        """What the margins of all positions of the window are taken to be."""
+        """Return the margins, known or kriged, of all positions of the window."""
         self._mean[self._places] = self._margin
         return self._mean
 
@@ -205,7 +205,7 @@ class _Kriged:
         return max(self._squares / self._count, 1e-300)
 
     def _forget(self, share: float) -> None:
-        """Forget the positions that are no longer in doubt, if they are more than this share."""
+        """Drop the positions that are certain, if they are more than this share."""
         self._variance.clamp_(min=self._noise)
         kept = self._open & ~(self._margin**2 > self._sure**2 * self._scale() * self._variance)
         if int(kept.sum()) < (1 - share) * len(kept):
@@ -217,7 +217,7 @@ class _Kriged:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A part of the grid, and the window about it whose lattice points it is kriged from, as slices of the grid."""
+    """Part of the grid, and the surrounding window of points that it is kriged from, as slices of the grid."""
 
     own: tuple[slice, slice]
     window: tuple[slice, slice]
@@ -235,12 +235,12 @@ class _Tile:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the window."""
+        """Rows and columns of the window."""
         rows, columns = self.window
         return rows.stop - rows.start, columns.stop - columns.start
 
     def inside(self) -> Mask:
-        """Which positions of the window are the tile's own."""
+        """Return a mask of the window's positions that belong to the tile."""
         mask = np.zeros(self.shape, bool)
         rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(self.own, self.window, strict=True))
         mask[rows, columns] = True
@@ -248,7 +248,7 @@ class _Tile:
 
 
 def _runs(tile: _Tile, shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
-    """Neighbors in rows and in columns, two runs of each: a third and two thirds down the tile, and across."""
+    """Return a mask of runs of neighbors: two in rows and two in columns, at a third and two thirds of the tile."""
     mask = np.zeros(shape, bool)
     (top, bottom), (left, right) = ((s.start, s.stop) for s in tile.own)
     for third in (1, 2):
@@ -260,22 +260,21 @@ def _runs(tile: _Tile, shape: tuple[int, int], spacing: tuple[int, int]) -> Mask
 
 
 class BorderSearch:
-    """Tells which positions decide where some maps of margins are above 0, and fills in the others.
+    """Choice of the positions that decide where maps of margins are above 0, and interpolation of the others.
 
-    A margin (the largest other class's output less the label's) tells more than right or wrong: how far it is to the
-    border. Each map is kriged by itself, at first from a lattice and four short runs of neighbors; they tell its
-    covariance, that of a smooth component and of ridges along rows and along columns, whose amplitudes and lengths are
-    learned (maximum a posteriori). A position is evaluated while its kriged margin could as well be on the other side:
-    while it lies within ``quantile`` standard errors of 0.
+    A margin is the largest other class's output minus the label's; it measures the distance to the border. Each map is
+    kriged by itself, at first from a lattice and four short runs of neighbors. Its covariance is that of a smooth
+    component and of ridges along rows and along columns, with amplitudes and lengths learned from these points (maximum
+    a posteriori). A position is evaluated while its kriged margin lies within ``quantile`` standard errors of 0.
 
-    Large maps are cut into tiles of 8 by 8 lattice steps. A map with a margin that isn't finite is evaluated whole.
+    Large maps are cut into tiles of 8 by 8 lattice steps. A map with a margin that is not finite is evaluated in full.
 
     Args:
-        rows, columns: of the grid of positions.
-        spacing: of the lattice, in grid (rows, columns).
-        stride: pixels between grid (rows, columns).
-        quantile: of the normal distribution, at least 0; more visits more and errs less.
-        n: maps.
+        rows, columns: Size of the grid of positions.
+        spacing: Steps of the lattice in grid (rows, columns).
+        stride: Pixels between grid (rows, columns).
+        quantile: Quantile of the normal distribution, at least 0; a higher one visits more and errs less.
+        n: Number of maps.
     """
 
     def __init__(
@@ -291,18 +290,18 @@ class BorderSearch:
         self._wanted = np.repeat((lattice | self._runs)[None], n, 0)
 
     def wanted(self) -> Mask:
-        """Positions [n, rows, columns] to evaluate next; none where the maps are done."""
+        """Return a mask [n, rows, columns] of the positions to evaluate next; none if the maps are finished."""
         return self._wanted
 
     def take(self, margins: Maps) -> None:
-        """Go on from the margins [n, rows, columns] of the positions that were wanted."""
+        """Take the margins [n, rows, columns] of the positions that :meth:`wanted` returned."""
         self._maps = np.where(self._wanted, margins, self._maps)
         self.known |= self._wanted
         with _one_thread() as threads, ThreadPoolExecutor(threads) as executor:
             self._wanted = np.stack(list(executor.map(self._next, range(len(margins)))))
 
     def labels(self) -> Maps:
-        """1 where the margin is, or is taken to be, above 0, else 0."""
+        """Return 1 where the margin, known or kriged, is above 0, else 0."""
         maps = np.zeros_like(self._maps)
         for one, parts in zip(maps, self._kriged, strict=True):
             if parts:
@@ -312,7 +311,7 @@ class BorderSearch:
         return (np.where(self.known, self._maps, maps) > 0).astype(np.float64)
 
     def _next(self, image: int) -> Mask:
-        """The positions of one map to evaluate next."""
+        """Return the positions of one map to evaluate next."""
         wanted: Mask = np.zeros(self.shape, bool)
         known, margins = self.known[image], self._maps[image]
         if not np.isfinite(margins[known]).all():

@@ -13,14 +13,14 @@ Maps = NDArray[np.float64]
 
 
 def _halved(lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lattice lines with one more in the middle of each gap of at least 2."""
+    """Return lattice lines with one more in the middle of each gap of at least 2."""
     middles = (lines[:-1] + lines[1:]) // 2
     return np.union1d(lines, middles)
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a lattice: the grid rows (or columns) that it visits, the first and the last among them."""
+    """One axis of a lattice: the grid rows (or columns) on it, including the first and the last."""
 
     lines: NDArray[np.int64]
 
@@ -34,31 +34,31 @@ class _Axis:
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:
-        """[count, lines]: linear interpolation from the lines to every grid row."""
+        """Weights [count, lines] of linear interpolation from the lines to every grid row."""
         eye = np.eye(len(self.lines))
         at = np.arange(self.lines[-1] + 1)
         return np.stack([np.interp(at, self.lines, column) for column in eye], 1)
 
     @cached_property
     def cell_of(self) -> NDArray[np.int64]:
-        """[count]: the cell that each grid row lies in; a row on a line belongs to the cell that begins there."""
+        """Cell of each grid row, [count]; a row on a line belongs to the cell that begins there."""
         inside = np.searchsorted(self.lines, np.arange(self.lines[-1] + 1), "right") - 1
         return np.minimum(inside, self.cells - 1)
 
     def pooled(self, values: Maps, axis: int) -> Maps:
-        """The largest value in each closed cell, both border lines included."""
+        """Return the largest value in each closed cell, both border lines included."""
         if len(self.lines) == 1:
             return values
         half_open = np.maximum.reduceat(values, self.lines[:-1], axis=axis)
         return np.maximum(half_open, values.take(self.lines[1:], axis=axis))
 
     def children(self, finer: _Axis) -> NDArray[np.int64]:
-        """The cell of this axis that each cell of the finer one lies in."""
+        """Return the cell of this axis around each cell of a finer one."""
         return self.cell_of[finer.lines[: finer.cells]]
 
 
 def _corner_reduce(values: Maps, operation: np.ufunc) -> Maps:
-    """Over the four corners of each cell of lattice values [n, rows, columns]."""
+    """Reduce lattice values [n, rows, columns] over the four corners of each cell."""
     for axis in (1, 2):
         count = values.shape[axis]
         if count > 1:
@@ -67,9 +67,9 @@ def _corner_reduce(values: Maps, operation: np.ufunc) -> Maps:
 
 
 def _bends(values: Maps) -> Maps:
-    """What linear interpolation may miss in each cell: half the second differences, the two axes added, [n, cells].
+    """Return the expected error of linear interpolation in each cell: half the second differences, summed over axes.
 
-    That is what it misses of a jump, whose height the second difference is; of a parabola it misses a quarter of that.
+    This is its error at a jump, where the second difference is the height; at a parabola the error is a quarter of it.
     """
     total = np.zeros_like(_corner_reduce(values, np.maximum))
     for axis in (1, 2):
@@ -81,7 +81,7 @@ def _bends(values: Maps) -> Maps:
 
 
 def _levels(rows: int, columns: int, spacing: tuple[int, int]) -> list[tuple[_Axis, _Axis]]:
-    """Lattices whose step halves from ``spacing`` to 1."""
+    """Return lattices with steps that halve from ``spacing`` to 1."""
     axes = _Axis.coarse(rows, spacing[0]), _Axis.coarse(columns, spacing[1])
     levels = [axes]
     while any(np.diff(axis.lines).max(initial=1) > 1 for axis in axes):
@@ -91,27 +91,27 @@ def _levels(rows: int, columns: int, spacing: tuple[int, int]) -> list[tuple[_Ax
 
 
 def coarse_lattice(shape: tuple[int, int], spacing: tuple[int, int]) -> Mask:
-    """Every ``spacing``-th position of a grid [rows, columns], and the last ones."""
+    """Return a mask of every ``spacing``-th position of a grid [rows, columns], and of the last ones."""
     mask = np.zeros(shape, bool)
     mask[np.ix_(*(_Axis.coarse(count, step).lines for count, step in zip(shape, spacing, strict=True)))] = True
     return mask
 
 
 class Refinement:
-    """Tells which positions of some real-valued maps to evaluate next, and fills in the others.
+    """Choice of the positions of real-valued maps to evaluate next, and interpolation of the others.
 
-    The lattices halve their step from ``spacing`` to 1. A cell of a lattice whose four corners are known is
-    refined, i.e. the corners of its children are wanted, where a known position in it is more than ``tolerance`` from
-    the bilinear interpolation of its corners, or that is to be expected: from the second differences of the coarse
-    lattice, below it from what the interpolation of the parent cell missed. (That of a smooth score would be a
-    quarter, but a jump is as high in every cell.)
+    The steps of the lattices halve from ``spacing`` to 1. A cell whose four corners are known is refined (the corners
+    of its children are evaluated) where bilinear interpolation of its corners is wrong by more than ``tolerance`` at a
+    known position, or where that is expected: from the second differences of the coarse lattice, and below it from the
+    error of the parent cell. (For a smooth score the error would be a quarter of the parent's, but a jump is equally
+    high in every cell.)
 
-    What a neighbor finds on a shared edge counts, so that a region that one lattice point has hit is followed around
-    its whole boundary.
+    Positions on an edge count for both cells, so that the boundary of a region is followed once a lattice point has
+    hit it.
 
     Args:
-        rows, columns: of the grid of positions.
-        spacing: of the coarsest lattice, in grid (rows, columns).
+        rows, columns: Size of the grid of positions.
+        spacing: Steps of the coarsest lattice in grid (rows, columns).
     """
 
     def __init__(self, rows: int, columns: int, spacing: tuple[int, int]) -> None:
@@ -119,19 +119,19 @@ class Refinement:
         self.levels = _levels(rows, columns, spacing)
 
     def first(self) -> Mask:
-        """The coarse lattice, [rows, columns]."""
+        """Return the coarse lattice, [rows, columns]."""
         return coarse_lattice(self.shape, self._spacing)
 
     def wanted(self, known: Mask, values: Maps, tolerance: Maps | float) -> Mask:
-        """Positions that must be evaluated next; none where the maps are done.
+        """Return the positions to evaluate next, none if the maps are finished.
 
         Args:
-            known, values: [n, rows, columns].
-            tolerance: of each map [n] or of all.
+            known, values: Evaluated positions and their scores, [n, rows, columns].
+            tolerance: For each map [n] or for all.
         """
         wanted = np.zeros_like(known)
         allowed = np.reshape(tolerance, (-1, 1, 1))
-        missed: Maps | None = None  # by the parents' interpolation
+        missed: Maps | None = None  # error of the parents' interpolation
         for level, (r, c) in enumerate(self.levels[:-1]):
             lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)
             whole = _corner_reduce(known[lattice].astype(float), np.minimum) > 0
@@ -162,7 +162,7 @@ class Refinement:
         return mask
 
     def filled(self, known: Mask, values: Maps) -> Maps:
-        """The maps with every unknown position interpolated from the smallest cell about it with known corners."""
+        """Return the maps with unknown positions interpolated from the smallest surrounding cell with known corners."""
         result = values.copy()
         for r, c in self.levels:
             lattice = np.ix_(np.arange(len(values)), r.lines, c.lines)

@@ -1,4 +1,4 @@
-"""The mean map of a data set from a few positions of each image: method="sampled"."""
+"""Mean map of a data set from a few positions of each image: the method "sampled"."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .smoothing import Design, MeanMap
 
 _log = logging.getLogger("occfast")
 
-_SPACING = 0.106  # of the image's sides: about a hundred positions an image
+_SPACING = 0.106  # of the image's sides: about a hundred positions in each image
 _BANDWIDTH = 1.0  # of the occluder's sides
-_IMAGES = 16  # scored together; the piece of work that processes share
-_MORE = 1.1  # times as many images, until the estimate is made again
+_IMAGES = 16  # scored together; the unit of work that processes share
+_MORE = 1.1  # growth of the number of images between two estimates
 
 
 class SampledSweep(Sweep):
-    """Scores a lattice of positions of each image, another shift for each, until the mean map is known well enough."""
+    """Sweep that scores a shifted lattice of positions of each image until the mean map is precise enough."""
 
-    _looked = 0  # images at the last look
+    _looked = 0  # images at the last estimate
     _reached = False
     _latest: tuple[int, float, MeanMap] | None = None  # images, their share of the set, the map
     _error = float("nan")
@@ -43,7 +43,7 @@ class SampledSweep(Sweep):
 
     @property
     def bandwidth(self) -> tuple[float, float]:
-        """In pixels."""
+        """Standard deviation of the kernel in pixels, (rows, columns)."""
         height, width = self.grid.occluder
         given: Any = self.options.sampled.bandwidth
         return given or (_BANDWIDTH * height, _BANDWIDTH * width)
@@ -63,7 +63,7 @@ class SampledSweep(Sweep):
                 self.scorer.score(flat[k].to(self.scorer.scores.device))
                 share = done / len(mine)
                 self._show(int(share * sum(map(len, flat))))
-        # What was chosen with the first images is alike everywhere, but a process without work has not chosen yet.
+        # The choices made with the first images are the same everywhere, but a process without work has made none yet.
         if not self.scorer.method:
             self.scorer.start(0, len(groups[0]))
         self.add(torch.cat(flat).to(self.scorer.scores.device))
@@ -85,10 +85,10 @@ class SampledSweep(Sweep):
         if sum(map(len, state.samples)) != visited or any(part.dtype != kept for part in state.samples):
             raise ValueError(f"expected {visited} scores")
 
-    # -- how well it is known --------------------------------------------------------------------------
+    # -- precision -------------------------------------------------------------------------------------
 
     def _part(self, ended: bool) -> float:
-        """The share of the set that was used."""
+        """Return the share of the set that was used."""
         if ended:
             return 1.0
         return 0.0 if self.source.total is None else min(1.0, self.state.seen / self.source.total)
@@ -148,7 +148,7 @@ class SampledSweep(Sweep):
         error = float(m.standard_error.max())
         reached = tolerance is None or error <= tolerance
         if not reached:
-            _log.warning("the largest standard error is %.3g with all images, %g was asked for", error, tolerance)
+            _log.warning("the largest standard error is %.3g, above the tolerance of %g", error, tolerance)
         quantile = float(stdtrit(max(1, self.state.used - 1), (1 + CONFIDENCE) / 2))
         estimate = Sampling(
             images=self.state.used,

@@ -1,6 +1,6 @@
-"""A mean map from a few scores of each image: interpolation, a measured correction, standard errors.
+"""Estimation of a mean map from a few scores of each image: interpolation, a measured correction, standard errors.
 
-Nothing here knows networks: scores come in, a map with its uncertainty comes out.
+This module does not depend on networks: it turns scores into a map with its uncertainty.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_CHUNK = 64  # images whose maps are held at a time
-_PRIOR = 8  # images that what variances have in common counts as
-_NARROW = 0.14  # of the lattice's spacing: the kernel that shows detail which was smoothed away
-_BESIDE = 1.25  # the variance of a value less the mean of four others like it
-_ONE_SIDED = 1.645  # standard errors below the upper end of a one-sided 95 % interval
-_CHECKS = 9  # lattice positions to one check
+_CHUNK = 64  # images with maps in memory at a time
+_PRIOR = 8  # weight, in images, of the common variance
+_NARROW = 0.14  # of the lattice's spacing: width of the kernel that finds detail lost by smoothing
+_BESIDE = 1.25  # variance of a value minus the mean of four values like it, relative to its own
+_ONE_SIDED = 1.645  # standard errors to the upper end of a one-sided 95 % interval
+_CHECKS = 9  # lattice positions for each check
 
 
 @dataclass(frozen=True)
 class Design:
-    """Where the positions of each image lie: a shifted lattice, and a few positions anywhere to check it by.
+    """Positions to visit in each image: a shifted lattice, and a few random positions that check it.
 
-    The shifts are a Kronecker sequence in the plane (steps 1/g and 1/g^2 with g^3 = g + 1), so that those of any
-    stretch of images fill the lattice's cell evenly; ``seed`` moves it as a whole. Whatever an image's
-    number, each position is as likely as any other.
+    The shifts are a Kronecker sequence in the plane (steps 1/g and 1/g^2 with g^3 = g + 1): those of consecutive
+    images fill the lattice's cell evenly. ``seed`` moves the sequence as a whole. In each image all positions are
+    equally likely.
 
     Attributes:
-        shape: rows and columns of the grid.
-        spacing: of the lattice in grid steps, at least 1.
+        shape: Rows and columns of the grid.
+        spacing: Steps of the lattice in grid (rows, columns), at least 1.
+        seed: Random seed.
     """
 
     shape: tuple[int, int]
@@ -46,12 +47,12 @@ class Design:
 
     @property
     def checks(self) -> int:
-        """Positions of an image that lie anywhere, at least 2."""
+        """Number of random positions in each image, at least 2."""
         lattice = (count / step for count, step in zip(self.shape, self.spacing, strict=True))
         return max(2, round(float(np.prod([max(1.0, c) for c in lattice])) / _CHECKS))
 
     def lattice(self, image: int) -> tuple[Tensor, Tensor]:
-        """Grid rows and columns, rising, at least one of each: int64."""
+        """Return the grid rows and columns of an image's lattice, increasing, at least one of each, int64."""
         g = 1.324717957244746
         shift = (self._start + image * np.array([1 / g, 1 / g**2])) % 1.0
         lines = []
@@ -62,18 +63,18 @@ class Design:
         return lines[0], lines[1]
 
     def anywhere(self, image: int) -> Tensor:
-        """The positions that check the lattice, int64 [checks]."""
+        """Return the random positions of an image, int64 [checks]."""
         generator = np.random.default_rng([self.seed, image, 0xC4EC])
         return torch.from_numpy(generator.integers(0, self.shape[0] * self.shape[1], self.checks))
 
     def positions(self, image: int) -> Tensor:
-        """All positions of an image: the lattice row by row, then the checks; int64."""
+        """Return all positions of an image, int64: the lattice row by row, then the checks."""
         rows, columns = self.lattice(image)
         return torch.cat([(rows[:, None] * self.shape[1] + columns).flatten(), self.anywhere(image)])
 
 
 def interpolation(count: int, lines: Tensor) -> Tensor:
-    """[count, lines]: linear interpolation from some grid rows to all of them; constant beyond the outermost."""
+    """Return the weights [count, lines] of linear interpolation from some grid rows to all, constant beyond them."""
     at, to = lines.numpy(), np.arange(count)
     place = np.interp(to, at, np.arange(len(at)))[:, None]  # 2.25: a quarter of the way from line 2 to line 3
     return torch.from_numpy((1 - np.abs(place - np.arange(len(at)))).clip(0))
@@ -83,7 +84,8 @@ class Kernel:
     """Gaussian weights between the positions of a grid, for Nadaraya-Watson regression.
 
     Args:
-        width: standard deviation in grid steps, (rows, columns).
+        shape: Rows and columns of the grid.
+        width: Standard deviation in grid steps, (rows, columns).
     """
 
     def __init__(self, shape: tuple[int, int], width: tuple[float, float]) -> None:
@@ -94,24 +96,26 @@ class Kernel:
             self._axes.append(torch.exp(-((at[:, None] - at) / sigma).square() / 2))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values at positions [..., rows, columns], each times its kernel, added up at every location."""
+        """Return the sum of the positions' kernels times their values [..., rows, columns], at every location."""
         return self._axes[0] @ values @ self._axes[1].T
 
     def each(self, values: Tensor, positions: Tensor) -> Tensor:
-        """The same for a few positions of each of n images, both [n, J]: [n, rows, columns]."""
+        """Return this sum for a few positions of each of n images, both [n, J]: [n, rows, columns]."""
         rows, columns = positions // self.shape[1], positions % self.shape[1]
         down = self._axes[0][:, rows].transpose(0, 1) * values[:, None]
         return down @ self._axes[1][:, columns].permute(1, 2, 0)
 
     def sums(self, values: Tensor, positions: Tensor) -> Tensor:
-        """The same for all of them together: [rows, columns]."""
+        """Return this sum over all images: [rows, columns]."""
         at = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.float64)
         return self.spread(at.index_add_(0, positions.flatten(), values.flatten()).view(self.shape))
 
 
 def beside(maps: Tensor, steps: tuple[int, int]) -> Tensor:
-    """The mean of each place's four diagonal neighbors ``steps`` away, of those that exist; 0 without: as ``maps``
-    [n, rows, columns]."""
+    """Return the mean of the four diagonal neighbors ``steps`` away at each location of maps [n, rows, columns].
+
+    Neighbors outside the map do not count; without any the mean is 0.
+    """
     total, count = torch.zeros_like(maps), torch.zeros_like(maps[0])
     for to_row, to_column in product((-steps[0], steps[0]), (-steps[1], steps[1])):
         here, there = [], []
@@ -124,44 +128,46 @@ def beside(maps: Tensor, steps: tuple[int, int]) -> Tensor:
 
 
 class MeanMap:
-    """What a few scores of each image say about the mean map of a set of images.
+    """Estimate of the mean map of a set of images from a few scores of each image.
 
-    Image i has the map s_i; O is the mean of s_i over the whole set: what a full sweep of it would give.
+    Image i has the map s_i; O, the result of a full sweep, is the mean of s_i over the whole set.
 
-    - t_i is the map that bilinear interpolation makes of the lattice of image i, and e_ij = s_i(q_ij) - t_i(q_ij) what
-      it misses at the checks q_ij. The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
+    - t_i is the map that bilinear interpolation makes of the lattice of image i, and e_ij = s_i(q_ij) - t_i(q_ij) is
+      its error at the checks q_ij. The mean of t_i is smoothed by the lattice's cells; the kernel regression c of all
       e_ij estimates by how much.  m = mean t_i + c is the estimate.
-    - With l(x, q) the regression's weights, y_i(x) = t_i(x) + n sum_j l(x, q_ij) (e_ij - c(q_ij)) is the part of image
-      i. Images are independent, the positions of one are not, so images are what is resampled: A = sum_i (y_i - mean
-      y)^2 / n^2 (the jackknife, in its linear form) is the variance of m about the mean of the population that the
-      images come from.
-    - About the mean of the very images that were used it is B = E (y_i - s_i)^2 / n. At a check, e_ij - c is
-      s_i - t_i, and the image's other checks give its part in c: both squares and their product are regressed on all
-      checks.
+    - With l(x, q) the regression's weights, y_i(x) = t_i(x) + n sum_j l(x, q_ij) (e_ij - c(q_ij)) is the contribution
+      of image i. Images are independent and the positions of one image are not, so images are resampled:
+      A = sum_i (y_i - mean y)^2 / n^2 (the jackknife in its linear form) is the variance of m about the mean of the
+      population that the images come from.
+    - The variance about the mean of the images used is B = E (y_i - s_i)^2 / n. At a check, e_ij - c is s_i - t_i, and
+      the image's other checks give its contribution to c: both squares and their product are regressed on all checks.
     - For n images of a set of N, f = n / N, the variance is V = (1 - f) A + f B.
-    - Few images decide A where errors are rare. So A of a share is drawn towards what it is elsewhere: a common
-      factor times m (1 - m), counted as ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
-    - Smoothing bias, b = E m - O: detail finer than the lattice and the kernel. The residuals s_i - m on the lattice,
-      each less the mean of its four diagonal neighbors in the same lattice (which takes the level of the image away;
-      diagonal, since occluders' edges make ridges along rows and columns), are added up over images with a narrow
-      kernel. The square of that sum, less its own variance over images (jackknife again, m's part in the residuals
-      included), is unbiased for the square of the detail; the neighbors' own detail adds a quarter. At one location
-      it is nearly all noise, so its mean over the map counts, 0 where that is negative (as DerSimonian and Laird cut
-      off their variance between studies), shared out in proportion to the regression of e_ij^2.
+    - Few images determine A where errors are rare. So A of a proportion shrinks towards its value elsewhere: a common
+      factor times m (1 - m), with the weight of ``_PRIOR`` images beside those that carry A (Satterthwaite's number).
+    - The smoothing bias b = E m - O is detail finer than the lattice and the kernel. The residuals s_i - m on the
+      lattice, each minus the mean of its four diagonal neighbors in the same lattice (which removes the level of the
+      image; diagonal, since occluders' edges make ridges along rows and columns), are summed over images with a narrow
+      kernel. The square of that sum minus its variance over images (jackknife again, including m's part in the
+      residuals) is unbiased for the square of the detail; the neighbors' own detail adds a quarter. At one location it
+      is nearly all noise. So its mean over the map is used, 0 if negative (as DerSimonian and Laird truncate the
+      variance between studies), and distributed in proportion to the regression of e_ij^2.
 
     Args:
-        design: of the positions.
-        scores: of each image, at ``design.positions(k)`` for image k from 0.
-        width: standard deviation of the regression's kernel, in grid steps.
-        part: f in [0, 1]; 0 where the whole set is a population.
-        share: whether scores are 0 or 1.
+        design: Positions of the images.
+        scores: Scores of each image at ``design.positions(k)``, k from 0.
+        width: Standard deviation of the regression's kernel, in grid steps.
+        part: f in [0, 1]; 0 if the set is a sample of a population.
+        share: Whether scores are 0 or 1.
 
     Attributes:
         values: m, float64 [rows, columns].
-        population_error: sqrt(A).
-        standard_error: sqrt(V).
-        bias: the root mean square of b at places like this one.
-        bias_below: what the root mean square of b over the map is below, with 95 % confidence.
+        population_error: sqrt(A), float64 [rows, columns].
+        standard_error: sqrt(V), float64 [rows, columns].
+        bias: Root mean square of b at similar locations, float64 [rows, columns].
+        bias_below: Upper limit of the root mean square of b over the map, with 95 % confidence.
+
+    Raises:
+        ValueError: The kernel is too narrow to reach every location.
     """
 
     def __init__(
@@ -176,7 +182,7 @@ class MeanMap:
         narrow = Kernel(shape, (_NARROW * design.spacing[0], _NARROW * design.spacing[1]))
         checked = torch.stack([at[-checks:] for at in self._at])
 
-        # What interpolation gives, and misses.
+        # Interpolated maps, and their errors at the checks.
         mean = torch.zeros(shape, dtype=torch.float64)
         missed = []
         for images, maps in self._interpolated():
@@ -185,23 +191,28 @@ class MeanMap:
             missed.append(torch.stack([each[-checks:] for each in self._scores[images]]) - there)
         error = torch.cat(missed)
         counts = kernel.sums(torch.ones_like(error), checked)
+        if not bool((counts > 0).all()):
+            raise ValueError(
+                "bandwidth: expected a kernel that reaches a visited position from every location, got standard "
+                f"deviations of {width[0]:g} and {width[1]:g} grid steps for {n} images; take a larger one"
+            )
         correction = kernel.sums(error, checked) / counts
         self.values = mean + correction
         rest = error - correction.flatten()[checked]
 
-        # Over images.
+        # Variances over images.
         lattices = torch.cat([at[:-checks] for at in self._at])
         near = narrow.sums(torch.ones(len(lattices), dtype=torch.float64), lattices)
         step = round(design.spacing[0]), round(design.spacing[1])
         a, fourth, own, detail, apart = torch.zeros(5, *shape, dtype=torch.float64)
         together = torch.zeros_like(rest)
         for images, maps in self._interpolated():
-            parts = n * kernel.each(rest[images], checked[images]) / counts  # in the correction
+            parts = n * kernel.each(rest[images], checked[images]) / counts  # of the correction
             z = (maps - mean + parts) / n
             a += z.square().sum(0)
             fourth += z.square().square().sum(0)
             own += parts.square().sum(0) / n
-            # What the other checks of an image correct at each of them.
+            # Correction at each check by the other checks of its image.
             others = parts.flatten(1).gather(1, checked[images]) - n * rest[images] / counts.flatten()[checked[images]]
             together[images] = rest[images] * others * checks / (checks - 1)
             residuals = torch.zeros_like(maps)
@@ -224,7 +235,7 @@ class MeanMap:
             a = (carrying * a + _PRIOR * common) / (carrying + _PRIOR)
         apart *= jackknife
         weight = _BESIDE * near.square().mean()
-        # The mean over the map is one over as many independent places as kernels fit into it.
+        # The map has as many independent locations as kernels fit into it.
         places = shape[0] * shape[1] / max(1.0, 4 * np.pi * narrow.width[0] * narrow.width[1])
         squared = ((detail.square() - apart).mean() / weight).clamp_min(0)
         error = apart.square().mean().sqrt() * np.sqrt(2 / max(1.0, places)) / weight
@@ -232,11 +243,11 @@ class MeanMap:
         self.bias_below = float((squared + _ONE_SIDED * error).sqrt())
         self._of_images, self._of_positions = (1 - part) * a, part * b
         self.population_error, self.standard_error = a.sqrt(), (self._of_images + self._of_positions).sqrt()
-        if n < 2:  # one image says nothing about others
+        if n < 2:  # one image has no variance
             self.population_error = self.standard_error = torch.full_like(a, torch.nan)
 
     def _interpolated(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some images at a time, and the maps that their lattices give: [images, rows, columns]."""
+        """Yield some images at a time, and the maps that their lattices give: [images, rows, columns]."""
         rows, columns = self.design.shape
         for first in range(0, len(self._scores), _CHUNK):
             images = slice(first, min(first + _CHUNK, len(self._scores)))
@@ -247,17 +258,17 @@ class MeanMap:
             yield images, maps
 
     def _on_lattice(self, image: int) -> Tensor:
-        """The scores at the lattice of an image, [its rows, its columns]."""
+        """Return the scores at the lattice of an image, [its rows, its columns]."""
         rows, columns = self._lines[image]
         return self._scores[image][: len(rows) * len(columns)].view(len(rows), len(columns))
 
     def interval(self, quantile: float) -> tuple[Tensor, Tensor]:
-        """Where O lies, location by location, each [rows, columns].
+        """Return the lower and upper ends of the interval of O at each location, each [rows, columns].
 
-        The uncertainty from having other images, (1 - f) A, from their positions, f B, and the mean square bias are
-        independent: the squares of their distances from the estimate to the end of the interval add up (MOVER, Zou and
-        Donner 2008). The first is skew where a share in [0, 1] is rare: its ends are those of Wilson's interval for as
-        many independent draws as have this variance. The others are ``quantile`` standard deviations.
+        Three uncertainties are independent: (1 - f) A from the choice of images, f B from their positions, and the
+        mean square bias. The squares of their distances from the estimate to the end of the interval add up (MOVER, Zou
+        and Donner 2008). The first is skewed for a proportion near 0 or 1: its ends are those of Wilson's interval for
+        the number of independent draws that have this variance. The others are ``quantile`` standard deviations.
         """
         z, values = quantile, self.values
         other = z * z * (self._of_positions + self.bias.square())

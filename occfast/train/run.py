@@ -1,0 +1,146 @@
+"""Folder of a run: its files, its lock, and checks before it is resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ProcessLost
+from .checkpoint import load_checkpoint
+from .log import SCORES, STEPS, VALIDATIONS
+from .recipe import Recipe, load
+
+CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
+SPLIT = "split.csv"
+_HEADS = ("best-head.safetensors", "last-head.safetensors")
+_LOCK = ".lock"
+#: Keys that may differ when a run is resumed: where and how it runs, not its result.
+_FREE = {
+    "device": None,
+    "data": ("root", "in_memory", "memory", "workers"),
+    "batch": ("accumulate",),
+    "log": ("every", "tensorboard", "checkpoint"),
+}
+
+
+def claim(
+    recipe: Recipe, output: Path, resume: bool, overwrite: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Check the folder of a run, and return the state to resume from, or None for a new run.
+
+    Raises:
+        ValueError: If the folder holds a run and is neither to be resumed nor overwritten, or if the recipe differs.
+        DataError: If the checkpoint is damaged.
+    """
+    if resume and overwrite:
+        raise ValueError("overwrite: expected False together with resume=True, got True")
+    path = output / CHECKPOINT
+    if not resume:
+        if not overwrite and (path.exists() or (output / RECIPE).exists()):
+            raise ValueError(
+                f"output: {output} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
+                "another folder"
+            )
+        return None
+    if (output / RECIPE).exists():
+        _check_recipe(recipe, load(output / RECIPE, trust=True), output)  # compared, not run
+    return load_checkpoint(path) if path.exists() else None
+
+
+def clear(output: Path) -> None:
+    """Delete the files of an earlier run; other files stay."""
+    files = [CHECKPOINT, BEST, LAST, RECIPE, SPLIT, STEPS, VALIDATIONS, SCORES, *_HEADS]
+    for path in [*(output / name for name in files), *output.glob("not-finite-*.txt")]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(output / "tensorboard", ignore_errors=True)
+
+
+def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
+    mine, theirs = asdict(recipe), asdict(before)
+    for name, value in mine.items():
+        free = _FREE.get(name, ())
+        if free is None:
+            continue
+        old = theirs[name]
+        pairs = {name: (old, value)}
+        if isinstance(value, dict):
+            pairs = {f"{name}.{key}": (old.get(key), value.get(key)) for key in {**old, **value} if key not in free}
+        for key, (was, now) in pairs.items():
+            if was != now:
+                why = " (the learning rate of every step depends on it)" if key == "epochs" else ""
+                raise ValueError(
+                    f"{key}: the run in {output} used {was!r}, which can't be changed{why}, got {now!r}; "
+                    f"start a new run from its weights with start={output / LAST}"
+                )
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that no second run writes into it; the system releases it if the process dies.
+
+    Raises:
+        ValueError: If another process holds it; the message names the process.
+    """
+    made = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / _LOCK
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"output: {holder} is training in {output}; wait for it or choose another folder"
+            ) from None
+        try:
+            same = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            break
+        file.close()  # the former holder removed this file in between
+    try:
+        file.truncate(0)
+        began = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with contextlib.suppress(OSError):  # nothing was written into it
+                output.rmdir()
+
+
+@contextlib.contextmanager
+def other_processes() -> Iterator[None]:
+    """Turn the communication errors of a group of processes into ProcessLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        text = " ".join(str(error).split())
+        known = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        lost = isinstance(error, getattr(dist, "DistError", ())) or any(word in text for word in known)
+        if size == 1 or isinstance(error, ProcessLost) or not lost:
+            raise
+        rank = os.environ.get("RANK", "?")
+        raise ProcessLost(
+            f"process {rank} of {size} lost another one ({text[:200]}); --resume goes on from the last checkpoint, on "
+            "any number of processes"
+        ) from error

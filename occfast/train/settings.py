@@ -1,0 +1,325 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args
+
+from .. import checks
+from ..losses import Mining
+from ..models.preprocessing import COLORS
+from .jitter import Jitter
+
+#: Losses of each stage.
+_LOSSES = {"classify": ("cross_entropy", "large_margin_cosine"), "embed": ("triplet", "batch_triplet")}
+
+
+@dataclass
+class DataPart:
+    """Data set of faces.
+
+    Attributes:
+        name: "orl", "lfw", "celeba", "folder", "recordio" or another kind of :func:`occfast.data.open_dataset`, or
+            ``module:function`` that returns a ``FaceDataset``.
+        root: Folder or file of the data set; None for data sets that need none.
+        arguments: Further arguments of the data set.
+        template: Template of ``occfast.data`` to align the faces to as they are read; None for faces that are aligned.
+        size: [height, width] of the images; None for the template's size.
+        color: Colors of the network's input: "gray", "RGB" or "BGR".
+        mean, std: The network's input is (x / 255 - mean) / std for 8-bit pixels x.
+        min_images: People with fewer images are left out; the run reports how many images that are.
+        in_memory: Keep all decoded images in memory; None: if they need at most ``memory``.
+        memory: Memory limit for ``in_memory``, such as "4GiB".
+        workers: Processes that read images from disk.
+    """
+
+    name: str = "???"
+    root: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    size: list[int] | None = None
+    color: str = "gray"
+    mean: float = 0.5
+    std: float = 0.5
+    min_images: int = 1
+    in_memory: bool | None = None
+    memory: str = "4GiB"
+    workers: int = 2
+
+
+@dataclass
+class ValidationPart:
+    """Validation during training.
+
+    Attributes:
+        share: Share of the images (or people) kept out of training; 0 for no validation.  The name of each and the seed
+            alone decide about it, so adding others does not move it.
+        by: "images": other images of the same people; "people": other people.
+        metric: "accuracy" (share of images assigned to the right person), "verification" (accuracy over pairs in ten
+            folds) or ``module:function`` (a ``Metric`` of :mod:`occfast.train.validate`); None for the stage's default.
+        pairs: Largest number of pairs for "verification", half of them of one person.
+        every: Epochs between validations.
+        patience: Stop after this many validations without a new best; 0: never.
+        min_gain: Smallest improvement that counts as a new best.
+    """
+
+    share: float = 0.1
+    by: str = "images"
+    metric: str | None = None
+    pairs: int = 6000
+    every: int = 1
+    patience: int = 0
+    min_gain: float = 0.0
+
+
+@dataclass
+class NetworkPart:
+    """Network architecture.
+
+    A recipe that starts from weights of another run takes the architecture of those weights, unless it is stated here.
+
+    Attributes:
+        name: One of ``occfast.models.NETWORKS``, or ``module:function``.
+        arguments: Arguments of that function besides classes, channels and size.
+    """
+
+    name: str = "paper"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LossPart:
+    """Loss.
+
+    Attributes:
+        name: "cross_entropy" or "large_margin_cosine" (stage "classify"), "triplet" or "batch_triplet" ("embed").
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
+        scale, cosine_margin: Scale and margin of the large margin cosine loss.
+        margin, beta, mining: Options of the triplet losses (α and β of trigueros2018's Eqs. 6 and 9).
+    """
+
+    name: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    scale: float = 64.0
+    cosine_margin: float = 0.35
+    margin: float = 0.5
+    beta: float = 0.7
+    mining: str = "violating"
+
+
+@dataclass
+class BatchPart:
+    """Batches.
+
+    Attributes:
+        size: Images per step over all processes; the result does not depend on their number.
+        images_each: 0 for images in random order; K for K images of each of size / K people, as triplet losses need.
+        accumulate: Parts in which each process computes its share of a batch; more parts need less memory.
+    """
+
+    size: int = 256
+    images_each: int = 0
+    accumulate: int = 1
+
+
+@dataclass
+class OptimizerPart:
+    """Optimizer and learning rate.
+
+    Attributes:
+        name: "sgd" (with Nesterov momentum) or "adamw".
+        learning_rate: Largest learning rate, > 0.
+        momentum: Momentum of SGD, in [0, 1).
+        weight_decay: Weight decay; not applied to biases and norms.
+        schedule: "cosine" (falls to 0) or "constant".
+        warmup: Share of the steps in which the learning rate rises linearly.
+        clip: Largest norm of the gradient; None for no limit.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float | None = None
+
+
+@dataclass
+class OccluderPart:
+    """Noisy occluders on the training images (trigueros2018, section 3.1).
+
+    Attributes:
+        share: Share of the images that are occluded, in [0, 1].
+        size: [height, width] in pixels, or [[min, max], [min, max]].
+        locations: "uniform", "normal", or the path of a saved occlusion map or ``LocationDistribution``.
+        temperature: T of Eq. 4 for a map; None for the paper's value at 20×20, 20×40 and 40×40.
+        noise, level, intensity: As in :class:`occfast.NoisyOccluder`.
+    """
+
+    share: float = 0.0
+    size: list[Any] = field(default_factory=lambda: [20, 40])
+    locations: str = "uniform"
+    temperature: float | None = None
+    noise: list[str] = field(default_factory=lambda: ["salt_and_pepper", "speckle", "gaussian"])
+    level: list[float] = field(default_factory=lambda: [0.0, 0.3])
+    intensity: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+
+@dataclass
+class LogPart:
+    """Logs and checkpoints.
+
+    Attributes:
+        every: Steps between rows of ``steps.csv``.
+        tensorboard: Also write TensorBoard's files.
+        checkpoint: Steps between checkpoints; one is always written at the end and when a run is interrupted.
+    """
+
+    every: int = 20
+    tensorboard: bool = True
+    checkpoint: int = 200
+
+
+@dataclass
+class Recipe:
+    """Settings of a training run.
+
+    Attributes:
+        stage: "classify" (tell the people of the training set apart) or "embed" (features for comparing any faces).
+        seed: Seed of the weights, the split, the order of the images and all augmentation.
+        epochs: Largest number of passes through the training images.
+        start: Weights to start from, ``.safetensors`` (with the head beside it), ``.pt``, ``.pth``; None for new ones.
+        fresh_classifier: With ``start``: begin with a new classifier, for other people.
+        device: "auto", "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+        jitter: Options of :class:`~occfast.train.Jitter`; all 0 for no jitter.
+    """
+
+    stage: str = "classify"
+    seed: int = 0
+    epochs: int = 40
+    start: str | None = None
+    fresh_classifier: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    data: DataPart = field(default_factory=DataPart)
+    validation: ValidationPart = field(default_factory=ValidationPart)
+    network: NetworkPart = field(default_factory=NetworkPart)
+    loss: LossPart = field(default_factory=LossPart)
+    batch: BatchPart = field(default_factory=BatchPart)
+    optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    jitter: dict[str, float] = field(default_factory=lambda: asdict(Jitter()))
+    occluder: OccluderPart = field(default_factory=OccluderPart)
+    log: LogPart = field(default_factory=LogPart)
+
+    def check(self) -> None:
+        """Check every value and their combinations.
+
+        Raises:
+            TypeError: If a value has a wrong type.
+            ValueError: If a value is out of range, or values do not fit together; the message names the key.
+        """
+        self._check_choices()
+        self._check_numbers()
+        losses = _LOSSES[self.stage]
+        checks.choice(self.loss.name, "loss.name", losses)
+        if self.batch.images_each and self.batch.size % self.batch.images_each:
+            raise ValueError(
+                f"batch.size: expected a multiple of batch.images_each = {self.batch.images_each}, "
+                f"got {self.batch.size}"
+            )
+        if self.stage == "embed" and self.batch.images_each < 2:
+            raise ValueError(
+                "batch.images_each: expected at least 2 images of each person for a loss over triplets, "
+                f"got {self.batch.images_each}"
+            )
+        if self.stage == "embed" and self.batch.size // self.batch.images_each < 2:
+            raise ValueError(
+                f"batch.size: expected at least {2 * self.batch.images_each}, two people with batch.images_each = "
+                f"{self.batch.images_each} images, for a loss over triplets, got {self.batch.size}"
+            )
+        if self.stage == "embed" and self.batch.accumulate > 1:
+            raise ValueError(
+                "batch.accumulate: expected 1, since the triplets are those of the whole batch, "
+                f"got {self.batch.accumulate}; use more processes"
+            )
+        if self.validation.by == "people" and (self.validation.metric or self.default_metric) == "accuracy":
+            raise ValueError(
+                "validation.by: other people can't be classified; expected 'images', or metric 'verification'"
+            )
+        if self.stage == "embed" and self.validation.metric == "accuracy":
+            raise ValueError("validation.metric: expected 'verification' for the stage 'embed', got 'accuracy'")
+
+    def _check_choices(self) -> None:
+        for key, value, known in (
+            ("stage", self.stage, tuple(_LOSSES)),
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("precision", self.precision, ("fp32", "bf16", "fp16")),
+            ("data.color", self.data.color, COLORS),
+            ("validation.by", self.validation.by, ("images", "people")),
+            ("optimizer.name", self.optimizer.name, ("sgd", "adamw")),
+            ("optimizer.schedule", self.optimizer.schedule, ("cosine", "constant")),
+            ("loss.mining", self.loss.mining, get_args(Mining)),
+        ):
+            checks.choice(value, key, known)
+        metric = self.validation.metric
+        if metric is not None and ":" not in str(metric):
+            checks.choice(metric, "validation.metric", ("accuracy", "verification", "module:function"))
+        for key, flag in (("fresh_classifier", self.fresh_classifier), ("log.tensorboard", self.log.tensorboard)):
+            checks.flag(flag, key)
+
+    def _check_numbers(self) -> None:
+        checks.seed(self.seed)
+        checks.memory(self.data.memory, "data.memory")
+        for key, integer, least in (
+            ("epochs", self.epochs, 1),
+            ("data.min_images", self.data.min_images, 1),
+            ("data.workers", self.data.workers, 0),
+            ("validation.every", self.validation.every, 1),
+            ("validation.pairs", self.validation.pairs, 2),
+            ("validation.patience", self.validation.patience, 0),
+            ("batch.size", self.batch.size, 1),
+            ("batch.images_each", self.batch.images_each, 0),
+            ("batch.accumulate", self.batch.accumulate, 1),
+            ("log.every", self.log.every, 1),
+            ("log.checkpoint", self.log.checkpoint, 1),
+        ):
+            checks.integer(integer, key, least)
+        if self.data.size is not None:
+            checks.pair(list(self.data.size), "data.size")
+        for key, share in (
+            ("validation.share", self.validation.share),
+            ("loss.label_smoothing", self.loss.label_smoothing),
+            ("loss.beta", self.loss.beta),
+            ("optimizer.momentum", self.optimizer.momentum),
+            ("optimizer.warmup", self.optimizer.warmup),
+            ("occluder.share", self.occluder.share),
+        ):
+            checks.number(share, key, 0.0, 1.0)
+        for key, least_0 in (
+            ("validation.min_gain", self.validation.min_gain),
+            ("loss.margin", self.loss.margin),
+            ("loss.cosine_margin", self.loss.cosine_margin),
+            ("optimizer.weight_decay", self.optimizer.weight_decay),
+        ):
+            checks.number(least_0, key, 0.0)
+        for key, positive in (
+            ("optimizer.learning_rate", self.optimizer.learning_rate),
+            ("optimizer.clip", self.optimizer.clip),
+            ("loss.scale", self.loss.scale),
+            ("data.std", self.data.std),
+        ):
+            if positive is not None or key != "optimizer.clip":
+                checks.number(positive, key, above=0.0)
+        checks.number(self.data.mean, "data.mean")
+        known = [item.name for item in fields(Jitter)]
+        if unknown := set(self.jitter) - set(known):
+            raise ValueError(f"jitter: expected keys among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+        for name, value in self.jitter.items():
+            checks.number(value, f"jitter.{name}", 0.0)
+
+    @property
+    def default_metric(self) -> str:
+        """Metric of a validation that names none: "accuracy" for classify, "verification" for embed."""
+        return "accuracy" if self.stage == "classify" else "verification"

@@ -1,0 +1,369 @@
+"""One run a folder: locks, overwriting, code that is not trusted, and runs that another version began."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from occfast.models import PaperNet
+from occfast.train import load_into, load_network, load_recipe, train
+from tests.train.tiny import ROOT, Net, Patterns, recipe
+
+OLD = Path(__file__).with_name("written_before_0_1")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# -- one run a folder ----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from occfast.train.run import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_in_the_folder_is_refused_and_names_the_holder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        who = rf"output: process {holder.pid} on {re.escape(socket.gethostname())} \(since .*\) is training in {folder}"
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(ValueError, match=who):
+                train(recipe("classify"), folder, progress=False, **options)
+        assert sorted(path.name for path in folder.iterdir()) == [".lock"]
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    # A dead process holds nothing.
+    assert train(recipe("classify", "epochs=1"), folder, progress=False).epochs == 1
+    assert not (folder / ".lock").exists()
+
+
+def test_of_many_contenders_one_has_the_lock_at_a_time(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from occfast.train.run import locked
+done = 0
+while done < 20:
+    try:
+        with locked(Path(sys.argv[1])):
+            mark = Path(sys.argv[1]) / "mark"
+            mark.touch(exist_ok=False)
+            mark.unlink()
+            done += 1
+    except ValueError:
+        time.sleep(0.001)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment) for _ in range(3)]
+    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
+
+
+def test_overwriting_replaces_the_run_and_keeps_other_files(tmp_path: Path) -> None:
+    first = train(recipe("classify", "loss.name=large_margin_cosine"), tmp_path, progress=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    for wrong in ("batch.size=49", "data.arguments={each: 1}"):  # refused before anything is deleted
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(ValueError, match=r"batch.size|validation|data"):
+            train(recipe("classify", wrong), tmp_path, overwrite=True, progress=False)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match="overwrite: expected False together with resume=True, got True"):
+        train(recipe("classify"), tmp_path, resume=True, overwrite=True, progress=False)
+    second = train(recipe("classify", "epochs=1", "validation.share=0"), tmp_path, overwrite=True, progress=False)
+    assert (first.epochs, second.epochs) == (3, 1) and (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "best-head.safetensors").exists() and not (tmp_path / "best.safetensors").exists()
+
+
+def test_epochs_cannot_be_extended_and_the_error_says_how_to_go_on(tmp_path: Path) -> None:
+    train(recipe("classify", "epochs=1"), tmp_path / "run", progress=False)
+    with pytest.raises(
+        ValueError,
+        match=r"epochs: the run in .* used 1, which can't be changed \(the learning rate of every step depends on it\), "
+        r"got 4; start a new run from its weights with start=(.*last.safetensors)",
+    ) as error:
+        train(recipe("classify", "epochs=4"), tmp_path / "run", resume=True, progress=False)
+    start = re.search(r"start=\S+", str(error.value))
+    assert start is not None
+    assert train(recipe("classify", "epochs=3", start[0]), tmp_path / "more", progress=False).epochs == 3
+
+
+# -- code -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["data.name", "network.name", "validation.metric"])
+def test_code_in_a_file_runs_only_if_trusted(key: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    section, name = key.split(".")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: A\n{section}: {{{name}: 'os:system'}}\n")
+    extending = tmp_path / "mine.yaml"
+    extending.write_text("extends: own.yaml\nepochs: 3\n")
+    needed = [] if key == "data.name" else ["data.name=orl"]
+    for path in (own, extending):
+        with pytest.raises(
+            ValueError, match=rf"own.yaml: {key}: os:system is code, which runs only with trust=True \(--trust\)"
+        ):
+            load_recipe(path, needed)
+        assert load_recipe(path, needed, trust=True)
+        # Code that the user names is the user's.
+        load_recipe(path, [*needed, f"{key}=tests.train.tiny:Patterns"])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "recipe.yaml").write_text(own.read_text())
+    from occfast import cli
+
+    root = "data.root=echo ran"
+    with pytest.raises(ValueError, match="runs only with trust=True"):
+        cli.app(["train", "--resume", "--output", str(foreign), *needed, root], standalone_mode=False)
+    assert capfd.readouterr().out == "" and [path.name for path in foreign.iterdir()] == ["recipe.yaml"]
+
+
+def test_code_that_weights_name_runs_only_if_trusted(tmp_path: Path) -> None:
+    first = train(recipe("classify", "epochs=1"), tmp_path / "first", progress=False)
+    data = ["data.name=tests.train.tiny:Patterns", "data.template=null", f"start={first.weights}"]
+    with pytest.raises(
+        ValueError, match=r"best.safetensors: network.name: tests.train.tiny:Net is code, which runs only"
+    ):
+        load_recipe("C", data)
+    assert load_recipe("C", data, trust=True).network.name == "tests.train.tiny:Net"
+    assert load_recipe("C", [*data, "network.name=tests.train.tiny:Net"]).network.name == "tests.train.tiny:Net"
+
+
+# -- the architecture of a run is that of the weights it starts from ---------------------------------------------
+
+
+def test_start_brings_its_architecture(tmp_path: Path) -> None:
+    first = train(recipe("classify", "epochs=1", "network.arguments={norm: false}"), tmp_path / "A", progress=False)
+    data = ["data.name=tests.train.tiny:Patterns", "data.template=null", f"start={first.weights}", "epochs=1"]
+    batch = ["batch.size=12", "batch.images_each=3", "validation.share=0.3", "log.tensorboard=false"]
+    run = load_recipe("C", [*data, *batch], trust=True)
+    assert run.network.arguments == {"norm": False}
+    embedded = train(run, tmp_path / "C", progress=False)
+    assert load_network(embedded.weights, trust=True).spec["arguments"] == {"norm": False}
+    # What is stated counts.
+    stated = load_recipe("C", [*data, "network.arguments={norm: true}"], trust=True)
+    assert stated.network.arguments == {"norm": True}
+    with pytest.raises(ValueError, match=r"don't fit the network: missing"):
+        train(
+            load_recipe("C", [*data, *batch, "network.arguments={norm: true}"], trust=True),
+            tmp_path / "D",
+            progress=False,
+        )
+
+
+def plain(classes: int | None) -> torch.nn.Module:
+    """A network as a user writes it: nothing says which layer is the classifier."""
+    from collections import OrderedDict
+
+    layers = [("flat", torch.nn.Flatten()), ("body", torch.nn.Linear(320, 24)), ("act", torch.nn.ReLU())]
+    if classes is not None:
+        layers.append(("fc", torch.nn.Linear(24, classes)))
+    return torch.nn.Sequential(OrderedDict(layers))
+
+
+def test_a_network_without_classifier_name_goes_from_a_to_c(tmp_path: Path) -> None:
+    name = "network.name=tests.train.test_run_folder:plain"
+    common = ("network.arguments={}", name)
+    first = train(recipe("classify", "epochs=2", *common), tmp_path / "A", progress=False)
+    second = train(recipe("embed", "epochs=1", *common, f"start={first.weights}"), tmp_path / "C", progress=False)
+    last, start = (load_network(path, trust=True) for path in (second.weights, first.weights))
+    assert set(last.network.state_dict()) == {"body.weight", "body.bias"}
+    assert set(start.network.state_dict()) == {"body.weight", "body.bias", "fc.weight", "fc.bias"}
+    fresh = ("fresh_classifier=true", f"start={first.weights}", "epochs=1", "data.arguments={people: 5}")
+    assert train(recipe("classify", *common, *fresh), tmp_path / "five", progress=False).epochs == 1
+    # Weights that do not record their classes can't tell a classifier from another layer.
+    with pytest.raises(
+        ValueError, match=r"not of this network fc.bias, fc.weight \(if this is a classifier, .*classifier_name = 'fc'"
+    ):
+        load_into(plain(None), plain(6).state_dict())
+
+
+def test_a_batch_needs_its_people(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"batch.size: a batch needs 8 people \(batch.size 24 / batch.images_each 3\), the data has 6 to train on",
+    ):
+        train(recipe("embed", "batch.size=24"), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"batch.size: expected at least 6, two people with batch.images_each = 3"):
+        recipe("embed", "batch.size=3")
+
+
+# -- NaN ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [".nan", ".inf", "0", "-0.1"])
+def test_learning_rates_that_are_none(rate: str) -> None:
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: expected a number above 0, got"):
+        recipe("classify", f"optimizer.learning_rate={rate}")
+
+
+@pytest.mark.parametrize("share", ["0", "0.18"])
+def test_a_useless_last_update_is_an_error_and_never_the_best(share: str, tmp_path: Path) -> None:
+    # One step at all: no further loss shows what it did.
+    one = ("epochs=1", "batch.size=48", "optimizer.name=sgd", "optimizer.learning_rate=1e38", "optimizer.warmup=0")
+    run = recipe("classify", *one, f"validation.share={share}", "optimizer.momentum=0")
+    with pytest.raises(ValueError, match=r"learning_rate: (a weight|an answer of the network) is no longer finite"):
+        train(run, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.safetensors")) and (tmp_path / "not-finite-0.txt").is_file()
+
+
+def test_a_validation_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    class Holes(Patterns):
+        def __init__(self) -> None:
+            super().__init__()
+            self.images[:, 0, 0, 0] = 0
+
+    for metric in ("accuracy", "verification"):
+        by = ("validation.share=0.3",) if metric == "verification" else ()
+        run = recipe(
+            "classify", f"validation.metric={metric}", *by, "network.name=tests.train.test_run_folder:poisoned"
+        )
+        with pytest.raises(ValueError, match=r"learning_rate: an answer in the validation is no longer finite"):
+            train(run, tmp_path / metric, progress=False)
+        assert not (tmp_path / metric / "best.safetensors").exists()
+
+
+class Poisoned(Net):
+    """Infinite in evaluation, as a network whose running statistics overflowed."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().features(x)
+        return out if self.training else out / 0
+
+
+def poisoned(classes: int | None, channels: int, norm: bool = True) -> Poisoned:
+    return Poisoned(classes, channels, norm)
+
+
+def nan_metric(features: torch.Tensor, labels: torch.Tensor) -> float:
+    return float("nan")
+
+
+def test_a_metric_must_be_finite(tmp_path: Path) -> None:
+    run = recipe("embed", "validation.metric=tests.train.test_run_folder:nan_metric")
+    with pytest.raises(
+        ValueError, match=r"validation.metric: expected a finite number from tests.*nan_metric, got nan"
+    ):
+        train(run, tmp_path, progress=False)
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+# -- files of the version before 0.1.0 ---------------------------------------------------------------------------
+
+
+def test_old_weights_load() -> None:
+    one = load_network(OLD / "paper.safetensors")
+    assert isinstance(one.network, PaperNet) and one.people == ["Ada", "Bea", "Zoë"]
+    assert one.preprocessing.color == "gray" and one.preprocessing.channels == 1
+    assert one.preprocessing.alignment is not None and one.preprocessing.alignment["color"] == "gray"
+    assert one.embed(torch.zeros(2, 1, 100, 100, dtype=torch.uint8)).isfinite().all()
+    run = load_network(OLD / "run" / "best.safetensors", trust=True)
+    assert run.preprocessing.color == "gray" and run.head is not None and run.about["loss"] == "large_margin_cosine"
+    assert run.classifier()(run.preprocessing(Patterns().images)).shape == (60, 6)
+
+
+def test_old_recipes_load(tmp_path: Path) -> None:
+    found = load_recipe(OLD / "run" / "recipe.yaml", trust=True)
+    assert found.data.color == "gray" and found.loss.name == "large_margin_cosine"
+    (tmp_path / "old.yaml").write_text(
+        "extends: A\ndata: {name: folder, root: x, color: grey, arguments: {grey: true}}\n"
+    )
+    assert load_recipe(tmp_path / "old.yaml").data.arguments == {"gray": True}
+    with pytest.raises(ValueError, match=r"data.color: expected one of 'gray', 'RGB', 'BGR', got 'grey'"):
+        load_recipe("A", ["data.name=orl", "data.color=grey"])
+
+
+def test_old_checkpoints_are_named_and_go_on_if_that_is_meant(tmp_path: Path) -> None:
+    shutil.copytree(OLD / "run", tmp_path / "run")
+    run = load_recipe(tmp_path / "run" / "recipe.yaml", trust=True)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors was written by a version of occfast before 0.1.0"):
+        train(run, tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == (
+        OLD / "run" / "checkpoint.safetensors"
+    ).read_bytes()
+    assert train(run, tmp_path / "run", resume=True, data_changed=True, progress=False).epochs == 2
+    on = recipe("classify", "loss.name=large_margin_cosine", f"start={OLD / 'run' / 'best.safetensors'}", "epochs=1")
+    assert train(on, tmp_path / "on", progress=False).epochs == 1
+
+
+# -- processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
+def test_a_lost_process_is_one_line(tmp_path: Path) -> None:
+    from occfast.train.recipe import to_yaml
+
+    run = recipe(
+        "classify", "device=cpu", "epochs=400", "network.arguments={dropout: 0.0, norm: false}", "log.checkpoint=2"
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(run))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "occfast",
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--trust",
+        "-q",
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    workers = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            text=True,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            assert workers[0].poll() is None, workers[0].communicate()[1]
+            time.sleep(0.05)
+        workers[1].kill()
+        _, told = workers[0].communicate(timeout=120)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert workers[0].returncode == 1
+    lines = [line for line in told.splitlines() if line.startswith("occfast: ")]
+    assert len(lines) == 1 and "process 0 of 2 lost another one" in lines[0] and "--resume" in lines[0], told
+    assert "Traceback" not in told

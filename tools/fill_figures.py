@@ -1,0 +1,230 @@
+"""``python -m tools.fill_figures``: write the measured numbers into README and docs, from the files that hold them.
+
+    <!-- figure: adaptive-captum -->96×<!-- end -->
+
+A figure has a name and stands between two comments, which neither GitHub nor the site shows. ``figures`` computes all
+values from the JSON files under ``bench/results`` and ``results``. ``--check`` writes nothing and exits with 1 if a
+page differs; a test does the same. ``--list`` prints names and values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = re.compile(r"(<!-- figure: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+BENCH = ROOT / "bench" / "results"
+
+
+@cache
+def figures() -> dict[str, str]:
+    """Return every figure by its name."""
+    found: dict[str, str] = {}
+    parts = (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation(), _pdsn(), _recorded())
+    for part in parts:
+        if twice := found.keys() & part.keys():
+            raise SystemExit(f"two figures have the name {', '.join(sorted(twice))}")
+        found |= part
+    return found
+
+
+def fill(text: str, page: str) -> str:
+    """Return the text of a page with every figure at its present value."""
+    known = figures()
+
+    def value(match: re.Match[str]) -> str:
+        if match[2] not in known:
+            raise SystemExit(f"{page}: no figure {match[2]!r} in tools/fill_figures.py")
+        return match[1] + known[match[2]] + match[4]
+
+    return MARK.sub(value, text)
+
+
+def pages() -> list[Path]:
+    """Return the pages whose figures are filled in."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _read(name: str) -> Any:
+    return json.loads((BENCH / f"{name}.json").read_text())
+
+
+def _row(name: str, **wanted: object) -> dict[str, Any]:
+    """Return the one row of a file whose fields have the values wanted."""
+    found = [row for row in _read(name)["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+    if len(found) != 1:
+        raise SystemExit(f"{name}.json: expected one row with {wanted}, got {len(found)}")
+    return dict(found[0])
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}×" if value < 9.95 else f"{value:.0f}×"
+
+
+def _sweeps() -> dict[str, str]:
+    found: dict[str, str] = {}
+    peers = {"plain": "plain PyTorch", "compile": "torch.compile", "captum": "Captum", "monai": "MONAI"}
+    for occluder in ("20x20", "20x40", "40x40"):
+        rates = {
+            name: _row("sweep-cpu", workload="paper", occluder=occluder, who=who)["positions_per_second"]
+            for name, who in {**peers, "occfast": "+ early sharing"}.items()
+        }
+        for name in peers:
+            found[f"sweep-{occluder}-{name}"] = _times(rates["occfast"] / rates[name])
+        for name in ("occfast", "captum"):
+            found[f"rate-{occluder}-{name}"] = f"{rates[name]:,.0f}"
+    for network in ("resnet34", "iresnet18"):
+        own, plain = (
+            _row("sweep-w2-cpu", workload=network, who=who)["positions_per_second"]
+            for who in ("+ early sharing", "plain PyTorch")
+        )
+        found[f"sweep-{network}"] = _times(own / plain)
+    for name, who in {"plain": "plain PyTorch", "captum": "Captum Occlusion"}.items():
+        ratio = _row("bench-cpu", workload="occlusion map, W1, 20×40, one image", who=who)["ratio"]
+        found[f"one-image-{name}"] = _times(ratio)
+    return found
+
+
+def _predictions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in _read("predictions")["rows"]:
+        name = f"predicted-{row['network']}-{row['occluder']}"
+        found[name + (f"-stride-{row['stride']}" if row["stride"] > 1 else "")] = _times(row["speedup"])
+    return found
+
+
+def _estimates() -> dict[str, str]:
+    found: dict[str, str] = {}
+    files = {"": "estimate-cpu", "-40x40": "estimate-40x40-cpu"}
+    files |= {"-occluded": "estimate-occluded-cpu", "-weak": "estimate-weak-cpu"}
+    for name, file in files.items():
+        part = _read(file)["adaptive"]
+        adaptive = part["adaptive"]
+        found |= {
+            f"full-captum{name}": _times(part["full"]["times_captum"]),
+            f"adaptive-captum{name}": _times(adaptive["times_captum"]),
+            f"adaptive-single{name}": _times(adaptive["one_image_at_a_time_times_captum"]),
+            f"adaptive-fewer{name}": f"{adaptive['fewer_evaluations']:.1f}×",
+            f"adaptive-agreement{name}": f"{adaptive['agreement']:.2%}",
+            f"adaptive-worst{name}": f"{adaptive['agreement_of_the_worst_image']:.1%}",
+        }
+    own = _read("estimate-cpu")
+    sampled, truth = own["sampled"], _read("estimate-truth-cpu")["truth"]
+    stated = re.search(r"standard error ([\d.]+) .*smoothing bias ([\d.]+)", sampled["stated"])
+    if stated is None:
+        raise SystemExit(f"estimate-cpu.json: no standard error and bias in {sampled['stated']!r}")
+    return found | {
+        "sampled-captum": _times(sampled["times_captum"]),
+        "sampled-fewer": f"{sampled['fewer_evaluations']:.0f}×",
+        "sampled-error": f"{float(stated[1]):.4f}",
+        "sampled-bias": f"{float(stated[2]):.3f}",
+        "truth-rms": f"{truth['rms_error']:.3f}",
+        "truth-stated": f"{truth['rms_stated']:.3f}",
+        "truth-covered": f"{truth['covered_by_95_percent_intervals']:.1%}",
+        "truth-variation": f"{truth['total_variation_of_P']:.3f}",
+        "two-processes": f"{own['processes']['ratio']:.2f}×",
+    }
+
+
+def _noise() -> dict[str, str]:
+    found: dict[str, str] = {}
+    peers = {"plain": "plain PyTorch", "skimage": "scikit-image", "kornia": "kornia RandomErasing"}
+    for dtype in ("float32", "uint8"):
+        for name, who in peers.items():
+            if (dtype, name) != ("uint8", "kornia"):  # kornia takes floating-point images only
+                row = _row("bench-cpu", workload=f"noisy occluder 20×40, grey 100×100 {dtype}", who=who)
+                found[f"noise-{dtype}-{name}"] = _times(row["ratio"])
+    return found
+
+
+def _losses() -> dict[str, str]:
+    found: dict[str, str] = {}
+    size = {"batch": 2048, "per_class": 8, "dim": 320}
+    for mining in ("all", "violating"):
+        peer = _row("triplet", provider="pytorch-metric-learning", mining=mining, **size)
+        found[f"triplet-{mining}"] = _times(peer["ratio"])
+        found[f"triplet-{mining}-time"] = (
+            f"{1000 * _row('triplet', provider='occfast', mining=mining, **size)['seconds']:.0f} ms"
+        )
+    large = next(row for row in _read("triplet")["memory"] if row["batch"] == 16384)
+    return found | {
+        "triplet-large-time": f"{large['seconds']:.0f} s",
+        "triplet-large-memory": f"{large['peak_bytes'] / 1e9:.1f} GB",
+    }
+
+
+def _evaluation() -> dict[str, str]:
+    roc = _row(
+        "evaluation",
+        workload="ROC and AUC of 10,000,000 float64 scores, half of one person",
+        who="scikit-learn roc_curve + auc",
+    )
+    search = _row(
+        "evaluation",
+        workload="rank-1 and rank-5 of 2,000 probes among 13,000 images, D = 512",
+        who="scikit-learn NearestNeighbors",
+    )
+    return {"roc-sklearn": _times(roc["occfast_is"]), "search-sklearn": _times(search["occfast_is"])}
+
+
+def _pdsn() -> dict[str, str]:
+    """Return the tables of pdsn-landmarks on LFW: means over seeds, the paper's values in brackets."""
+    report = json.loads((ROOT / "results/pdsn-landmarks/small/report.json").read_text())
+    tables = {table["name"]: table for table in report["tables"]}
+    known, past = tables["Table 1, occlusion known"], tables["Past the paper"]
+    rows = [
+        [
+            name,
+            *(
+                _with_paper(cell, there["paper"])
+                for cell, there in zip(cells, tables["Table 1"]["rows"][name], strict=True)
+            ),
+        ]
+        for name, cells in known["rows"].items()
+    ]
+    more = [[name, *(_with_paper(cell, None) for cell in cells)] for name, cells in past["rows"].items()]
+    return {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(past["header"], more)}
+
+
+def _with_paper(cell: dict[str, Any], paper: float | None) -> str:
+    return f"{cell['mean']:.1f}" + ("" if paper is None else f" ({paper:g})")
+
+
+def _recorded() -> dict[str, str]:
+    """Return the tables of results/recorded.json: measured earlier, without a file of their own."""
+    recorded = json.loads((ROOT / "results/recorded.json").read_text())
+    return {name: _table(table["header"], table["rows"]) for name, table in recorded.items()}
+
+
+def _table(header: list[str], cells: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs")
+    parser.add_argument("--list", action="store_true", help="print every figure")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, value in figures().items():
+            print(f"{name:32} {value}")
+        return
+    differ = []
+    for page in pages():
+        text, name = page.read_text(), page.relative_to(ROOT).as_posix()
+        if (filled := fill(text, name)) != text:
+            differ.append(name)
+            if not arguments.check:
+                page.write_text(filled)
+    print("\n".join(differ) or "nothing to change")
+    raise SystemExit(bool(differ and arguments.check))
+
+
+if __name__ == "__main__":
+    main()
