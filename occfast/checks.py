@@ -24,7 +24,7 @@ _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, 
 
 
 class SupportsDLPack(Protocol):
-    """An array that other libraries can read in place, such as one of NumPy, CuPy or JAX."""
+    """Array that other libraries can read in place, such as one of NumPy, CuPy or JAX."""
 
     def __dlpack__(self) -> object: ...
 

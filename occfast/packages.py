@@ -17,19 +17,19 @@ _DISTRIBUTIONS = {
 }
 
 
-def require(what: str, *modules: str, extra: str) -> None:
+def require(what: str, *modules: str, extra: str | None = None) -> None:
     """Check that optional packages are installed.
 
     Args:
         what: What needs them, as the subject of the message ("training", say).
         modules: Names of top-level modules.
-        extra: The extra of occfast that installs them.
+        extra: The extra of occfast that installs them; None: they are dependencies of occfast itself.
 
     Raises:
         MissingPackage: One of them is missing; the message names it and says how to install it.
     """
     for module in modules:
         if find_spec(module) is None:
-            raise MissingPackage(
-                f"{what} needs the package {_DISTRIBUTIONS.get(module, module)}: pip install 'occfast[{extra}]'"
-            )
+            package = _DISTRIBUTIONS.get(module, module)
+            install = package if extra is None else f"'occfast[{extra}]'"
+            raise MissingPackage(f"{what} needs the package {package}: pip install {install}")

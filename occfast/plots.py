@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .checks import SupportsDLPack
+from .packages import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +45,7 @@ def gray(image: Image) -> NDArray[Any]:
 
 def new_figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     """Return a new figure outside of pyplot, for a file or a page, and its axes."""
+    require("a picture", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -52,6 +54,7 @@ def new_figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
 
 def shown_axes() -> Axes:
     """Return the axes of a new figure of pyplot: a notebook shows it, and so does ``pyplot.show()``."""
+    require("a picture", "matplotlib")
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=_SIZE, layout="constrained")[1]

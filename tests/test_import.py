@@ -71,6 +71,39 @@ print("works")
     assert out == "works"
 
 
+def test_a_missing_package_is_named_before_the_work() -> None:
+    out = python(
+        """
+import torch, occfast
+calls = []
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(320, 3)).eval()
+model.register_forward_hook(lambda *a: calls.append(1))
+images = torch.rand(4, 1, 20, 16)
+m = occfast.occlusion_map(model, images, [0, 1, 2, 0], (5, 5), stride=4, progress=False, skip_misclassified=False)
+calls.clear()
+for call in (
+    lambda: occfast.occlusion_map(model, images, [0, 1, 2, 0], (5, 5), method="adaptive"),
+    lambda: occfast.occlusion_map(model, images, [0, 1, 2, 0], (5, 5), method="sampled"),
+    lambda: m.plot(),
+    lambda: m.save("map.png"),
+    lambda: m.to_html("map.html"),
+):
+    try:
+        call()
+    except occfast.MissingPackage as error:
+        print(error)
+assert not calls
+"""
+    )
+    assert out.splitlines() == [
+        "method='adaptive' needs the package scipy: pip install scipy",
+        "method='sampled' needs the package scipy: pip install scipy",
+        "a picture needs the package matplotlib: pip install matplotlib",
+        "a picture needs the package matplotlib: pip install matplotlib",
+        "a page needs the package jinja2: pip install jinja2",
+    ]
+
+
 def test_dir_shows_public_names_only() -> None:
     import occfast
 

@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(<!-- figure: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 BENCH = ROOT / "bench" / "results"
+_PAPER_POSITIONS = 240e6  # of trigueros2018 at full scale, a third with each occluder: docs/guides/scaling.md
 
 
 @cache
@@ -69,6 +70,7 @@ def _times(value: float) -> str:
 def _sweeps() -> dict[str, str]:
     found: dict[str, str] = {}
     peers = {"plain": "plain PyTorch", "compile": "torch.compile", "captum": "Captum", "monai": "MONAI"}
+    hours = {"occfast": 0.0, "captum": 0.0}
     for occluder in ("20x20", "20x40", "40x40"):
         rates = {
             name: _row("sweep-cpu", workload="paper", occluder=occluder, who=who)["positions_per_second"]
@@ -78,6 +80,14 @@ def _sweeps() -> dict[str, str]:
             found[f"sweep-{occluder}-{name}"] = _times(rates["occfast"] / rates[name])
         for name in ("occfast", "captum"):
             found[f"rate-{occluder}-{name}"] = f"{rates[name]:,.0f}"
+            hours[name] += _PAPER_POSITIONS / 3 / rates[name] / 3600
+    found["scaling-sweep"] = f"{hours['occfast']:.0f} hours"
+    found["scaling-captum"] = f"{hours['captum'] / 24:.0f} days"
+    check = _row("sweep-cpu", who="self-check")
+    found["self-check"] = f"{check['share']:.1%}"
+    for key, name in {"memory-occfast": "+ early sharing", "memory-plain": "plain PyTorch"}.items():
+        used = [r["mib"] for r in _read("sweep-memory-cpu")["rows"] if r["workload"] == "paper" and r["name"] == name]
+        found[key] = f"{min(used)} to {max(used)} MiB"
     for network in ("resnet34", "iresnet18"):
         own, plain = (
             _row("sweep-w2-cpu", workload=network, who=who)["positions_per_second"]

@@ -1,4 +1,4 @@
-"""The command line: ``occfast`` or ``python -m occfast``.
+"""Command line: ``occfast`` or ``python -m occfast``.
 
 A user's mistake gives one line on the standard error and exit status 2, never a traceback. Status 0 means success.
 Each command or family of commands has a module, which imports what it needs when it runs, so that ``occfast --help`` is

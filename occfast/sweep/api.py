@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import checks
+from ..packages import require
 from ..progress import Report
 from ..progress import progress as show_progress
 from .checkpoint import Checkpoint
@@ -124,6 +125,8 @@ def occlusion_map(
     show = checks.progress(progress)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint), resume=checks.flag(resume, "resume"))
     kinds: dict[str, type[Sweep]] = {"adaptive": AdaptiveSweep, "sampled": SampledSweep}
+    if options.method in ("adaptive", "sampled"):
+        require(f"method={options.method!r}", "scipy")  # before any work is done
     # A sample of the images must be random; the order of an iterable is the caller's.
     source = Source(
         images,

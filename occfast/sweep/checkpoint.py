@@ -191,7 +191,7 @@ def different_outputs(
 
 
 class Checkpoint:
-    """The file of an unfinished sweep.
+    """File of an unfinished sweep.
 
     Args:
         path: The file.

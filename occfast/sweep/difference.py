@@ -1,4 +1,4 @@
-"""The difference of two occlusion maps."""
+"""Differences of occlusion maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MapDifference:
-    """The difference of two maps of one grid and score: ``m - n``.
+    """Difference of two maps of one grid and score: ``m - n``.
 
     Attributes:
         values: Float64 [rows, columns], the first map's values minus the second's.

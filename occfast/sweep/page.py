@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..packages import require
 from ..plots import draw_map, extent, gray, new_figure, png_data_uri
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def render(m: OcclusionMap) -> str:
     """Return the page of a map, with its pictures inside."""
+    require("a page", "jinja2")
     from importlib.resources import files
 
     import jinja2

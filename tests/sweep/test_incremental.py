@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ from torch.nn import functional as F
 
 from occfast.native import ops
 from occfast.sweep.evaluators.behavior import NotIncremental
+from occfast.sweep.evaluators.incremental import layout, operations
+from occfast.sweep.evaluators.incremental.analysis import Analysis
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.incremental.explain import explain
 from occfast.sweep.geometry import SweepGrid
 from tests import networks
+from tests.fuzz import networks as fuzz
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -266,6 +271,49 @@ def test_random_architectures(
     evaluator.start(images, fill)
     difference = float((evaluator.outputs(positions) - expected).abs().max())
     assert difference <= TOLERANCE[dtype] * float(expected.abs().max())
+
+
+# -- random networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", range(0, 150, 15))
+def test_random_networks(first: int) -> None:
+    endings = [fuzz.check(seed) for seed in range(first, first + 15)]
+    assert endings.count("incremental") >= 10
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fault", ["rectangle", "start", "padding", "last use"])
+def test_random_networks_find_faults(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right_extent, right_window = layout.extent, operations._conv
+    if fault == "rectangle":
+
+        def shorter(intervals: Any, members: Any, size: int) -> Any:
+            found = right_extent(intervals, members, size)
+            return replace(found, length=max(1, found.length - 1))
+
+        monkeypatch.setattr(layout, "extent", shorter)
+    elif fault == "start":
+
+        def later(intervals: Any, members: Any, size: int) -> Any:
+            found = right_extent(intervals, members, size)
+            return replace(found, start=np.minimum(found.start + 1, size - found.length))
+
+        monkeypatch.setattr(layout, "extent", later)
+    elif fault == "padding":
+
+        def unpadded(
+            b: Any, node: Any, ref: Any, weight: Any, bias: Any, stride: Any, padding: Any, *rest: Any
+        ) -> None:
+            right_window(b, node, ref, weight, bias, stride, 0, *rest)
+
+        monkeypatch.setattr(operations, "_conv", unpadded)
+    else:
+        monkeypatch.setattr(Analysis, "_last_uses", lambda self: {k: [k - 1] for k in range(1, len(self.program))})
+    with pytest.raises((AssertionError, KeyError)):
+        for seed in range(60):
+            fuzz.check(seed)
 
 
 # -- what is refused -----------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ class Evaluator(Protocol):
 
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Choose the layout and return the batch size for ``total`` positions of the block, both by
-        measuring, within ``memory_limit`` bytes."""
+        measuring, within ``memory_limit`` bytes.
+        """
         ...
 
     def set_layout(self, layout: str) -> None:

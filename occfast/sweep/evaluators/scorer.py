@@ -238,7 +238,8 @@ class Scorer:
 
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
         """The one that ``method`` names; for "auto" and the estimating methods the incremental one where it can be
-        had and pays."""
+        had and pays.
+        """
         dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
         if "dense" in (method, self.method):
             self._check_model(images)

@@ -1,4 +1,4 @@
-"""Which positions of a real-valued map decide the rest: a coarse lattice, refined where the map bends."""
+"""Interpolation of real-valued maps from a coarse lattice that is refined where the map bends."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +177,28 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self._model and super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Allow ``f(*x.chunk(2, 1))``. Running the trace tells whether there are that many parts."""
+        count, parts = _parts(obj.node), cast(Any, obj)
+        return super().iter(obj) if count is None else iter([parts[k] for k in range(count)])
+
+
+class _Proxy(fx.Proxy):
+    def __len__(self) -> int:
+        count = _parts(self.node)
+        if count is None:
+            return super().__len__()
+        return count
+
+
+def _parts(node: fx.Node) -> int | None:
+    """Return the number of items of a tuple that a node returns, where the trace alone tells it."""
+    count = node.kwargs.get("chunks", node.args[1] if len(node.args) > 1 else None)
+    return count if node.target in ("chunk", torch.chunk) and isinstance(count, int) else None
+
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel and torch.compile."""
@@ -217,8 +240,12 @@ def _without_parametrizations(model: nn.Module) -> nn.Module:
     """Replace computed weights by their values."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            # remove_parametrizations() would change the class, which a copy shares with its original.
+            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, _WEIGHT_HOOKS):
                 hook.remove(module)
@@ -246,11 +273,15 @@ def is_alias(traced: fx.GraphModule, node: fx.Node) -> bool:
         if training is None:
             training = node.args[position] if len(node.args) > position else default
         if training is not False:
-            raise NotIncremental(f"{node.name} drops at random even in evaluation mode")
+            raise NotIncremental(f"{_name(node)} drops at random even in evaluation mode")
         return True
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":  # torchvision
         return node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True) is False
     return node.op == "call_method" and node.target in _ALIAS_METHODS
+
+
+def _name(node: fx.Node) -> str:
+    return node.name.removeprefix("model_")
 
 
 def _same_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -275,13 +306,13 @@ def _functional(traced: fx.GraphModule) -> None:
     views: dict[fx.Node, fx.Node] = {}  # a view -> what it shows
     for node in traced.graph.nodes:
         if node.kwargs.get("out") is not None:
-            raise NotIncremental(f"{node.name} writes into its argument out=")
+            raise NotIncremental(f"{_name(node)} writes into its argument out=")
         if node.op == "call_function" and node.target is operator.setitem:
-            raise NotIncremental(f"{node.name} assigns to a part of a tensor")
+            raise NotIncremental(f"{_name(node)} assigns to a part of a tensor")
         if (node.op == "call_function" and node.target in _RANDOM) or (
             node.op == "call_method" and node.target in _RANDOM_METHODS
         ):
-            raise NotIncremental(f"{node.name} draws random numbers")
+            raise NotIncremental(f"{_name(node)} draws random numbers")
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if first is None:
             continue
@@ -302,11 +333,11 @@ def _functional(traced: fx.GraphModule) -> None:
                 if _same_memory(traced, root) and isinstance(root.args[0], fx.Node):
                     roots.add(root.args[0])
         if any(root.op == "get_attr" for root in roots):
-            raise NotIncremental(f"{node.name} changes a parameter or buffer in place")
+            raise NotIncremental(f"{_name(node)} changes a parameter or buffer in place")
         if any(view in roots or base in roots for view, base in views.items()):
             shown = roots | set(views) | set(views.values())
             if any(order[user] > order[node] for v in shown for user in v.users):
-                raise NotIncremental(f"{node.name} works in place on a tensor that a view shows")
+                raise NotIncremental(f"{_name(node)} works in place on a tensor that a view shows")
         for root in roots:  # later readers of the overwritten tensor see the result
             root.replace_all_uses_with(node, lambda user, now=order[node]: order[user] > now)  # type: ignore[misc]
         _make_functional(traced, node)
@@ -314,7 +345,8 @@ def _functional(traced: fx.GraphModule) -> None:
 
 def _without_views(traced: fx.GraphModule) -> None:
     """``view`` asks for a memory layout that channels_last maps don't have; now that nothing writes in place any more,
-    ``reshape`` means the same."""
+    ``reshape`` means the same.
+    """
     for node in traced.graph.nodes:
         shapes = not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
         if node.op == "call_method" and node.target in ("view", "view_as") and shapes:
@@ -334,10 +366,10 @@ def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:
         name = str(getattr(node.target, "__name__", ""))[:-1]
         plain = getattr(torch, name, None) or getattr(F, name, None)
         if plain is None:
-            raise NotIncremental(f"{node.name} works in place and has no known counterpart")
+            raise NotIncremental(f"{_name(node)} works in place and has no known counterpart")
         node.target = plain
     else:
-        raise NotIncremental(f"{node.name} works in place and has no known counterpart")
+        raise NotIncremental(f"{_name(node)} works in place and has no known counterpart")
 
 
 def _fold_batch_norm(traced: fx.GraphModule) -> None:
