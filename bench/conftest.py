@@ -14,7 +14,8 @@ Compare = Callable[..., None]
 @pytest.fixture
 def compare(benchmark: Any) -> Compare:
     """Time ``run`` as one row: who did it, on which workload, how many items a call, and how many bytes
-    it must read and write (0: not stated)."""
+    it must read and write (0: not stated).
+    """
 
     def time(
         run: Callable[[], Any], *, workload: str, who: str, items: int, unit: str, setting: str = "", moved: int = 0

@@ -135,7 +135,8 @@ def demo() -> None:
 
 def triplet() -> None:
     """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
-    table of docs/guides/triplet-loss.md.  30 people train a small network, the other 10 are looked at."""
+    table of docs/guides/triplet-loss.md.  30 people train a small network, the other 10 are looked at.
+    """
     torch.manual_seed(0)
     images, labels = orl()
     train, held = labels < 30, labels >= 30
@@ -333,7 +334,8 @@ def training() -> None:
 
 def pdsn() -> None:
     """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
-    finished ``occfast pdsn experiment --small -o pdsn``."""
+    finished ``occfast pdsn experiment --small -o pdsn``.
+    """
     from occfast.pdsn import MaskDictionary, landmark_bands, regions, saliency
     from occfast.pdsn.base import base_of
     from occfast.pdsn.faces import occlude, open_faces, read_faces

@@ -70,7 +70,8 @@ def _sweepers(network: nn.Module, images: Tensor, positions: Tensor) -> dict[str
 @torch.no_grad()
 def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     """Positions a second of a dense sweep of W1: plain PyTorch against occfast's dense ops, the same network,
-    precision and batch, channels_last, each as a CUDA graph."""
+    precision and batch, channels_last, each as a CUDA graph.
+    """
     small = device == "cpu"
     rows = []
     for dtype in (torch.float32,) if small else (torch.float32, torch.bfloat16):
@@ -100,7 +101,8 @@ EXACT: dict[str, tuple[torch.dtype, bool, bool]] = {
 @torch.no_grad()
 def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     """Positions a second of the exact incremental sweep of W1, beside the dense one in PyTorch of the same precision at
-    its better batch, and how far its outputs are from the dense ones in float32."""
+    its better batch, and how far its outputs are from the dense ones in float32.
+    """
     small = device == "cpu"
     network = w1_network(0.125 if small else 1.0).to(device)
     image = _pixels((1, 1, 100, 100), torch.float32, device)

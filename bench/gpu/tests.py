@@ -78,7 +78,7 @@ def find_sanitizer() -> str | None:
 
 
 def run_sanitizer(limit: float) -> dict[str, Any]:
-    """memcheck and racecheck over the device tests, our kernels only, each within half the limit."""
+    """Memcheck and racecheck over the device tests, our kernels only, each within half the limit."""
     program = find_sanitizer()
     if program is None:
         return {"ok": True, "skipped": "compute-sanitizer is neither on the path nor beside nvcc"}

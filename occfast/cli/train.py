@@ -18,8 +18,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Packaged recipe (A, A20x40, C, pdsn, ...) or YAML file. [default: with --resume, that of the run]",
-            show_default=False,
+            help="Packaged recipe (A, A20x40, C, pdsn, ...) or YAML file.",
+            show_default="with --resume, that of the run",
         ),
     ] = None,
     overrides: Annotated[
@@ -32,7 +32,7 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for weights, logs and checkpoints. [default: runs/RECIPE]"),
+        typer.Option("--output", "-o", help="Folder for weights, logs and checkpoints.", show_default="runs/RECIPE"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
@@ -113,7 +113,9 @@ def export(
     weights: Annotated[
         Path, typer.Argument(help="Weights file, such as best.safetensors of a run; .pt and .pth with --network.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="ONNX file. [default: WEIGHTS.onnx]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="ONNX file.", show_default="WEIGHTS.onnx")
+    ] = None,
     gives: Annotated[
         str, typer.Option("--gives", help="Output of the network: features (to compare faces) or logits.")
     ] = "features",
@@ -143,10 +145,9 @@ def export(
         str | None, typer.Option("--color", help="Input of --network: gray, RGB or BGR.", show_default=False)
     ] = None,
     mean: Annotated[
-        float | None,
-        typer.Option("--mean", help="Input of --network is (x / 255 - mean) / std. [default: 0.5]", show_default=False),
+        float | None, typer.Option("--mean", help="Input of --network is (x / 255 - mean) / std.", show_default="0.5")
     ] = None,
-    std: Annotated[float | None, typer.Option("--std", help="See --mean. [default: 0.5]", show_default=False)] = None,
+    std: Annotated[float | None, typer.Option("--std", help="See --mean.", show_default="0.5")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the code of a network that the file names as module:function.")
     ] = False,

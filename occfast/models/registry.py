@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .iresnet import iresnet18, iresnet34, iresnet50, iresnet100
+from .mobilefacenet import MobileFaceNet
 from .paper_net import PaperNet
 from .resnet import resnet18, resnet34, resnet50
 
@@ -27,6 +28,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "iresnet34": iresnet34,
     "iresnet50": iresnet50,
     "iresnet100": iresnet100,
+    "mobilefacenet": MobileFaceNet,
 }
 
 

@@ -330,7 +330,8 @@ def occluder(
 
 def compare(result: Result, name: str, other: str, size: tuple[int, int]) -> dict[str, float | int]:
     """Network ``name`` against ``other`` under an occluder: differences of Table 1's mean and standard deviation, and
-    the paired mean difference over the images that both get right uncovered, with its standard error (all in %)."""
+    the paired mean difference over the images that both get right uncovered, with its standard error (all in %).
+    """
     first, second = result.maps[name][size], result.maps[other][size]
     both = result.right[name] & result.right[other]
     paired = _by_image(first, result.right[name])[both] - _by_image(second, result.right[other])[both]

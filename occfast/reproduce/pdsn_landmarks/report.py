@@ -68,7 +68,8 @@ _PARTS = ("left eye", "right eye", "nose", "left of the mouth", "right of the mo
 
 def settings_of(scale: str, **changes: Any) -> PDSNSettings:
     """Those of a scale: "smoke" (ORL, minutes), "small" (LFW, a quarter of ResNet-34's channels, hours on a processor)
-    or "paper" (LFW, ResNet-34)."""
+    or "paper" (LFW, ResNet-34).
+    """
     found = {
         "smoke": PDSNSettings.small(epochs=28, generator_epochs=8, segmentation_epochs=8),
         "small": PDSNSettings(

@@ -259,7 +259,8 @@ class BatchRun:
         self, source: int, origins: Tensor, height: int, width: int, padding: float, conv: tuple[Any, ...] = ()
     ) -> Tensor:
         """Return windows [E, C, height, width] of a step's occluded map, one or several per position, or their
-        convolution."""
+        convolution.
+        """
         block = self._block
         if source >= self._shared:
             return ops.gather_windows(  # type: ignore[no-any-return]
