@@ -134,14 +134,14 @@ def main() -> int:
             source = open_dataset(options.data)
             step = max(1, len(source) // options.images)
             source = Subset(source, range(0, len(source), step)[: options.images])
-        folder = Folder(convert(source, root / "folder", show=False))
-        records = RecordIO(convert(folder, root / "train.rec", show=False))
+        folder = Folder(convert(source, root / "folder", progress=False))
+        records = RecordIO(convert(folder, root / "train.rec", progress=False))
         order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(0)).tolist()
         aligned = Aligned(folder, TEMPLATE, gray=False, border="black")
         pillow = Pillow([str(folder.path(k)) for k in range(len(folder))], aligned.matrices, (112, 112))
         check(pillow, aligned)
-        before = RecordIO(convert(aligned, root / "aligned.rec", show=False))
-        pixels = Npz(convert(aligned, root / "aligned.npz", pixels=True, show=False))
+        before = RecordIO(convert(aligned, root / "aligned.rec", progress=False))
+        pixels = Npz(convert(aligned, root / "aligned.npz", pixels=True, progress=False))
         contenders: dict[tuple[str, str], Callable[[], float]] = {}
         for workers in options.workers:
             for who, dataset in (

@@ -47,7 +47,7 @@ def show(
     images = None
     if sample is not None and sample < len(dataset):
         images = [k * len(dataset) // sample for k in range(sample)]
-    found = examine(dataset, images, show=not quiet)
+    found = examine(dataset, images, progress=not quiet)
     if sheet is not None:
         write_atomically(sheet, encode_png(contact_sheet(dataset, rows, columns)))
     if as_json:
@@ -129,7 +129,7 @@ def convert(
         dataset = dataset.select(min_images=min_images, exclude=unwanted)
     if template is not None:
         dataset = Aligned(dataset, template, gray=gray, border=border)
-    write(dataset, target, pixels=pixels, show=not quiet)
+    write(dataset, target, pixels=pixels, progress=not quiet)
     result = {"target": str(target), "images": len(dataset), "people": len(dataset.people), "left_out": left_out}
     if as_json:
         typer.echo(json.dumps(result, indent=1))
@@ -143,7 +143,7 @@ def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
     """Reason by name of the images that can't be used."""
     from ..data.contents import examine
 
-    bad = dict(examine(dataset, show=not quiet).corrupt)
+    bad = dict(examine(dataset, progress=not quiet).corrupt)
     if aligned:
         bad |= {
             name: "no landmarks"
@@ -172,7 +172,7 @@ def landmarks(
     from ..data import DetectorSettings, detect_landmarks, open_dataset
 
     settings = DetectorSettings(min_face, margin, scale, choose)
-    found = detect_landmarks(open_dataset(what), output, settings, workers=workers, show=not quiet)
+    found = detect_landmarks(open_dataset(what), output, settings, workers=workers, progress=not quiet)
     result: dict[str, Any] = {
         "file": str(output),
         "images": len(found.names),
@@ -204,7 +204,7 @@ def fetch(
     from ..data import open_dataset
     from ..data.fetch import fetch as download
 
-    place = download(name, home, mirror=mirror, show=not quiet)
+    place = download(name, home, mirror=mirror, progress=not quiet)
     dataset = open_dataset(f"lfw:{place}" if name == "lfw" else place)
     result = {"name": name, "path": str(place), "images": len(dataset), "people": len(dataset.people)}
     typer.echo(

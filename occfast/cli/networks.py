@@ -246,7 +246,7 @@ def prepared(
             "--resize out to align them by landmarks, or give --aligned if these images are aligned already"
         )
     if resize or aligned:
-        return Resized(source, preprocessing.size, gray)
+        return Resized(source, preprocessing.size, gray=gray)
     if template is None and (how is None or source.alignment is not None):
         return source  # embed refuses another size, colors or alignment
     if source.landmarks is None:

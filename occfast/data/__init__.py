@@ -1,8 +1,8 @@
-"""Data sets of faces (``len()``, and ``[k]`` gives a :class:`Face`), their alignment, and samplers of batches.
+"""Data sets of faces, their alignment, and samplers of batches.
 
-Every data set is a :class:`FaceDataset`; its table of names, people and landmarks is known without opening an image.
-Images are uint8 [C, H, W].  Where no folder is named it is looked for in the one that the environment variable
-``OCCFAST_DATA`` names.
+Every data set is a :class:`FaceDataset`: it has a length, and ``dataset[k]`` returns a :class:`Face` with an image,
+uint8 [C, H, W]. Names, people and landmarks are known without opening an image. The public data sets are read from the
+folder that the environment variable ``OCCFAST_DATA`` names, unless another one is given.
 """
 
 from .align import TEMPLATES, Aligned, AlignedFaces, Template, align_faces

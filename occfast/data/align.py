@@ -1,7 +1,8 @@
-"""Faces are turned, scaled and shifted so that their landmarks come to lie where a network expects them.
+"""Alignment of faces by their landmarks.
 
-A :class:`Template` is a size and five places.  For each face the transform that takes the places to its landmarks in
-least squares is found, and every pixel of the result is looked up in the image: bilinear, one call for a batch.
+A :class:`Template` is an image size and the positions of five landmarks. For each face, the transform from these
+positions to the landmarks of the face is fitted by least squares, and the pixels of the result are interpolated
+bilinearly.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from .images import recolor
 from .warp import _SOLVERS, BORDERS, warp
 
 TRANSFORMS = ("similarity", "affine", "box")
-#: Where the five landmarks of an aligned 100×100 face lie, (row, column).
+#: Positions of the five landmarks in an aligned face of 100×100 pixels, (row, column).
 TEMPLATE_100 = ((40.0, 31.0), (40.0, 69.0), (60.5, 50.0), (79.0, 33.5), (79.0, 66.5))
 
 
 @dataclass(frozen=True)
 class Template:
-    """Where the landmarks of an aligned face lie.
+    """Positions of the landmarks in an aligned face.
 
     Attributes:
-        name: of the template.
+        name: name of the template.
         size: (height, width) in pixels.
         points: five (row, column): left eye, right eye, nose, left and right corner of the mouth.
-        transform: "similarity" (turn, scale, shift), "affine" (any linear map and a shift) or "box" (upright; rows and
-            columns scaled apart, as a face box is resized).
+        transform: "similarity" (rotation, uniform scale and translation), "affine" (any linear map and translation) or
+            "box" (no rotation; height and width scaled independently, as when a face box is resized).
     """
 
     name: str
@@ -41,7 +42,7 @@ class Template:
     transform: str = "similarity"
 
     def scaled(self, size: tuple[int, int]) -> Template:
-        """The same places, at another size, (height, width)."""
+        """Return the template scaled to another (height, width)."""
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size: expected (height, width) of at least a pixel, got {tuple(size)}")
         return replace(
@@ -49,7 +50,7 @@ class Template:
         )
 
     def places(self, size: tuple[int, int] | None = None) -> Tensor:
-        """The points, float64 [5, 2], scaled to ``size``."""
+        """Return the points, float64 [5, 2], scaled to ``size``."""
         points = torch.tensor(self.points, dtype=torch.float64)
         if size is None or tuple(size) == self.size:
             return points
@@ -57,7 +58,7 @@ class Template:
         return points * scale
 
 
-# The points of ArcFace (insightface) and SphereFace (its example code) as published, (x, y) there.
+# The published points of SphereFace; ArcFace (insightface) shifts them. Published as (x, y).
 _SPHEREFACE = ((51.6963, 30.2946), (51.5014, 65.5318), (71.7366, 48.0252), (92.3655, 33.5493), (92.2041, 62.7299))
 TEMPLATES = {
     template.name: template
@@ -65,7 +66,7 @@ TEMPLATES = {
         Template("paper-100", (100, 100), TEMPLATE_100),
         Template("arcface-112", (112, 112), tuple((row, column + 8.0) for row, column in _SPHEREFACE)),
         Template("sphereface-112x96", (112, 96), _SPHEREFACE),
-        # pdsn-landmarks resizes MTCNN's face box; these are the mean places of MTCNN's landmarks in its boxes on 160
+        # pdsn-landmarks resizes MTCNN's face box. These are the mean positions of MTCNN's landmarks in its boxes on 160
         # images of LFW, made symmetric.
         Template(
             "pdsn-128x96", (128, 96), ((49.4, 26.4), (49.4, 69.6), (74.4, 48.0), (96.5, 29.1), (96.5, 66.9)), "box"
@@ -75,7 +76,7 @@ TEMPLATES = {
 
 
 def template_named(template: str | Template) -> Template:
-    """A :class:`Template` by its name, or itself."""
+    """Return the template of a name, or the given template."""
     if isinstance(template, Template):
         return template
     if template not in TEMPLATES:
@@ -85,12 +86,12 @@ def template_named(template: str | Template) -> Template:
 
 @dataclass(frozen=True)
 class Fit:
-    """How to align faces by their landmarks.
+    """Transforms that align N faces.
 
     Attributes:
-        matrices: float64 [N, 2, 3]: place in the original image of (row, column, 1) of the aligned one.
-        landmarks: float64 [N, 5, 2] in the aligned images, (row, column).
-        alignment: the record of it.
+        matrices: float64 [N, 2, 3], which map (row, column, 1) of the aligned image to (row, column) of the original.
+        landmarks: float64 [N, 5, 2], (row, column) in the aligned images.
+        alignment: record of the alignment.
     """
 
     matrices: Tensor
@@ -100,7 +101,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class AlignedFaces(Fit):
-    """A batch of aligned faces: a :class:`Fit`, and images, uint8 [N, C, height, width]."""
+    """A batch of aligned faces: a :class:`Fit` and the images, uint8 [N, C, height, width]."""
 
     images: Tensor
 
@@ -115,10 +116,10 @@ def fit(
     gray: bool | None = None,
     boxes: Tensor | None = None,
 ) -> Fit:
-    """Find the transforms that align faces with these landmarks, [N, 5, 2]; arguments as in :func:`align_faces`.
+    """Fit the transforms that align faces with these landmarks, [N, 5, 2]; arguments as in :func:`align_faces`.
 
     Raises:
-        ValueError: a wrong argument; landmarks that are not finite or all in one place.
+        ValueError: if an argument is invalid, or landmarks are not finite or coincide.
     """
     chosen = template_named(template)
     if size is not None:
@@ -147,7 +148,7 @@ def fit(
 
 
 def _from_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The matrices that resize boxes, pixel areas to pixel areas as image libraries do."""
+    """Return the matrices that resize boxes, with the pixel areas aligned as in image libraries."""
     top, left, bottom, right = boxes.double().unbind(1)
     down, across, zero = (bottom - top) / size[0], (right - left) / size[1], torch.zeros_like(top)
     rows = torch.stack([down, zero, top + down / 2 - 0.5], 1)
@@ -172,18 +173,19 @@ def align_faces(
         landmarks: [N, 5, 2], (row, column), finite.
         template: a :class:`Template` or its name: "paper-100" (trigueros2018), "arcface-112", "sphereface-112x96",
             "pdsn-128x96".
-        size: (height, width) of the result, to which the template's places are scaled; None: its own.
-        transform: "similarity", "affine" or "box"; None: the template's own.
-        border: "repeat" repeats the image's edge beyond it, "black" is 0 there (as insightface aligns).
-        gray: True converts to gray before, False repeats a gray channel thrice, None leaves the channels alone.
-        boxes: [N, 4], (top, left, bottom, right) in pixels: with transform "box" these areas are resized, whatever
-            the template's places are.
+        size: (height, width) of the result, to which the template is scaled. None takes the template's size.
+        transform: "similarity", "affine" or "box". None takes the template's transform.
+        border: values beyond the image: "repeat" repeats its edge, "black" is 0 (as in insightface).
+        gray: True converts to gray, False to RGB, None keeps the channels.
+        boxes: [N, 4], (top, left, bottom, right) in pixels. With the transform "box", these areas are resized, and the
+            template's points are not used.
 
     Returns:
-        The images with landmarks, matrices and the record of what was done.
+        The aligned images with their landmarks, transforms and record.
 
     Raises:
-        ValueError, TypeError: a wrong argument; landmarks that are not finite or all in one place.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument is invalid, or landmarks are not finite or coincide.
     """
     found = fit(landmarks, template, size=size, transform=transform, border=border, gray=gray, boxes=boxes)
     if len(landmarks) != len(images):
@@ -195,7 +197,7 @@ def align_faces(
 
 
 def align(image: Tensor, landmarks: Tensor, size: tuple[int, int] = (100, 100)) -> tuple[Tensor, Tensor]:
-    """Align one face to the template "paper-100", scaled to ``size``: uint8 [C, H, W] and [5, 2].
+    """Align one face, uint8 [C, H, W], by its landmarks [5, 2] to the template "paper-100" scaled to ``size``.
 
     Returns:
         The aligned image, uint8 [C, *size], and its landmarks, float64 [5, 2].
@@ -205,16 +207,17 @@ def align(image: Tensor, landmarks: Tensor, size: tuple[int, int] = (100, 100)) 
 
 
 class Aligned(FaceDataset):
-    """A data set whose faces are aligned as they are handed out.
+    """A data set whose faces are aligned when they are read.
 
     Args:
-        dataset: with landmarks for every image.
-        template, size, transform, border, boxes: as in :func:`align_faces`.
+        dataset: a data set with landmarks for every image.
+        template: as in :func:`align_faces`.
+        size, transform, border, boxes: as in :func:`align_faces`.
         gray: True converts to gray, [1, H, W]; False to RGB, [3, H, W]; None keeps the data set's own colors.
 
     Raises:
-        DataError: the data set has images without landmarks; it says how many and which is first.  Find them
-            (:func:`occfast.data.detect_landmarks`) or leave them out knowingly (:class:`Subset`).
+        DataError: if the data set has images without landmarks. Detect them with
+            :func:`~occfast.data.detect_landmarks`, or leave the images out with :class:`Subset`.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from .faces import FaceDataset
 from .images import probe, recolor
 
@@ -56,7 +57,7 @@ class Contents:
         return {**self.__dict__, "sizes": {f"{h}x{w}": count for (h, w), count in self.sizes.items()}}
 
 
-def examine(dataset: FaceDataset, images: Sequence[int] | None = None, *, show: bool | Report = True) -> Contents:
+def examine(dataset: FaceDataset, images: Sequence[int] | None = None, *, progress: bool | Report = True) -> Contents:
     """Open the images of a data set, all or some, and tell what is there."""
     chosen = range(len(dataset)) if images is None else images
     sizes: Counter[tuple[int, int]] = Counter()
@@ -64,7 +65,7 @@ def examine(dataset: FaceDataset, images: Sequence[int] | None = None, *, show: 
     corrupt: dict[str, str] = {}
     same: dict[bytes, list[str]] = {}
     total = 0
-    with progress("reading", "images", show) as report:
+    with show_progress("reading", "images", progress) as report:
         for done, k in enumerate(chosen, 1):
             name = dataset.names[k]
             try:

@@ -24,7 +24,8 @@ import torch
 
 from ..errors import DataError
 from ..files import read_json, write_atomically
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from .faces import FaceDataset
 from .folder import ABOUT
 from .images import encode_png, probe
@@ -50,7 +51,7 @@ def convert(
     kind: str | None = None,
     *,
     pixels: bool = False,
-    show: bool | Report = True,
+    progress: bool | Report = True,
 ) -> Path:
     """Write a data set anew.
 
@@ -60,7 +61,7 @@ def convert(
             the ``.npz``.
         kind: "folder", "recordio" or "npz"; None: as the ending of ``target`` says.
         pixels: an ``.npz`` of pixels, uint8 [N, C, H, W], for images of one size, rather than of image files.
-        show: progress, as in :func:`occfast.progress.progress`.
+        progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
         The folder or file.  Interrupted, the same call goes on (an ``.npz`` begins again).
@@ -77,7 +78,7 @@ def convert(
     if pixels and kind != "npz":
         raise ValueError(f"pixels: expected kind 'npz', got {kind!r}")
     _check_names(source, kind)
-    with _only_writer(target), progress(f"writing {target.name}", "images", show) as report:
+    with _only_writer(target), show_progress(f"writing {target.name}", "images", progress) as report:
         if kind == "folder":
             _to_folder(source, target, report)
         elif kind == "recordio":

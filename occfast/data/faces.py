@@ -1,4 +1,4 @@
-"""What every data set of faces hands out and offers."""
+"""The interface of data sets of faces, and data sets made from others."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Face:
     """One face of a data set.
 
     Attributes:
-        image: uint8 [C, H, W]; C is 3 (RGB) or 1 (gray).
+        image: uint8 [C, H, W] with C = 3 (RGB) or 1 (gray).
         label: number of the person, from 0.
-        name: of the image, unique in its data set.
-        landmarks: float64 [5, 2], (row, column) in pixels of ``image``: left eye, right eye, nose, left
-            and right corner of the mouth, left and right as seen in the image; None where unknown.
+        name: name of the image, unique in its data set.
+        landmarks: float64 [5, 2], (row, column) in pixels of ``image``: left eye, right eye, nose, left and right
+            corner of the mouth, as seen in the image; or None.
     """
 
     image: Tensor
@@ -35,16 +35,17 @@ class Face:
 
 
 class FaceDataset(ABC):
-    """What every data set offers: ``len()``, ``[k]`` a :class:`Face`, iteration in order, and its table of contents.
+    """Base class of data sets with N images.
 
-    The table is known without opening an image, so that samplers, protocols and splits are built at once.
+    ``dataset[k]`` returns a :class:`Face`; iteration is in order. The attributes are known without opening an image, so
+    that samplers, protocols and splits can be built at once.
 
     Attributes:
-        names: of the images, unique, [N].
-        labels: number of the person on each image, int64 [N], from 0 to ``len(people) - 1``.
-        people: name of each person, in the order of the numbers.
-        landmarks: float64 [N, 5, 2] as in :class:`Face`, NaN where an image has none; None where the set has none.
-        alignment: how the images were aligned (:class:`~occfast.data.align.Alignment`); None: not, or not known.
+        names: names of the images, unique, [N].
+        labels: number of the person in each image, int64 [N], from 0 to ``len(people) - 1``.
+        people: names of the people, by number.
+        landmarks: float64 [N, 5, 2] as in :class:`Face`, NaN for images without landmarks; or None.
+        alignment: the alignment of the images; None if they are not aligned, or it is unknown.
     """
 
     names: Sequence[str]
@@ -64,27 +65,28 @@ class FaceDataset(ABC):
 
     @cached_property
     def positions(self) -> dict[str, int]:
-        """Number of the image with each name."""
+        """Number of the image of each name."""
         return {name: k for k, name in enumerate(self.names)}
 
     @property
     def counts(self) -> Tensor:
-        """Images of each person, int64 [people]."""
+        """Number of images of each person, int64 [people]."""
         return self.labels.bincount(minlength=len(self.people))
 
     def encoded(self, k: int) -> bytes | None:
-        """The stored image file of image k (JPEG, PNG, ...), to be copied without loss; None where there is none.
+        """Return image k as it is stored (JPEG, PNG, ...), or None if it is not stored as a file.
 
-        DataError where it can't be read.
+        Raises:
+            DataError: if it cannot be read.
         """
         return None
 
     def place(self, k: int) -> str:
-        """Where image k is stored, for messages."""
+        """Return where image k is stored, for messages."""
         return f"{type(self).__name__}, image {self.names[k]}"
 
     def landmarks_of(self, k: int) -> Tensor | None:
-        """The landmarks of image k, float64 [5, 2], or None where unknown."""
+        """Return the landmarks of image k, float64 [5, 2], or None."""
         return self.landmarks[k] if self.landmarks is not None and self._has_landmarks[k] else None
 
     @cached_property
@@ -95,32 +97,32 @@ class FaceDataset(ABC):
     def select(
         self, *, min_images: int = 1, people: Iterable[str] | None = None, exclude: Iterable[str] = ()
     ) -> Subset:
-        """The images of some people.
+        """Return the images of some of the people.
 
         Args:
-            min_images: leave out people with fewer images.
-            people: leave out all but these.
-            exclude: leave out these.
+            min_images: leaves out people with fewer images.
+            people: keeps only these people.
+            exclude: leaves out these people.
 
         Raises:
-            ValueError: nobody is left.
-            DataError: names in ``people`` or ``exclude`` that are not in :attr:`people`.
+            ValueError: if nobody is left.
+            DataError: if ``people`` or ``exclude`` has names that are not in :attr:`people`.
         """
         names = [self.people[label] for label in self.labels.tolist()]
         return Subset(self, keep(names, type(self).__name__, min_images, people, exclude))
 
     def _index(self, k: int) -> int:
-        """``k`` counted from the front; IndexError beyond the end."""
+        """Return ``k`` counted from the front. Raises IndexError beyond the end."""
         if not -len(self) <= k < len(self):
             raise IndexError(f"image {k} of {len(self)}")
         return k % len(self)
 
 
 class EncodedFaces(FaceDataset):
-    """A data set that keeps its images as files (JPEG, PNG, ...), on the disk or in an archive: :meth:`encoded`.
+    """Base class of data sets that store image files (JPEG, PNG, ...), on disk or in an archive.
 
     Args:
-        gray: True: gray images [1, H, W]; False: RGB [3, H, W]; None: whichever each is stored as.
+        gray: True decodes images as gray, [1, H, W]; False as RGB, [3, H, W]; None as each image is stored.
     """
 
     def __init__(self, *, gray: bool | None = False) -> None:
@@ -135,11 +137,11 @@ class EncodedFaces(FaceDataset):
 
 
 class Subset(FaceDataset):
-    """Some images of a data set, in the order given; people are numbered anew, in the order they had.
+    """A subset of the images of a data set, in the given order. People are renumbered in their previous order.
 
     Args:
         dataset: any data set of faces.
-        indices: of its images, without repeats.
+        indices: numbers of the images, without repeats.
     """
 
     def __init__(self, dataset: FaceDataset, indices: Iterable[int] | Tensor) -> None:
@@ -166,11 +168,11 @@ class Subset(FaceDataset):
 
 
 class WithLandmarks(FaceDataset):
-    """A data set with other landmarks, from a file or a detector.
+    """A data set with other landmarks, such as those of a file or a detector.
 
     Args:
         dataset: any data set of faces.
-        landmarks: [N, 5, 2], (row, column) in pixels of its images, NaN where unknown.
+        landmarks: [N, 5, 2], (row, column) in pixels of the images, NaN for images without landmarks.
     """
 
     def __init__(self, dataset: FaceDataset, landmarks: Tensor) -> None:
@@ -199,7 +201,7 @@ def keep(
     people: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
 ) -> list[int]:
-    """Numbers of the images to keep, given whom each shows: see :meth:`FaceDataset.select`."""
+    """Return the numbers of the images to keep, given the person in each; see :meth:`FaceDataset.select`."""
     if min_images < 1:
         raise ValueError(f"min_images: expected at least 1, got {min_images}")
     count = Counter(identities)
@@ -219,7 +221,7 @@ def keep(
 
 
 def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Tensor]:
-    """The people in sorted order, and the number of each image's person, int64 [N]."""
+    """Return the people in sorted order, and the number of the person in each image, int64 [N]."""
     if not identities:
         raise DataError(f"{where}: expected images of people, found none")
     people = sorted(set(identities))
@@ -229,14 +231,17 @@ def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Ten
 
 @dataclass(frozen=True)
 class Alignment:
-    """How images were aligned; stored with data, features and weights, since a mismatch silently costs accuracy.
+    """A record of how images were aligned.
+
+    It is stored with data, features and weights, because a mismatch reduces accuracy without any error.
 
     Attributes:
         template: name of the template.
-        size: (height, width) of the images.
-        points: places of the five landmarks, (row, column), at that size.
-        transform, border: as in :func:`align_faces`.
-        color: "RGB" or "gray"; None: either, as the images came.
+        size: (height, width) of the images in pixels.
+        points: positions of the five landmarks at that size, (row, column).
+        transform: as in :func:`align_faces`.
+        border: as in :func:`align_faces`.
+        color: "RGB", "gray", or None if the images kept their own colors.
     """
 
     template: str
@@ -247,12 +252,12 @@ class Alignment:
     color: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the record as values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Alignment:
-        """What :meth:`as_dict` gave, also by way of JSON; KeyError, TypeError or ValueError for anything else."""
+        """Restore a record from :meth:`as_dict`. Raises KeyError, TypeError or ValueError for anything else."""
         points = tuple((float(r), float(c)) for r, c in values["points"])
         height, width = values["size"]
         if values.get("color") == "grey":  # files of version 0.1.0
@@ -261,7 +266,7 @@ class Alignment:
 
     @classmethod
     def read(cls, values: object, where: str) -> Alignment | None:
-        """From a file: None for None, DataError naming it (``where``) for anything but :meth:`as_dict`'s result."""
+        """Restore a record that a file holds, or None. Raises DataError, which names the file (``where``)."""
         if values is None:
             return None
         try:

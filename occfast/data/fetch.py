@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import DataError
 from ..files import writing
 from ..packages import require
-from ..progress import Report, progress
+from ..progress import Report
+from ..progress import progress as show_progress
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30.0
@@ -31,14 +32,16 @@ class _File:
     checksum: str
 
 
-def fetch(name: str, home: str | Path | None = None, *, mirror: str | None = None, show: bool | Report = True) -> Path:
+def fetch(
+    name: str, home: str | Path | None = None, *, mirror: str | None = None, progress: bool | Report = True
+) -> Path:
     """Download a data set and check it; what is there already is not downloaded again, and an interrupted one goes on.
 
     Args:
         name: "lfw" (funneled, 250×250, with its pairs) or "olivetti" (400 images of 40 people, 64×64 gray).
         home: scikit-learn's cache; None: its own default (``$SCIKIT_LEARN_DATA`` or ``~/scikit_learn_data``).
         mirror: address of a folder with the same files, in place of scikit-learn's addresses.
-        show: progress, as in :func:`occfast.progress.progress`.
+        progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
         What to open: the folder for :class:`~occfast.data.LFW`, the file for :class:`~occfast.data.Npz`.
@@ -51,10 +54,10 @@ def fetch(name: str, home: str | Path | None = None, *, mirror: str | None = Non
     require("fetching", "sklearn", extra="fetch")
     from sklearn.datasets import get_data_home
 
-    return FETCHERS[name](Path(get_data_home(home)), mirror, show)
+    return FETCHERS[name](Path(get_data_home(home)), mirror, progress)
 
 
-def _fetch_lfw(home: Path, mirror: str | None, show: bool | Report) -> Path:
+def _fetch_lfw(home: Path, mirror: str | None, progress: bool | Report) -> Path:
     from sklearn.datasets import fetch_lfw_people
 
     sources: Any = importlib.import_module("sklearn.datasets._lfw")
@@ -66,14 +69,14 @@ def _fetch_lfw(home: Path, mirror: str | None, show: bool | Report) -> Path:
         wanted.append(archive)
     elif archive.path.is_file():  # scikit-learn removes it once it is unpacked
         raise DataError(f"{images}: not wholly unpacked from {archive.path.name}: remove the folder and fetch again")
-    _download(wanted, show, f"its people's folders in {images}")
+    _download(wanted, progress, f"its people's folders in {images}")
     if not images.is_dir():
         # scikit-learn unpacks the archive; people with 500 images (one) are what it would load least of.
         fetch_lfw_people(data_home=str(home), min_faces_per_person=500, download_if_missing=False)
     return base
 
 
-def _fetch_olivetti(home: Path, mirror: str | None, show: bool | Report) -> Path:
+def _fetch_olivetti(home: Path, mirror: str | None, progress: bool | Report) -> Path:
     from sklearn.datasets import fetch_olivetti_faces
 
     target = home / "olivetti.npz"
@@ -81,7 +84,7 @@ def _fetch_olivetti(home: Path, mirror: str | None, show: bool | Report) -> Path
         return target
     sources: Any = importlib.import_module("sklearn.datasets._olivetti_faces")
     if not any(home.glob("olivetti*.pkz")):
-        _download([_file(home, sources.FACES, mirror)], show, "")
+        _download([_file(home, sources.FACES, mirror)], progress, "")
     faces = fetch_olivetti_faces(data_home=str(home))
     with writing(target) as file:
         np.savez(
@@ -106,13 +109,13 @@ def _file(folder: Path, remote: Any, mirror: str | None) -> _File:
     return _File(folder / remote.filename, url, remote.checksum)
 
 
-def _download(files: list[_File], show: bool | Report, instead: str) -> None:
+def _download(files: list[_File], progress: bool | Report, instead: str) -> None:
     for file in files:
         if file.path.is_file() and _checksum(file.path) == file.checksum:
             continue
         file.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with progress(file.path.name, "bytes", show) as report:
+            with show_progress(file.path.name, "bytes", progress) as report:
                 _get(file, report)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             places = "; ".join(f"{each.path} (SHA-256 {each.checksum}) from {each.url}" for each in files)

@@ -1,4 +1,4 @@
-"""A data set at another size, without alignment."""
+"""Resizing without alignment."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .images import recolor
 
 
 class Resized(FaceDataset):
-    """A data set whose images are resized as they are handed out: for faces that come cropped alike, without landmarks.
+    """A data set whose images are resized when they are read, for faces that are cropped uniformly without landmarks.
 
-    Bilinear, with antialiasing where images get smaller; rows and columns are scaled apart.  What is known of an
-    alignment no longer holds.
+    Interpolation is bilinear, with antialiasing where images become smaller. Height and width are scaled independently.
+    The result has no alignment.
 
     Args:
         dataset: any data set of faces.
         size: (height, width) of the result.
-        gray: True: gray images [1, H, W]; False: RGB [3, H, W]; None: as the data set hands them out.
+        gray: True converts to gray, [1, H, W]; False to RGB, [3, H, W]; None keeps the data set's own colors.
     """
 
-    def __init__(self, dataset: FaceDataset, size: tuple[int, int], gray: bool | None = None) -> None:
+    def __init__(self, dataset: FaceDataset, size: tuple[int, int], *, gray: bool | None = None) -> None:
         self.dataset, self.size, self.gray = dataset, checks.pair(size, "size"), gray
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
 

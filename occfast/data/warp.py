@@ -1,4 +1,4 @@
-"""Similarity and affine transforms from landmarks, and the warp of images by them."""
+"""Least-squares transforms between landmarks, and warping of images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BORDERS = ("repeat", "black")
 
 
 def similarity(source: Tensor, target: Tensor) -> Tensor:
-    """The rotation, scaling and shift that takes ``target`` points to ``source`` points in least squares.
+    """Fit the rotation, uniform scale and translation from ``target`` points to ``source`` points by least squares.
 
     Args:
-        source, target: [..., K, 2] points, (row, column), K at least 2; leading dimensions broadcast.
+        source: [..., K, 2] points, (row, column), with K >= 2.
+        target: likewise; leading dimensions broadcast.
 
     Returns:
-        float64 [..., 2, 3]: ``source ≈ matrix @ (row, column, 1)`` of the target, the way :func:`warp` looks
-        pixels up.
+        float64 [..., 2, 3]: ``source ≈ matrix @ (row, column, 1)`` of the target, as :func:`warp` expects.
     """
     s, t, s0, t0 = _centered(source, target)
     spread = (t * t).sum((-2, -1))
@@ -32,9 +32,9 @@ def similarity(source: Tensor, target: Tensor) -> Tensor:
 
 
 def affine(source: Tensor, target: Tensor) -> Tensor:
-    """The affine map that takes ``target`` points to ``source`` points in least squares; as :func:`similarity`.
+    """Fit the affine map from ``target`` points to ``source`` points by least squares, as :func:`similarity` does.
 
-    K is at least 3, the target points are not on one line.
+    K is at least 3, and the target points must not be collinear.
     """
     s, t, s0, t0 = _centered(source, target)
     turn = torch.linalg.solve(t.mT @ t, t.mT @ s).mT
@@ -42,10 +42,7 @@ def affine(source: Tensor, target: Tensor) -> Tensor:
 
 
 def upright(source: Tensor, target: Tensor) -> Tensor:
-    """Shifts and scales of rows and columns apart that take ``target`` points to ``source`` points in least squares.
-
-    As :func:`similarity`, without any turn.
-    """
+    """Fit independent scales and translations of rows and columns by least squares, as :func:`similarity` does."""
     s, t, s0, t0 = _centered(source, target)
     return _with_shift(torch.diag_embed((s * t).sum(-2) / (t * t).sum(-2)), s0, t0)
 
@@ -64,14 +61,13 @@ _SOLVERS = {"similarity": similarity, "affine": affine, "box": upright}
 
 
 def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, int], border: str = "repeat") -> Tensor:
-    """Look up, for each pixel of the result, its place in the image: bilinear.
+    """Warp images with bilinear interpolation.
 
     Args:
-        images: uint8 [C, H, W] with matrix [2, 3], or N of them, of any sizes but one C, as [N, C, H, W] or a
-            sequence, with matrices [N, 2, 3].
-        matrices: as from :func:`similarity`: places in the image of pixel (row, column) of the result.
+        images: uint8 [C, H, W]; or N images as [N, C, H, W] or as a sequence of any sizes with equal C.
+        matrices: [2, 3] or [N, 2, 3], which map (row, column, 1) of the result to (row, column) of the image.
         size: (height, width) of the result.
-        border: "repeat" repeats the edge beyond it, "black" is 0 there.
+        border: values beyond the image: "repeat" repeats its edge, "black" is 0.
 
     Returns:
         uint8 [C, height, width] or [N, C, height, width], on the images' device.
@@ -97,7 +93,7 @@ def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, i
         raise ValueError("matrices: expected finite numbers, got others")
     if device.type != "cpu":
         return _sample(*_canvas(images), rows, size, border)
-    # On a CPU an image after the other, and of each the part that is looked at, stays in the cache.
+    # On a CPU, processing one image at a time, and only the part of it that is used, stays in the cache.
     parts = [_sample(*_cut(image, matrix, size), size, border) for image, matrix in zip(images, rows, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -106,7 +102,7 @@ Matrix = list[list[float]]
 
 
 def _cut(image: Tensor, matrix: Matrix, size: tuple[int, int]) -> tuple[Tensor, None, list[Matrix]]:
-    """The part [1, C, h, w] of an image that is looked at, and the matrix for it; all if that is more than half."""
+    """Return the part [1, C, h, w] of an image that is used, or all of it if that is over half, and its matrix."""
     spans = []
     for (down, across, start), length in zip(matrix, image.shape[1:], strict=True):
         ends = (down * (size[0] - 1), across * (size[1] - 1))
@@ -121,7 +117,7 @@ def _cut(image: Tensor, matrix: Matrix, size: tuple[int, int]) -> tuple[Tensor, 
 
 
 def _canvas(images: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Images [N, C, H, W] and, where their sizes differ, each one's last row and column, [N, 2]; zeros beyond."""
+    """Return images as [N, C, H, W], padded with zeros, and, if sizes differ, their last rows and columns, [N, 2]."""
     if isinstance(images, Tensor):
         return images, None
     shapes = [image.shape[1:] for image in images]
@@ -140,8 +136,8 @@ def _steps(length: int, device: torch.device) -> Tensor:
 
 
 def _sample(images: Tensor, last: Tensor | None, matrices: list[Matrix], size: tuple[int, int], border: str) -> Tensor:
-    """One ``grid_sample``, in float64: in float32 some pixels round the other way."""
-    if 1 in images.shape[-2:]:  # grid_sample's coordinates can't leave an axis of one pixel
+    """Call ``grid_sample`` once, in float64, because some pixels would round differently in float32."""
+    if 1 in images.shape[-2:]:  # grid_sample's coordinates cannot represent positions outside an axis of one pixel
         images = F.pad(images, (0, 1, 0, 1), "replicate" if border == "repeat" else "constant")
     half_height, half_width = ((n - 1) / 2 for n in images.shape[-2:])
     terms = torch.tensor(
@@ -150,7 +146,7 @@ def _sample(images: Tensor, last: Tensor | None, matrices: list[Matrix], size: t
         device=images.device,
     )
     a, b, c, half = terms[..., None, None].unbind(2)
-    # places[n, (column, row), row, column]: planes, since most of the time goes into passes over them.
+    # places[n, (column, row), row, column] as contiguous planes, because passes over them take most of the time.
     places = (_steps(size[0], images.device)[:, None] * a + _steps(size[1], images.device) * b).add_(c)
     if last is not None and border == "repeat":
         last = last.flip(1)[..., None, None]

@@ -51,7 +51,7 @@ def open_data(part: DataPart) -> FaceDataset:
             faces = Aligned(faces, part.template, gray=gray, size=size)
     else:
         raise ValueError(f"data.name: expected one of {', '.join(KINDS)} or module:function, got {part.name!r}")
-    return Resized(faces, size, gray) if part.template is None and size is not None else faces
+    return Resized(faces, size, gray=gray) if part.template is None and size is not None else faces
 
 
 def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) -> tuple[Tensor, Tensor]:

