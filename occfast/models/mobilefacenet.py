@@ -71,7 +71,7 @@ class MobileFaceNet(nn.Module):
         channels: Channels of the images.
         feature_size: Numbers in an embedding.
 
-    Input: float [N, channels, *size]. Output: float [N, feature_size], not normalized.
+    Input: float ``[N, channels, *size]``. Output: float ``[N, feature_size]``, not normalized.
 
     State dicts of the common PyTorch port load as they are; its weights expect RGB faces in SphereFace's template
     ("sphereface-112x96"), scaled as (x - 127.5) / 128.

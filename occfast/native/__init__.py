@@ -1,4 +1,4 @@
-"""The bridge to the C++ and CUDA kernels in ``csrc/``."""
+"""Python side of the C++ and CUDA kernels in ``csrc/``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["backend"]
 
 
 def backend() -> dict[str, str | None]:
-    """What runs the native ops and why, without building anything.
+    """Return what runs the native ops, without building anything.
 
     Returns:
-        "cpu", "cuda": "native" (a module is loaded, prebuilt or cached), "native, built at first use",
-        "reference" (the PyTorch twins) or None (not available); "reason": why, in a sentence.
+        Under "cpu" and "cuda": "native" (a module is loaded, prebuilt or cached), "native, built at first use",
+        "reference" (the PyTorch twins) or None (not available).  Under "reason": the reasons, in words.
     """
     import torch
 

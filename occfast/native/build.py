@@ -1,7 +1,7 @@
-"""How the native modules are built: sources, flags and the key of the cache.
+"""Sources, flags and cache key of the native modules.
 
-One description serves the build at first use (``loader.py``), ``occfast build``, ``setup.py`` with
-``OCCFAST_AOT=1`` and the tests that compile the CUDA kernels where no GPU is.
+The build at first use (``loader.py``), ``occfast build``, ``setup.py`` with ``OCCFAST_AOT=1`` and the tests that
+compile the CUDA kernels without a GPU all use these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal
 
 Backend = Literal["cpu", "cuda"]
 
-#: Compute capabilities that are tested to compile, and built when no GPU tells which is wanted.
+#: Compute capabilities that the tests compile for, and that are built without a visible GPU.
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ _NVCC_FLAGS = (
 
 
 def source_root() -> Path:
-    """The folder ``csrc``: inside an installed package, or beside it in a checkout."""
+    """Return the folder ``csrc``, inside an installed package or beside it in a checkout."""
     for root in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc"):
         if (root / "bindings.cpp").is_file():
             return root
@@ -56,14 +56,14 @@ def source_root() -> Path:
 
 
 def sources(backend: Backend) -> list[Path]:
-    """The files that are compiled into ``occfast_<backend>``."""
+    """Return the files that are compiled into ``occfast_<backend>``."""
     root = source_root()
     kernels = sorted((root / backend).glob("*.cpp" if backend == "cpu" else "*.cu"))
     return [root / "bindings.cpp", *kernels]
 
 
 def march() -> str:
-    """The instruction set: ``OCCFAST_MARCH`` (a value for ``-march``), by default this machine's."""
+    """Return the value of ``-march``: ``OCCFAST_MARCH``, by default "native"."""
     return os.environ.get("OCCFAST_MARCH", "native")
 
 
@@ -73,7 +73,7 @@ def cxx_flags(backend: Backend) -> list[str]:
 
 
 def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
-    """Flags for nvcc; machine code for each architecture and PTX for the newest of them."""
+    """Return the flags of nvcc: machine code for each architecture, and PTX for the newest."""
     flags = list(_NVCC_FLAGS)
     for arch in architectures:
         flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
@@ -84,10 +84,9 @@ def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that a build would use: ``CXX`` or the first of c++, g++, clang++."""
-    chosen = os.environ.get("CXX")
-    if chosen:
-        return shutil.which(chosen.split()[0])
+    """Return the C++ compiler of a build: ``CXX``, or the first of c++, g++ and clang++; None if there is none."""
+    if chosen := os.environ.get("CXX", "").split():
+        return shutil.which(chosen[0])
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return path
@@ -95,7 +94,7 @@ def compiler() -> str | None:
 
 
 def ninja() -> str | None:
-    """The ninja program, on the path or in the wheel of that name."""
+    """Return the ninja program, on the path or from the wheel of that name; None if there is none."""
     if path := shutil.which("ninja"):
         return path
     beside = Path(sys.executable).parent / "ninja"
@@ -103,7 +102,7 @@ def ninja() -> str | None:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, on the path or under ``CUDA_HOME``."""
+    """Return the CUDA compiler, under ``CUDA_HOME`` or on the path; None if there is none."""
     home = os.environ.get("CUDA_HOME")
     if home and (path := shutil.which("nvcc", path=str(Path(home) / "bin"))):
         return path
@@ -112,7 +111,7 @@ def nvcc() -> str | None:
 
 @lru_cache(maxsize=1)
 def instruction_set() -> str:
-    """What ``-march=native`` depends on: the machine and the features its processor reports."""
+    """Return what ``-march`` stands for: its value, or for "native" the machine and the features of its processor."""
     if march() != "native":
         return march()
     features = ""
@@ -128,7 +127,7 @@ def instruction_set() -> str:
 
 @dataclass(frozen=True)
 class BuildKey:
-    """Everything that a built module depends on."""
+    """Everything that the content of a built module depends on."""
 
     backend: str
     torch: str
@@ -142,7 +141,10 @@ class BuildKey:
 
 
 def cuda_architectures() -> tuple[str, ...]:
-    """Of the visible GPUs, or all tested ones; ``OCCFAST_CUDA_ARCHITECTURES="90,100"`` decides."""
+    """Return the architectures to build for.
+
+    ``OCCFAST_CUDA_ARCHITECTURES`` (for example "90,100"), else those of the visible GPUs, else all tested ones.
+    """
     if chosen := os.environ.get("OCCFAST_CUDA_ARCHITECTURES"):
         return tuple(part.strip() for part in chosen.split(",") if part.strip())
     import torch
@@ -154,7 +156,7 @@ def cuda_architectures() -> tuple[str, ...]:
 
 
 def key(backend: Backend) -> BuildKey:
-    """The key under which a build of the present sources on this machine is kept."""
+    """Return the cache key of a build of the present sources on this machine."""
     import torch
 
     root = source_root()
@@ -178,8 +180,8 @@ def key(backend: Backend) -> BuildKey:
 def nvcc_compile(source: Path, output: Path, architecture: str) -> subprocess.CompletedProcess[str]:
     """Compile one ``.cu`` file for one architecture with every warning an error.
 
-    No header but CUDA's own is needed, so this works where PyTorch has no CUDA.  The standard error
-    of the result holds the registers and spills of each kernel (``-Xptxas -v``).
+    Only CUDA's own headers are needed, so this works with a PyTorch without CUDA.  The standard error of the result
+    holds the registers and spills of each kernel (``-Xptxas -v``).
     """
     program = nvcc()
     if program is None:

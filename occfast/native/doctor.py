@@ -1,4 +1,4 @@
-"""What the native bridge finds on this machine, and what to do about what is missing."""
+"""Check what the native layer needs on this machine, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import NativeUnavailable
 from . import build, loader
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``status`` is "ok", "missing" (something can't work) or "absent" (a GPU, say)."""
+    """One line of the report.
+
+    ``status`` is "ok", "missing" (something that is needed) or "absent" (something optional, such as a GPU).
+    """
 
     name: str
     status: str
@@ -25,7 +29,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything that a build needs; builds nothing."""
+    """Check everything that a build needs, without building."""
     import torch
 
     from .._version import __version__
@@ -46,6 +50,8 @@ def examine() -> list[Finding]:
         return [*findings, Finding("backend", "missing", str(error), "unset OCCFAST_BACKEND")]
     if requested == "reference":
         findings.append(Finding("CPU kernels", "ok", "not used: OCCFAST_BACKEND=reference"))
+    elif any(finding.name == "cache" and finding.status != "ok" for finding in findings):
+        findings.append(Finding("CPU kernels", "missing", "the cache can't be used", "see there"))
     elif loader.is_ready("cpu"):
         findings.append(Finding("CPU kernels", "ok", "compiled"))
     elif reason := loader.missing("cpu"):
@@ -78,7 +84,7 @@ def _cuda() -> list[Finding]:
         names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
         gpu = Finding("GPU", "ok", ", ".join(names))
     else:
-        gpu = Finding("GPU", "absent", "none that PyTorch sees")
+        gpu = Finding("GPU", "absent", "PyTorch sees none")
     if build.nvcc() is None:
         nvcc = Finding("nvcc", "absent", "none on the path", "for a GPU install the CUDA toolkit or set CUDA_HOME")
     else:
@@ -87,7 +93,10 @@ def _cuda() -> list[Finding]:
 
 
 def _cache() -> Finding:
-    folder = loader.cache_root()
+    try:
+        folder = loader.cache_root()
+    except NativeUnavailable as error:
+        return Finding("cache", "missing", str(error), "set OCCFAST_CACHE to a folder that can be written")
     existing = folder
     while not existing.exists():
         existing = existing.parent

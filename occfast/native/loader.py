@@ -1,25 +1,29 @@
-"""Finds a native module: a prebuilt one, one from the cache, or one built now.
+"""Find a native module: prebuilt, from the cache, or built now.
 
-A build happens at the first use of a native op, once for each key (see ``build.py``), under a file
-lock, so that any number of processes may start at once.  Nothing is compiled at import.
+The first use of a native op builds a module once for each key (see ``build.py``), under a file lock, so any number of
+processes may start at the same time.  Importing compiles nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..errors import NativeUnavailable
+from ..files import write_atomically
 from . import build
 from .build import Backend
 
@@ -37,19 +41,30 @@ def requested() -> str:
 
 
 def cache_root() -> Path:
-    """``OCCFAST_CACHE``, or ``occfast`` in the user's cache folder."""
-    if chosen := os.environ.get("OCCFAST_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "occfast"
+    """Return the folder of the cache: ``OCCFAST_CACHE``, or ``occfast`` in the user's cache folder.
+
+    Raises:
+        NativeUnavailable: The user has no home folder.
+    """
+    chosen = os.environ.get("OCCFAST_CACHE")
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "occfast"
+    except RuntimeError as error:
+        raise NativeUnavailable(
+            f"no folder for the cache of the native modules: {error}; set OCCFAST_CACHE to a folder that can be "
+            f"written, {_REFERENCE_HINT}"
+        ) from error
 
 
 def cache_folder(backend: Backend) -> Path:
+    """Return the folder of a module in the cache."""
     return cache_root() / f"{backend}-{build.key(backend).digest()}"
 
 
 def module(backend: Backend) -> ModuleType:
-    """The native module for a backend; built first if need be.
+    """Return the native module of a backend, and build it first if there is none.
 
     Raises:
         NativeUnavailable: If it can't be built or loaded; the message names what is missing.
@@ -64,20 +79,27 @@ def module(backend: Backend) -> ModuleType:
 
 
 def is_ready(backend: Backend) -> bool:
-    """Whether :func:`module` will return without compiling."""
+    """Return whether :func:`module` returns without compiling."""
     return backend in _modules or prebuilt_path(backend) is not None or cached_path(backend) is not None
 
 
 def prebuilt_path(backend: Backend) -> Path | None:
-    """A module that ``OCCFAST_AOT=1 pip install`` put beside this file for this very machine and torch."""
+    """Return the module that ``OCCFAST_AOT=1 pip install`` built for this processor, Python and torch, or None."""
     marker = Path(__file__).with_name(f"occfast_{backend}.json")
     if not marker.is_file():
         return None
-    stated = json.loads(marker.read_text())
-    if stated.get("key") != build.key(backend).digest():
+    try:
+        stated = json.loads(marker.read_text())
+        key, path = stated["key"], marker.with_name(stated["module"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"{marker} is damaged ({type(error).__name__}: {error}), so the prebuilt module is not used; "
+            "reinstall occfast",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
-    path = marker.with_name(stated["module"])
-    return path if path.is_file() else None
+    return path if key == build.key(backend).digest() and path.is_file() else None
 
 
 def _prebuilt(backend: Backend) -> ModuleType | None:
@@ -86,15 +108,22 @@ def _prebuilt(backend: Backend) -> ModuleType | None:
 
 
 def cached_path(backend: Backend) -> Path | None:
-    """The finished module in the cache; the marker is written last, so a killed build is no module."""
+    """Return the module in the cache, or None.
+
+    A module counts only if it has the digest that ``finished`` states.  A killed build leaves no such file.  A module
+    that was cut or damaged is built again instead of being mapped, which could end the process.
+    """
     folder = cache_folder(backend)
-    try:
-        if not (folder / "finished").is_file():
-            return None
-    except PermissionError:
-        return None
     path = folder / f"occfast_{backend}.so"
-    return path if path.is_file() else None
+    try:
+        stated = json.loads((folder / "finished").read_text())
+        return path if stated["sha256"] == _digest(path) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cached(backend: Backend) -> ModuleType | None:
@@ -106,8 +135,8 @@ def _import(backend: Backend, path: Path) -> ModuleType:
     name = f"occfast_{backend}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
     try:
+        loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     except ImportError as error:
         raise NativeUnavailable(
@@ -118,7 +147,7 @@ def _import(backend: Backend, path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process (PyTorch's own lock file outlives a killed build)."""
+    """Hold a lock that is released when its process ends (PyTorch's own lock file survives a killed build)."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
@@ -128,11 +157,13 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def missing(backend: Backend) -> str | None:
-    """What keeps a build from starting, with its cure, or None."""
+    """Return what prevents a build, and how to fix it, or None."""
     if build.compiler() is None:
-        chosen = os.environ.get("CXX")
+        chosen = os.environ.get("CXX", "").strip()
         what = (
-            f"CXX={chosen} is no program on the path" if chosen else "no C++ compiler (c++, g++, clang++) on the path"
+            f"CXX={chosen} is not a program on the path"
+            if chosen
+            else "no C++ compiler (c++, g++, clang++) on the path"
         )
         return f"{what}; install one (Debian: apt-get install g++) or set CXX"
     if build.ninja() is None:
@@ -166,19 +197,37 @@ def _built(backend: Backend) -> ModuleType:
             return done
         started = time.perf_counter()
         print(f"occfast: compiling the {backend} kernels (once, under a minute) ...", file=sys.stderr, flush=True)
+        _clear(folder)
         loaded = _compile(backend, folder)
-        (folder / "finished").write_text(json.dumps(build.key(backend).__dict__, indent=1))
+        _finish(backend, folder)
         print(f"occfast: compiled in {time.perf_counter() - started:.0f} s into {folder}", file=sys.stderr, flush=True)
         return loaded
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed or damaged build left, PyTorch's lock included; ninja would take it for up to date."""
+    for path in folder.iterdir():
+        if path.name != "building" and path.is_file():
+            path.unlink()
+
+
+def _finish(backend: Backend, folder: Path) -> None:
+    """State that the module is complete, after its content has reached the disk."""
+    path = folder / f"occfast_{backend}.so"
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    stated = {**build.key(backend).__dict__, "sha256": _digest(path)}
+    write_atomically(folder / "finished", json.dumps(stated, indent=1).encode())
 
 
 def _compile(backend: Backend, folder: Path) -> ModuleType:
     from torch.utils import cpp_extension
 
-    (folder / "lock").unlink(missing_ok=True)  # of a build that was killed: ours is the flock
     options: dict[str, Any] = {"extra_cflags": build.cxx_flags(backend), "extra_ldflags": ["-fopenmp"]}
     environment = {"MAX_JOBS": os.environ.get("MAX_JOBS", str(max(1, os.cpu_count() or 1)))}
-    if found := build.ninja():  # a wheel's ninja beside python need not be on the path
+    if not os.environ.get("CXX", "").split():  # PyTorch would try c++ alone
+        environment["CXX"] = str(build.compiler())
+    if found := build.ninja():  # the ninja of a wheel lies beside python, which need not be on the path
         environment["PATH"] = f"{Path(found).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if backend == "cuda":
         architectures = build.cuda_architectures()
@@ -196,7 +245,7 @@ def _compile(backend: Backend, folder: Path) -> ModuleType:
             verbose=bool(os.environ.get("OCCFAST_VERBOSE")),
             **options,
         )
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(
             f"the {backend} kernels did not compile with {build.compiler()}:\n{error}\n"
             f"set OCCFAST_VERBOSE=1 to see the commands, {_REFERENCE_HINT}"
@@ -211,6 +260,6 @@ def _compile(backend: Backend, folder: Path) -> ModuleType:
 
 
 def forget() -> None:
-    """Drop the loaded modules (for tests)."""
+    """Forget the loaded modules (for tests)."""
     with _lock:
         _modules.clear()

@@ -215,3 +215,21 @@ def test_a_convolution_is_refused_without_a_native_one() -> None:
     assert ops.convolution_block(torch.zeros(1, device="meta")) == 0
     assert ops.convolution_block(torch.zeros(1, dtype=torch.int32)) == 0
     assert ops.convolution_block(torch.zeros(1)) > 0
+
+
+def test_the_worked_example_is_the_code() -> None:
+    """The blocks of "Adding an op" are quotations: each must be in the sources, but for white space."""
+    root = build.source_root()
+    page = root.parent / "docs" / "method" / "native.md"
+    if not page.is_file():
+        pytest.skip("an installed package has no docs")
+    sources = "".join(
+        path.read_text()
+        for folder, pattern in ((root, "*.[hc]*"), (Path(ops.__file__).parent, "*.py"))
+        for path in folder.rglob(pattern)
+        if path.is_file()
+    )
+    blocks = re.findall(r"^ {4}```\w+\n(.*?)^ {4}```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        assert "".join(block.split()) in "".join(sources.split()), block

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from occfast.native import loader
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = (
@@ -107,6 +110,74 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked.touch()  # a folder can't be made below a file, whoever asks
     done = python(USE, OCCFAST_CACHE=str(blocked / "cache"))
     assert "NativeUnavailable" in done.stderr and str(blocked) in done.stderr and "OCCFAST_CACHE" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "cut", "changed"])
+def test_a_damaged_module_is_built_again(fresh_cache: Path, tmp_path: Path, content: str) -> None:
+    """An empty or cut library must neither raise ImportError nor end the process with a bus error."""
+    copy = tmp_path / "cache"
+    shutil.copytree(fresh_cache, copy)
+    [library] = copy.glob("cpu-*/occfast_cpu.so")
+    whole = library.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    library.write_bytes({"": b"", "cut": whole[: len(whole) // 2], "changed": bytes(damaged)}[content])
+    code = "from occfast.native import loader; print(loader.is_ready('cpu'), loader.cached_path('cpu'))"
+    assert python(code, OCCFAST_CACHE=str(copy)).stdout.split() == ["False", "None"]
+    if content == "cut":  # one build is enough
+        done = python(USE, OCCFAST_CACHE=str(copy))
+        assert done.returncode == 0 and "compiled in" in done.stderr, done.stderr
+        assert python(code, OCCFAST_CACHE=str(copy)).stdout.startswith("True")
+
+
+def test_a_module_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "occfast_cpu.so").write_bytes(b"not a library")
+    code = f"from pathlib import Path; from occfast.native import loader; loader._import('cpu', Path({str(tmp_path)!r}) / 'occfast_cpu.so')"
+    done = python(code)
+    assert "NativeUnavailable: the native module" in done.stderr and "run `occfast build`" in done.stderr
+
+
+@pytest.mark.parametrize("marker", ["", "[]", "{}", '{"key": 1, "module": 2}', "\x00"])
+def test_a_damaged_marker_of_a_prebuilt_module_is_reported(marker: str, monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "occfast_cpu.json").write_text(marker)
+    monkeypatch.setattr(loader, "__file__", str(tmp_path / "loader.py"))
+    with pytest.warns(RuntimeWarning, match=r"occfast_cpu\.json is damaged .* reinstall occfast"):
+        assert loader.prebuilt_path("cpu") is None
+
+
+def compiler_folder(tmp_path: Path) -> str:
+    """Return a path with g++ and what it calls, but without c++."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("g++", "ninja", "as", "ld", "which", "sh"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the path")
+def test_a_compiler_by_another_name_than_cxx_builds(tmp_path: Path) -> None:
+    done = python(USE, OCCFAST_CACHE=str(tmp_path / "cache"), PATH=compiler_folder(tmp_path), CXX=" ")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_program_that_is_no_compiler_is_named(tmp_path: Path) -> None:
+    done = python(USE, OCCFAST_CACHE=str(tmp_path), CXX="/bin/false")
+    assert "NativeUnavailable: the cpu kernels did not compile with /bin/false" in done.stderr, done.stderr
+    done = python(USE, OCCFAST_CACHE=str(tmp_path), CXX="/no/such/program -O2")
+    assert "CXX=/no/such/program -O2 is not a program on the path" in done.stderr, done.stderr
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set() -> None:
+    code = "import os, pwd; pwd.getpwuid = lambda uid: {}[uid]; os.environ.pop('HOME', None); " + USE
+    done = python(code, XDG_CACHE_HOME="")
+    assert "NativeUnavailable: no folder for the cache of the native modules" in done.stderr, done.stderr
+    assert "set OCCFAST_CACHE" in done.stderr
+    code = code.replace(
+        USE, "from occfast.native import doctor; print([f for f in doctor.examine() if f.name == 'cache'])"
+    )
+    done = python(code, XDG_CACHE_HOME="")
+    assert done.returncode == 0 and "set OCCFAST_CACHE" in done.stdout, done.stderr
 
 
 def test_sources_that_do_not_compile_are_reported(tmp_path: Path) -> None:
