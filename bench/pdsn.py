@@ -9,8 +9,9 @@ Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Workloa
   pairs also on a part of the gallery.
 - ``generators``: so many epochs of training with the base frozen (ResNet-34 of half width, maps of 256×8×6;
   ``--width``), LM2's five regions together and each of two regions alone, in turns.
-- ``till-as-good``: with ``--base`` (``occfast pdsn experiment --small`` leaves one in ``steps-…/seed-0``), ORL: each
-  region alone till its validation stagnates, and five together till each is as good as it was alone.
+- ``till-as-good``: with ``--base`` (``occfast reproduce pdsn-landmarks`` leaves one in
+  ``reproduction/pdsn-landmarks/steps/seed-0-base-plain-…``), ORL: each region
+  alone till its validation stagnates, and five together till each is as good as it was alone.
 """
 
 from __future__ import annotations

@@ -139,13 +139,23 @@ def rectangles() -> None:
     save(figure, "rectangles.png")
 
 
+def step(folder: str, name: str) -> Path:
+    """Return the latest finished step of a name, such as "seed-0-train-A"."""
+    found = [path.parent for path in Path(folder).glob(f"{name}-{'[0-9a-f]' * 12}/done.json")]
+    if not found:
+        raise FileNotFoundError(f"{folder}: no finished step {name}")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
 def demo() -> None:
     """Draw maps of a finished ``make demo``: base network above, trained with placed occluders below."""
-    steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 3)
     for column, size in enumerate(("20x20", "20x40", "40x40")):
-        maps = [OcclusionMap.load(steps / f"map {name}, {size}, for the table.npz") for name in ("A", f"A{size}")]
+        maps = [
+            OcclusionMap.load(step("demo/steps", f"seed-0-table-{name}-{size}") / "map.npz")
+            for name in ("A", f"A{size}")
+        ]
         highest = max(float(m.values.max()) for m in maps)
         for ax, m, name in zip(axes[:, column], maps, ("base network", "trained with occluders"), strict=True):
             plot(m, ax, highest)
@@ -206,8 +216,9 @@ def triplet() -> None:
 
 def reproduce() -> None:
     """Draw the steps of trigueros2018 and their dependencies."""
+    from occfast.reproduce.trigueros2018.settings import Settings
     from occfast.reproduce.trigueros2018.sources import Sources
-    from occfast.reproduce.trigueros2018.steps import Settings, plan
+    from occfast.reproduce.trigueros2018.steps import plan
 
     graph = plan(Settings.of("smoke"), Sources("smoke"), Path("nowhere"))
     colors = {"train": "#b5367a", "map": "#e08a2e", "table": "#2f7fb5", "verify": "#3a9a5b", "roc": "#3a9a5b"}
@@ -239,8 +250,9 @@ def _box(name: str) -> str:
 def scaling() -> None:
     """Draw the predicted minutes of trigueros2018 at full scale, at a fifth of an H100's TF32 peak; not measured."""
     from occfast.reproduce.cost import Rates, predict
+    from occfast.reproduce.trigueros2018.settings import Settings
     from occfast.reproduce.trigueros2018.sources import Sources
-    from occfast.reproduce.trigueros2018.steps import Settings, plan
+    from occfast.reproduce.trigueros2018.steps import plan
 
     graph = plan(Settings.of("paper"), Sources("paper"), Path("nowhere"))
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
@@ -366,15 +378,15 @@ def training() -> None:
 def pdsn() -> None:
     """Draw regions over the mean face of ORL, what LM2's masks keep, and the saliency under a face mask.
 
-    Needs a finished ``occfast pdsn experiment --small -o pdsn``.
+    Needs a finished ``occfast reproduce pdsn-landmarks``.
     """
     from occfast.pdsn import MaskDictionary, as_base, grid, landmark_bands, landmark_boxes, saliency
     from occfast.pdsn.faces import occlude, open_faces, read_faces
     from occfast.train import load_network
 
-    steps = max(Path("pdsn").glob("steps-*/seed-0"), key=lambda path: path.stat().st_mtime)
-    dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
-    trained = load_network(steps / "base plain.safetensors")
+    steps = "reproduction/pdsn-landmarks/steps"
+    dictionary = MaskDictionary.load(step(steps, "seed-0-dictionary-plain-lm2") / "dictionary plain lm2.npz")
+    trained = load_network(step(steps, "seed-0-base-plain") / "base plain.safetensors")
     how = trained.preprocessing
     base = as_base(trained.network, trained.head, mean=how.mean, std=how.std).eval()
     size = dictionary.regions.size
@@ -463,12 +475,9 @@ def estimates() -> None:
     """Draw what the estimating methods visit and give, with network A of a finished ``make demo``; a few minutes."""
     import numpy as np
 
-    from occfast.models import PaperNet
+    from occfast.train import load_network
 
-    steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
-    network = PaperNet(40, width=0.25, batch_norm=True)
-    network.load_state_dict(torch.load(steps / "network A.pt", weights_only=True)["weights"])
-    network.eval()
+    network = load_network(step("demo/steps", "seed-0-train-A") / "A" / "last.safetensors").network
     faces, size = ORL(), (40, 40)
     part = torch.cat(faces.split((6, 2, 2))[1:])[::2]
     images, labels = (faces.images[part].float() / 255 - 0.5) / 0.25, faces.labels[part]

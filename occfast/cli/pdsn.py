@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -401,53 +401,6 @@ def identify_command(
         else f"rank-1 {100 * rank1:.2f} %, rank-5 {100 * rank5:.2f} %: {len(truth)} probes ({occlusion}), "
         f"{len(faces.train)} gallery images, {found.groups} different masks"
     )
-
-
-@app.command("experiment")
-def experiment_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report and of finished steps.")] = Path(
-        "pdsn"
-    ),
-    small: Annotated[bool, typer.Option("--small", help="ORL and narrow networks: minutes.")] = False,
-    data: Annotated[str | None, typer.Option("--data", help="lfw or orl.", show_default=False)] = None,
-    root: RootOption = None,
-    seed: Annotated[
-        list[int] | None, typer.Option("--seed", help="Once for each run. [default: 0, 1, 2]", show_default=False)
-    ] = None,
-    past: Annotated[
-        bool | None, typer.Option("--past/--table", help="With the rows past the paper, or its table alone.")
-    ] = None,
-    network: Annotated[str | None, typer.Option("--network", help="resnet18, resnet34 or resnet50.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Channels of its first stage.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Of the base, at most.", min=1)] = None,
-    segmentation_width: Annotated[float | None, typer.Option("--segmentation-width", help="Of the U-Net.")] = None,
-    compare: Annotated[str | None, typer.Option("--compare", help="maps or features.")] = None,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """The experiment of pdsn-landmarks and past it: base, generators, dictionaries, segmentation, tables, pictures.
-
-    Finished steps are kept, unfinished ones have checkpoints: the same command goes on where it was stopped.
-    """
-    from dataclasses import replace
-
-    from ..reproduce.pdsn_landmarks.settings import PDSNSettings
-    from ..reproduce.pdsn_landmarks.steps import run
-
-    given: dict[str, Any] = {
-        "data": data,
-        "seeds": None if seed is None else tuple(seed),
-        "past": past,
-        "network": network,
-        "width": width,
-        "epochs": epochs,
-        "segmentation_width": segmentation_width,
-        "compare": compare,
-    }
-    settings = PDSNSettings.small() if small else PDSNSettings()
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    report = run(settings, output, root=root, device=device)
-    typer.echo(report.read_text() if as_json else report.with_suffix(".md").read_text(), nl=False)
 
 
 def _checkpoint(output: Path, resume: bool, overwrite: bool) -> Path:

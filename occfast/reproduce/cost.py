@@ -1,4 +1,4 @@
-"""Predicted cost of a graph of steps."""
+"""Predicts the cost of a graph of steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from .graph import Graph, ProcessGroup, Work, describe
+from .graph import Graph, Work, describe
+from .processes import ProcessGroup
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating-point operations a second of one process: of training steps and of forward passes.
+    """Floating-point operations per second of one process.
 
     Attributes:
-        how: where the figures are from.
+        train: rate of training steps.
+        forward: rate of forward passes.
+        how: origin of the rates, in words.
     """
 
     train: float
@@ -25,7 +28,7 @@ class Rates:
     how: str
 
     def seconds(self, work: Work, processes: int = 1) -> float | None:
-        """Predicted time; None for work of no known rate.  Trained on several processes: divided by their number."""
+        """Predict the seconds that some work takes; None if its rate is unknown. ``processes`` share a training."""
         if work.kind == "train":
             return work.flops / self.train / processes
         if work.kind in ("sweep", "embed"):
@@ -34,7 +37,14 @@ class Rates:
 
     @classmethod
     def measured(cls, network: torch.nn.Module, shape: tuple[int, ...], flops: float, device: str) -> Rates:
-        """From a second or two of work with ``network`` on batches of ``shape``, ``flops`` a forward pass of one."""
+        """Measure the rates for a second or two.
+
+        Args:
+            network: trained and evaluated on random images.
+            shape: [N, C, H, W] of a batch.
+            flops: floating-point operations of the forward pass of one image.
+            device: "cpu" or "cuda:N".
+        """
         place = torch.device(device)
         network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.rand(shape, device=place).contiguous(memory_format=torch.channels_last)
@@ -60,19 +70,21 @@ class Rates:
         network.eval()
         with torch.no_grad():
             forward = rate(lambda: network(images), flops * shape[0])
-        return cls(trained, forward, f"measured just now on {describe(device)}")
+        return cls(trained, forward, f"measured now on {describe(device)}")
 
 
 def predict(graph: Graph, rates: Rates, processes: int = 1, known: bool = True) -> dict[str, Any]:
-    """Each step with its predicted seconds and bytes, and the time of the whole.
+    """Predict the time and disk space of each step and of the whole graph.
 
     Args:
-        processes: that share the work.
-        known: look for finished steps (needs the data).
+        graph: the steps.
+        rates: of one process.
+        processes: number of processes that share the work.
+        known: whether to look for finished steps, which requires the data.
 
     Returns:
-        {"steps": [{"name", "done", "kind", "images", "flops", "seconds", "disk"}], "seconds", "disk", "rates"};
-        the whole's seconds are those of the steps that are not done.
+        {"steps": [{"name", "done", "kind", "images", "flops", "seconds", "disk"}], "seconds", "disk", "rates"}; the
+        total seconds and bytes are those of the steps that are not done.
     """
     rows, total = [], 0.0
     finished = {name: known and graph.done(name) is not None for name in graph.steps}
@@ -107,7 +119,7 @@ def predict(graph: Graph, rates: Rates, processes: int = 1, known: bool = True) 
 
 
 def forward_flops(network: torch.nn.Module, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of a forward pass of one image of ``shape`` [C, H, W], as PyTorch counts them."""
+    """Count the floating-point operations of a forward pass of one image of ``shape`` [C, H, W]."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(network.parameters()).device

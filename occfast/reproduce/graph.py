@@ -1,10 +1,11 @@
-"""An experiment as a graph of steps, each of which is done once.
+"""An experiment as a graph of steps, each of which runs once.
 
-A finished step is a folder named by the hash of all that went into it: its settings, the steps that it needs, the data
-it reads, the versions.  So a run that was stopped or killed goes on at the step at hand (and within it, where the step
-keeps checkpoints), and a run with other settings computes again only what they change.
+A finished step is a folder named by a hash of everything that its result depends on: its settings, the steps that it
+needs, the data, the versions. A run that was stopped or killed therefore continues at the step at hand (and within it,
+if the step keeps checkpoints), and a run with other settings repeats only the steps that they affect.
 
-Under ``torchrun`` every process runs the graph: steps that train run in all of them together, the others are dealt out.
+With several processes (``torchrun``, or any launcher that sets its environment variables) each process runs the graph:
+steps that train run in all of them together, the others are divided among them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,25 +29,27 @@ import torch
 
 from .._version import __version__
 from ..data import FaceDataset
-from ..errors import DataError
+from ..errors import DataError, ProcessLost
 from ..files import read_json, write_atomically
+from ..progress import Report as Progress
+from .processes import Heartbeat, ProcessGroup
 
 DONE, BEGUN = "done.json", "begun.json"
 _KIND = "occfast.step"
-#: A data set up to so many images is hashed whole, of a larger one so many images are.
+#: Up to this many images of a data set are hashed; of a larger one, this many evenly spaced ones.
 _HASHED = 512
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step is expected to take, known before anything runs.
+    """The expected cost of a step, known before anything runs.
 
     Attributes:
-        flops: floating-point operations (a multiplication and an addition are two) of plain dense computing.
-        images: training images, positions of an occluder, or embedded images.
-        kind: "train", "sweep", "embed", or "other", for which no time is predicted.
-        disk: bytes that it leaves.
-        speedup: how many times as fast as a dense forward pass the work is known to be done (sweeps).
+        flops: floating-point operations (a multiplication and an addition count as two) of plain dense computation.
+        images: number of training images, occluder positions or embedded images.
+        kind: "train", "sweep", "embed", or "other", whose time is not predicted.
+        disk: size of the step's files in bytes.
+        speedup: known speed relative to dense forward passes (sweeps).
     """
 
     flops: float = 0.0
@@ -59,11 +64,13 @@ class Done:
     """A finished step.
 
     Attributes:
-        folder: with its files.
-        result: what it found, as JSON has it.
-        seconds: it took, over all its parts if it was stopped.
-        device, processes: that it ran on.
-        finished: date and time.
+        name: name of the step.
+        folder: folder with its files.
+        result: its result, as read from JSON.
+        seconds: time that it took, summed over interrupted attempts.
+        device: device that it ran on, in words.
+        processes: number of processes that it ran on.
+        finished: date and time in ISO 8601.
     """
 
     name: str
@@ -77,33 +84,34 @@ class Done:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where and with what a step works.
+    """The folder, inputs and device of a running step.
 
     Attributes:
-        folder: its own; what an interrupted attempt left there is still there.
-        needs: the steps that it asked for, by name.
+        folder: the step's own folder; files of an interrupted attempt are still there.
+        needs: the finished steps that it needs, by name.
         device: "cpu" or "cuda:N".
-        show: whether to show progress.
+        progress: whether to show progress.
     """
 
     folder: Path
     needs: Mapping[str, Done]
     device: str
-    show: bool
+    progress: bool
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step.
+    """One step of a graph.
 
     Attributes:
         name: unique in its graph.
-        make: does the work in its folder; what it returns must go into JSON.
-        settings: all that the result depends on beside ``needs`` and ``data``; must go into JSON.
-        needs: names of steps before it.
+        make: does the work in the step's folder and returns a result that JSON can hold. An entry "brief" is shown
+            when the step is done.
+        settings: everything else that the result depends on; JSON must be able to hold it.
+        needs: names of the steps that must be finished first.
         data: names of the data sets that it reads.
-        together: all processes run it together (training), else one does.
-        work: see there.
+        together: whether all processes run it together (training); otherwise one process does.
+        work: expected cost.
     """
 
     name: str
@@ -116,15 +124,15 @@ class Step:
 
 
 class Graph:
-    """Steps in an order in which each comes after those it needs.
+    """Steps, each listed after the steps that it needs.
 
     Args:
-        steps: with different names.
-        root: folder of the steps.
-        fingerprints: for each data set that is named by a step, a function that gives its :func:`fingerprint`.
+        steps: steps with different names.
+        root: folder that holds the folders of the steps.
+        fingerprints: for each data set that a step names, a function that returns its :func:`fingerprint`.
 
     Raises:
-        ValueError: two steps of one name, or a step that needs one that doesn't come before it.
+        ValueError: if two steps share a name, or a step needs one that is not listed before it.
     """
 
     def __init__(self, steps: Iterable[Step], root: Path, fingerprints: Mapping[str, Callable[[], str]]) -> None:
@@ -133,14 +141,14 @@ class Graph:
             if step.name in self.steps:
                 raise ValueError(f"steps: two are named {step.name!r}")
             if missing := [name for name in step.needs if name not in self.steps]:
-                raise ValueError(f"steps: {step.name!r} needs {missing[0]!r}, which does not come before it")
+                raise ValueError(f"steps: {step.name!r} needs {missing[0]!r}, which is not listed before it")
             self.steps[step.name] = step
-        self.root = root.resolve()  # recipes name other steps' files, wherever the run is resumed from
+        self.root = root.resolve()  # recipes hold paths of other steps' files; the working directory may change
         self._fingerprints, self._known = dict(fingerprints), dict[str, str]()
         self._keys: dict[str, str] = {}
 
     def only(self, targets: Iterable[str]) -> Graph:
-        """These steps and all that they need."""
+        """Return a graph of the named steps and everything that they need."""
         wanted = set(targets)
         if unknown := wanted - self.steps.keys():
             raise ValueError(f"steps: there is no step {sorted(unknown)[0]!r}")
@@ -150,18 +158,18 @@ class Graph:
         return Graph((step for name, step in self.steps.items() if name in wanted), self.root, self._fingerprints)
 
     def spread(self) -> Graph:
-        """The same steps, each of them done by one process: several at once instead of one on all."""
+        """Return a graph of the same steps, each run by one process: several at once instead of one on all."""
         steps = (replace(step, together=False) for step in self.steps.values())
         return Graph(steps, self.root, self._fingerprints)
 
     def data(self, name: str) -> str:
-        """The fingerprint of a data set, taken once."""
+        """Return the fingerprint of a data set; it is computed once."""
         if name not in self._known:
             self._known[name] = self._fingerprints[name]()
         return self._known[name]
 
     def key(self, name: str) -> str:
-        """The hash of all that goes into a step, 64 hexadecimal digits."""
+        """Return the hash of everything that a step depends on: 64 hexadecimal digits."""
         if name not in self._keys:
             step = self.steps[name]
             stated = {
@@ -175,19 +183,18 @@ class Graph:
         return self._keys[name]
 
     def folder(self, name: str) -> Path:
-        """Where a step works."""
-        readable = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
-        return self.root / f"{readable}-{self.key(name)[:12]}"
+        """Return the folder of a step."""
+        return self.root / f"{_readable(name)}-{self.key(name)[:12]}"
 
     def done(self, name: str) -> Done | None:
-        """A step's result, if it is finished.  Raises DataError where its file is damaged."""
+        """Read the result of a step; None if it is not finished. Raises DataError if its file is damaged."""
         path = self.folder(name) / DONE
         if not path.exists():
             return None
         content = read_json(path)
         try:
             if content["kind"] != _KIND or content["key"] != self.key(name):
-                raise DataError(f"{path}: not the result of the step {name!r}; delete its folder to do it again")
+                raise DataError(f"{path}: not the result of the step {name!r}; delete its folder to repeat the step")
             return Done(
                 name,
                 path.parent,
@@ -198,155 +205,212 @@ class Graph:
                 content["finished"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a whole result ({error}); delete its folder to do it again") from error
+            raise DataError(f"{path}: incomplete result ({error}); delete its folder to repeat the step") from error
 
     def levels(self) -> list[list[Step]]:
-        """Steps that need nothing of each other, together."""
+        """Group the steps so that no step needs another one of its group."""
         depth: dict[str, int] = {}
         for name, step in self.steps.items():
             depth[name] = 1 + max((depth[other] for other in step.needs), default=-1)
         return [[self.steps[n] for n in depth if depth[n] == k] for k in range(max(depth.values(), default=-1) + 1)]
 
+    # -- unfinished work -------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[str]:
+        """List the steps that an earlier run of these settings began and did not finish."""
+        if not self.root.is_dir():
+            return []
+        folders = {name: self.folder(name) for name in self.steps}
+        return [name for name, folder in folders.items() if folder.is_dir() and not (folder / DONE).exists()]
+
+    def outdated(self) -> list[Path]:
+        """List unfinished folders of these steps that other versions of occfast or PyTorch began."""
+        names = {_readable(name): name for name in self.steps}
+        found = []
+        for folder in sorted(self.root.glob("*-" + "[0-9a-f]" * 12)) if self.root.is_dir() else []:
+            name = names.get(folder.name[:-13])
+            if name is None or folder == self.folder(name) or (folder / DONE).exists():
+                continue
+            begun = read_json(folder / BEGUN) if (folder / BEGUN).exists() else {}
+            if begun.get("versions") != _versions():
+                found.append(folder)
+        return found
+
+    def forget(self) -> None:
+        """Delete the folders of all steps, finished or not, and those of :meth:`outdated`."""
+        for folder in [*map(self.folder, self.steps), *self.outdated()]:
+            shutil.rmtree(folder, ignore_errors=True)
+
     # -- running ---------------------------------------------------------------------------------------
 
-    def run(self, device: str = "auto", *, show: bool = True, say: Callable[[str], None] | None = None) -> list[Done]:
-        """Do what is not done yet; the results of all steps, in order.
+    def run(self, device: str = "auto", *, progress: bool | Progress = True, resume: bool | None = True) -> list[Done]:
+        """Run all steps that are not finished and return the results of all steps, in order.
 
         Args:
-            device: "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its own number.
-            show: progress within steps.
-            say: is told a line before and after each step.
+            device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes the GPU of its own number.
+            progress: True shows a line for each step and progress within steps on the standard error; a function
+                is called with (finished steps, all steps) instead; False shows nothing.
+            resume: True continues unfinished steps and keeps finished ones; False deletes the folders of all these
+                steps first; None keeps finished steps and raises an error if there are unfinished ones.
 
         Raises:
-            ValueError: another run is at work in the same folder; and what steps raise.
+            ValueError: if another run works in the same folder; if unfinished steps of another version lie there, or
+                unfinished steps at all and ``resume`` is None.
+            ProcessLost: if another process of the run failed or died.
         """
-        tell = say or (lambda text: None)
-        team = ProcessGroup.of_torchrun()
-        place = team.device(device)
+        group = ProcessGroup.from_environment()
+        place = group.device(device)
         if place.startswith("cuda"):
             torch.cuda.set_device(torch.device(place))
-        with _alone(self.root) if team.rank == 0 else contextlib.nullcontext():
-            if team.size == 1:  # one process can as well keep the order of the list, which a reader follows
-                for name in self.steps:
-                    self._do(self.steps[name], place, team, show, tell)
+        with _alone(self.root, group.rank), Heartbeat(self.root, group) as heartbeat:
+            if group.rank == 0:
+                self._check_unfinished(resume)
+            heartbeat.meet()
+            run = _Run(self, group, heartbeat, place, progress)
+            if group.size == 1:  # keeps the order of the list, which a reader follows
+                for step in self.steps.values():
+                    run.step(step)
             else:
                 for level in self.levels():
                     alone = [step for step in level if not step.together]
-                    for step in team.share(alone):
-                        self._do(step, place, team, show, tell)
-                    self._wait(alone)  # else those who are done early would time out in the first exchange of gradients
+                    for step in group.share(alone):
+                        run.step(step)
+                    run.wait(alone)  # otherwise idle processes would time out in the first exchange of gradients
                     for step in level:
                         if step.together:
-                            self._do(step, place, team, show and team.rank == 0, tell)
-                            self._wait([step])
+                            run.step(step)
+                            run.wait([step])
             found = [self.done(name) for name in self.steps]
         assert all(found)
         return [one for one in found if one is not None]
 
-    def _do(self, step: Step, device: str, team: ProcessGroup, show: bool, tell: Callable[[str], None]) -> None:
-        if self.done(step.name) is not None:
+    def _check_unfinished(self, resume: bool | None) -> None:
+        if resume is False:
+            self.forget()
+        elif outdated := self.outdated():
+            raise ValueError(
+                f"output: {outdated[0]} was begun by another version of occfast or PyTorch and can't be resumed; "
+                "overwrite it (--overwrite), or choose another output"
+            )
+        elif resume is None and (unfinished := self.unfinished()):
+            raise ValueError(
+                f"output: {self.root} holds an unfinished run, stopped in the step {unfinished[0]!r}; continue it "
+                "(--resume) or start anew (--overwrite)"
+            )
+
+
+@dataclass
+class _Run:
+    """One call of :meth:`Graph.run`."""
+
+    graph: Graph
+    group: ProcessGroup
+    heartbeat: Heartbeat
+    device: str
+    progress: bool | Progress
+
+    def step(self, step: Step) -> None:
+        """Run a step unless it is finished."""
+        graph, main = self.graph, not step.together or self.group.rank == 0
+        if graph.done(step.name) is not None:
+            self.report()
             return
-        main = not step.together or team.rank == 0
-        folder = self.folder(step.name)
+        if step.together:
+            self.heartbeat.meet()  # joining a process group would wait for a dead process for half an hour
+        folder = graph.folder(step.name)
         folder.mkdir(parents=True, exist_ok=True)
-        needs = {name: self.done(name) for name in step.needs}
-        if missing := [name for name, one in needs.items() if one is None]:
-            raise DataError(f"{self.root}: the result of the step {missing[0]!r} is gone")
+        needs = {name: done for name in step.needs if (done := graph.done(name)) is not None}
+        if missing := [name for name in step.needs if name not in needs]:
+            raise DataError(f"{graph.root}: the result of the step {missing[0]!r} is gone")
+        before = float(read_json(folder / BEGUN).get("seconds", 0.0)) if (folder / BEGUN).exists() else 0.0
         if main:
-            tell(f"{step.name} …")
-        before = float(read_json(folder / BEGUN)["seconds"]) if (folder / BEGUN).exists() else 0.0
+            self.say(f"{step.name} …")
+            _begin(folder, before)
         start = time.perf_counter()
+        shown = self.progress is True and main
         try:
             with contextlib.nullcontext() if step.together else _unaccompanied():
-                result = step.make(StepContext(folder, {k: v for k, v in needs.items() if v is not None}, device, show))
-        except BaseException:
-            if main:  # so that the cost of a step that was stopped is known; a kill loses this part of it
-                spent = before + time.perf_counter() - start
+                result = step.make(StepContext(folder, needs, self.device, shown))
+        except BaseException as error:
+            if main:  # the cost of an interrupted attempt counts; a kill loses this part of it
                 with contextlib.suppress(OSError):
-                    write_atomically(folder / BEGUN, json.dumps({"seconds": spent}).encode())
+                    _begin(folder, before + time.perf_counter() - start)
+            if step.together and isinstance(error, RuntimeError):
+                self.heartbeat.check()  # a lost process rather than its traceback
             raise
-        seconds = before + time.perf_counter() - start
         if not main:
             return
+        seconds = before + time.perf_counter() - start
         content = {
             "kind": _KIND,
             "name": step.name,
-            "key": self.key(step.name),
+            "key": graph.key(step.name),
             "settings": step.settings,
-            "needs": {name: self.key(name) for name in step.needs},
-            "data": {name: self.data(name) for name in step.data},
-            "versions": {"occfast": __version__, "torch": torch.__version__},
+            "needs": {name: graph.key(name) for name in step.needs},
+            "data": {name: graph.data(name) for name in step.data},
+            "versions": _versions(),
             "seconds": seconds,
-            "device": describe(device),
-            "processes": team.size if step.together else 1,
+            "device": describe(self.device),
+            "processes": self.group.size if step.together else 1,
             "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
             "result": result,
         }
         write_atomically(folder / DONE, (json.dumps(content, indent=1) + "\n").encode())
         (folder / BEGUN).unlink(missing_ok=True)
-        tell(f"{step.name}: {_brief(result)}{seconds:.1f} s")
+        self.say(f"{step.name}: {_brief(result)}{seconds:.1f} s")
+        self.report()
 
-    def _wait(self, steps: Sequence[Step]) -> None:
-        """Until they are done, by whichever process: torchrun ends all if one fails."""
+    def wait(self, steps: Sequence[Step]) -> None:
+        """Wait until these steps are finished, by whichever process. Raises ProcessLost if that can't happen."""
         pause = 0.05
-        while any(not (self.folder(step.name) / DONE).exists() for step in steps):
+        while True:
+            last = self.heartbeat.alone  # asked before looking: a process finishes after its steps
+            waiting = [step.name for step in steps if not (self.graph.folder(step.name) / DONE).exists()]
+            if not waiting:
+                return
+            self.heartbeat.check()
+            if last:
+                raise ProcessLost(f"all other processes ended without {waiting[0]!r}; start all with one command")
             time.sleep(pause)
-            pause = min(5.0, 1.5 * pause)
+            pause = min(2.0, 1.5 * pause)
+
+    def say(self, text: str) -> None:
+        if self.progress is True:
+            print(text, file=sys.stderr, flush=True)
+
+    def report(self) -> None:
+        if callable(self.progress):
+            finished = sum((self.graph.folder(name) / DONE).exists() for name in self.graph.steps)
+            self.progress(finished, len(self.graph.steps))
 
 
-@dataclass(frozen=True)
-class ProcessGroup:
-    """The processes of ``torchrun``, or this one alone."""
+def _begin(folder: Path, seconds: float) -> None:
+    content = {"seconds": seconds, "versions": _versions()}
+    write_atomically(folder / BEGUN, json.dumps(content).encode())
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
 
-    @classmethod
-    def of_torchrun(cls) -> ProcessGroup:
-        """From the environment that it sets."""
-        return cls(
-            *(int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-        )
+def _versions() -> dict[str, str]:
+    return {"occfast": __version__, "torch": torch.__version__}
 
-    def device(self, asked: str) -> str:
-        """What this process computes on."""
-        from .. import checks
 
-        if asked == "auto":
-            asked = "cuda" if torch.cuda.is_available() else "cpu"
-        if asked == "cuda":
-            asked = f"cuda:{self.local_rank}"
-        return str(checks.device(asked))
-
-    def share(self, steps: Sequence[Step]) -> list[Step]:
-        """Which of these steps are this process': the longest first, each to whoever has least to do."""
-        load = [0.0] * self.size
-        mine = []
-        for step in sorted(steps, key=lambda step: -step.work.flops / step.work.speedup):
-            rank = load.index(min(load))
-            load[rank] += step.work.flops / step.work.speedup
-            if rank == self.rank:
-                mine.append(step)
-        return mine
+def _readable(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _alone(root: Path, rank: int) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
+    with (root / (".lock" if rank == 0 else f".lock-{rank}")).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(
-                f"output: another run is at work in {root}; wait for it or choose another folder"
-            ) from error
+            raise ValueError(f"output: another run is using {root}; wait for it or choose another output") from error
         yield
 
 
 @contextlib.contextmanager
 def _unaccompanied() -> Iterator[None]:
-    """Without what torchrun sets: a step that one process does must not wait for the others if it trains something."""
+    """Hide the variables of ``torchrun``: training within a step of one process must not wait for the others."""
     names = [n for n in os.environ if n.endswith(("RANK", "WORLD_SIZE")) or n.startswith(("MASTER_", "TORCHELASTIC_"))]
     kept = {name: os.environ.pop(name) for name in names}
     try:
@@ -361,16 +425,16 @@ def _brief(result: Mapping[str, Any]) -> str:
 
 
 def describe(device: str) -> str:
-    """What a device is, in words."""
+    """Return a device in words."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() != 1 else ''}"
 
 
 def fingerprint(faces: FaceDataset) -> str:
-    """What tells a data set from another: its names, people, landmarks and alignment, and the pixels of its images.
+    """Hash a data set: its names, people, landmarks and alignment, and the pixels of its images.
 
-    Of more than 512 images, 512 evenly spread ones are read; an image replaced among the others is not seen.
+    Of more than 512 images only 512, evenly spaced, are read; a change of the pixels of others is not noticed.
     """
     digest = hashlib.sha256()
     alignment = None if faces.alignment is None else faces.alignment.as_dict()
@@ -382,6 +446,3 @@ def fingerprint(faces: FaceDataset) -> str:
     for k in torch.linspace(0, len(faces) - 1, count, dtype=torch.float64).round().long().tolist():
         digest.update(faces[k].image.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-# -- prediction ------------------------------------------------------------------------------------------

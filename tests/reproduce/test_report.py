@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from occfast import DataError
 from occfast.reproduce.graph import Done
-from occfast.reproduce.report import Claim, Comparison, Number, Picture, Report, Table, duration, interval, size
+from occfast.reproduce.report import Picture, Report, Table, duration, size
+from occfast.reproduce.values import Claim, Comparison, Finding, Number, interval
 from tests.reproduce.pages import CHROMIUM, look
 
 
@@ -93,28 +95,27 @@ def test_files(report, tmp_path):
     assert text.index("this fails") < text.index("this holds")
     assert text.index("p above q: -0.97") < text.index("## Table 1") and "r above s" not in text
     assert "| A | 91.00 ± 1.00 [88.52, 93.48] (92.9 ± 10.99) |" in text and "![a line](figure-1.png)" in text
-    assert "1 of the paper's 2 orderings do not hold" in text
+    assert "1 of the paper's 2 orderings hold in full at this scale (3 seeds)." in text
     assert "A &lt;title&gt;" in page.read_text()
 
 
 def test_one_seed_says_that_it_tells_nothing_of_chance(report):
     one = replace(report, seeds=(0,))
-    assert "With one seed there is no interval" in one.to_html() and "With one seed" not in report.to_html()
+    assert "chance in training is not in them" in one.to_html() and "With one seed" not in report.to_html()
     assert "All 1 orderings" in replace(report, claims=report.claims[:1]).verdict()
-    assert "not asked for" in replace(report, claims=()).verdict()
+    assert "not requested" in replace(report, claims=()).verdict()
 
 
 def test_orderings_beyond_the_paper_count_apart(report):
     more = replace(report, claims=[*report.claims, replace(report.claims[0], beyond=True)])
     assert more.verdict() == (
-        "1 of the paper's 2 orderings do not hold, or not wholly, at this scale (3 seeds); "
-        "of 1 that it does not state 1 hold."
+        "1 of the paper's 2 orderings hold in full at this scale (3 seeds); 1 of 1 additional orderings hold."
     )
 
 
 def test_a_table_says_what_brackets_are_where_it_has_some(report):
     alone = replace(report, tables=[replace(report.tables[0], rows={"A": [Number((90.0,))]}, note="A note.")])
-    assert "The paper's in brackets." in report.to_markdown()
+    assert "The paper's numbers are in brackets." in report.to_markdown()
     assert "\nA note.\n" in alone.to_markdown() and "in brackets" not in alone.to_markdown()
 
 
@@ -123,16 +124,105 @@ def test_units():
     assert [size(b) for b in (12, 2_000, 3_500_000, 2e9)] == ["12 B", "2.0 kB", "3.5 MB", "2.0 GB"]
 
 
+def test_intervals_over_images_stand_in_for_one_seed_alone():
+    one = Comparison("a above b", (1.0,), (0.2, 1.7))
+    assert one.clear and one.text == "a above b: +1.00 [+0.20, +1.70]"
+    assert not replace(one, over_images=(-0.2, 1.7)).clear and not Comparison("a above b", (1.0,)).clear
+    assert replace(one, differences=(1.0, 1.2), over_images=None).interval == interval((1.0, 1.2))
+    assert Number((1.0,), over_images=(0.2, 1.7), signed=True).text == "+1.00 [+0.20, +1.70]"
+
+
+def test_findings_are_clear_or_within_noise(report):
+    found = [
+        Finding("It rose.", Comparison("rose", (1.0,), (0.2, 1.7))),
+        Finding("It fell.", Comparison("fell", (-1.0,), (-1.7, -0.2))),
+        Finding("Whether it changed remains open.", Comparison("open", (1.0,), (-0.2, 2.1))),
+    ]
+    one = replace(report, seeds=(0,), claims=(), findings=found, findings_note="What the intervals cover.")
+    assert one.verdict() == "2 of 3 differences exceed the noise (1 seed): their 95 % intervals exclude 0."
+    page, text = one.to_html(), one.to_markdown()
+    assert page.count('<li class="clear">') == 2 and page.count('<li class="unclear">') == 1
+    assert "- **clear**: It fell." in text and "- within noise: Whether it changed remains open." in text
+    assert "What the intervals cover." in page and "What the intervals cover." in text
+    assert [(f["text"], f["clear"]) for f in one.as_dict()["findings"]] == [(f.text, f.clear) for f in found]
+
+
+def test_the_highest_mean_of_each_column_is_marked(report):
+    table = replace(report.tables[0], rows={"A": [Number((90.0,))], "B": [Number((91.0,))]}, best=True)
+    page = replace(report, tables=[table]).to_html()
+    assert page.count('<td class="best">') == 1 and '<td class="best">91.00' in page
+    assert '<td class="best">' not in report.to_html()
+
+
+def test_a_report_is_read_back(report, tmp_path):
+    more = replace(
+        report,
+        findings=[Finding("It rose.", Comparison("rose", (1.0,), (0.2, 1.7)))],
+        cards=[("3", "faces")],
+        steps=[*report.steps, replace(report.steps[0], name="map", result={"evaluations": 700})],
+    )
+    page = more.write(tmp_path / "first")
+    again = Report.load(tmp_path / "first")
+    assert again.to_html() == page.read_text() and again.to_markdown() == more.to_markdown()
+    assert json.dumps(again.as_dict()) == json.dumps(more.as_dict())
+    again.write(tmp_path / "second")
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_a_report_of_the_first_version_is_read(report, tmp_path):
+    report.write(tmp_path)
+    path = tmp_path / "report.json"
+    content = json.loads(path.read_text())
+    for name in ("title", "lead", "pictures", "findings", "findings_note"):
+        del content[name]
+    del content["cost"]["cards"], content["tables"][0]["best"]
+    for step in content["cost"]["steps"]:
+        del step["evaluations"]
+    for cell in content["tables"][0]["rows"]["A"]:
+        del cell["over_images"], cell["signed"]
+    for claim in content["claims"]:
+        for one in claim["comparisons"]:
+            del one["over_images"], one["interval"]
+    path.write_text(json.dumps({**content, "version": 1}))
+    found = Report.load(tmp_path)
+    assert found.title == "trigueros2018: the paper beside occfast (smoke)" and found.verdict() == report.verdict()
+    assert found.tables[0].rows == report.tables[0].rows and found.claims == report.claims
+    assert [picture.name for picture in found.pictures] == ["Figure 1"] and "image/png" in found.to_html()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "other"}, "expected a report"),
+        ({"version": 3}, "expected a report"),
+        ({"tables": [{"name": "Table 1"}]}, "incomplete report"),
+        ({"pictures": [{"name": "F", "caption": "", "alt": "", "file": "../../gone.png"}]}, r"gone\.png: No such file"),
+    ],
+)
+def test_damaged_reports_are_refused(report, tmp_path, change, match):
+    report.write(tmp_path)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=match):
+        Report.load(tmp_path)
+
+
+def test_markdown_holds_no_html_of_the_data(report):
+    text = replace(report, notes=["Left out: <script>alert(1)</script>."]).to_markdown()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_it_whole(report, tmp_path):
     found = look(report.write(tmp_path), tmp_path)
     assert found["images"] == [{"name": "a line", "loaded": True}] and found["outside"] == [] and not found["wide"]
     assert found["tables"]["table-1"] == [["network", "20×20"], ["A", "91.00 ± 1.00 [88.52, 93.48] paper 92.9 ± 10.99"]]
-    assert [row[0] for row in found["tables"]["cost"][1:]] == ["train A", "train B", "together"]
+    assert [row[0] for row in found["tables"]["cost"][1:]] == ["train A", "train B", "total"]
     assert found["claims"] == ["fails", "holds"]
     text = found["text"]
-    assert text.index("Somebody is missing") < text.index("Does it hold?") < text.index("Table 1")
+    assert text.index("Somebody is missing") < text.index("Results") < text.index("Table 1")
 
 
 @pytest.mark.browser

@@ -15,19 +15,11 @@ import torch
 
 from occfast import DataError, OcclusionMap, cli
 from occfast.data.overlap import Shared
-from occfast.reproduce.graph import ProcessGroup
+from occfast.reproduce.processes import ProcessGroup
 from occfast.reproduce.trigueros2018 import steps as trigueros2018
+from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, TABLE_2, Settings, size_of
 from occfast.reproduce.trigueros2018.sources import Sources, drawn_pairs, held_out_pairs
-from occfast.reproduce.trigueros2018.steps import (
-    CONTROL,
-    TABLE_1,
-    TABLE_2,
-    Settings,
-    distributions,
-    plan,
-    size_of,
-    targets,
-)
+from occfast.reproduce.trigueros2018.steps import distributions, parts, plan, targets
 from tests.data.pictures import write_faces
 from tests.reproduce.pages import CHROMIUM, look
 
@@ -62,9 +54,9 @@ def command(*arguments: str, folder: Path, code: int = 0) -> None:
     assert stopped.value.code == code
 
 
-def tiny(*arguments: str, folder: Path, code: int = 0) -> dict[str, Any]:
+def tiny(*arguments: str, folder: Path, code: int = 0, resume: bool = False) -> dict[str, Any]:
     """Runs the tiny experiment, or a part of it; its report.json without what depends on the clock."""
-    settings = [word for change in TINY for word in ("--set", change)]
+    settings = [word for change in TINY for word in ("--set", change)] + ["--resume"] * resume
     command("trigueros2018", "--scale", "smoke", *settings, *arguments, folder=folder, code=code)
     part = "-".join(
         ["smoke", *(f"{a.removeprefix('--')}-{b}" for a, b in zip(arguments[::2], arguments[1::2], strict=True))]
@@ -112,11 +104,13 @@ def test_report_has_every_figure_of_both_tables(finished):
 def test_maps_of_p_and_of_the_table_share_no_image(finished):
     folder, _ = finished
     seed = trigueros2018._Seed(Settings.of("smoke", share=0.8), Sources("smoke"), 0)
-    first, second = seed._held("map").tolist(), seed._held("table").tolist()
+    trained, *held_out = parts(seed.settings, seed.sources.train, 0)
+    first, second = (part.tolist() for part in held_out)
     assert 0 <= len(second) - len(first) <= 1 and 220 <= len(first + second) <= 260 and not set(first) & set(second)
     recipe = seed.settings.recipe("A20x40", 0)
     train, held = trigueros2018.split(seed.sources.train, recipe.validation, 1, 0)
     assert sorted(first + second) == held.tolist() and not set(train.tolist()) & set(held.tolist())
+    assert torch.equal(trained, train)
     # Nobody who is compared in pairs was trained on.
     assert not set(seed.sources.train.people) & set(seed.sources.pairs[0].people)
     found = OcclusionMap.load(next((folder / "trigueros2018" / "steps").glob("seed-0-map-A-20x40-*")) / "map.npz")
@@ -141,7 +135,7 @@ def test_the_same_command_does_nothing_again(finished, monkeypatch):
 
 
 @needs_orl
-def test_stopped_in_training_it_goes_on_to_the_same_figures(finished, tmp_path, monkeypatch):
+def test_stopped_in_training_it_goes_on_to_the_same_figures(finished, tmp_path, monkeypatch, capsys):
     _, report = finished
     real, calls = trigueros2018.train, []
 
@@ -157,9 +151,11 @@ def test_stopped_in_training_it_goes_on_to_the_same_figures(finished, tmp_path, 
         return real(recipe, output, **options)
 
     monkeypatch.setattr(trigueros2018, "train", stopping)
-    for _ in range(2):
-        tiny("--figure", "4", folder=tmp_path, code=130)
-    tiny("--figure", "4", folder=tmp_path)
+    tiny("--figure", "4", folder=tmp_path, code=130)
+    tiny("--figure", "4", folder=tmp_path, code=2)  # neither resumed nor deleted unasked
+    assert "holds an unfinished run, stopped in the step 'seed 0: train A'" in capsys.readouterr().err
+    tiny("--figure", "4", folder=tmp_path, code=130, resume=True)
+    tiny("--figure", "4", folder=tmp_path, resume=True)
     assert calls == ["A", "A", "B", "B", "C"]
     mine, whole = (
         {step["name"].partition(": ")[2]: step["result"] for step in map(_read, folder.glob("*/steps/*/done.json"))}
@@ -185,6 +181,7 @@ def test_killed_again_and_again_it_loses_no_finished_step(finished, tmp_path):
         "occfast",
         "reproduce",
         "trigueros2018",
+        "--resume",
         *arguments,
         "-o",
         str(tmp_path),
@@ -204,7 +201,7 @@ def test_killed_again_and_again_it_loses_no_finished_step(finished, tmp_path):
         now = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/steps/*/done.json")}
         assert len(now) >= wanted and finished_before.items() <= now.items()
         finished_before = now
-    report = tiny(folder=tmp_path)
+    report = tiny(folder=tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in finished_before} == finished_before
     assert report == finished[1]
 
@@ -259,7 +256,14 @@ def _read(path: Path) -> dict[str, Any]:
 def test_a_browser_shows_the_tables(finished, tmp_path):
     folder, report = finished
     found = look(folder / "trigueros2018" / "smoke" / "report.html", tmp_path)
-    assert [image["name"][:9] for image in found["images"]] == ["Mean face", "The mean ", "Histogram", "ROC curve"]
+    assert [image["name"][:9] for image in found["images"]] == [
+        "Mean accu",
+        "Occlusion",
+        "Mean face",
+        "The mean ",
+        "Histogram",
+        "ROC curve",
+    ]
     assert all(image["loaded"] for image in found["images"]) and found["outside"] == [] and not found["wide"]
     for table, name in zip(report["tables"], ("table-1", "table-2"), strict=True):
         shown = {row[0]: row[1:] for row in found["tables"][name][1:]}
@@ -269,6 +273,39 @@ def test_a_browser_shows_the_tables(finished, tmp_path):
                 assert cell["paper"] is None or f"paper {cell['paper']:g}" in text
     order = found["claims"]
     assert len(order) == 12 and order == sorted(order)  # "fails" before "holds"
+
+
+@needs_orl
+def test_the_report_has_intervals_over_images(finished):
+    """Of each comparison of Table 1 with one seed, around the difference of its cells."""
+    _, report = finished
+    table = report["tables"][0]["rows"]
+    claim = report["claims"][0]
+    assert claim["claim"].startswith("Table 1: every network") and len(claim["comparisons"]) == 18
+    for one in claim["comparisons"]:
+        name, size = one["name"].partition(" above A under ")[::2]
+        column = 1 + ["20×20", "20×40", "40×40"].index(size)
+        (difference,), (low, high) = one["differences"], one["over_images"]
+        assert difference == pytest.approx(table[name][column]["mean"] - table["A"][column]["mean"])
+        assert low <= high and one["interval"] == one["over_images"] and one["clear"] == (low > 0 or high < 0)
+
+
+@needs_orl
+def test_steps_of_earlier_versions_have_no_intervals(finished, monkeypatch):
+    """Their files do not say which images they are about; the rest of the report is the same."""
+    from occfast.reproduce.trigueros2018 import effects
+
+    folder, report = finished
+
+    def without(path: Path) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(effects, "read_npz", without)
+    again = tiny(folder=folder)
+    assert all(one["over_images"] is None for claim in again["claims"] for one in claim["comparisons"])
+    assert again["tables"] == report["tables"]
+    tiny_again = [claim["holds"] for claim in again["claims"]]
+    assert tiny_again == [claim["holds"] for claim in report["claims"]]
 
 
 # -- what is planned ----------------------------------------------------------------------------------------
@@ -291,14 +328,15 @@ def test_graph_has_the_papers_networks(tmp_path):
 
 
 def test_targets():
-    graph = plan(Settings.of("smoke"), Sources("smoke"), Path("nowhere"))
-    assert targets(graph, (), (6,)) == [f"seed 0: roc {n}" for n in ("A", "A20x20", "A20x40", "A40x40")]
-    only = graph.only(targets(graph, (), (1,)))
+    settings = Settings.of("smoke")
+    graph = plan(settings, Sources("smoke"), Path("nowhere"))
+    assert targets(graph, settings, (), (6,)) == [f"seed 0: roc {n}" for n in ("A", "A20x20", "A20x40", "A40x40")]
+    only = graph.only(targets(graph, settings, (), (1,)))
     assert list(only.steps) == ["seed 0: train A", *(f"seed 0: map A {s}" for s in ("20x20", "20x40", "40x40"))]
-    assert len(targets(graph, (1,), ())) == 21 and len(targets(graph, (2,), ())) == 12
+    assert len(targets(graph, settings, (1,), ())) == 21 and len(targets(graph, settings, (2,), ())) == 12
     for kind, asked in (("table", ((3,), ())), ("figure", ((), (3,)))):
         with pytest.raises(ValueError, match=f"{kind}: expected one of"):
-            targets(graph, *asked)
+            targets(graph, settings, *asked)
 
 
 def test_paper_scale_is_the_papers():
@@ -320,17 +358,20 @@ def test_paper_scale_is_the_papers():
     ("arguments", "match"),
     [
         (("trigueros2019",), "paper: expected one of trigueros2018, pdsn-landmarks"),
-        (("trigueros2018", "--scale", "large"), "scale: expected one of smoke, small, paper"),
+        (("trigueros2018", "--scale", "large"), "scale: expected one of demo, smoke, small, paper"),
         (("trigueros2018", "--seeds", "one"), "--seeds: expected whole numbers"),
         (("trigueros2018", "--seeds", "1,1"), "seeds: expected different numbers"),
         (("trigueros2018", "--set", "strode=4"), "--set: expected NAME=VALUE with a name among"),
-        (("trigueros2018", "--data", "nowhere"), "--data: expected a folder or ROLE=WHERE"),
+        (("trigueros2018", "--data", "nowhere"), "--data: expected a folder or ROLE=SOURCE"),
         (("trigueros2018", "--data", "test=orl"), "data: expected train=, lfw= or ar=, got test="),
-        (("trigueros2018", "--rate", "1,2"), "--rate: goes with --dry-run"),
+        (("trigueros2018", "--rate", "1,2"), "--rate: only valid with --dry-run"),
         (("trigueros2018", "--dry-run", "--rate", "1"), "--rate: expected TRAIN,FORWARD"),
         (("trigueros2018", "--figure", "5"), "figure: expected one of 1, 2, 4, 6"),
         (("pdsn-landmarks", "--figure", "1"), "figure: expected one of 2, 3, 4"),
-        (("pdsn-landmarks", "--data", "train=orl"), "--data: pdsn-landmarks has one data set"),
+        (("pdsn-landmarks", "--data", "train=orl"), "data: pdsn-landmarks has one data set"),
+        (("trigueros2018", "--resume", "--overwrite"), "--resume: not valid with --overwrite"),
+        (("trigueros2018", "--set", "networks=[A20x20]"), "networks: expected all of A20x20, A20x20R"),
+        (("trigueros2018", "--set", "split=[6, 2, 2]"), "split: goes with scale demo"),
     ],
 )
 def test_mistakes_are_one_line(arguments, match, tmp_path, capsys):
@@ -350,7 +391,7 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
     command(*arguments, folder=tmp_path)
     text = capsys.readouterr().out
     assert "seed 0: table A40x40R 40x40" in text and "10,000,000 positions" in text and "55 steps, about" in text
-    assert "The data is not there" in text and not list(tmp_path.iterdir())
+    assert "The data is not available" in text and not list(tmp_path.iterdir())
 
 
 # -- data ---------------------------------------------------------------------------------------------------
@@ -401,7 +442,7 @@ def test_numbered_people_need_a_list(tmp_path):
     root = fake(tmp_path)
     (root / "webface").rename(root / "named")
     write_faces(root / "webface", [f"{k:07d}/{i}.jpg" for k in (45, 99, 100) for i in range(2)], landmarks=True)
-    with pytest.warns(UserWarning, match="who of them is in LFW is not known"):
+    with pytest.warns(UserWarning, match="those who are in LFW too can't be found by name"):
         sources = Sources("paper", root=root)
         assert len(sources.train.people) == 3 and sources.unknown
     (tmp_path / "list.csv").write_text("person,matches,found_by,similarity\n0000099,Bo_Chan,similarity,0.8\n")
@@ -419,7 +460,7 @@ def test_faces_that_are_aligned_already(tmp_path):
     assert Sources("paper", given, root=root).train[0].image.shape == (1, 100, 100)
     with pytest.raises(ValueError, match="after @, got 'arcface-113'"):
         assert Sources("paper", {"train": f"{root / 'webface'}@arcface-113"}, root=root).train
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="no such file or folder"):
         assert Sources("paper", {"train": str(root / "gone")}, root=root).sizes
     with pytest.raises(DataError, match="expected LFW in its own layout"):
         assert Sources("paper", {"lfw": given["train"]}, root=root).pairs

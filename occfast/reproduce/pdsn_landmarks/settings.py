@@ -1,18 +1,13 @@
-"""Settings of the pdsn-landmarks reproduction, and the paper's numbers."""
+"""Settings of the pdsn-landmarks reproduction at each scale, and the paper's numbers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
 from ... import checks
-from ..._version import __version__
 
-#: Table 1, rank-1 in %: no masks, LM1, LM2, 3×3; "nose to chin" is told without masks alone.
+#: Table 1, rank-1 in %: no masks, LM1, LM2, 3×3; "nose to chin" is stated without masks only.
 PAPER: dict[str, tuple[float | None, ...]] = {
     "forehead": (6.18, 6.18, 23.32, 18.37),
     "eyes": (2.83, 2.47, 8.13, 3.00),
@@ -27,19 +22,26 @@ PAPER: dict[str, tuple[float | None, ...]] = {
 
 #: Clean test images, rank-1 and rank-5 in %.
 PAPER_CLEAN = (82.51, 88.87)
+#: Accuracy of the segmentation in %, section 5.2.
+PAPER_SEGMENTATION = 90.49
+TABLES = (1,)
+#: Figure 1 explains Siamese networks.
+FIGURES = (2, 3, 4, 5, 6, 7, 8, 9)
+SCALES = ("smoke", "small", "paper")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A column of Table 1, or a row past the paper: with which base and which masks faces are compared.
+    """A way to compare faces: a column of Table 1, or a row beyond the paper.
 
     Attributes:
-        name: in the report.
-        base: "plain" (clean images), "occluders" (trigueros2018's noisy occluders placed by the plain base's map, and
-            landmark masks together) or "background" (everything around the face is another image's).
-        strategy: as :func:`occfast.pdsn.regions.named` knows it; None: no masks.
-        own: regions of each probe's own landmarks.
-        soft: soft masks instead of binary ones.
+        name: name in the report.
+        base: training of the base: "plain" (clean images), "occluders" (trigueros2018's noisy occluders placed by the
+            plain base's map, and drawn masks, sunglasses and bands) or "background" (the surroundings of the face are
+            replaced by another image's).
+        strategy: strategy of :func:`occfast.pdsn.regions.named`; None: no masks.
+        own: use regions of each probe's own landmarks.
+        soft: use soft masks instead of binary ones.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Row:
 TABLE = (Row("none"), Row("LM1", strategy="lm1"), Row("LM2", strategy="lm2"), Row("3x3", strategy="3x3"))
 
 
-#: What its conclusion asks for.
+#: Beyond the paper: what its conclusion suggests, and regions of each face's own landmarks.
 EXTENSIONS = (
     Row("LM2 split", strategy="lm2-split"),
     Row("LM2, each face's own", strategy="lm2", own=True),
@@ -72,26 +74,39 @@ class PDSNSettings:
     Attributes:
         data: "lfw" (people with at least 10 images) or "orl".
         size: (height, width) of the face boxes.
-        people: the first so many; None: all.
-        seeds: one whole run each: split, weights, occluders.
-        past: also the rows past the paper.
-        network, width, stem_pool: of the base; see :class:`~occfast.models.ResNet`.
-        scale, margin: of the large margin cosine loss.
-        epochs, batch_size, learning_rate, weight_decay: of the base, by SGD; patience: epochs without a better
-            validation accuracy after which it stops, 0: never.
-        generator_epochs, generator_patience, generator_batch, generator_rate, weight: of the mask generators; λ.
-        dictionary_images: training images whose pairs make a dictionary, drawn by the seed; None: all.
-        segmentation_width, segmentation_epochs, segmentation_rate: of the U-Net.
-        compare: what is compared by cosine, "maps" or "features"; the report has both, the table this one.
-        map_images, map_stride: of the occlusion map behind the base with occluders.
-        percentiles: of the sweep on the validation images.
+        people: number of people; None: all.
+        seeds: each seed is one complete run with its own split, weights and occluders.
+        extensions: whether to add the rows beyond the paper (:data:`EXTENSIONS`).
+        network: architecture of the base.
+        width: channels of its first stage.
+        stem_pool: whether its stem pools; see :class:`~occfast.models.ResNet`.
+        scale: s of the large margin cosine loss.
+        margin: m of the large margin cosine loss.
+        epochs: maximum number of epochs of the base, which is trained with SGD.
+        batch_size: of the base.
+        learning_rate: of the base.
+        weight_decay: of the base.
+        patience: number of epochs without a better validation accuracy after which training stops; 0: never.
+        generator_epochs: maximum number of epochs of the mask generators.
+        generator_patience: number of epochs without progress after which a generator stops.
+        generator_batch: batch size of the mask generators.
+        generator_rate: learning rate of the mask generators.
+        weight: λ of the mask generators' loss.
+        dictionary_images: number of random training images whose pairs make a dictionary; None: all.
+        segmentation_width: width of the U-Net.
+        segmentation_epochs: maximum number of epochs of the U-Net.
+        segmentation_rate: learning rate of the U-Net.
+        compare: "maps" or "features": what Table 1 compares by cosine; results hold both.
+        map_images: number of images of the occlusion map behind the base with occluders.
+        map_stride: stride of that map in pixels.
+        percentiles: percentiles to try on the validation images.
     """
 
     data: str = "lfw"
     size: tuple[int, int] = (128, 96)
     people: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    past: bool = True
+    extensions: bool = True
     network: str = "resnet34"
     width: int = 64
     stem_pool: bool = False
@@ -132,13 +147,39 @@ class PDSNSettings:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     @classmethod
+    def of(cls, scale: str, **changes: Any) -> PDSNSettings:
+        """Return the settings of a scale with some changes.
+
+        Args:
+            scale: "smoke" (ORL, minutes), "small" (LFW, a quarter of ResNet-34's channels, hours on a processor) or
+                "paper" (LFW, ResNet-34).
+            changes: values of attributes.
+        """
+        found = {
+            "smoke": cls.small(epochs=28, generator_epochs=8, segmentation_epochs=8),
+            "small": cls(
+                seeds=(0,),
+                width=16,
+                epochs=24,
+                segmentation_width=0.25,
+                segmentation_epochs=6,
+                generator_epochs=12,
+                map_images=100,
+            ),
+            "paper": cls(seeds=(0,)),
+        }
+        if scale not in found:
+            raise ValueError(f"scale: expected one of {', '.join(found)}, got {scale!r}")
+        return replace(found[scale], **changes)
+
+    @classmethod
     def small(cls, **changes: Any) -> PDSNSettings:
-        """ORL and narrow networks: minutes on one core."""
+        """Return settings for ORL and narrow networks: minutes on one core."""
         small = cls(
             data="orl",
             size=(96, 72),
             seeds=(0,),
-            past=False,
+            extensions=False,
             network="resnet18",
             width=16,
             epochs=30,
@@ -154,11 +195,5 @@ class PDSNSettings:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return TABLE + EXTENSIONS if self.past else TABLE
-
-    def fingerprint(self) -> str:
-        """Names the folder of the steps: other settings or versions never reuse a result."""
-        stated = {name: value for name, value in asdict(self).items() if name not in ("seeds", "past")}
-        return hashlib.sha256(
-            json.dumps([stated, __version__, torch.__version__], sort_keys=True).encode()
-        ).hexdigest()[:12]
+        """The columns of Table 1 and, with ``extensions``, the rows beyond the paper."""
+        return TABLE + EXTENSIONS if self.extensions else TABLE

