@@ -48,7 +48,7 @@ _SESSION = (
 
 
 def shot(number: int) -> Shot:
-    """What AR's numbering says of photograph ``number`` (1 to 26)."""
+    """Return the meaning of photograph ``number`` (1 to 26) in AR's numbering."""
     if not 1 <= number <= 2 * len(_SESSION):
         raise ValueError(f"number: expected 1 to {2 * len(_SESSION)}, got {number}")
     session, within = divmod(number - 1, len(_SESSION))
@@ -56,7 +56,7 @@ def shot(number: int) -> Shot:
 
 
 class _Shots:
-    """What both AR sets offer beside images: the number of each photograph and what it means.
+    """Numbers of the photographs and their meaning, for both AR sets.
 
     Attributes:
         numbers: 1 to 26 of each image, int64 [N].

@@ -201,7 +201,7 @@ def _stem(name: str, person: str) -> str:
 
 
 def _with_suffix(name: str, data: bytes, where: str) -> str:
-    """The name with the ending of the image's format, if it has another or none."""
+    """Return the name with the suffix of the image's format, if it has another or none."""
     suffixes = _SUFFIXES[probe(data, where)[0]]
     path = PurePosixPath(name)
     if path.suffix.lower() in suffixes:
@@ -324,7 +324,7 @@ def _contents(source: FaceDataset, report: Report) -> Iterator[bytes]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """An array of the archive, to write its elements to."""
+    """Open an array of the archive for writing its elements."""
     out: BinaryIO = archive.open(f"{name}.npy", "w", force_zip64=True)  # type: ignore[assignment]
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(out, header)

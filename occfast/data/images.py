@@ -60,7 +60,7 @@ def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says (decoded only if it does)."""
+    """Rotate an image by its EXIF orientation; it is decoded only if it has one."""
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
@@ -95,7 +95,7 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
 
 
 def read_image(path: str | Path, *, gray: bool | None = False) -> Tensor:
-    """An image file as uint8 [3, H, W] or, with ``gray``, [1, H, W]: see :func:`decode`."""
+    """Read an image file as uint8 [3, H, W] or, with ``gray``, [1, H, W]; see :func:`decode`."""
     return decode(read_bytes(path), str(path), gray=gray)
 
 
@@ -127,9 +127,10 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def read_pgm(path: Path) -> Tensor:
-    """An 8-bit binary PGM (P5) as uint8 [H, W].
+    """Read an 8-bit binary PGM file (P5) as uint8 [H, W].
 
-    Raises DataError, with the file and the offset, where it is none or ends early.
+    Raises:
+        DataError: The file is not one or ends early; the message states the offset.
     """
     data = read_bytes(path)
     space = rb"(?:\s|#[^\n]*\n)+"

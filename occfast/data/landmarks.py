@@ -63,7 +63,7 @@ class LandmarkTable:
 
 
 def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """A CSV file in UTF-8, with or without byte-order mark, with any line ends.
+    """Read a CSV file in UTF-8, with or without byte-order mark, with any line endings.
 
     Returns:
         The header, and (line number, cells) of every line that is not empty.

@@ -100,7 +100,7 @@ class LFW(ImageFiles):
         return [name for name in wanted if name in present]
 
     def find(self, person: str, number: int) -> int | None:
-        """Number in this data set of the image that the official lists call ``person number``; None: not here."""
+        """Return the index of the image that the official lists call ``person number``; None if it is missing."""
         for suffix in (".jpg", ".png", ".jpeg"):
             k = self.positions.get(f"{person}/{person}_{number:04d}{suffix}")
             if k is not None:

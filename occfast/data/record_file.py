@@ -50,7 +50,7 @@ class Header:
     listed: bool = False
 
     def pack(self, content: bytes) -> bytes:
-        """The data of a record: the header, its labels, the content."""
+        """Return the data of a record: the header, its labels, the content."""
         if len(self.labels) == 1 and not self.listed:
             return _HEADER.pack(0, self.labels[0], self.id, self.id2) + content
         labels = struct.pack(f"<{len(self.labels)}f", *self.labels)
@@ -71,7 +71,7 @@ def unpack(data: bytes, where: str) -> tuple[Header, bytes]:
 
 
 def encode_record(data: bytes) -> bytes:
-    """A record with these data, in parts where they have MAGIC at a multiple of 4 bytes."""
+    """Encode data as a record, split where MAGIC occurs at a multiple of 4 bytes."""
     if len(data) >= 1 << _LENGTH_BITS:
         raise ValueError(f"data: expected fewer than {1 << _LENGTH_BITS:,} bytes, got {len(data):,}")
     cuts = []
@@ -192,7 +192,7 @@ class RecordFile:
             yield offset + 8, length
 
     def at(self, offset: int) -> bytes:
-        """The data of the record at ``offset``."""
+        """Return the data of the record at ``offset``."""
         whole = self.content
         flag, length = self.part(offset)
         if flag == 0:
@@ -200,11 +200,11 @@ class RecordFile:
         return _WORD.join(whole[start : start + length] for start, length in self.parts(offset))
 
     def __getitem__(self, k: int) -> bytes:
-        """The data of record k, in the order of the index."""
+        """Return the data of record k, in the order of the index."""
         return self.at(int(self.offsets[k]))
 
     def end(self, offset: int) -> int:
-        """Where the record after the one at ``offset`` begins."""
+        """Return the offset of the record after the one at ``offset``."""
         for start, length in self.parts(offset):
             end = start + length + -length % 4
         return end
@@ -229,9 +229,10 @@ class RecordFile:
             )
 
     def labels(self, records: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
-        """The first label of these records, float32 [len(records)], from their headers; no image is read.
+        """Read the first label of records from their headers, float32 [len(records)]; no image is read.
 
-        DataError where one has no header.
+        Raises:
+            DataError: A record has no header.
         """
         labels = np.empty(len(records), np.float32)
         offsets = self.offsets[records]

@@ -170,7 +170,7 @@ class RecordIO(EncodedFaces):
         return f"{self.path}, offset {self.file.offsets[record]}"
 
     def header(self, k: int) -> Header:
-        """The header of image k, with all its labels."""
+        """Return the header of image k, with all its labels."""
         return self.file.header(int(self._records[self._index(k)]))[0]
 
     def place(self, k: int) -> str:
@@ -219,7 +219,7 @@ class _KeyNames(Sequence[str]):
 
 
 def find_rec(path: Path) -> Path:
-    """The ``.rec`` itself, or the only one in a folder (``train.rec`` where there are several)."""
+    """Return the ``.rec`` file itself, or the only one in a folder (of several, ``train.rec``)."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.rec"))

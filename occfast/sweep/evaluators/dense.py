@@ -49,16 +49,20 @@ class DenseEvaluator:
         self.layout = "contiguous"
 
     def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        """Return the number of images of a block that can be started together: all."""
         return images.shape[0]
 
     def start(self, images: Tensor, fill: Tensor) -> None:
+        """Take the images [N, C, H, W] that positions refer to, and the occluder's values."""
         self._images, self._fill = images, fill
 
     def outputs(self, positions: Tensor) -> Tensor:
+        """Run the model on copies occluded at flat positions [M]; return the outputs [M, K]."""
         copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
         return self._model(_arranged(copies, self.layout))
 
     def order(self, positions: Tensor) -> Tensor:
+        """Return the positions' own order, int64 [M]."""
         return torch.arange(len(positions), device=positions.device)
 
     def set_layout(self, layout: str) -> None:

@@ -25,6 +25,7 @@ class OnCuda:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        """Capture a function; return its output and the function that replays it."""
         graph = torch.cuda.CUDAGraph()
         # The outer context restores the current stream, which a failed capture does not.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
