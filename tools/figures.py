@@ -1,28 +1,37 @@
-"""Draws the pictures of the docs with the package itself: ``python tools/figures.py [name ...]``.
+"""Draw the pictures of the docs: ``python -m tools.figures [name ...]``.
 
-The face is scikit-image's public-domain photograph of the astronaut Eileen Collins; the score
-distributions are those of the ORL faces.
+The single face is scikit-image's public-domain photograph of the astronaut Eileen Collins; the other faces are ORL's.
+Some pictures need a finished run in the current folder; their docstrings name it.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from occfast import BatchTripletLoss, LocationDistribution, NoisyOccluder, OcclusionMap, plot_score_distributions
-from occfast.data import PKSampler
-from occfast.plots import draw_map, extent
+from occfast import (
+    BatchTripletLoss,
+    LocationDistribution,
+    NoisyOccluder,
+    OcclusionMap,
+    explain,
+    occlusion_map,
+    plot_score_distributions,
+)
+from occfast.data import ORL, PKSampler
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 def face() -> torch.Tensor:
-    """Float32 [1, 1, 100, 100] in [0, 1]."""
+    """Return the astronaut's face, float32 [1, 1, 100, 100] in [0, 1]."""
     from skimage import color, data, transform
 
     crop = color.rgb2gray(data.astronaut())[20:220, 125:325]
@@ -35,13 +44,21 @@ def save(figure: Figure, name: str) -> None:
     print(IMAGES / name)
 
 
+def plot(m: OcclusionMap, ax: Axes, highest: float) -> None:
+    """Draw a map with colors from 0 to the highest value of several maps."""
+    m.plot(ax=ax)
+    ax.images[-1].set_clim(0, highest)
+
+
 def occluders() -> None:
-    """Three kinds of noise in three sizes, as in Figure 2 of trigueros2018."""
+    """Draw three kinds of noise in three sizes, as in Figure 2 of trigueros2018."""
     figure = Figure(figsize=(7.2, 7.4), layout="constrained")
     axes = figure.subplots(3, 3)
     for row, size in zip(axes, ((20, 20), (20, 40), (40, 40)), strict=True):
         for ax, noise in zip(row, ("salt_and_pepper", "speckle", "gaussian"), strict=True):
-            occluder = NoisyOccluder(size, "normal", noise=noise, level=(0.1, 0.3), intensity=(0.2, 0.8), seed=2)
+            occluder = NoisyOccluder(
+                size, locations="normal", noise=noise, level=(0.1, 0.3), intensity=(0.2, 0.8), seed=2
+            )
             ax.imshow(occluder(face(), torch.tensor([len(noise)]))[0, 0], cmap="gray", vmin=0, vmax=1)
             ax.set_title(f"{size[0]}×{size[1]} {noise.replace('_', ' ')}", fontsize=10)
             ax.set_axis_off()
@@ -49,18 +66,18 @@ def occluders() -> None:
 
 
 def temperatures() -> None:
-    """One map, its P at four temperatures, and where 300 occluders fall."""
+    """Draw P of one synthetic map at four temperatures, and 300 centers drawn from each."""
     i, j = torch.meshgrid(torch.arange(100.0), torch.arange(100.0), indexing="ij")
     eyes = sum(torch.exp(-((i - 42) ** 2 / 120 + (j - column) ** 2 / 150)) for column in (34, 64))
     mouth = 0.4 * torch.exp(-((i - 75) ** 2 / 60 + (j - 50) ** 2 / 200))
-    values = 0.6 * (eyes + mouth).double()  # made up: an error rate with its peak at the eyes
+    values = 0.6 * (eyes + mouth).double()  # an error rate with its peak at the eyes
     figure = Figure(figsize=(9.6, 5.2), layout="constrained")
     axes = figure.subplots(2, 4)
     for top, bottom, temperature in zip(*axes, (0.05, 0.25, 0.4, 2.0), strict=True):
         p = LocationDistribution.softmax(values, temperature)
         top.imshow(p.probabilities, cmap="inferno", vmin=0)
         top.set_title(f"P, T = {temperature}", fontsize=10)
-        boxes = NoisyOccluder((1, 1), p, seed=1).draw(torch.zeros(300, 1, 100, 100)).boxes
+        boxes = NoisyOccluder((1, 1), locations=p, seed=1).draw(torch.zeros(300, 1, 100, 100)).boxes
         bottom.imshow(face()[0, 0], cmap="gray", vmin=0, vmax=1)
         bottom.plot(boxes[:, 1], boxes[:, 0], ".", color="#ff7d00", markersize=4)
         bottom.set_xlim(-0.5, 99.5)
@@ -71,14 +88,14 @@ def temperatures() -> None:
 
 
 def orl() -> tuple[torch.Tensor, torch.Tensor]:
-    """The aligned ORL faces at half size, float32 [400, 1, 50, 50] about 0, and labels."""
-    from occfast.data import ORL
-
+    """Return the aligned ORL faces at half size, float32 [400, 1, 50, 50] in [-1, 1], and their labels."""
     faces = ORL()
     return F.avg_pool2d(faces.images.float() / 127.5 - 1, 2), faces.labels
 
 
 class Network(nn.Module):
+    """Small network that gives embeddings of unit length."""
+
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -91,13 +108,12 @@ class Network(nn.Module):
 
 
 def rectangles() -> None:
-    """What a 20×40 occluder changes in the maps of the paper's network."""
+    """Draw what a 20×40 occluder changes in each layer of the paper's network."""
     from matplotlib.patches import Rectangle
 
     from occfast.models import PaperNet
-    from occfast.sweep import explain
 
-    plan = explain(PaperNet(classes=1000).eval(), (100, 100), (20, 40))
+    plan = explain(PaperNet(classes=1000).eval(), size=(100, 100), occluder=(20, 40))
     maps = [layer for layer in plan.layers if layer.size and layer.rectangle and not layer.label.startswith("max")]
     figure = Figure(figsize=(11, 1.9), layout="constrained")
     axes = figure.subplots(1, len(maps) + 1)
@@ -115,15 +131,15 @@ def rectangles() -> None:
 
 
 def demo() -> None:
-    """The maps of a finished ``make demo``: base network above, trained with placed occluders below."""
+    """Draw maps of a finished ``make demo``: base network above, trained with placed occluders below."""
     steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 3)
     for column, size in enumerate(("20x20", "20x40", "40x40")):
         maps = [OcclusionMap.load(steps / f"map {name}, {size}, for the table.npz") for name in ("A", f"A{size}")]
-        limits = (0.0, max(float(m.values.max()) for m in maps))
+        highest = max(float(m.values.max()) for m in maps)
         for ax, m, name in zip(axes[:, column], maps, ("base network", "trained with occluders"), strict=True):
-            draw_map(m.values, extent(*m.centers), ax=ax, label="error rate", limits=limits)
+            plot(m, ax, highest)
             mean, std = m.accuracy
             ax.set_title(
                 f"{name}, {size.replace('x', '×')}\naccuracy {100 * mean:.1f} ± {100 * std:.1f} %", fontsize=10
@@ -134,8 +150,10 @@ def demo() -> None:
 
 
 def triplet() -> None:
-    """Score distributions before and after training with the batch triplet loss, as in Figure 4; prints the
-    table of docs/guides/triplet-loss.md.  30 people train a small network, the other 10 are looked at.
+    """Draw score distributions before and after training with the batch triplet loss, as in Figure 4.
+
+    A small network is trained on 30 people; the other 10 are shown. The table of triplets by mining is printed, for
+    results/recorded.json.
     """
     torch.manual_seed(0)
     images, labels = orl()
@@ -176,7 +194,7 @@ def triplet() -> None:
 
 
 def reproduce() -> None:
-    """The steps of trigueros2018 and what needs what."""
+    """Draw the steps of trigueros2018 and their dependencies."""
     from occfast.reproduce.trigueros2018.sources import Sources
     from occfast.reproduce.trigueros2018.steps import Settings, plan
 
@@ -208,7 +226,7 @@ def _box(name: str) -> str:
 
 
 def scaling() -> None:
-    """Predicted hours of trigueros2018 at full scale, by part, at a fifth of an H100's TF32 peak; none was measured."""
+    """Draw the predicted minutes of trigueros2018 at full scale, at a fifth of an H100's TF32 peak; not measured."""
     from occfast.reproduce.cost import Rates, predict
     from occfast.reproduce.trigueros2018.sources import Sources
     from occfast.reproduce.trigueros2018.steps import Settings, plan
@@ -236,7 +254,7 @@ def scaling() -> None:
 
 
 def covers() -> None:
-    """The occlusions of docs/guides/evaluation.md on the astronaut, whose five landmarks MTCNN found."""
+    """Draw the occlusions of docs/guides/evaluation.md on the astronaut; MTCNN found the five landmarks."""
     from skimage import data
 
     from occfast.occlude import named_occlusion
@@ -269,7 +287,7 @@ def covers() -> None:
 
 
 def intervals() -> None:
-    """TAR@FAR of 400 simulated tests: how often intervals hold the population's."""
+    """Draw how often intervals of TAR@FAR contain the population's value, in 400 simulated tests."""
     import numpy as np
     from scipy.stats import norm
 
@@ -300,7 +318,9 @@ def training() -> None:
     """Draw the curves of finished runs (docs/guides/training.md) and the score distributions before and after C."""
     import json
 
-    from occfast.train.log import read_rows
+    def read_rows(path: Path) -> list[dict[str, float]]:
+        with path.open(newline="") as file:
+            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
 
     runs = Path("runs")
     names = {"A": "#444444", "A20x40": "#ff7d00", "C": "#b5367a"}
@@ -333,36 +353,43 @@ def training() -> None:
 
 
 def pdsn() -> None:
-    """Regions over the mean face of ORL, what LM2's masks keep, and what the network looks at under a face mask: from a
-    finished ``occfast pdsn experiment --small -o pdsn``.
+    """Draw regions over the mean face of ORL, what LM2's masks keep, and the saliency under a face mask.
+
+    Needs a finished ``occfast pdsn experiment --small -o pdsn``.
     """
-    from occfast.pdsn import MaskDictionary, landmark_bands, regions, saliency
-    from occfast.pdsn.base import base_of
+    from occfast.pdsn import MaskDictionary, as_base, grid, landmark_bands, landmark_boxes, saliency
     from occfast.pdsn.faces import occlude, open_faces, read_faces
-    from occfast.plots import gray
     from occfast.train import load_network
 
     steps = max(Path("pdsn").glob("steps-*/seed-0"), key=lambda path: path.stat().st_mtime)
     dictionary = MaskDictionary.load(steps / "dictionary plain lm2.npz")
-    base = base_of(load_network(steps / "base plain.safetensors"))
+    trained = load_network(steps / "base plain.safetensors")
+    how = trained.preprocessing
+    base = as_base(trained.network, trained.head, mean=how.mean, std=how.std).eval()
     size = dictionary.regions.size
     faces = read_faces(open_faces("orl", size=size), 0, progress=False)
     landmarks = faces.landmarks[faces.train]
     mean = faces.images[faces.train].float().mean(0).numpy()
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     top, rest = figure.subfigures(2, 1, height_ratios=(1.75, 1))
-    for ax, kind in zip(top.subplots(1, 4), ("3x3", "lm1", "lm2", "lm2-split"), strict=True):
-        regions.named(kind, size, landmarks).draw(mean, ax=ax, landmarks=landmarks)
+    kinds = {
+        "3x3": grid(3, 3, size),
+        "lm1": landmark_boxes(landmarks, size),
+        "lm2": landmark_bands(landmarks, size),
+        "lm2-split": landmark_bands(landmarks, size, split=True),
+    }
+    for ax, (kind, regions) in zip(top.subplots(1, 4), kinds.items(), strict=True):
+        regions.draw(mean, ax=ax, landmarks=landmarks)
         ax.set_title(kind, fontsize=10)
     masks, looks = rest.subfigures(1, 2, width_ratios=(1.6, 1))
-    masks.suptitle("LM2: share of the features kept at each place", fontsize=10)
+    masks.suptitle("LM2: share of the features kept at each position", fontsize=10)
     dictionary.plot(masks.subplots(1, 5))
     looks.suptitle("saliency without and with the mask", fontsize=10)
     one = faces.test[:1]
     bands = landmark_bands(landmarks, size)
     image, covered = occlude("face mask", faces.images[one], faces.landmarks[one], bands, one, 0)
     axes = looks.subplots(1, 3)
-    axes[0].imshow(gray(image[0].numpy()), cmap="gray")
+    axes[0].imshow(image[0].float().mean(0).numpy(), cmap="gray")
     for ax, mask in zip(axes[1:], (None, dictionary.discard_mask(covered)), strict=True):
         ax.imshow(saliency(base, image, mask=mask)[0].numpy(), cmap="inferno")
     for ax in axes:
@@ -371,7 +398,7 @@ def pdsn() -> None:
 
 
 def alignment() -> None:
-    """A photograph and the same turned: what the templates make of both."""
+    """Draw a photograph, upright and turned, and both aligned to each template."""
     from PIL import Image
     from skimage import data
 
@@ -404,16 +431,27 @@ def alignment() -> None:
     Image.open(IMAGES / "alignment.png").convert("RGB").quantize(128).save(IMAGES / "alignment.png", optimize=True)
 
 
+class Watched:
+    """Function of a network that records the centers of the black occluders on its images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.centers: list[tuple[float, float]] = []
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        for image in images[:, 0] == 0:  # no pixel of a photograph is exactly 0 after the scaling
+            rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+            if len(rows):
+                self.centers.append((float(rows.double().mean()), float(columns.double().mean())))
+        outputs: torch.Tensor = self.network(images)
+        return outputs
+
+
 def estimates() -> None:
-    """What the estimating methods visit and give, with network A of a finished ``make demo``; a few minutes."""
+    """Draw what the estimating methods visit and give, with network A of a finished ``make demo``; a few minutes."""
     import numpy as np
 
-    from occfast import occlusion_map
-    from occfast.data import ORL
     from occfast.models import PaperNet
-    from occfast.native import ops
-    from occfast.sweep.methods.kriging import BorderSearch
-    from occfast.sweep.methods.smoothing import Design
 
     steps = max(Path("demo").glob("steps-*"), key=lambda path: path.stat().st_mtime)
     network = PaperNet(40, width=0.25, batch_norm=True)
@@ -430,40 +468,30 @@ def estimates() -> None:
     assert full.per_image is not None and sampled.interval is not None
     chosen = int(np.abs(full.per_image.mean((1, 2)) - 0.25).argmin())
     one = full.per_image[chosen].astype(float)
-    copies = ops.occlude_positions(
-        images[chosen][None], torch.zeros(1, 1, 1, 1), torch.arange(one.size), full.grid.native()
-    )
-    with torch.inference_mode():
-        outputs = torch.cat([network(part) for part in copies.split(64)])
-    label = int(labels[chosen])
-    others = outputs.clone()
-    others[:, label] = -torch.inf
-    margins = (others.amax(1) - outputs[:, label]).double().view(1, *one.shape).numpy()
-    search = BorderSearch(*one.shape, (4, 4), (2, 2), 1.28, 1)
-    while (wanted := search.wanted()).any():
-        search.take(np.where(wanted, margins, np.nan))
-    known = search.known
-    shape = one.shape
-    lattice = Design(shape, (5.3, 5.3), 0).lattice(0)
+    face, label = images[chosen : chosen + 1], labels[chosen : chosen + 1]
+    watched = {method: Watched(network) for method in ("adaptive", "sampled")}
+    found = {m: occlusion_map(f, face, label, size, stride=2, method=m) for m, f in watched.items()}
+    adaptive = found["adaptive"]
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.subplots(2, 3)
-    axes[0, 0].imshow(one, cmap="gray_r", vmin=0, vmax=1.5)
+    extent = (-1, 2 * one.shape[1] - 1, 2 * one.shape[0] - 1, -1)
+    axes[0, 0].imshow(one, cmap="gray_r", vmin=0, vmax=1.5, extent=extent)
     axes[0, 0].set_title("one face: where covering it\nmakes the network wrong", fontsize=10)
-    axes[0, 1].imshow(one, cmap="gray_r", vmin=0, vmax=3)
-    axes[0, 1].plot(*np.nonzero(known[0])[::-1], ".", color="#b5367a", markersize=3)
-    axes[0, 1].set_title(
-        f"adaptive: {known.mean():.0%} of the positions,\n{(search.labels() == one).mean():.2%} right", fontsize=10
-    )
-    axes[0, 2].imshow(one, cmap="gray_r", vmin=0, vmax=3)
-    rows, columns = np.meshgrid(*lattice)
-    axes[0, 2].plot(columns.ravel(), rows.ravel(), ".", color="#b5367a", markersize=4)
-    axes[0, 2].set_title("sampled: one image's lattice", fontsize=10)
-    limits = (0.0, float(full.values.max()))
+    titles = {
+        "adaptive": f"adaptive: {adaptive.n_evaluations / one.size:.0%} of the positions,\n"
+        f"{(adaptive.values == one).mean():.2%} right",
+        "sampled": "sampled: one image's lattice",
+    }
+    for ax, (method, title) in zip(axes[0, 1:], titles.items(), strict=True):
+        ax.imshow(one, cmap="gray_r", vmin=0, vmax=3, extent=extent)
+        ax.plot(*np.transpose(watched[method].centers)[::-1], ".", color="#b5367a", markersize=3)
+        ax.set_title(title, fontsize=10)
+    highest = float(full.values.max())
     for ax, m, name in ((axes[1, 0], full, "full sweep"), (axes[1, 1], sampled, "sampled")):
-        draw_map(m.values, extent(*m.centers), ax=ax, label="error rate", limits=limits)
+        plot(m, ax, highest)
         ax.set_title(f"{name}, mean of {m.n_images} faces\n{m.n_evaluations:,} evaluations", fontsize=10)
     half = (sampled.interval[1] - sampled.interval[0]) / 2
-    draw_map(half, extent(*sampled.centers), ax=axes[1, 2], label="half width")
+    figure.colorbar(axes[1, 2].imshow(half, cmap="inferno", vmin=0, extent=extent), label="half width")
     inside = ((sampled.interval[0] <= full.values) & (full.values <= sampled.interval[1])).mean()
     axes[1, 2].set_title(f"95 % intervals: the full sweep is inside\nat {inside:.0%} of the locations", fontsize=10)
     for ax in axes.flat:

@@ -89,7 +89,11 @@ class Embeddings:
             whole = features.dim() == 2 and len(features) == len(names) == len(labels) == len(covered)
             if not whole or features.dtype != torch.float32 or not isinstance(about["preprocessing"], dict):
                 raise ValueError("its arrays don't match")
-        except (KeyError, ValueError, TypeError) as error:
+            # Version 0.1.0 wrote British spelling.
+            for part in (about["preprocessing"], about["preprocessing"].get("alignment") or {}):
+                if part.get("color") == "grey":
+                    part["color"] = "gray"
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: damaged features ({error})") from error
         return cls(features, names, labels, covered, about)
 
@@ -207,7 +211,11 @@ def _batches(
 
 
 def _prepared(
-    faces: list[Face], numbers: list[int], preprocessing: Preprocessing, occlusion: OcclusionLike | None, device: Any
+    faces: list[Face],
+    numbers: list[int],
+    preprocessing: Preprocessing,
+    occlusion: OcclusionLike | None,
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     expected = (preprocessing.channels, *preprocessing.size)
     for face in faces:
@@ -244,7 +252,7 @@ def _output(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
 
 
-def _checked(features: Any, faces: list[Face]) -> Tensor:
+def _checked(features: object, faces: list[Face]) -> Tensor:
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(faces):
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"model: expected features [{len(faces)}, D], got {got}")

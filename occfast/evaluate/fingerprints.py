@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import types
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -177,7 +176,7 @@ def image_digests(dataset: FaceDataset, indices: Iterable[int], *, progress: boo
     return found
 
 
-def _add_image(digest: Any, dataset: FaceDataset, k: int) -> None:
+def _add_image(digest: hashlib._Hash, dataset: FaceDataset, k: int) -> None:
     digest.update(f"{type(dataset).__module__}.{type(dataset).__qualname__} ".encode())
     digest.update(f"{getattr(dataset, 'gray', None)} {getattr(dataset, 'size', None)}".encode())
     # Exact types: a subclass may hand out other pixels.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -45,17 +45,19 @@ def figure(comparison: Comparison, protocol: str) -> Figure:
 
     rows = [row for row in comparison.rows if row.protocol == protocol]
     named = len(comparison.models) > 1
+    occlusions = list(dict.fromkeys(row.occlusion for row in rows))
     drawn = Figure(figsize=(5.4, 4.2), layout="constrained")
     ax = drawn.subplots()
     for row in rows:
         label = _plain(f"{row.occlusion}, {row.model}" if named else row.occlusion)
         style = ("-", "--", ":", "-.")[comparison.models.index(row.model) % 4]
+        color = f"C{occlusions.index(row.occlusion) % 10}"
         if isinstance(row.result, Verification):
             far, tar, _ = row.result.roc.points(4000)
-            ax.step(np.r_[far, 1.0], np.r_[tar, 1.0], style, where="post", label=label, linewidth=1.4)
+            ax.step(np.r_[far, 1.0], np.r_[tar, 1.0], style, where="post", color=color, label=label, linewidth=1.4)
         else:
             ranks = min(_RANKS, row.result.n_people)
-            ax.plot(np.arange(1, ranks + 1), row.result.cmc(ranks), f".{style}", label=label)
+            ax.plot(np.arange(1, ranks + 1), row.result.cmc(ranks), f".{style}", color=color, label=label)
     first = rows[0].result
     if isinstance(first, Verification):
         ax.set_xscale("log")
@@ -110,14 +112,16 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def readable(value: Any) -> str:
-    """Format a setting for readers: ``{"size": [112, 96], "color": "gray"}`` becomes "size 112 × 96, color gray"."""
+def readable(value: object) -> str:
+    """Format a setting for readers: ``{"size": [112, 96], "color": "gray"}`` becomes "size 112 × 96; color gray"."""
     if isinstance(value, dict):
-        return "; ".join(
-            f"{name}: {readable(inner)}" if isinstance(inner, dict) else f"{name} {readable(inner)}"
-            for name, inner in value.items()
-            if inner is not None
-        )
+        parts = []
+        for name, inner in value.items():
+            text = readable(inner)
+            name = "fingerprint" if name == "model" else name
+            if inner is not None:
+                parts.append(f"{name} ({text.replace('; ', ', ')})" if isinstance(inner, dict) else f"{name} {text}")
+        return "; ".join(parts)
     if isinstance(value, list | tuple):
         numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
         if numbers and len(value) == 2:

@@ -307,7 +307,7 @@ def _pair_counts(sizes: list[int]) -> tuple[int, int]:
 
 
 def _same_pairs(people: list[list[int]], count: int, random: Random) -> list[tuple[int, int]]:
-    # One pair of each person in turn, until there are enough.
+    # One pair of each person, then a second one, and so on.
     left = [(own, _Draws(len(own) * (len(own) - 1) // 2, count, random)) for own in people if len(own) > 1]
     random.shuffle(left)
     found: list[tuple[int, int]] = []

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files import write_atomically
@@ -177,7 +179,7 @@ class Comparison:
             if all(other.settings.get(key) == value for other in comparisons.values())
         }
         own = {
-            name: {key: value for key, value in other.settings.items() if key not in shared}
+            name: {key: value for key, value in other.settings.items() if key not in shared and key != "model_name"}
             for name, other in comparisons.items()
         }
         settings = {"models": own, **shared}
@@ -380,8 +382,8 @@ def _difference(first: Result, second: Result, resamples: int) -> Difference:
     )
 
 
-def _equal(a: Any, b: Any) -> bool:
-    return (a is None) == (b is None) and (a is None or (a.shape == b.shape and bool((a == b).all())))
+def _equal(a: NDArray[Any] | None, b: NDArray[Any] | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def _csv(name: str) -> str:

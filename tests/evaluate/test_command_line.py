@@ -136,11 +136,10 @@ def test_onnx(tmp_path: Path, faces: Path, occfast: Run) -> None:  # noqa: F811
     pytest.importorskip("onnxscript")
     from occfast.evaluate.fingerprints import fingerprint
     from occfast.models.onnx import OnnxNetwork
-    from occfast.train.export import export
-    from occfast.train.weights import load
+    from occfast.train import export_onnx, load_network
 
     weights = save(tmp_path / "net.safetensors")
-    export(load(weights), tmp_path / "net.onnx")
+    export_onnx(load_network(weights), tmp_path / "net.onnx")
     arguments = ("evaluate", "search", "faces", "--resize", "--json", "-q")
     expected = rows(occfast(*arguments, "-m", weights, "-o", "a"))
     done = occfast(*arguments, "-m", "net.onnx", "-o", "b")

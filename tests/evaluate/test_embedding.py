@@ -129,6 +129,13 @@ def test_files_keep_everything_and_contradictions_are_refused(tmp_path: Path) ->
             Embeddings.load(tmp_path / "bad.npz")
 
 
+def test_features_of_version_0_1_0_are_read(tmp_path: Path) -> None:
+    faces, model = Squares(), Projection()
+    found = embed(model, faces, PRE, **OFF)
+    old = replace(found, about={**found.about, "preprocessing": {**found.about["preprocessing"], "color": "grey"}})
+    found.require(Embeddings.load(old.save(tmp_path / "old.npz")))
+
+
 def test_alignment_that_contradicts_the_weights_is_refused() -> None:
     faces, model = Squares(), Projection()
     done = fit(POINTS[None], "paper-100", size=(24, 20), gray=True).alignment
