@@ -477,10 +477,11 @@ def estimates() -> None:
 
     from occfast.train import load_network
 
-    network = load_network(step("demo/steps", "seed-0-train-A") / "A" / "last.safetensors").network
+    trained = load_network(step("demo/steps", "seed-0-train-A") / "A" / "last.safetensors")
+    network = trained.network.eval()
     faces, size = ORL(), (40, 40)
     part = torch.cat(faces.split((6, 2, 2))[1:])[::2]
-    images, labels = (faces.images[part].float() / 255 - 0.5) / 0.25, faces.labels[part]
+    images, labels = trained.preprocessing(faces.images[part]), faces.labels[part]
     with torch.inference_mode():
         right = network(images).argmax(1) == labels
     images, labels = images[right], labels[right]

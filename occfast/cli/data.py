@@ -218,7 +218,7 @@ def landmarks(
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: lfw or olivetti.")],
     home: Annotated[
-        Path | None, typer.Option("--home", help="Folder to download to. (default: scikit-learn's cache)")
+        Path | None, typer.Option("--home", help="Folder to download to.", show_default="scikit-learn's cache")
     ] = None,
     mirror: Annotated[str | None, typer.Option("--mirror", help="Address of a folder with the same files.")] = None,
     as_json: Json = False,

@@ -21,10 +21,14 @@ def demo(
         bool, typer.Option("--full", help="Train all networks of the paper's Table 1 and visit every pixel: hours.")
     ] = False,
     stride: Annotated[
-        int | None, typer.Option("--stride", help="Distance of neighboring positions in pixels; 4 by default.", min=1)
+        int | None,
+        typer.Option(
+            "--stride", help="Distance of neighboring positions in pixels.", min=1, show_default="4, or 1 with --full"
+        ),
     ] = None,
     width: Annotated[
-        float | None, typer.Option("--width", help="Channels of the network relative to the paper's; 0.25 by default.")
+        float | None,
+        typer.Option("--width", help="Channels of the network relative to the paper's.", show_default="0.25"),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,

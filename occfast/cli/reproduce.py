@@ -32,10 +32,10 @@ def reproduce(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of the data sets ($OCCFAST_DATA by default), or ROLE=SOURCE with a role of train, lfw or ar "
+            help="Folder of the data sets, or ROLE=SOURCE with a role of train, lfw or ar "
             "and a source as in occfast data show, followed by @TEMPLATE for faces that are aligned already, e.g. "
             "train=faces.rec@arcface-112. May be repeated.",
-            show_default=False,
+            show_default="$OCCFAST_DATA",
         ),
     ] = None,
     exclude: Annotated[
