@@ -23,6 +23,7 @@ class BuildPy(build_py):  # type: ignore[misc]
     """Copies csrc/ into the package, and prebuilt modules beside the loader."""
 
     def run(self) -> None:
+        """Copy the native sources into the package, and build them if OCCFAST_AOT is set."""
         super().run()
         if self.editable_mode:
             target = ROOT / "occfast"
@@ -38,6 +39,7 @@ class BuildPy(build_py):  # type: ignore[misc]
 
     @staticmethod
     def prebuild(target: Path) -> None:
+        """Build the native modules for this machine and copy them into the package."""
         sys.path.insert(0, str(ROOT))
         from occfast.native import build, loader
 

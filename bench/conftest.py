@@ -1,3 +1,5 @@
+"""Fixture that times one row of the comparison."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-#: Times one row of the comparison, see :func:`compare`.
+#: Function that times one row of the comparison; see :func:`compare`.
 Compare = Callable[..., None]
 
 
 @pytest.fixture
 def compare(benchmark: Any) -> Compare:
-    """Time ``run`` as one row: who did it, on which workload, how many items a call, and how many bytes
-    it must read and write (0: not stated).
+    """Return a function that times ``run`` as one row of the comparison.
+
+    The row states who ran, on which workload, with how many items per call, and how many bytes a call must read and
+    write (0: not stated).
     """
 
     def time(
@@ -26,7 +30,7 @@ def compare(benchmark: Any) -> Compare:
             run()  # builds, caches, allocates
             start = perf_counter()
             run()
-            # About a second of what takes microseconds, five rounds of what takes long.
+            # About one second for fast functions, five rounds for slow ones.
             rounds = min(1000, max(5, int(1 / (perf_counter() - start))))
             benchmark.pedantic(run, rounds=rounds, iterations=1, warmup_rounds=1)
 

@@ -1,8 +1,7 @@
-"""``python -m bench.predictions``: the speed-ups that ``occfast.explain`` predicts for incremental sweeps, into
-``bench/results/predictions.json``.
+"""``python -m bench.predictions``: the speed-ups that ``occfast.explain`` predicts for incremental sweeps.
 
-Predictions count operations and calls; nothing is timed, so the file is the same on every machine. They cover the
-networks that occfast ships and several strides, including those that gain little.
+They are written to ``bench/results/predictions.json``. Predictions count operations and calls, so the file is the same
+on every machine. They cover the networks that occfast ships and several strides, including those that gain little.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ CASES = [
 
 
 def predict(name: str, occluder: tuple[int, int], stride: int) -> dict[str, object]:
-    """Predict one case; the weights are random, only the shapes count."""
+    """Predict one case. The weights are random; only the shapes matter."""
     make, size = NETWORKS[name]
     plan = explain(_normalized(make(), size), size=size, occluder=occluder, stride=stride)
     if plan.reason:
@@ -52,7 +51,7 @@ def predict(name: str, occluder: tuple[int, int], stride: int) -> dict[str, obje
 
 
 def _normalized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Set the running statistics of batch norm: with those of a new network a hundred layers overflow."""
+    """Set the running statistics of batch norm; with those of a new network, a hundred layers overflow."""
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     with torch.no_grad():
         for module in model.modules():

@@ -81,6 +81,7 @@ class Bare:
         self.labels = torch.arange(recipe.batch.size, device=device) % _PEOPLE
 
     def __call__(self) -> None:
+        """Run one step."""
         F.cross_entropy(self.network(self.images), self.labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -101,6 +102,7 @@ class Turns:
         self._since = 0.0
 
     def __call__(self, done: int, total: int | None) -> None:
+        """Take the time since the last call, and run bare steps."""
         if total != self.total:
             return  # images are being read
         step = done // self.batch

@@ -55,4 +55,5 @@ def _link_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    """Register the rewriting of links with Sphinx."""
     app.connect("source-read", _link_to_repository)

@@ -1,3 +1,5 @@
+"""Entry point of ``python -m occfast``."""
+
 from .cli import main
 
 main()

@@ -1,4 +1,4 @@
-"""Small networks with the structures of the usual ones."""
+"""Small networks with the structures of common ones."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class UNet(nn.Module):
 
 
 class Odd(nn.Module):
-    """Dilated, strided, asymmetric: odd sizes everywhere, and arithmetic on the input."""
+    """Dilated, strided and asymmetric layers with odd sizes, and arithmetic on the input."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ class ConvNeXt(nn.Module):
 
 
 class Split(nn.Module):
-    """Halves of the channels on their own ways; preactivation whose in-place ReLU also feeds the shortcut."""
+    """Halves of the channels in separate branches; preactivation whose in-place ReLU also feeds the shortcut."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -319,14 +319,14 @@ class Split(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         y = self.relu(x)
-        x = x + 0.5 * y  # x has been rectified as well
+        x = x + 0.5 * y  # x is rectified as well
         a, b = x.chunk(2, dim=1)
         x = torch.cat((self.left(a), torch.maximum(b, a)), 1)
         return self.fc(x.view(x.size(0), x.size(1), -1).mean(-1))  # type: ignore[no-any-return]
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and running statistics that make outputs differ, in evaluation mode."""
+    """Return the model in evaluation mode with random weights and running statistics that make outputs differ."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,16 @@ from occfast import (
     LocationDistribution,
     NoisyOccluder,
     OcclusionMap,
+    TripletStats,
     explain,
     occlusion_map,
     plot_score_distributions,
 )
 from occfast.data import ORL, PKSampler
+from occfast.losses import Mining
+from occfast.occlude.noisy import Noise
 
+NOISES: tuple[Noise, ...] = ("salt_and_pepper", "speckle", "gaussian")
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
@@ -39,6 +44,7 @@ def face() -> torch.Tensor:
 
 
 def save(figure: Figure, name: str) -> None:
+    """Write a figure to docs/images and print its path."""
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / name, dpi=80)
     print(IMAGES / name)
@@ -55,7 +61,7 @@ def occluders() -> None:
     figure = Figure(figsize=(7.2, 7.4), layout="constrained")
     axes = figure.subplots(3, 3)
     for row, size in zip(axes, ((20, 20), (20, 40), (40, 40)), strict=True):
-        for ax, noise in zip(row, ("salt_and_pepper", "speckle", "gaussian"), strict=True):
+        for ax, noise in zip(row, NOISES, strict=True):
             occluder = NoisyOccluder(
                 size, locations="normal", noise=noise, level=(0.1, 0.3), intensity=(0.2, 0.8), seed=2
             )
@@ -104,6 +110,7 @@ class Network(nn.Module):
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute embeddings [N, 64] of images [N, 1, 50, 50]."""
         return F.normalize(self.features(x))
 
 
@@ -114,10 +121,12 @@ def rectangles() -> None:
     from occfast.models import PaperNet
 
     plan = explain(PaperNet(classes=1000).eval(), size=(100, 100), occluder=(20, 40))
-    maps = [layer for layer in plan.layers if layer.size and layer.rectangle and not layer.label.startswith("max")]
+    shown = [("image", (100, 100), (20.0, 40.0))]
+    for layer in plan.layers:
+        if layer.size and layer.rectangle and not layer.label.startswith("max"):
+            shown.append((layer.label, layer.size, layer.rectangle))
     figure = Figure(figsize=(11, 1.9), layout="constrained")
-    axes = figure.subplots(1, len(maps) + 1)
-    shown = [("image", (100, 100), (20.0, 40.0)), *((m.label, m.size, m.rectangle) for m in maps)]
+    axes = figure.subplots(1, len(shown))
     for ax, (label, size, box) in zip(axes, shown, strict=True):
         ax.add_patch(Rectangle((0, 0), 1, 1, facecolor="#ece9f2"))
         height, width = box[0] / size[0], box[1] / size[1]
@@ -171,11 +180,12 @@ def triplet() -> None:
     network, loss_fn = Network(), BatchTripletLoss()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
-    def look(mining: str = "violating"):
+    def look(mining: Mining = "violating") -> TripletStats:
         network.eval()
         viewer = BatchTripletLoss(mining=mining)
         with torch.no_grad():
             viewer(network(images[held]), labels[held])
+        assert viewer.stats is not None
         return viewer.stats
 
     before = look()
@@ -193,7 +203,8 @@ def triplet() -> None:
     save(figure, "triplet.png")
     print("| mining | mined triplets | mean d_ap | mean d_an | var d_ap | var d_an |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for mining in ("all", "violating", "semihard", "semihard_random", "hardest"):
+    minings: tuple[Mining, ...] = ("all", "violating", "semihard", "semihard_random", "hardest")
+    for mining in minings:
         s = look(mining).as_dict()
         print(
             f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "
@@ -383,7 +394,7 @@ def pdsn() -> None:
     landmarks = faces.landmarks[faces.train]
     mean = faces.images[faces.train].float().mean(0).numpy()
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
-    top, rest = figure.subfigures(2, 1, height_ratios=(1.75, 1))
+    top, rest = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.75, 1)).flat
     kinds = {
         "3x3": grid(3, 3, size),
         "lm1": landmark_boxes(landmarks, size),
@@ -451,6 +462,7 @@ class Watched:
         self.centers: list[tuple[float, float]] = []
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Record the centers, and return the network's outputs."""
         for image in images[:, 0] == 0:  # no pixel of a photograph is exactly 0 after the scaling
             rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
             if len(rows):
@@ -478,7 +490,8 @@ def estimates() -> None:
     chosen = int(np.abs(full.per_image.mean((1, 2)) - 0.25).argmin())
     one = full.per_image[chosen].astype(float)
     face, label = images[chosen : chosen + 1], labels[chosen : chosen + 1]
-    watched = {method: Watched(network) for method in ("adaptive", "sampled")}
+    methods: tuple[Literal["adaptive", "sampled"], ...] = ("adaptive", "sampled")
+    watched = {method: Watched(network) for method in methods}
     found = {m: occlusion_map(f, face, label, size, stride=2, method=m) for m, f in watched.items()}
     adaptive = found["adaptive"]
     figure = Figure(figsize=(11, 5.6), layout="constrained")
@@ -491,10 +504,10 @@ def estimates() -> None:
         f"{(adaptive.values == one).mean():.2%} right",
         "sampled": "sampled: one image's lattice",
     }
-    for ax, (method, title) in zip(axes[0, 1:], titles.items(), strict=True):
+    for ax, method in zip(axes[0, 1:], methods, strict=True):
         ax.imshow(one, cmap="gray_r", vmin=0, vmax=3, extent=extent)
-        ax.plot(*np.transpose(watched[method].centers)[::-1], ".", color="#b5367a", markersize=3)
-        ax.set_title(title, fontsize=10)
+        ax.plot(*np.array(watched[method].centers).T[::-1], ".", color="#b5367a", markersize=3)
+        ax.set_title(titles[method], fontsize=10)
     highest = float(full.values.max())
     for ax, m, name in ((axes[1, 0], full, "full sweep"), (axes[1, 1], sampled, "sampled")):
         plot(m, ax, highest)

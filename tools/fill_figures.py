@@ -217,6 +217,7 @@ def _table(header: list[str], cells: list[list[str]]) -> str:
 
 
 def main() -> None:
+    """Fill in the pages, or only check or list the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs")
     parser.add_argument("--list", action="store_true", help="print every figure")

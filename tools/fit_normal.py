@@ -37,6 +37,8 @@ def minimax(x: Array, y: Array, weight: Array, degree: int) -> tuple[Array, floa
 
 
 def main() -> None:
+    """Fit and print the polynomials."""
+
     # p for evenly spaced w: 4p(1 - p) = e^-w
     def points(w: Array) -> tuple[Array, Array]:
         root = np.sqrt(-np.expm1(-w))  # = 1 - 2p

@@ -19,6 +19,7 @@ from occfast.data.orl import _LANDMARKS
 
 
 def main() -> None:
+    """Detect the landmarks and write them."""
     found = detect_landmarks(ORL(aligned=False), settings=DetectorSettings(min_face=10, margin=30, scale=2))
     if found.failures:
         raise SystemExit(f"no face found on {', '.join(found.failures)}")

@@ -26,7 +26,8 @@ class Timing(NamedTuple):
 class Clock(Protocol):
     """Times functions that do the same work on different buffers, in turn."""
 
-    def __call__(self, *functions: Callable[[], Any]) -> Timing: ...
+    def __call__(self, *functions: Callable[[], Any]) -> Timing:
+        """Time the functions in turn."""
 
 
 def gpu_clock(*functions: Callable[[], Any], target: float = 0.15, between: int = 20) -> Timing:

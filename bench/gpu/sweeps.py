@@ -19,13 +19,13 @@ from occfast.sweep.precision import float32_as
 
 
 def w1_network(width: float = 1.0) -> nn.Module:
-    """The network of workload W1: the paper's, 1,000 classes."""
+    """Build the network of workload W1: the paper's, with 1,000 classes."""
     torch.manual_seed(0)
     return PaperNet(1000, width=width).eval()
 
 
 def _graphed(function: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The same work as one CUDA graph."""
+    """Capture a function as one CUDA graph."""
     if device == "cpu":
         return function
     side = torch.cuda.Stream()
@@ -69,8 +69,9 @@ def _sweepers(network: nn.Module, images: Tensor, positions: Tensor) -> dict[str
 
 @torch.no_grad()
 def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
-    """Positions a second of a dense sweep of W1: plain PyTorch against occfast's dense ops, the same network,
-    precision and batch, channels_last, each as a CUDA graph.
+    """Measure positions per second of a dense sweep of W1 with plain PyTorch and with occfast's dense ops.
+
+    Both use the same network, precision and batch size, channels_last and a CUDA graph.
     """
     small = device == "cpu"
     rows = []
@@ -100,8 +101,10 @@ EXACT: dict[str, tuple[torch.dtype, bool, bool]] = {
 
 @torch.no_grad()
 def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
-    """Positions a second of the exact incremental sweep of W1, beside the dense one in PyTorch of the same precision at
-    its better batch, and how far its outputs are from the dense ones in float32.
+    """Measure positions per second of the exact incremental sweep of W1.
+
+    It is compared with PyTorch's dense sweep in the same precision, at the better of two batch sizes. The errors of the
+    outputs are relative to the dense ones in float32.
     """
     small = device == "cpu"
     network = w1_network(0.125 if small else 1.0).to(device)

@@ -1,4 +1,4 @@
-"""``occfast data``: what is in a data set, in other formats, with landmarks, from the net."""
+"""``occfast data``: inspect, convert, and download data sets, and detect landmarks."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ import typer
 if TYPE_CHECKING:
     from ..data import FaceDataset
 
-app = typer.Typer(help="Data sets: show, convert, find landmarks, fetch.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect, convert and download data sets, detect landmarks, and find people in two data sets.",
+    no_args_is_help=True,
+)
 
 _WHAT = (
-    "A folder of identities, a .rec, .npz, .bin, .mat or list file; or orl, lfw, celeba, ar, ar10p, with :PATH where "
-    "it is not in $OCCFAST_DATA."
+    "A folder with a folder for each person; a .rec, .npz, .bin or .mat file; a list of images (.txt, .csv, .lst); or "
+    "orl, lfw, celeba, ar, ar10p, followed by :PATH if it is not in $OCCFAST_DATA."
 )
 What = Annotated[str, typer.Argument(metavar="DATASET", help=_WHAT, show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to the standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 @app.command()
 def show(
     what: What,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet, PNG.")] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Of the sheet.", min=1)] = 5,
-    columns: Annotated[int, typer.Option("--columns", help="Of the sheet.", min=1)] = 8,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet of faces to this PNG file.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Rows of the contact sheet.", min=1)] = 5,
+    columns: Annotated[int, typer.Option("--columns", help="Columns of the contact sheet.", min=1)] = 8,
     sample: Annotated[
-        int | None, typer.Option("--sample", help="Open only so many images, evenly spread.", min=1)
+        int | None,
+        typer.Option("--sample", help="Open at most this many images, spread evenly over the data set.", min=1),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what is there: identities, images, sizes, formats, landmarks, corrupt and repeated files.
+    """List the contents of a data set: people, images, sizes, formats, landmarks, corrupt and repeated files.
 
-    Exit status 1 if an image can't be read.
+    The exit status is 1 if an image cannot be read.
     """
     from ..data import open_dataset
     from ..data.contents import contact_sheet, examine
@@ -85,32 +91,40 @@ def _counts(table: dict[str, int]) -> str:
 @app.command()
 def convert(
     what: What,
-    target: Annotated[Path, typer.Argument(help="A folder, a .rec or an .npz.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output: a folder, a .rec file or an .npz file.")],
     template: Annotated[
         str | None,
-        typer.Option("--template", help="Align to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96 first."),
+        typer.Option("--template", help="Align the faces to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96."),
     ] = None,
     landmarks: Annotated[
-        Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, where the data set has none.")
+        Path | None,
+        typer.Option("--landmarks", help="CSV file with the landmarks, as occfast data landmarks writes it."),
     ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Gray faces; with --template.")] = False,
+    gray: Annotated[bool, typer.Option("--gray", help="Convert the faces to gray. Requires --template.")] = False,
     border: Annotated[
-        str, typer.Option("--border", help="Beyond the image: repeat its edge or black (insightface); with --template.")
+        str, typer.Option("--border", help="Pixels beyond the image: repeat (its edge) or black. Requires --template.")
     ] = "repeat",
-    pixels: Annotated[bool, typer.Option("--pixels", help="An .npz of pixels, uint8 [N, C, H, W].")] = False,
-    min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer.", min=1)] = 1,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Store pixels in the .npz instead of image files, which loads faster.")
+    ] = False,
+    min_images: Annotated[int, typer.Option("--min-images", help="Leave out people with fewer images.", min=1)] = 1,
     exclude: Annotated[
-        Path | None, typer.Option("--exclude", help="Leave out people on this list, as occfast data overlap writes it.")
+        Path | None,
+        typer.Option("--exclude", help="Leave out the people in this list, as occfast data overlap writes it."),
     ] = None,
     skip: Annotated[
-        bool, typer.Option("--skip", help="Leave out, and list, images that can't be read or lack landmarks.")
+        bool,
+        typer.Option(
+            "--skip",
+            help="Leave out, and list, images that cannot be read and, with --template, images without landmarks.",
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a data set as a folder of identities, as RecordIO or as .npz.
+    """Convert a data set to a folder of people, to RecordIO (.rec) or to .npz.
 
-    Image files are copied to the byte unless they are aligned.  The same command goes on where it was stopped.
+    Image files are copied unchanged unless they are aligned. After an interruption, the same command continues.
     """
     from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks
     from ..data.convert import convert as write
@@ -140,7 +154,7 @@ def convert(
 
 
 def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
-    """Reason by name of the images that can't be used."""
+    """Return the reason for each image that cannot be used, by name."""
     from ..data.contents import examine
 
     bad = dict(examine(dataset, progress=not quiet).corrupt)
@@ -156,18 +170,29 @@ def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
 @app.command()
 def landmarks(
     what: What,
-    output: Annotated[Path, typer.Argument(help="CSV file; an interrupted run goes on in it.")],
-    workers: Annotated[int, typer.Option("--workers", help="Threads.", min=1)] = 1,
-    min_face: Annotated[int, typer.Option("--min-face", help="Smallest face, in pixels.", min=1)] = 20,
-    margin: Annotated[int, typer.Option("--margin", help="Pixels of repeated edge about the image.", min=0)] = 0,
-    scale: Annotated[float, typer.Option("--scale", help="Enlargement before detection.")] = 1.0,
-    choose: Annotated[str, typer.Option("--choose", help="Of several faces: central or largest.")] = "central",
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Output: CSV file. An interrupted run continues it.")
+    ],
+    workers: Annotated[int, typer.Option("--workers", help="Number of threads.", min=1)] = 1,
+    min_face: Annotated[
+        int, typer.Option("--min-face", help="Size of the smallest face to detect, in pixels.", min=1)
+    ] = 20,
+    margin: Annotated[
+        int,
+        typer.Option(
+            "--margin", help="Extend images by this many pixels on each side, for faces that fill them.", min=0
+        ),
+    ] = 0,
+    scale: Annotated[float, typer.Option("--scale", help="Enlarge images by this factor before detection.")] = 1.0,
+    choose: Annotated[
+        str, typer.Option("--choose", help="The face to use if there are several: central or largest.")
+    ] = "central",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find the five landmarks of every face with MTCNN (the extra "detect").
+    """Detect the five landmarks of every face with MTCNN, which the extra "detect" installs.
 
-    Exit status 1 if there are images without a face; they are listed and stand in the file.
+    Images without a face are listed, and the exit status is 1 if there are any.
     """
     from ..data import DetectorSettings, detect_landmarks, open_dataset
 
@@ -191,15 +216,17 @@ def landmarks(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="lfw or olivetti.")],
-    home: Annotated[Path | None, typer.Option("--home", help="Folder of the cache; by default scikit-learn's.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: lfw or olivetti.")],
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Folder to download to. (default: scikit-learn's cache)")
+    ] = None,
     mirror: Annotated[str | None, typer.Option("--mirror", help="Address of a folder with the same files.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download a public data set by scikit-learn's addresses and checksums, into its cache.
+    """Download a public data set by scikit-learn's addresses and checksums.
 
-    An interrupted download goes on.  Without a connection it says what to put where (exit status 2).
+    An interrupted download continues. Without a connection, the message says which file to put where.
     """
     from ..data import open_dataset
     from ..data.fetch import fetch as download

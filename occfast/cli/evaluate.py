@@ -37,8 +37,8 @@ def evaluate(
         str | None,
         typer.Argument(
             help="A folder of people, .rec, .npz, .bin, or lfw, orl, ar, ar10p, celeba (followed by :PATH if it is not "
-            "in $OCCFAST_DATA). (default: lfw or ar for their protocols)",
-            show_default=False,
+            "in $OCCFAST_DATA).",
+            show_default="lfw or ar for their protocols",
         ),
     ] = None,
     models: Annotated[
@@ -78,46 +78,36 @@ def evaluate(
     pair_count: Annotated[
         int | None,
         typer.Option(
-            help="Pairs of each kind (folder). (default: all, at most 3000)",
-            min=2,
-            show_default=False,
-            rich_help_panel="Protocol",
+            help="Pairs of each kind (folder).", min=2, show_default="all, at most 3000", rich_help_panel="Protocol"
         ),
     ] = None,
     folds: Annotated[
         int | None,
         typer.Option(
-            help="Number of folds (folder, pairs, bin, scores). (default: 10 for folder and bin)",
+            help="Number of folds (folder, pairs, bin, scores).",
             min=2,
-            show_default=False,
+            show_default="10 for folder and bin",
             rich_help_panel="Protocol",
         ),
     ] = None,
     gallery: Annotated[
         int | None,
-        typer.Option(
-            help="Gallery images per person (search). (default: 1)",
-            min=1,
-            show_default=False,
-            rich_help_panel="Protocol",
-        ),
+        typer.Option(help="Gallery images per person (search).", min=1, show_default="1", rich_help_panel="Protocol"),
     ] = None,
     impostors: Annotated[
         float | None,
         typer.Option(
-            help="Share of people left out of the gallery (search, open set). (default: 0)",
+            help="Share of people left out of the gallery (search, open set).",
             min=0,
             max=0.99,
-            show_default=False,
+            show_default="0",
             rich_help_panel="Protocol",
         ),
     ] = None,
     count: Annotated[
         str | None,
         typer.Option(
-            help="Unit of a rank (search): people or images. (default: people)",
-            show_default=False,
-            rich_help_panel="Protocol",
+            help="Unit of a rank (search): people or images.", show_default="people", rich_help_panel="Protocol"
         ),
     ] = None,
     network: Annotated[
@@ -133,22 +123,29 @@ def evaluate(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Height x width of the network's input. (default: as the weights record)", rich_help_panel="Network"
+            help="Height x width of the network's input.",
+            show_default="as the weights record",
+            rich_help_panel="Network",
         ),
     ] = None,
     color: Annotated[
-        str | None, typer.Option(help="gray, RGB or BGR. (default: as the weights record)", rich_help_panel="Network")
+        str | None,
+        typer.Option(help="gray, RGB or BGR.", show_default="as the weights record", rich_help_panel="Network"),
     ] = None,
     mean: Annotated[
         float | None,
         typer.Option(
-            help="The input is (pixel / 255 - mean) / std. (default: as recorded, else 0.5)", rich_help_panel="Network"
+            help="The input is (pixel / 255 - mean) / std.",
+            show_default="as recorded, else 0.5",
+            rich_help_panel="Network",
         ),
     ] = None,
     std: Annotated[float | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="Align faces to this template. (default: as the weights record)", rich_help_panel="Images"),
+        typer.Option(
+            help="Align faces to this template.", show_default="as the weights record", rich_help_panel="Images"
+        ),
     ] = None,
     landmarks: Annotated[
         Path | None,
@@ -171,10 +168,9 @@ def evaluate(
     bootstrap: Annotated[
         int | None,
         typer.Option(
-            help="Resamples of people for the intervals; 0 treats pairs and probes as independent. (default: 1000 "
-            "where the people are known)",
+            help="Resamples of people for the intervals; 0 treats pairs and probes as independent.",
             min=0,
-            show_default=False,
+            show_default="1000 where the people are known",
             rich_help_panel="Protocol",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""``occfast data overlap``: people who are in a training and in a test set."""
+"""``occfast data overlap``: find people who occur in a training set and in a test set."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ if TYPE_CHECKING:
 
 def overlap(
     first: Annotated[
-        str, typer.Argument(metavar="A", help="The set to leave people out of (training).", show_default=False)
+        str, typer.Argument(metavar="A", help="Training set, from which people are to be excluded.", show_default=False)
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="The set that they may be in (test).", show_default=False)],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Test set, in which these people may occur.", show_default=False)
+    ],
     weights: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Weights (.safetensors): also compare faces, not names alone.")
+        Path | None,
+        typer.Option("--model", "-m", help="Weights of a network (.safetensors), to compare faces as well as names."),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Least cosine of two people's mean features.", min=-1, max=1)] = 0.6,
-    images: Annotated[int, typer.Option(help="Images of each person to look at, at most.", min=1)] = 10,
+    threshold: Annotated[
+        float, typer.Option(help="Smallest cosine similarity of two people's mean features.", min=-1, max=1)
+    ] = 0.6,
+    images: Annotated[int, typer.Option(help="Use at most this many images of each person.", min=1)] = 10,
     resize: Annotated[
-        bool, typer.Option("--resize", help="Resize images that are cropped already; don't align.")
+        bool, typer.Option("--resize", help="Resize images instead of aligning them, if they are cropped already.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    trust: Annotated[bool, typer.Option("--trust", help="Run the code of a network that is module:function.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The list to exclude, CSV.")] = Path("exclude.csv"),
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Number of processes that read images.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Allow code to run if the weights name a network as module:function.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file of the people to exclude.")] = Path(
+        "exclude.csv"
+    ),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to the standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON to the standard output.")] = False,
 ) -> None:
-    """Find people who are in both of two data sets, by name and with a network by similarity; write whom to exclude.
+    """Find people who occur in two data sets, and write a list of people to exclude.
 
-    Names are compared without case, accents and punctuation.  Look at what similarity finds: the threshold depends on
-    the network.
+    Names are compared regardless of case, accents and punctuation; with --model, faces are compared as well. Inspect
+    people found by similarity, because a good threshold depends on the network.
     """
     from ..data import open_dataset
     from ..data.overlap import shared_faces, shared_names, write_shared
@@ -85,7 +94,7 @@ def overlap(
 
 
 def _some_of_each(labels: Tensor, count: int) -> Tensor:
-    """Numbers of the first ``count`` images of each person."""
+    """Return the numbers of the first ``count`` images of each person."""
     import torch
 
     order = labels.argsort(stable=True)

@@ -31,16 +31,15 @@ DataOption = Annotated[
     ),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Path of the data set, if --data is its kind. (default: in $OCCFAST_DATA)")
+    Path | None,
+    typer.Option("--root", help="Path of the data set, if --data is its kind.", show_default="in $OCCFAST_DATA"),
 ]
 LandmarksOption = Annotated[
     Path | None, typer.Option("--landmarks", help="CSV file with landmarks, as occfast data landmarks writes it.")
 ]
 MinImagesOption = Annotated[
     int | None,
-    typer.Option(
-        "--min-images", help="Leave out people with fewer images. (default: 10 for lfw, else 7)", show_default=False
-    ),
+    typer.Option("--min-images", help="Leave out people with fewer images.", show_default="10 for lfw, else 7"),
 ]
 SizeOption = Annotated[tuple[int, int], typer.Option("--size", help="Height and width of the faces in pixels.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of the split, training and occlusions.")]
@@ -200,8 +199,8 @@ def dictionary_command(
         float | None,
         typer.Option(
             "--percentile",
-            help="Discard features up to this percentile of each mask. (default: the paper's for these regions)",
-            show_default=False,
+            help="Discard features up to this percentile of each mask.",
+            show_default="the paper's for these regions",
         ),
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Draw the masks: .png.")] = None,
@@ -325,7 +324,7 @@ def segment_command(
 def identify_command(
     base: BaseArgument,
     dictionary: Annotated[
-        Path | None, typer.Argument(help="Mask dictionary. (default: none, compare without masks)", show_default=False)
+        Path | None, typer.Argument(help="Mask dictionary.", show_default="none, compare without masks")
     ] = None,
     occlusion: Annotated[
         str,
@@ -337,8 +336,8 @@ def identify_command(
         Path | None,
         typer.Option(
             "--segmentation",
-            help="U-Net that finds the occlusion, as occfast pdsn segment writes it. (default: the occlusion is known)",
-            show_default=False,
+            help="U-Net that finds the occlusion, as occfast pdsn segment writes it.",
+            show_default="the occlusion is known",
         ),
     ] = None,
     data: DataOption = "lfw",

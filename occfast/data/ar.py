@@ -24,7 +24,7 @@ from .roots import find_root
 
 @dataclass(frozen=True)
 class Shot:
-    """How an AR photograph was taken, by its number from 1 to 26.
+    """Conditions of an AR photograph, given by its number from 1 to 26.
 
     Attributes:
         session: 1 or 2 (numbers 14 to 26, a fortnight later).
@@ -48,7 +48,7 @@ _SESSION = (
 
 
 def shot(number: int) -> Shot:
-    """What AR's numbering says of photograph ``number`` (1 to 26)."""
+    """Return the conditions of photograph ``number`` (1 to 26)."""
     if not 1 <= number <= 2 * len(_SESSION):
         raise ValueError(f"number: expected 1 to {2 * len(_SESSION)}, got {number}")
     session, within = divmod(number - 1, len(_SESSION))
@@ -56,16 +56,16 @@ def shot(number: int) -> Shot:
 
 
 class _Shots:
-    """What both AR sets offer beside images: the number of each photograph and what it means.
+    """Access to images by the conditions of the photograph.
 
     Attributes:
-        numbers: 1 to 26 of each image, int64 [N].
+        numbers: number of each photograph, 1 to 26, int64 [N].
     """
 
     numbers: Tensor
 
     def shot(self, k: int) -> Shot:
-        """How image k was taken."""
+        """Return the conditions of image k."""
         return shot(int(self.numbers[k]))
 
     def shots(
@@ -76,7 +76,7 @@ class _Shots:
         expression: str | Sequence[str] = ("neutral", "smile", "anger", "scream"),
         session: int | Sequence[int] = (1, 2),
     ) -> Tensor:
-        """Numbers of the images taken so, int64, rising; each argument is one value or several."""
+        """Return the images with these conditions, int64, increasing. Each argument is one value or several."""
         chosen = {
             "occlusion": (_several(occlusion), (None, "sunglasses", "scarf")),
             "light": (_several(light), (*_LIGHTS, "both")),
@@ -107,19 +107,21 @@ RAW_SHAPE = (3, 576, 768)
 
 
 class AR(_Shots, ImageFiles):
-    """AR by file name: ``M-001-08`` is the man 001's photograph 8; see :func:`shot` for the numbers.
+    """The AR faces, identified by file name: ``M-001-08`` is photograph 8 of the man 001; see :func:`shot`.
+
+    Image files and AR's own ``.raw`` files (768×576 RGB) are read. ``M-01-08`` and ``M-001-08`` are the same person.
 
     Args:
-        root: folder with the images, at any depth; None: the folder ``ar`` in $OCCFAST_DATA.
-        landmarks: CSV file by names as in :attr:`names`; None: ``landmarks.csv`` in ``root`` if there is one.
+        root: folder with the images, at any depth. None uses the folder ``ar`` in $OCCFAST_DATA.
+        landmarks: CSV file by names as in :attr:`names`. Defaults to ``landmarks.csv`` in ``root``, if present.
         min_images, people, exclude, gray: as in :class:`ImageFiles`; people are named "M-001", "W-001".
 
     Attributes:
-        numbers: 1 to 26 of each image, int64 [N].
-        others: files whose names are not such.
+        numbers: number of each photograph, 1 to 26, int64 [N].
+        others: files with other names.
 
     Raises:
-        DataError: no such image, a number beyond 26, or the same photograph twice.
+        DataError: if there is no such image, a number exceeds 26, or a photograph occurs twice.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class AR(_Shots, ImageFiles):
         return self.names[k].lower().endswith(".raw")
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k; None for raw files, which hold pixels only."""
         return None if self._is_raw(k) else super().encoded(k)
 
     def __getitem__(self, k: int) -> Face:
@@ -188,21 +191,21 @@ class AR(_Shots, ImageFiles):
 
 
 class AR10P(_Shots, FaceDataset):
-    """Ten people of AR with thirteen photographs each, from scikit-feature's ``warpAR10P.mat``: 60×40, gray.
+    """Ten people of AR with thirteen photographs each, 60×40 gray, from scikit-feature's ``warpAR10P.mat``.
 
     The rows of the file are ordered by person and within a person by AR's own numbers, 1 to 13: seven clean
     (expressions, lights), three with sunglasses, three with a scarf.
 
     Args:
-        path: the file, or a folder with it; None: ``ar10p/warpAR10P.mat`` in $OCCFAST_DATA.
+        path: the file, or a folder with it. None uses ``ar10p/warpAR10P.mat`` in $OCCFAST_DATA.
         gray: False repeats the gray channel to RGB, [3, 60, 40]; True and None return gray images, [1, 60, 40].
 
     Attributes:
-        numbers: 1 to 13 of each image, int64 [N].
+        numbers: number of each photograph, 1 to 13, int64 [N].
         images: uint8 [130, 1, 60, 40].
 
     Raises:
-        DataError: the file can't be read or is something else.
+        DataError: if the file cannot be read or has other contents.
     """
 
     SIZE = (60, 40)
@@ -230,7 +233,7 @@ class AR10P(_Shots, FaceDataset):
 
 
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """X, uint8 [N, 2400], and Y, int64 [N], of a MATLAB 5 file."""
+    """Read X, uint8 [N, 2400], and Y, int64 [N], from a MATLAB 5 file."""
     content = read_mat(path)
     x, y = content.get("X"), content.get("Y")
     pixels = AR10P.SIZE[0] * AR10P.SIZE[1]

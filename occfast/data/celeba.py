@@ -1,4 +1,4 @@
-"""CelebA (Liu et al. 2015) and other sets of one folder of images with a table of identities."""
+"""CelebA (Liu et al. 2015), and other data sets of one folder of images and a table of identities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDERS = ("images", "img_celeba", "img_align_celeba")
 
 
 class CelebA(ImageFiles):
-    """One folder of images, and a table that says whom each shows.
+    """One folder of images and a table of the person in each.
 
     Args:
         root: folder with ``images`` (or ``img_celeba``, ``img_align_celeba``; also in ``Img``) and either
@@ -29,10 +29,10 @@ class CelebA(ImageFiles):
         min_images, people, exclude, gray: as in :class:`ImageFiles`; people are named by their identity in the table.
 
     Attributes:
-        others: image files on the disk that the table doesn't name.
+        others: image files that the table does not list.
 
     Raises:
-        DataError: no table, a bad line of it, or images that it names but which are not on the disk.
+        DataError: if there is no table, a line of it is malformed, or images that it lists are missing.
     """
 
     def __init__(

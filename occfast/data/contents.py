@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes, files that can't be read, and a sheet of faces."""
+"""Summaries of data sets: counts, sizes, unreadable and repeated files, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from .images import probe, recolor
 
 @dataclass(frozen=True)
 class Contents:
-    """What :func:`examine` found.
+    """Contents of a data set, as :func:`examine` returns them.
 
     Attributes:
         kind: class of the data set.
-        people, images: how many.
-        per_person: fewest, median and most images of a person.
-        examined: images that were opened.
-        sizes: images of each (height, width), the commonest first.
-        formats: files of each format and mode ("JPEG RGB"); "pixels" where no files are kept.
-        bytes: of the files examined.
-        landmarks: images with landmarks, or None where the set has none.
-        alignment: how the images were aligned, or None.
-        corrupt: reason by name of every image that can't be read.
-        repeated: groups of names whose files are equal to the byte.
-        others: files in the folder that are not taken for images.
+        people: number of people.
+        images: number of images.
+        per_person: smallest, median and largest number of images of a person.
+        examined: number of images that were opened.
+        sizes: number of images of each (height, width), the most frequent first.
+        formats: number of files of each format and mode ("JPEG RGB"); "pixels" for sets that store no files.
+        bytes: total size of the examined files.
+        landmarks: number of images with landmarks, or None if the set has none.
+        alignment: record of the alignment, or None.
+        corrupt: the reason for each image that cannot be read, by name.
+        repeated: groups of names whose files are identical.
+        others: files in the folder that are not images.
     """
 
     kind: str
@@ -53,12 +54,18 @@ class Contents:
     others: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the contents as values that JSON can hold."""
         return {**self.__dict__, "sizes": {f"{h}x{w}": count for (h, w), count in self.sizes.items()}}
 
 
 def examine(dataset: FaceDataset, images: Sequence[int] | None = None, *, progress: bool | Report = True) -> Contents:
-    """Open the images of a data set, all or some, and tell what is there."""
+    """Open images of a data set and summarize them.
+
+    Args:
+        dataset: any data set of faces.
+        images: numbers of the images to open. Defaults to all.
+        progress: True for a progress bar, False for none, or a function that is called with (done, total).
+    """
     chosen = range(len(dataset)) if images is None else images
     sizes: Counter[tuple[int, int]] = Counter()
     formats: Counter[str] = Counter()
@@ -104,15 +111,19 @@ def examine(dataset: FaceDataset, images: Sequence[int] | None = None, *, progre
 def contact_sheet(
     dataset: FaceDataset, rows: int = 5, columns: int = 8, cell: int = 96, *, landmarks: bool = True
 ) -> Tensor:
-    """Faces of as many people as there is room for, uint8 [3, rows · cell, columns · cell].
+    """Draw a contact sheet with faces of as many people as possible.
+
+    An image that cannot be read gives a red cell.
 
     Args:
         dataset: any data set of faces.
-        rows, columns: of faces; fewer rows where there are fewer images.
-        cell: side of each in pixels; an image is scaled to fit and stands in the middle.
-        landmarks: mark them, where they are known.
+        rows: largest number of rows.
+        columns: number of columns.
+        cell: side of a cell in pixels. Images are scaled to fit and centered.
+        landmarks: marks the landmarks, if there are any.
 
-    An image that can't be read leaves a red cell.
+    Returns:
+        uint8 [3, rows · cell, columns · cell].
     """
     for name, value in (("rows", rows), ("columns", columns), ("cell", cell)):
         if not 1 <= value <= 4096:
@@ -143,7 +154,7 @@ def contact_sheet(
 
 
 def _spread(dataset: FaceDataset, count: int) -> list[int]:
-    """Images of people spread over the whole set, one each; then second images and so on."""
+    """Choose images of people spread over the whole set: one of each person, then second images, and so on."""
     order = torch.argsort(dataset.labels, stable=True)
     starts = dataset.counts.cumsum(0) - dataset.counts
     rank = torch.empty(len(dataset), dtype=torch.int64)  # of each image among its person's

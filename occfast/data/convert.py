@@ -1,8 +1,8 @@
-"""Data sets are written as a folder of identities, as RecordIO or as ``.npz``.
+"""Conversion of data sets to a folder of people, to RecordIO or to ``.npz``.
 
-Image files are copied byte by byte where the source has them; pixels (an aligned set, say) are stored as PNG, without
-loss.  Names, landmarks and alignment go along.  Nothing gets its name before it is whole, and a folder or a RecordIO
-goes on where it was stopped.
+Stored image files are copied unchanged; pixels, such as those of aligned faces, are stored as PNG without loss. Names,
+landmarks and alignment are kept. A file gets its final name only when it is complete, and an interrupted conversion to
+a folder or to RecordIO continues where it stopped.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ def convert(
     pixels: bool = False,
     progress: bool | Report = True,
 ) -> Path:
-    """Write a data set anew.
+    """Write a data set in another format.
 
     Args:
-        source: any data set of faces; wrapped in :class:`~occfast.data.Aligned` its faces are stored aligned.
-        target: the folder, the ``.rec`` (``.idx``, ``.lst``, ``property``, ``.json`` and landmarks come beside it) or
-            the ``.npz``.
-        kind: "folder", "recordio" or "npz"; None: as the ending of ``target`` says.
-        pixels: an ``.npz`` of pixels, uint8 [N, C, H, W], for images of one size, rather than of image files.
+        source: any data set of faces; a :class:`~occfast.data.Aligned` one is stored aligned.
+        target: the folder, the ``.rec`` (``.idx``, ``.lst``, ``property``, ``.json`` and landmarks are written beside
+            it) or the ``.npz``.
+        kind: "folder", "recordio" or "npz". Defaults to the kind that the suffix of ``target`` implies.
+        pixels: stores pixels, uint8 [N, C, H, W], in an ``.npz`` instead of image files. All images must have one size.
         progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
-        The folder or file.  Interrupted, the same call goes on (an ``.npz`` begins again).
+        The folder or file. After an interruption the same call continues; an ``.npz`` starts again.
 
     Raises:
-        DataError: an image can't be read, or the names of images or people don't make names of files.
-        ValueError: ``target`` is there already; ``pixels`` with images of several sizes.
+        DataError: if an image cannot be read, or the format cannot hold a name; names are checked first.
+        ValueError: if ``target`` exists, another process writes it, or ``pixels`` is given and image sizes differ.
     """
     target = Path(target)
     if kind is None:
@@ -128,7 +128,7 @@ def _only_writer(target: Path) -> Iterator[None]:
 
 
 def content(source: FaceDataset, k: int) -> bytes:
-    """Image k as a file: the stored one, or a PNG of its pixels."""
+    """Return image k as a file: the stored one, or a PNG of its pixels."""
     stored = source.encoded(k)
     return encode_png(source[k].image) if stored is None else stored
 
@@ -139,7 +139,7 @@ def _about(source: FaceDataset) -> dict[str, Any]:
 
 
 def _fingerprint(source: FaceDataset) -> str:
-    """Of everything but the images: what was begun is gone on with only for the same source."""
+    """Return a digest of everything but the images. A conversion continues only for the same source."""
     parts = [list(source.names), source.labels.tolist(), _about(source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -191,7 +191,7 @@ def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
 
 
 def _stem(name: str, person: str) -> str:
-    """Where an image goes in a folder of identities.  DataError for names that would lead out of it."""
+    """Return the path of an image in a folder of people. Raises DataError for names that would lead out of it."""
     inside = name if name.split("/")[0] == person else f"{person}/{name}"
     for part in inside.split("/"):
         too_long = len(part.encode()) > _MAX_NAME
@@ -201,7 +201,7 @@ def _stem(name: str, person: str) -> str:
 
 
 def _with_suffix(name: str, data: bytes, where: str) -> str:
-    """The name with the ending of the image's format, if it has another or none."""
+    """Return the name with the suffix of the image's format, if it has another suffix or none."""
     suffixes = _SUFFIXES[probe(data, where)[0]]
     path = PurePosixPath(name)
     if path.suffix.lower() in suffixes:
@@ -214,7 +214,7 @@ def _with_suffix(name: str, data: bytes, where: str) -> str:
 
 
 def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
-    """As insightface packs: record 0 tells where images end, identities have records of their own after them."""
+    """Write insightface's layout: record 0 states where the images end, and records of the identities follow them."""
     if target.suffix.lower() != ".rec":
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
     if target.exists():
@@ -324,7 +324,7 @@ def _contents(source: FaceDataset, report: Report) -> Iterator[bytes]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """An array of the archive, to write its elements to."""
+    """Open an array of the archive for writing its elements."""
     out: BinaryIO = archive.open(f"{name}.npy", "w", force_zip64=True)  # type: ignore[assignment]
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(out, header)

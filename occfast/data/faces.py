@@ -156,9 +156,11 @@ class Subset(FaceDataset):
         self.alignment = dataset.alignment
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k."""
         return self.dataset.encoded(self.indices[k])
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return self.dataset.place(self.indices[k])
 
     def __getitem__(self, k: int) -> Face:
@@ -183,9 +185,11 @@ class WithLandmarks(FaceDataset):
         self.alignment = dataset.alignment
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k."""
         return self.dataset.encoded(k)
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return self.dataset.place(k)
 
     def __getitem__(self, k: int) -> Face:

@@ -1,4 +1,4 @@
-"""Public data sets are downloaded by scikit-learn's list of addresses and checksums, into its cache."""
+"""Download of public data sets by scikit-learn's addresses and checksums, into its cache."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class _File:
 def fetch(
     name: str, home: str | Path | None = None, *, mirror: str | None = None, progress: bool | Report = True
 ) -> Path:
-    """Download a data set and check it; what is there already is not downloaded again, and an interrupted one goes on.
+    """Download a data set and verify it. Existing files are kept, and interrupted downloads continue.
 
     Args:
         name: "lfw" (funneled, 250×250, with its pairs) or "olivetti" (400 images of 40 people, 64×64 gray).
-        home: scikit-learn's cache; None: its own default (``$SCIKIT_LEARN_DATA`` or ``~/scikit_learn_data``).
-        mirror: address of a folder with the same files, in place of scikit-learn's addresses.
+        home: scikit-learn's cache. Defaults to ``$SCIKIT_LEARN_DATA`` or ``~/scikit_learn_data``.
+        mirror: address of a folder with the same files, to use instead of scikit-learn's addresses.
         progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
-        What to open: the folder for :class:`~occfast.data.LFW`, the file for :class:`~occfast.data.Npz`.
+        The folder for :class:`~occfast.data.LFW`, or the file for :class:`~occfast.data.Npz`.
 
     Raises:
-        DataError: no connection (it says what to put where), or another file than expected.
+        DataError: if there is no connection (the message says which file to put where), or a checksum differs.
     """
     if name not in FETCHERS:
         raise ValueError(f"name: expected one of {', '.join(FETCHERS)}, got {name!r}")
@@ -125,7 +125,7 @@ def _download(files: list[_File], progress: bool | Report, instead: str) -> None
 
 
 def _get(file: _File, report: Report) -> None:
-    """Download to ``<name>.part``, going on where that ends, and check it."""
+    """Download to ``<name>.part``, continuing an earlier download, and verify the checksum."""
     part = file.path.with_name(file.path.name + ".part")
     start = part.stat().st_size if part.is_file() else 0
     _receive(file.url, part, start, report)
@@ -139,7 +139,7 @@ def _get(file: _File, report: Report) -> None:
 
 
 def _receive(url: str, part: Path, start: int, report: Report) -> None:
-    """Append what follows byte ``start``, or write everything where the server doesn't do that."""
+    """Append the bytes from ``start`` on, or write the whole file if the server does not support ranges."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:

@@ -1,4 +1,4 @@
-"""Images in files: a folder of identities, or a list."""
+"""Image files: a folder with a folder for each person, or a list."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .images import SUFFIXES
 from .landmarks import LandmarkTable, read_landmarks
 from .lists import read_list
 
-#: What a folder's images are: how they were aligned and from what they were made.
+#: File of a folder that records the alignment of its images.
 ABOUT = "about.json"
 
 
 class ImageFiles(EncodedFaces):
-    """Image files under a root, with whom each shows: what folders, lists and the public sets have in common.
+    """Base class of folders, lists and public data sets of image files.
 
     Args:
         root: folder that the names are relative to.
-        names: of the image files, unique, with "/" between folders.
-        identities: whom each shows.
-        landmarks: table with landmarks by name, or the CSV file of one; None: none are known.
-        min_images: leave out people with fewer images.
-        people: leave out all but these people; DataError names those of them who have no image.
-        exclude: leave out these people.
+        names: names of the image files, unique, with "/" between folders.
+        identities: the person in each image.
+        landmarks: table of landmarks by name, or its file; None if there are none.
+        min_images: leaves out people with fewer images.
+        people: keeps only these people.
+        exclude: leaves out these people.
         gray: as in :class:`EncodedFaces`.
     """
 
@@ -54,13 +54,15 @@ class ImageFiles(EncodedFaces):
         self.landmarks = None if landmarks is None else landmarks.of(self.names)
 
     def path(self, k: int) -> Path:
-        """File of image k."""
+        """Return the file of image k."""
         return self.root / self.names[k]
 
     def encoded(self, k: int) -> bytes | None:
+        """Read the file of image k."""
         return read_bytes(self.place(k))
 
     def place(self, k: int) -> str:
+        """Return the path of image k."""
         return f"{self.root}/{self.names[k]}"
 
 
@@ -117,21 +119,22 @@ def _repeated_folder(images: list[str], others: list[str]) -> str | None:
 
 
 class Folder(ImageFiles):
-    """A folder with a folder of images for each identity: ``root/<identity>/<image>``, at any depth below it.
+    """A folder with a folder of images for each person: ``root/<person>/<image>``, at any depth below the person.
 
-    ``about.json`` in it, as ``occfast data convert`` writes it, tells how the images were aligned.
+    A folder whose only content is such a folder (a set that was unpacked twice) is read with a warning. ``about.json``,
+    which ``occfast data convert`` writes, records the alignment of the images.
 
     Attributes:
-        others: files that are not taken for images of people: other endings, or not in an identity's folder.
+        others: files that are not images of people, because of their suffix or since they lie outside the folders.
 
     Args:
         root: the folder.
-        landmarks: CSV file with the landmarks of the images, by their names relative to ``root``; None: the file
-            ``landmarks.csv`` in ``root`` if there is one.
+        landmarks: CSV file with the landmarks of the images, by their names relative to ``root``. Defaults to
+            ``landmarks.csv`` in ``root``, if present.
         min_images, people, exclude, gray: as in :class:`ImageFiles`.
 
     Raises:
-        DataError: the folder can't be listed or has no images in folders.
+        DataError: if the folder cannot be listed or has no images in folders.
     """
 
     def __init__(
@@ -176,20 +179,19 @@ class Folder(ImageFiles):
 
 
 class ImageList(ImageFiles):
-    """Images named in a text file, one a line: the path and whom it shows, separated by a tab, a comma or spaces.
+    """Images listed in a text file: a path and a person on each line, separated by a tab, a comma or spaces.
 
-    mxnet's ``.lst`` files (number, label, path, separated by tabs) are read as well.  Lines that are empty or begin
-    with ``#`` are none; Windows line ends and a byte-order mark are accepted; backslashes separate folders where the
-    file has Windows paths.  A path with spaces needs a tab or a comma after it.
+    The ``.lst`` files of mxnet (key, label, path) and of insightface (flag, path, label) are read as well. Empty lines
+    and lines that begin with ``#`` are skipped. Windows line ends, a byte-order mark and backslashes between folders
+    are accepted. A path with spaces needs a tab or a comma after it.
 
     Args:
         path: the list.
-        root: folder that its paths are relative to; None: the folder of the list.
+        root: folder that the paths are relative to. Defaults to the folder of the list.
         landmarks, min_images, people, exclude, gray: as in :class:`ImageFiles`.
 
     Raises:
-        DataError: with the line, where a line names no person or an image for the second time; missing image files are
-            counted when the list is read.
+        DataError: if a line is malformed, an image is listed twice, or image files are missing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Image files become tensors: every mode and orientation explicitly, every bad file a DataError."""
+"""Decoding of image files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..checks import MAX_PIXELS
 from ..errors import DataError
 from ..files import read_bytes
 
-#: Endings of the names of image files, in lower case.
+#: Suffixes of image files, in lower case.
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif"))
-#: What is opened at all; Pillow's other plug-ins, some of which start programs, never see a byte.
+#: Formats that are decoded. Pillow's other plug-ins, some of which start programs, are never used.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 _ORIENTATION = 0x0112
 
@@ -25,19 +25,19 @@ _ORIENTATION = 0x0112
 def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
     """Decode an image file.
 
-    CMYK and palettes become RGB; 16-bit gray is scaled to 8; transparent pixels are laid over black; an EXIF
-    orientation is applied, so that rows and columns are those that a viewer shows.
+    CMYK and palettes are converted to RGB, 16-bit gray is scaled to 8 bits, transparent pixels are blended with black,
+    and an EXIF orientation is applied.
 
     Args:
-        content: the file, JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
-        where: names the file in errors.
-        gray: True converts to gray (ITU-R 601), False to RGB, None to whichever of them is stored.
+        content: the file: JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
+        where: name of the file in errors.
+        gray: True converts to gray (ITU-R BT.601), False to RGB, None keeps the stored colors.
 
     Returns:
         uint8 [1, H, W] (gray) or [3, H, W] (RGB).
 
     Raises:
-        DataError: not such an image, truncated, damaged, or of more than :data:`MAX_PIXELS` pixels.
+        DataError: if the file is no such image, is truncated or damaged, or has more than ``checks.MAX_PIXELS`` pixels.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -60,7 +60,7 @@ def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says (decoded only if it does)."""
+    """Apply the EXIF orientation, if there is one."""
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
@@ -83,9 +83,10 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
 
 
 def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
-    """Format ("JPEG"), (height, width) as stored and Pillow mode ("RGB") of an image file, from its first bytes.
+    """Return the format ("JPEG"), the stored (height, width) and the Pillow mode ("RGB") of an image file.
 
-    DataError where it is none.
+    Raises:
+        DataError: if it is not an image.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -95,12 +96,12 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
 
 
 def read_image(path: str | Path, *, gray: bool | None = False) -> Tensor:
-    """An image file as uint8 [3, H, W] or, with ``gray``, [1, H, W]: see :func:`decode`."""
+    """Read an image file as uint8 [3, H, W] or, with ``gray``, [1, H, W]; see :func:`decode`."""
     return decode(read_bytes(path), str(path), gray=gray)
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Gray as Pillow makes it (ITU-R 601 in integers): uint8 [..., 3, H, W] to [..., 1, H, W]; gray stays."""
+    """Convert uint8 [..., 3, H, W] to gray, [..., 1, H, W], with Pillow's integer weights. Gray images are returned."""
     if images.shape[-3] == 1:
         return images
     red, green, blue = images.int().unbind(-3)
@@ -108,7 +109,7 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def recolor(images: Tensor, gray: bool | None) -> Tensor:
-    """uint8 [..., C, H, W], C 1 or 3, as gray (True), RGB (False) or as they are (None)."""
+    """Convert uint8 [..., C, H, W] with C = 1 or 3 to gray (True) or RGB (False), or return it (None)."""
     if gray is None:
         return images
     if images.shape[-3] not in (1, 3):
@@ -117,7 +118,7 @@ def recolor(images: Tensor, gray: bool | None) -> Tensor:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """uint8 [C, H, W], C 1 or 3, as a PNG file."""
+    """Encode an image, uint8 [C, H, W] with C = 1 or 3, as PNG."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image: expected uint8 [1 or 3, H, W], got {image.dtype} {list(image.shape)}")
     array = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
@@ -127,9 +128,10 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def read_pgm(path: Path) -> Tensor:
-    """An 8-bit binary PGM (P5) as uint8 [H, W].
+    """Read an 8-bit binary PGM file (P5) as uint8 [H, W].
 
-    Raises DataError, with the file and the offset, where it is none or ends early.
+    Raises:
+        DataError: if it is not such a file, or is truncated.
     """
     data = read_bytes(path)
     space = rb"(?:\s|#[^\n]*\n)+"

@@ -1,8 +1,8 @@
-"""Tables of landmarks: one line an image, as CSV.
+"""Tables of landmarks: CSV files with one line for each image.
 
-The header names the columns: ``image``, then for each of ``left_eye``, ``right_eye``, ``nose``, ``mouth_left`` and
-``mouth_right`` either ``_x`` and ``_y`` (right and down) or ``_column`` and ``_row``, in pixels; others (``identity``)
-are kept.  Empty numbers: no landmarks are known for that image.
+The columns are ``image`` and, for each of ``left_eye``, ``right_eye``, ``nose``, ``mouth_left`` and ``mouth_right``,
+either ``_x`` and ``_y`` (to the right and downward) or ``_column`` and ``_row``, in pixels. Further columns, such as
+``identity``, are kept. Empty cells mean that an image has no landmarks. CelebA's lists are read as well.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _CELEBA_COLUMNS = {
 
 @dataclass(frozen=True)
 class LandmarkTable:
-    """Landmarks of images by name.
+    """Landmarks of N images by name.
 
     Attributes:
-        names: of the images, unique.
-        points: float64 [N, 5, 2], (row, column); NaN where none are known.
-        columns: further columns of the file, each with N texts.
+        names: names of the images, unique.
+        points: float64 [N, 5, 2], (row, column) in pixels; NaN for images without landmarks.
+        columns: further columns of the file, with N texts each.
     """
 
     names: list[str]
@@ -55,7 +55,7 @@ class LandmarkTable:
         return {unicodedata.normalize("NFC", name): k for k, name in enumerate(self.names)}
 
     def of(self, names: Sequence[str]) -> Tensor:
-        """Landmarks of these images, float64 [len(names), 5, 2]; NaN for those that the table doesn't have."""
+        """Return the landmarks of these images, float64 [len(names), 5, 2]; NaN for images that the table lacks."""
         found = [self._positions.get(unicodedata.normalize("NFC", name), -1) for name in names]
         index = torch.tensor(found, dtype=torch.int64)
         points = self.points[index.clamp_min(0)] if len(self.points) else torch.zeros(len(found), 5, 2).double()
@@ -63,14 +63,14 @@ class LandmarkTable:
 
 
 def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """A CSV file in UTF-8, with or without byte-order mark, with any line ends.
+    """Read a CSV file in UTF-8 with a header, with or without a byte-order mark, with the line ends of any system.
 
     Returns:
         The header, and (line number, cells) of every line that is not empty.
 
     Raises:
-        DataError: not UTF-8, a column of ``needed`` is missing or there twice, or a line has too many or too few
-            cells; with the line.
+        DataError: if the file is not UTF-8, a column of ``needed`` is missing or occurs twice, or a line has the wrong
+            number of cells.
     """
     path = Path(path)
     try:
@@ -154,7 +154,7 @@ def _number(cell: str, column: str, where: str) -> float:
 def write_landmarks(
     path: str | Path, names: Sequence[str], points: Tensor, columns: dict[str, Sequence[object]] | None = None
 ) -> Path:
-    """Write a table of landmarks, (x, y) in pixels; empty cells where they are NaN; further ``columns`` after."""
+    """Write a table of landmarks, (x, y) in pixels, with empty cells for NaN, followed by further ``columns``."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = columns or {}

@@ -19,24 +19,23 @@ _FOLDERS = ("images", "lfw", "lfw_funneled", "lfw-deepfunneled")
 
 
 class LFW(ImageFiles):
-    """LFW in its official layout, ``Name/Name_0001.jpg``.
+    """Labeled Faces in the Wild in its official layout, ``Name/Name_0001.jpg``.
 
     Args:
-        root: folder with ``images`` (or ``lfw``, ``lfw_funneled``, ``lfw-deepfunneled``, or the people's folders
-            themselves) and, where they are used, ``landmarks.csv`` and the official lists; None: the folder ``lfw``
-            in $OCCFAST_DATA.
-        min_images: leave out people with fewer images: 10 leaves 158 people and 4,324 images.
-        people: leave out all but these: "view1-train", "view1-test", "view2" (the official lists) or names.
+        root: folder with ``images`` (or ``lfw``, ``lfw_funneled``, ``lfw-deepfunneled``, or the folders of the people)
+            and optionally ``landmarks.csv`` and the official lists; or a folder with ``lfw-py``, as torchvision makes
+            it. None uses the folder ``lfw`` in $OCCFAST_DATA.
+        min_images: leaves out people with fewer images; 10 leaves 158 people and 4,324 images.
+        people: keeps only these people: "view1-train", "view1-test", "view2" (the official lists) or names.
         exclude, gray: as in :class:`ImageFiles`.
-        landmarks: CSV file by names as in :attr:`names`; None: ``landmarks.csv`` in ``root`` if there is one.
+        landmarks: CSV file by names as in :attr:`names`. Defaults to ``landmarks.csv`` in ``root``, if present.
 
     Attributes:
-        missing: people and images of the official list named by ``people`` that are not on the disk (also told in a
-            warning); empty otherwise.
+        missing: people of the official list whose images are missing; a warning names them as well.
         others: files that are not images in the official layout.
 
     Raises:
-        DataError: no images in this layout; names in ``people`` or ``exclude`` without an image.
+        DataError: if there are no images in this layout, or ``people`` or ``exclude`` has unknown names.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class LFW(ImageFiles):
         return [name for name in wanted if name in present]
 
     def find(self, person: str, number: int) -> int | None:
-        """Number in this data set of the image that the official lists call ``person number``; None: not here."""
+        """Return the number of the image that the official lists call ``person number``, or None."""
         for suffix in (".jpg", ".png", ".jpeg"):
             k = self.positions.get(f"{person}/{person}_{number:04d}{suffix}")
             if k is not None:
@@ -115,10 +114,13 @@ def _is_official(name: str) -> bool:
 
 
 def read_people(path: str | Path) -> list[dict[str, int]]:
-    """Folds of an official list of people (one for ``peopleDev*.txt``): number of images by name.
+    """Read an official list of people.
+
+    Returns:
+        The number of images by name for each fold; ``peopleDev*.txt`` has one fold.
 
     Raises:
-        DataError: with the line, where the file is not such a list or ends early.
+        DataError: if the file is not such a list or is truncated.
     """
     path = Path(path)
     lines = read_lines(path)

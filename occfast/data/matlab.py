@@ -24,11 +24,13 @@ _NUMERIC = range(6, 16)  # the classes double, single and the integers
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
-    """The real numeric arrays of a file by name, as they are stored: whole numbers of a "double" may be uint8 there.
+    """Read the real numeric arrays of a file by name, in the types in which they are stored.
 
-    Other variables (cells, texts, complex numbers) are not read.
+    MATLAB stores a "double" array of small whole numbers as uint8. Other variables (cells, texts, complex numbers) are
+    skipped.
 
-    DataError, with the offset, where the file is none, truncated or damaged.
+    Raises:
+        DataError: if the file is not a MATLAB 5 file, is truncated or damaged, or decompresses to too many bytes.
     """
     content = read_bytes(path)
     where = str(path)
@@ -53,7 +55,7 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def _elements(data: bytes, at: int, order: str, where: str, *, padded: bool = True) -> Iterator[tuple[int, bytes, int]]:
-    """(type, data, offset) of the elements one after the other; padded to 8 bytes but for compressed ones."""
+    """Yield (type, data, offset) of successive elements, which are padded to 8 bytes unless compressed."""
     while at < len(data):
         if len(data) - at < 8:
             raise DataError(f"{where}: truncated: expected an element of 8 bytes or more at offset {at}")
@@ -86,7 +88,7 @@ def _decompress(data: bytes, limit: int, where: str) -> bytes:
 
 
 def _array(data: bytes, order: str, where: str) -> tuple[str, np.ndarray] | None:
-    """Name and values of a variable, or None if it isn't numeric and real."""
+    """Return name and values of a variable, or None if it is not numeric and real."""
     parts = list(_elements(data, 0, order, where))
     if len(parts) < 3 or len(parts[0][1]) < 8 or len(parts[1][1]) % 4:
         raise DataError(f"{where}: expected flags, dimensions and a name")

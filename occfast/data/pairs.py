@@ -1,4 +1,4 @@
-"""Lists of pairs: LFW's ``pairs.txt`` and ``pairsDev*.txt``, lists of the MFR2 kind, and lists of paths."""
+"""Lists of pairs: LFW's ``pairs.txt`` and ``pairsDev*.txt``, and other lists of names or paths."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .lists import is_count, read_lines
 
 
 class ListedPair(NamedTuple):
-    """A pair as its list names it.
+    """A pair as a list states it.
 
     Attributes:
-        first, second: the images: a path, or ``Name/Name_0001`` where the list has a name and a number.
-        same: whether they show one person.
-        fold: from 0; None where the list has no folds.
-        line: of the list, from 1.
+        first, second: the images: paths, or ``Name/Name_0001`` if the list has names and numbers.
+        same: whether both show one person.
+        fold: number of the fold, from 0; None if the list has no folds.
+        line: number of the line, from 1.
     """
 
     first: str
@@ -35,14 +35,14 @@ class ListedPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The pairs of a list that a data set has images for.
+    """The pairs of a list whose images are in a data set.
 
     Attributes:
         index: numbers of the images, int64 [P, 2].
-        same: bool [P].
-        folds: int64 [P], or None.
-        missing: pairs of the list that name an image which is not there, in the order of the list.
-        source: the list.
+        same: whether both images show one person, bool [P].
+        folds: number of the fold, int64 [P]; or None.
+        missing: pairs of the list with an image that the data set lacks, in the order of the list.
+        source: name of the list.
     """
 
     index: Tensor
@@ -60,8 +60,8 @@ class PairList:
     """A list of pairs.
 
     Attributes:
-        pairs: in the order of the file.
-        path: of the file.
+        pairs: the pairs in the order of the file.
+        path: the file.
     """
 
     pairs: Sequence[ListedPair]
@@ -74,12 +74,12 @@ class PairList:
         """Find the images in a data set, by their names with or without folders and the file's ending.
 
         Args:
-            dataset: whose :attr:`~FaceDataset.names` are looked through.
-            missing: what to do about pairs that name an image which is not there: "warn" tells how many there are and
-                keeps them in :attr:`Pairs.missing`; "error" raises.
+            dataset: any data set of faces.
+            missing: "warn" gives a warning if images are missing and keeps their pairs in :attr:`Pairs.missing`;
+                "error" raises an error.
 
         Raises:
-            DataError: no pair's images are there; a name that two images have; missing ones, where that is an error.
+            DataError: if no pair has both images, two images match one name, or images are missing with "error".
         """
         if missing not in ("warn", "error"):
             raise ValueError(f"missing: expected 'warn' or 'error', got {missing!r}")
@@ -108,7 +108,7 @@ class PairList:
 
 
 class _Names:
-    """Images by name, by name without the file's ending, and by the last part of either."""
+    """Images by name, by name without suffix, and by the last part of either."""
 
     def __init__(self, names: Sequence[str], path: Path) -> None:
         self.path = path

@@ -1,10 +1,11 @@
-"""RecordIO files, as dmlc-core defines them and mxnet fills them; mxnet is not needed.
+"""RecordIO files in the format of dmlc-core, with the headers of mxnet; mxnet is not needed.
 
-A record is the word :data:`MAGIC`, a word with 3 bits of flag above 29 bits of length, the data, and zeros up to a
-multiple of 4 bytes; all words little-endian.  Where the data has MAGIC at a multiple of 4 bytes, that word is left out
-and the record goes on as another part there: flags 1 (first), 2 (middle), 3 (last) instead of 0 (whole).
+A record consists of the word :data:`MAGIC`, a word with a flag of 3 bits above a length of 29 bits, the data, and zeros
+up to a multiple of 4 bytes. Words are little-endian. Where the data contain MAGIC at a multiple of 4 bytes, that word
+is omitted and the record continues in another part: flags 1 (first), 2 (middle) and 3 (last) replace 0 (whole).
 
-mxnet's data begin with a header of flag, label, two numbers (24 bytes); with flag > 0 so many labels follow.
+The data begin with a header of 24 bytes: flag, label, and two numbers. If the flag is positive, it is the number of
+labels that follow the header.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _MAX_LABELS = 1 << 20
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the image in a record of mxnet.
+    """The header of a record of mxnet.
 
     Attributes:
-        labels: one (stored in the header itself) or several (stored after it).
+        labels: one label, stored in the header, or several, stored after it.
         id: number of the record.
-        id2: unused by most.
-        listed: labels are stored after the header even if there is only one.
+        id2: second number, rarely used.
+        listed: stores the labels after the header even if there is only one.
     """
 
     labels: tuple[float, ...]
@@ -50,7 +51,7 @@ class Header:
     listed: bool = False
 
     def pack(self, content: bytes) -> bytes:
-        """The data of a record: the header, its labels, the content."""
+        """Return the data of a record: the header, its labels, and the content."""
         if len(self.labels) == 1 and not self.listed:
             return _HEADER.pack(0, self.labels[0], self.id, self.id2) + content
         labels = struct.pack(f"<{len(self.labels)}f", *self.labels)
@@ -58,7 +59,7 @@ class Header:
 
 
 def unpack(data: bytes, where: str) -> tuple[Header, bytes]:
-    """Header and content of a record's data; DataError where it is too short for them."""
+    """Split the data of a record into header and content. Raises DataError if they are too short."""
     if len(data) < _HEADER.size:
         raise DataError(f"{where}: expected a header of {_HEADER.size} bytes, got {len(data)} bytes")
     flag, label, first, second = _HEADER.unpack_from(data)
@@ -71,7 +72,7 @@ def unpack(data: bytes, where: str) -> tuple[Header, bytes]:
 
 
 def encode_record(data: bytes) -> bytes:
-    """A record with these data, in parts where they have MAGIC at a multiple of 4 bytes."""
+    """Encode data as a record, in several parts if they contain MAGIC at a multiple of 4 bytes."""
     if len(data) >= 1 << _LENGTH_BITS:
         raise ValueError(f"data: expected fewer than {1 << _LENGTH_BITS:,} bytes, got {len(data):,}")
     cuts = []
@@ -94,18 +95,19 @@ def encode_record(data: bytes) -> bytes:
 
 
 class RecordFile:
-    """The records of a ``.rec`` file, by number; memory-mapped, for any number of processes and threads.
+    """The records of a ``.rec`` file by number, memory-mapped, for any number of processes and threads.
 
     Args:
         path: the file.
-        index: its ``.idx``: a line a record with key and offset; None: the file of that name beside it or, where there
-            is none, what a walk through the file finds, with keys 0, 1, 2, ...; or (keys, offsets) themselves.
+        index: the ``.idx``, with a key and an offset on each line; or (keys, offsets). Defaults to the file of that
+            name beside the ``.rec``. Without one, the file is scanned, and the keys are 0, 1, 2, ...
 
     Attributes:
-        keys, offsets: of the records, int64 [N], in the order of the index.
+        keys: keys of the records, int64 [N], in the order of the index.
+        offsets: offsets of the records in bytes, int64 [N].
 
     Raises:
-        DataError: with the offset: not RecordIO, truncated, or not what the index says.
+        DataError: if the file is not RecordIO, is truncated, or contradicts the index.
     """
 
     def __init__(self, path: str | Path, index: str | Path | tuple[Any, Any] | None = None) -> None:
@@ -141,7 +143,7 @@ class RecordFile:
 
     @property
     def content(self) -> mmap.mmap | bytes:
-        """The whole file, mapped when first used."""
+        """The whole file, mapped at its first use."""
         if self._map is None:
             if self.size == 0:
                 return b""
@@ -161,7 +163,7 @@ class RecordFile:
             raise DataError(f"{self.path}: expected {self.size} bytes as when it was opened first")
 
     def part(self, offset: int) -> tuple[int, int]:
-        """Flag and length of the part of a record at ``offset``; DataError if there is none or it doesn't fit."""
+        """Return flag and length of the part of a record at ``offset``. Raises DataError if there is none."""
         if not 0 <= offset <= self.size - 8:
             raise DataError(f"{self.path}: truncated: expected a record at offset {offset}, it ends at {self.size}")
         magic, word = _PART.unpack_from(self.content, offset)
@@ -179,7 +181,7 @@ class RecordFile:
         return flag, length
 
     def parts(self, offset: int) -> Iterator[tuple[int, int]]:
-        """(start, length) of the data of each part of the record at ``offset``."""
+        """Yield (start, length) of the data of each part of the record at ``offset``."""
         flag, length = self.part(offset)
         if flag not in (0, 1):
             raise DataError(f"{self.path}: expected the start of a record at offset {offset}, got part {flag}")
@@ -192,7 +194,7 @@ class RecordFile:
             yield offset + 8, length
 
     def at(self, offset: int) -> bytes:
-        """The data of the record at ``offset``."""
+        """Return the data of the record at ``offset``."""
         whole = self.content
         flag, length = self.part(offset)
         if flag == 0:
@@ -200,17 +202,17 @@ class RecordFile:
         return _WORD.join(whole[start : start + length] for start, length in self.parts(offset))
 
     def __getitem__(self, k: int) -> bytes:
-        """The data of record k, in the order of the index."""
+        """Return the data of record k, in the order of the index."""
         return self.at(int(self.offsets[k]))
 
     def end(self, offset: int) -> int:
-        """Where the record after the one at ``offset`` begins."""
+        """Return the offset at which the record at ``offset`` ends."""
         for start, length in self.parts(offset):
             end = start + length + -length % 4
         return end
 
     def walk(self, offset: int = 0) -> Iterator[tuple[int, int]]:
-        """(offset, end) of every record from ``offset``; DataError where the file breaks."""
+        """Yield (offset, end) of every record from ``offset`` on. Raises DataError where the file is damaged."""
         while offset < self.size:
             end = self.end(offset)
             yield offset, end
@@ -229,9 +231,10 @@ class RecordFile:
             )
 
     def labels(self, records: np.ndarray, chunk: int = 1 << 16) -> np.ndarray:
-        """The first label of these records, float32 [len(records)], from their headers; no image is read.
+        """Return the first label of these records, float32 [len(records)], without reading the images.
 
-        DataError where one has no header.
+        Raises:
+            DataError: if a record has no header.
         """
         labels = np.empty(len(records), np.float32)
         offsets = self.offsets[records]
@@ -250,7 +253,7 @@ class RecordFile:
         return labels
 
     def labeled(self, k: int) -> tuple[float, bytes]:
-        """First label and content of record k; DataError where it has no header."""
+        """Return the first label and the content of record k. Raises DataError if it has no header."""
         data = self[k]
         if len(data) >= _HEADER.size:
             flag, label, _, _ = _HEADER.unpack_from(data)
@@ -260,12 +263,12 @@ class RecordFile:
         return header.labels[0], content
 
     def header(self, k: int) -> tuple[Header, bytes]:
-        """Header and content of record k; DataError where it has none."""
+        """Return header and content of record k. Raises DataError if it has no header."""
         return unpack(self[k], f"{self.path}, offset {self.offsets[k]}")
 
 
 def read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets, int64, of an ``.idx`` for a file of ``size`` bytes; DataError with the line."""
+    """Read keys and offsets, int64, of the ``.idx`` of a file of ``size`` bytes. Raises DataError with the line."""
     text = read_bytes(path)
     table, good = np.empty((0, 2), np.int64), True
     if text.strip():
@@ -301,16 +304,16 @@ def _fits(cell: bytes) -> bool:
 class RecordWriter:
     """Writes a ``.rec`` and its ``.idx``.
 
-    Records go to files ending in ``.part``, which get their names when the ``with`` block ends well, and stay for
-    ``resume`` where it doesn't.
+    Records go to files that end in ``.part``. They get their final names when the ``with`` block succeeds, and remain
+    for ``resume`` otherwise.
 
     Args:
         path: the ``.rec``.
-        resume: go on after the last whole record of a writer that was stopped.
+        resume: continues after the last complete record of a writer that was interrupted.
 
     Attributes:
-        keys: of the records written so far.
-        begun: the records that were there when it began.
+        keys: keys of the records written so far.
+        begun: the records that existed at the start.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
@@ -331,7 +334,7 @@ class RecordWriter:
         self.begun = RecordFile(self._parts[0], (self.keys, [offset for _, offset, _ in entries]))
 
     def _whole(self) -> list[tuple[int, int, int]]:
-        """(key, offset, end) of the records that are whole and in both files."""
+        """Return (key, offset, end) of the records that are complete in both files."""
         file = RecordFile(self._parts[0], ([], []))
         entries: list[tuple[int, int, int]] = []
         lines = self._parts[1].read_bytes().split(b"\n")[:-1]  # what follows the last line end is not whole
@@ -347,7 +350,7 @@ class RecordWriter:
         return entries
 
     def write(self, key: int, data: bytes) -> None:
-        """Append a record.  ValueError if the key is there already."""
+        """Append a record. Raises ValueError if the key exists already."""
         if key in self._known:
             raise ValueError(f"key: expected one that is not there yet, got {key}")
         record = encode_record(data)
@@ -364,12 +367,12 @@ class RecordWriter:
         self._lines.flush()
 
     def close(self) -> None:
-        """Finish: both files get their names."""
+        """Finish both files and give them their final names."""
         self._flush()
         for file in (self._file, self._lines):
             os.fsync(file.fileno())
             file.close()
-        # The index last: a .rec with an older .idx is found out when it is opened.
+        # The index comes last: opening a .rec detects an older .idx.
         for part, name in zip(self._parts, (self.path, self.index), strict=True):
             part.replace(name)
 

@@ -1,4 +1,4 @@
-"""Faces in RecordIO as insightface packs them: ``train.rec``, ``train.idx``, ``property``."""
+"""Faces in RecordIO files: ``train.rec``, ``train.idx``, ``property``."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ _WHOLE = 1 << 24  # whole numbers beyond are not exact in float32
 
 
 class RecordIO(EncodedFaces):
-    """Faces in a ``.rec`` file; indexed, memory-mapped, safe in any number of workers, forked or spawned.
+    """Faces in a ``.rec`` file, indexed and memory-mapped, usable in any number of worker processes.
 
-    Both kinds of mxnet's files are read: those where every record is an image, and insightface's, whose record 0
-    tells where the images end and the identities, each a range of images, begin.
+    Two kinds of files are read: those of mxnet's im2rec, in which every record is an image, and those of insightface,
+    whose record 0 states the keys at which the images end and the records of the identities begin.
 
     Args:
-        path: the ``.rec``, or a folder with one.
-        index: its ``.idx``; None: beside it, or made by a walk through the file.
+        path: the ``.rec``, or a folder that contains one.
+        index: the ``.idx``. Defaults to the one beside the ``.rec``; without one, the file is scanned.
         gray: as in :class:`EncodedFaces`.
 
     Attributes:
         file: the records.
-        keys: of the images in the index, int64 [N].
+        keys: keys of the images in the index, int64 [N].
         property: (identities, height, width) from the file ``property``, or None.
 
-    Beside the ``.rec`` may lie ``<stem>.lst`` (names of the images), ``<stem>.json`` (names of the people, alignment)
-    and ``<stem>.landmarks.csv``, as ``occfast data convert`` writes them.  Without them images are named by key and
-    people by label.
+    Files beside the ``.rec`` are optional: ``<stem>.lst`` has the names of the images, matched by key; ``<stem>.json``
+    the names of the people and the alignment; ``<stem>.landmarks.csv`` the landmarks. ``occfast data convert`` writes
+    them. Without them, images are named by key and people by label. A file that cannot be read gives a warning.
 
     Raises:
-        DataError: with the offset: not RecordIO, truncated, damaged, a label that is not a whole number.
+        DataError: if the file is not RecordIO, is truncated or damaged, has a label that is not a whole number, or its
+            ``.lst`` contradicts the records.
     """
 
     def __init__(self, path: str | Path, index: str | Path | None = None, *, gray: bool | None = False) -> None:
@@ -66,7 +67,7 @@ class RecordIO(EncodedFaces):
         self._read_beside()
 
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the records that are images, and their labels."""
+        """Return the numbers of the records that are images, and their labels."""
         everything = np.arange(len(self.file))
         first = np.flatnonzero(self.file.keys == 0)
         header, content = self.file.header(int(first[0])) if len(first) else (None, b"")
@@ -85,12 +86,12 @@ class RecordIO(EncodedFaces):
         if len(images) == 0:
             raise DataError(f"{self.path}: expected images, found none before key {int(begin)}")
         labels = self._by_range(images, order[(keys >= int(begin)) & (keys < int(end))])
-        if labels is None:  # the ranges don't cover the images one after the other: ask every image
+        if labels is None:  # the ranges do not partition the images: read the label of each image
             labels = self.file.labels(images)
         return images, labels
 
     def _by_range(self, images: np.ndarray, identities: np.ndarray) -> np.ndarray | None:
-        """Labels of the images by the ranges of the identities, so that not every image is touched."""
+        """Return the labels by the ranges of the identities, without touching every image; None if that fails."""
         keys = self.file.keys[images]
         edges = [1]
         for record in identities.tolist():
@@ -170,13 +171,15 @@ class RecordIO(EncodedFaces):
         return f"{self.path}, offset {self.file.offsets[record]}"
 
     def header(self, k: int) -> Header:
-        """The header of image k, with all its labels."""
+        """Return the header of image k, with all its labels."""
         return self.file.header(int(self._records[self._index(k)]))[0]
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return self._at(int(self._records[k]))
 
     def encoded(self, k: int) -> bytes:
+        """Read the stored image file of image k; raise DataError if its label is not that of its identity."""
         label, content = self.file.labeled(int(self._records[k]))
         if label != self._labels[k]:
             raise DataError(
@@ -195,7 +198,7 @@ def _optional(path: Path) -> Iterator[None]:
 
 
 class _KeyNames(Sequence[str]):
-    """Keys as texts, made when asked for: some files have millions."""
+    """Keys as texts, converted on demand, since some files have millions."""
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys = keys
@@ -217,7 +220,7 @@ class _KeyNames(Sequence[str]):
 
 
 def find_rec(path: Path) -> Path:
-    """The ``.rec`` itself, or the only one in a folder (``train.rec`` where there are several)."""
+    """Return the ``.rec`` itself, or the only one in a folder, or its ``train.rec``."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.rec"))

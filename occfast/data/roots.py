@@ -1,4 +1,4 @@
-"""Where data sets are looked for when no folder is named."""
+"""The default location of data sets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VARIABLE = "OCCFAST_DATA"
 
 
 def find_root(root: str | Path | None, name: str, wanted: str) -> Path:
-    """``root``, or the folder ``name`` in the folder that the environment variable OCCFAST_DATA names.
+    """Return ``root``, or by default the folder ``name`` in the folder that the variable OCCFAST_DATA names.
 
     Raises:
-        DataError: it is not a folder, or neither is given; says what to put where (``wanted``).
+        DataError: if there is no such folder. The message describes the expected content (``wanted``).
     """
     if root is None:
         base = os.environ.get(VARIABLE)

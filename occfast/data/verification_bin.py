@@ -1,4 +1,4 @@
-"""Verification sets as insightface packs them: ``lfw.bin``, ``cfp_fp.bin``, ``agedb_30.bin``."""
+"""Verification sets of insightface: ``lfw.bin``, ``cfp_fp.bin``, ``agedb_30.bin``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .pickled_pairs import read_pairs, write_pairs
 
 
 class VerificationBin(EncodedFaces):
-    """Pairs of faces in a ``.bin``, images 2p and 2p + 1 for pair p.  The pickle in it is never executed.
+    """Pairs of faces in a ``.bin``; pair p consists of the images 2p and 2p + 1. The pickle in it is never executed.
 
-    Whom an image shows is not in such files.  So the two images of a pair of one person have a label, and every other
-    image has its own; one person in two pairs has two labels.
+    Such files do not identify people. The two images of a pair of one person share a label, and every other image has a
+    label of its own; a person in two pairs has two labels.
 
     Args:
         path: the file.
@@ -29,10 +29,11 @@ class VerificationBin(EncodedFaces):
 
     Attributes:
         pairs: numbers of the images of each pair, int64 [P, 2].
-        same: whether they show one person, bool [P].
+        same: whether each pair shows one person, bool [P].
 
     Raises:
-        DataError: with the offset: truncated, or anything in it but lists of bytes and booleans.
+        DataError: if the file is truncated, or contains anything but lists of images (bytes, or NumPy's uint8 arrays)
+            and booleans.
     """
 
     def __init__(self, path: str | Path, *, gray: bool | None = False) -> None:
@@ -73,9 +74,11 @@ class VerificationBin(EncodedFaces):
         return self._map
 
     def place(self, k: int) -> str:
+        """Return the location of image k for error messages."""
         return f"{self.path}, offset {self._slices[k].start}"
 
     def encoded(self, k: int) -> bytes:
+        """Return the stored image file of image k; raise DataError if the file was truncated meanwhile."""
         part = self._slices[k]
         content = self._content
         # Reading mapped memory beyond the end of a file that was truncated meanwhile kills the process.
@@ -85,15 +88,15 @@ class VerificationBin(EncodedFaces):
 
 
 def write_verification_bin(path: str | Path, images: Iterable[bytes], same: Sequence[bool] | Tensor) -> Path:
-    """Write a verification set, atomically and an image at a time.
+    """Write a verification set that insightface reads, atomically and one image at a time.
 
     Args:
         path: the file.
-        images: image files (JPEG, PNG, ...), two a pair.
+        images: image files (JPEG, PNG, ...), two for each pair.
         same: whether each pair shows one person.
 
     Raises:
-        ValueError: not two images a pair, or one of 4 GiB or more; nothing is written.
+        ValueError: if there are not two images for each pair, or one has 4 GiB or more; nothing is written.
     """
     flags = [bool(value) for value in same]
     count = 0

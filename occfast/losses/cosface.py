@@ -76,4 +76,5 @@ class LargeMarginCosine(nn.Module):
             return self.scale * cosine
 
     def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
         return f"{self.in_features}, {self.n_classes}, scale={self.scale}, margin={self.margin}"

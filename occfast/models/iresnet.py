@@ -28,6 +28,7 @@ class IBasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the block's output from maps [N, C, H, W]."""
         out = self.conv1(self.bn1(x))
         out = self.bn3(self.conv2(self.prelu(self.bn2(out))))
         result: Tensor = out + (x if self.downsample is None else self.downsample(x))

@@ -137,6 +137,7 @@ class BuildKey:
     sources: str
 
     def digest(self) -> str:
+        """Return the hash of the key, 20 hexadecimal digits."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:20]
 
 

@@ -25,6 +25,7 @@ class Finding:
     cure: str = ""
 
     def as_dict(self) -> dict[str, str]:
+        """Return the fields as a dictionary."""
         return asdict(self)
 
 

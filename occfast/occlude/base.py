@@ -45,11 +45,13 @@ class OcclusionLike(Protocol):
     """Anything that can be called like an :class:`Occlusion`."""
 
     @property
-    def needs_landmarks(self) -> bool: ...
+    def needs_landmarks(self) -> bool:
+        """Whether :meth:`__call__` needs landmarks."""
 
     def __call__(
         self, images: ArrayLike, landmarks: ArrayLike | None = None, sample_ids: ArrayLike | None = None
-    ) -> OcclusionResult: ...
+    ) -> OcclusionResult:
+        """Occlude a batch of images."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Compose(Occlusion):
 
     @property
     def needs_landmarks(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts needs landmarks."""
         return any(part.needs_landmarks for part in self.parts)
 
     def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
@@ -146,6 +149,7 @@ class Compose(Occlusion):
         return OcclusionResult(images, mask)
 
     def about(self) -> dict[str, Any]:
+        """Return the description of each part, as for a report."""
         return {"kind": "Compose", "parts": [part.about() for part in self.parts]}
 
 

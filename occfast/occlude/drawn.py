@@ -39,6 +39,7 @@ class Block(Occlusion):
 
     @property
     def needs_landmarks(self) -> bool:  # type: ignore[override]
+        """Whether the block is placed by a landmark."""
         return isinstance(self.at, str)
 
     def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:

@@ -114,6 +114,7 @@ class FaceMask(Occlusion):
         return [MaskTemplate.drawn(t) if isinstance(t, str) else t for t in several]
 
     def about(self) -> dict[str, Any]:
+        """Return the settings, with the templates by name."""
         return {**super().about(), "template": [template.name for template in self.templates]}
 
     def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:

@@ -158,6 +158,7 @@ class NoisyOccluder(nn.Module):
             self._buffers["counter"] = torch.tensor(count, device=device)
 
     def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
         return (
             f"size={self.sizes}, locations={self.locations!r}, noise={self.noise}, level={self.level}, "
             f"intensity={self.intensity}, p={self.p}, seed={self.seed}"
@@ -423,6 +424,7 @@ class NoisyBlock(Occlusion):
         return OcclusionResult(out, info.mask(*image_size))
 
     def about(self) -> dict[str, Any]:
+        """Return the settings of the occluder."""
         occluder = self._occluder
         return {
             "kind": "NoisyBlock",

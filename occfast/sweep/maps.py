@@ -194,11 +194,9 @@ class OcclusionMap:
         return np.asarray(mean * weight[np.ix_(i, j)])
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write a self-contained page: the map, the mean image masked by it, a histogram over locations, the errors and
-        the settings.
+        """Write a self-contained page and return its path.
 
-        Returns:
-            The path.
+        It shows the map, the mean image masked by it, a histogram over locations, the errors and the settings.
         """
         from .page import render
 

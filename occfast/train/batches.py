@@ -49,6 +49,7 @@ class Shuffled:
         return self.n // self.size
 
     def epoch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images of an epoch's batches and their sample ids, each int64 [batches, size]."""
         order = torch.randperm(self.n, generator=generator)
         indices = order[: len(self) * self.size].reshape(len(self), self.size)
         return indices, number * self.n + indices
@@ -72,6 +73,7 @@ class PKBatches:
         return len(self.sampler)
 
     def epoch(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the images of an epoch's batches and their sample ids, each int64 [batches, size]."""
         self.sampler.set_epoch(number)
         indices = torch.tensor(list(self.sampler), dtype=torch.int64).reshape(-1, self.size)
         # Epochs differ in length; no epoch has more samples than this.

@@ -1,4 +1,4 @@
-"""Models that break what a sweep takes for granted: refused with the reason, or swept densely and said; no wrong map."""
+"""Models that break the assumptions of a sweep are refused with the reason or swept densely with a log line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def images(n: int = 3) -> Tensor:
 
 
 def by_hand(net: nn.Module) -> np.ndarray[Any, Any]:
-    """The map, an image at a time, in float64 and with no evaluator of ours."""
+    """Return the map from single images, with scores in float64 and without an evaluator."""
     with torch.no_grad():
         grid = occfast.sweep.SweepGrid.over((16, 18), (4, 5), 2)
         drops = np.zeros((3, grid.positions))
@@ -78,7 +78,7 @@ def augmented(x: Tensor) -> Tensor:
 
 
 def shy(x: Tensor) -> Tensor:
-    return x.relu() if float(x.sum()) >= -1e9 else x  # the branch is always the same, but a trace can't know
+    return x.relu() if float(x.sum()) >= -1e9 else x  # always the same branch, which a trace can't know
 
 
 def hooked(kind: str) -> nn.Module:
@@ -123,7 +123,7 @@ def flattened(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("method", ["auto", "dense", "incremental"])
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_a_view_of_a_map_is_no_obstacle(method: str, batch_size: int | None) -> None:
-    """``x.view(x.size(0), -1)`` before the classifier is everywhere, and raises on feature maps in channels_last."""
+    """``x.view(x.size(0), -1)`` before the classifier is common, and raises on feature maps in channels_last."""
     net = model(flattened)
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         net(images().contiguous(memory_format=torch.channels_last))
@@ -198,7 +198,7 @@ BATCH: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("method", ["auto", "dense", "incremental", "adaptive", "sampled"])
 @pytest.mark.parametrize("name", BATCH)
-def test_an_output_that_depends_on_its_batch_has_no_map(name: str, method: str) -> None:
+def test_outputs_that_depend_on_the_batch_are_refused(name: str, method: str) -> None:
     with pytest.raises(ValueError, match="model: the output for an image depends on the other images of its batch"):
         occfast.occlusion_map(BATCH[name](), images(), **{**GRID, "method": method})
 
@@ -242,8 +242,8 @@ def test_a_random_model_is_swept_densely_with_a_warning(
         occfast.occlusion_map(net, images(), **{**GRID, "method": "incremental"})  # type: ignore[arg-type]
 
 
-def test_a_model_that_changes_its_mind_is_caught_by_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the checks beforehand overlook: an incremental sweep that is wrong raises."""
+def test_the_self_check_catches_a_wrong_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An incremental sweep that is wrong raises, whatever earlier checks miss."""
     from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 
     net, right = model(F.relu), IncrementalEvaluator.outputs

@@ -1,4 +1,4 @@
-"""The path of CUDA graphs, on the CPU: a recording that, as a graph, knows operations and addresses and no values."""
+"""CUDA graphs simulated on the CPU: a recording holds operations and addresses but no values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique", "masked_sele
 
 
 class Recording(TorchDispatchMode):
-    """What a capturing stream would see.  Reading a value on the host, or taking one from it, is an error as there."""
+    """Records operations as a capturing stream does. Moving a value from or to the host is an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Recording(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """The same operations on the same memory."""
+        """Run the same operations on the same memory."""
         for func, args, kwargs, result in self.calls:
             if func.is_view:
-                continue  # it shows what is replayed
+                continue  # its base is replayed
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
@@ -61,9 +61,10 @@ def graphed(evaluator: IncrementalEvaluator, capture: Any = record) -> Graphs:
 
 @pytest.mark.parametrize(("name", "fuse"), [*((name, False) for name in NETWORKS), ("yi", True), ("resnet18", True)])
 def test_replayed_batches_equal_the_dense_sweep(name: str, fuse: bool) -> None:
-    """Two blocks of images, the second smaller and with other pixels: nothing of the first may be left.
+    """Nothing of the first block of images is left for the next, which is smaller and has other pixels.
 
-    On a GPU convolutions are not fused with gathering."""
+    On a GPU, convolutions are not fused with gathering.
+    """
     model, images = make(name, torch.float64, 3)
     h, w = images.shape[-2:]
     grid, fill = SweepGrid.over((h, w), (h // 3, w // 3), 2), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
@@ -102,7 +103,7 @@ def test_growing_blocks_are_recorded_anew() -> None:
     assert graphs.replayed > 0
 
 
-def test_a_capture_that_fails_is_said_once_and_the_sweep_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_capture_is_logged_once_and_the_sweep_continues(caplog: pytest.LogCaptureFixture) -> None:
     model, images = make("resnet18", torch.float64)
     grid, fill = SweepGrid.over((64, 48), (20, 20), 4), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     positions = torch.arange(2 * grid.positions)

@@ -1,4 +1,4 @@
-"""The incremental sweep gives what the dense one gives."""
+"""The incremental sweep equals the dense one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make(name: str, dtype: torch.dtype, n: int = 2) -> tuple[nn.Module, Tensor]:
 
 
 def some(grid: SweepGrid, n: int, most: int) -> Tensor:
-    """The four corners, the borders' middles and others at random, on all images, in no order."""
+    """Return the four corners, the middles of the borders and random positions on all images, unordered."""
     r, c = grid.rows, grid.columns
     edges = {i * c + j for i in (0, r // 2, r - 1) for j in (0, c // 2, c - 1)}
     drawn = torch.randperm(n * grid.positions, generator=torch.Generator().manual_seed(2))[:most]
@@ -73,7 +73,7 @@ def compare(
     assert found.shape == expected.shape and found.dtype == expected.dtype
     assert float((found - expected).abs().max()) <= tolerance * scale
     assert torch.equal(found.argmax(1), expected.argmax(1))
-    # The test means something: the occluder matters.
+    # The occluder has an effect, so the comparison can fail.
     if grid.occluder[0] * grid.occluder[1] > 20:
         assert float((expected - clean[positions // grid.positions]).abs().max()) > 1e-3 * scale
 
@@ -129,7 +129,7 @@ def test_each_optimization_can_be_left_out(options: dict[str, int]) -> None:
 
 def test_explain_and_the_limit_of_memory() -> None:
     plan = explain(networks.Yi().eval(), 100, (20, 20))
-    # The floor of design: 8.3 times less work; common sizes of rectangles cost a little of it.
+    # 8.3 times less work at best; common sizes of rectangles cost a little of it.
     assert 7 < plan.speedup < 8.4
     assert plan.layers[0].dense == pytest.approx(100 * 100 * (9 * 32 + 4 * 32))
     assert plan.layers[1].shared and not plan.layers[-1].shared
@@ -261,7 +261,7 @@ def test_random_architectures(
         with torch.no_grad():
             model(images)
     except RuntimeError:
-        return  # the layers shrank the map to nothing
+        return  # the map shrank to nothing
     grid = SweepGrid.over(size, (min(h, size[0]), min(w, size[1])), stride, border)  # type: ignore[arg-type]
     evaluator = IncrementalEvaluator(model, grid, images)
     fill = torch.rand((2, 3, *size), generator=torch.Generator().manual_seed(4)).to(dtype)
@@ -366,7 +366,7 @@ def on_view(x: Tensor) -> Tensor:
 
 def augmented(x: Tensor) -> Tensor:
     y = x
-    y *= 2  # torch.fx sees a product here, and x unchanged
+    y *= 2  # torch.fx records a product and leaves x unchanged
     return x + y
 
 

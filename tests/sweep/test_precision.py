@@ -1,4 +1,4 @@
-"""Sweeps in less than the images' own precision, and none that nobody asked for."""
+"""Sweeps in reduced precision, on request only."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from occfast.sweep.geometry import SweepGrid
 from tests.sweep.test_checkpoint import Interrupted, stop_after
 from tests.sweep.test_incremental import NETWORKS, make, some
 
-#: bfloat16 keeps 8 bits: of logits, relative to the largest, after up to 50 layers.
+#: Difference of logits relative to the largest, after up to 50 layers in bfloat16 with its 8 bits.
 BF16 = 0.04
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_incremental_in_bfloat16(name: str) -> None:
-    """As near to the dense sweep in bfloat16, and to float32, as that is to float32; the label is nearly always the same."""
+    """The incremental sweep is as close to float32 as the dense one, and labels nearly always agree."""
     model, images = make(name, torch.float32)
     low, low_images = copy.deepcopy(model).to(torch.bfloat16), images.bfloat16()
     h, w = images.shape[-2:]
@@ -56,7 +56,7 @@ def test_bf16_sweeps_a_copy(tiny_net: nn.Module, faces: Tensor, labels: Tensor, 
     assert (plain.precision, plain.settings["dtype"]) == (None, "float32")
     assert not np.array_equal(m.values, plain.values)
     np.testing.assert_allclose(m.values, plain.values, atol=0.05 * np.abs(plain.values).max())
-    # By hand: the model and the images in bfloat16, outputs and sums as ever.
+    # By hand: the model and the images in bfloat16; outputs and sums are unchanged.
     low = copy.deepcopy(tiny_net).to(torch.bfloat16)
     low.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
     by_hand = occfast.occlusion_map(low, faces.bfloat16(), labels, **{**arguments, "method": "dense"})
@@ -157,7 +157,7 @@ _GET: Callable[..., str] = torch._C._get_fp32_precision_getter
 
 
 def switches() -> list[Any]:
-    """All of them, of both generations; the older ones may raise where the two differ."""
+    """Return all switches of both generations; the older ones may raise if the two differ."""
 
     def older(read: Callable[[], Any]) -> Any:
         try:
@@ -200,7 +200,7 @@ def restored() -> Any:
 def test_switches_are_set_for_the_sweep_and_restored(
     caller: str, kind: Any, restored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the switches are there without a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the switches exist without a GPU
     CALLERS[caller](torch.backends)
     before = switches()
     with pytest.raises(ZeroDivisionError), precisions.float32_as(kind):

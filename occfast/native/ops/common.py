@@ -68,23 +68,27 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def expect(condition: bool, name: str, expected: str, got: Any) -> None:
+    """Raise ValueError if the condition does not hold."""
     if not condition:
         got = list(got) if isinstance(got, torch.Size) else got
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def expect_dtype(tensor: Tensor, name: str, *dtypes: torch.dtype) -> None:
+    """Raise TypeError if the tensor has none of the dtypes."""
     if tensor.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def expect_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if the tensor has another shape."""
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def expect_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """Raise ValueError if one of the tensors is on another device."""
     for name, tensor in tensors.items():
         if tensor is not None:
             expect(tensor.device == device, name, f"a tensor on {device}", tensor.device)
@@ -111,6 +115,7 @@ def strides_of(shape: torch.Size, layout: torch.memory_format) -> tuple[int, int
 
 
 def expect_positions(positions: Tensor, end: int) -> None:
+    """Raise ValueError for positions outside [0, end) on a CPU."""
     # On a GPU the kernel traps instead: a check here would wait for the device.
     if positions.device.type == "cpu" and positions.numel():
         low, high = torch.aminmax(positions)

@@ -17,6 +17,7 @@ def gather_windows(
     patch_origins: Tensor | None,
     padding: float,
 ) -> Tensor:
+    """Gather windows [M, C, height, width] from maps, with patches in place of what they cover."""
     h, w = maps.shape[-2:]
     y = origins[:, 0].view(-1, 1, 1) + torch.arange(height, device=maps.device).view(1, -1, 1)
     x = origins[:, 1].view(-1, 1, 1) + torch.arange(width, device=maps.device).view(1, 1, -1)
@@ -65,6 +66,10 @@ def gather_pieces(
     edges: list[int],
     padding: float,
 ) -> Tensor:
+    """Gather windows [E, C, height, width] of occluded maps, which are assembled from pieces.
+
+    A window shows ``full`` inside the occluded rectangle, strips and corners at its edges, and ``maps`` outside.
+    """
     h, w = maps.shape[-2:]
     count = images.shape[0]
     m = torch.arange(origins.shape[0], device=maps.device) % count

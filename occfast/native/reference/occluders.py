@@ -20,10 +20,12 @@ def philox(x: Tensor, y: Tensor, z: Tensor, w: Tensor, low: int, high: int) -> t
 
 
 def uniform24(word: Tensor) -> Tensor:
+    """Convert 32-bit words to float32 in [0, 1), from their high 24 bits."""
     return (word >> 8).float() * 2.0**-24
 
 
 def uniform53(high: Tensor, low: Tensor) -> Tensor:
+    """Convert pairs of 32-bit words to float64 in [0, 1), with 53 random bits."""
     return ((high << 21) + (low >> 11)).double() * 2.0**-53
 
 
@@ -76,6 +78,7 @@ _TAIL = (
 
 
 def natural_log(x: Tensor) -> Tensor:
+    """Compute the natural logarithm of positive float32 as the kernels do, bit for bit."""
     bits = x.view(torch.int32) + (0x3F800000 - 0x3F3504F3)
     e = ((bits >> 23) - 127).float()
     d = ((bits & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1.0
@@ -83,6 +86,7 @@ def natural_log(x: Tensor) -> Tensor:
 
 
 def normals(words: Tensor) -> Tensor:
+    """Convert 32-bit words to standard normal float32 as the kernels do."""
     p = ((words >> 9).float() + 0.5) * 2.0**-24
     x = 1.0 - 2.0 * p
     w = -natural_log(4.0 * p * (1.0 - p))
@@ -117,6 +121,7 @@ def draw_occluders(
     kinds: list[int],
     gray: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw a box, a kind of noise, a level and an intensity for each sample."""
     low, high = seed & _WORD, seed >> 32
     zero = torch.zeros_like(sample_ids)
     id_low, id_high = sample_ids & _WORD, sample_ids >> 32
@@ -160,6 +165,7 @@ def paint_occluders(
     high: float,
     outside: Tensor | None = None,
 ) -> None:
+    """Copy images to ``out`` with the drawn occluders painted over them."""
     n, channels, height, width = images.shape
     device = images.device
     if outside is not None and images.is_floating_point():

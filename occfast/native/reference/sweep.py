@@ -17,6 +17,7 @@ def windows(grid: list[int], positions: Tensor, height: int, width: int) -> tupl
 
 
 def occlude_positions(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
+    """Return copies of images with the occluder at flat positions, [M, C, H, W]."""
     height, width = images.shape[-2:]
     per_image = grid[0] * grid[1]
     n = positions // per_image
@@ -52,6 +53,7 @@ def sweep_score(
     references: Tensor | None,
     baseline: Tensor | None,
 ) -> None:
+    """Write the scores of the outputs at flat positions; set ``bad`` if an output is not finite."""
     n = positions // per_image
     if kind == Score.ERROR:
         assert labels is not None
@@ -67,6 +69,7 @@ def sweep_score(
 
 
 def sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
+    """Add the scores of each image, and their squares, to the running sums."""
     for row in scores:  # one by one: the sums do not depend on how the images were split into calls
         total += row
         squares += row * row

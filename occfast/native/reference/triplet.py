@@ -12,6 +12,10 @@ _WORD = 0xFFFFFFFF
 
 
 def center_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the mean, the centered rows, their squared lengths, and the squared lengths of the rows.
+
+    With ``unit``, the squared length of a centered row is -1 where the row is 0.
+    """
     wide = rows.double()
     if mean is None:
         mean = wide.sum(0) / max(rows.shape[0], 1)
@@ -28,6 +32,7 @@ def center_rows(rows: Tensor, mean: Tensor | None, unit: bool) -> tuple[Tensor, 
 def triplet_distances(
     products: Tensor, a: Tensor, b: Tensor, a_squares: Tensor, b_squares: Tensor, own: bool, distance: int
 ) -> Tensor:
+    """Compute distances of centered rows from their products, and small ones anew from differences."""
     sums = a_squares[:, None] + b_squares
     squares = sums - 2 * products
     squares = torch.where(squares < 0, 0.0, squares)
@@ -181,6 +186,10 @@ def triplet_weights(
     hinge: bool,
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrix that multiplies the embeddings to give gradients, and its negative row and column sums.
+
+    With ``own`` the row sums are on its diagonal, and the last two results are empty.
+    """
     n = totals[Slot.MINED_POSITIVE]
     per = torch.where(n > 0, 1.0 / n, 0.0)
     beta = 0.0 if hinge else beta

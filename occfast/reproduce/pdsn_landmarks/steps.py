@@ -225,11 +225,11 @@ class _Seed:
         return self.faces.images[rows], self.faces.labels[rows], self.faces.landmarks[rows]
 
     def regions(self, strategy: str) -> Regions:
-        """The regions of a strategy, from the landmarks of the training images."""
+        """Return the regions of a strategy, from the landmarks of the training images."""
         return regions.named(strategy, self.settings.size, self.faces.landmarks[self.faces.train])
 
     def occluded(self, which: str, name: str) -> tuple[Tensor, Tensor]:
-        """Images covered in one of the ways of the table, and the covered pixels."""
+        """Return images with one of the occlusions of the table, and masks of the occluded pixels."""
         images, _, landmarks = self.part(which)
         return occlude(name, images, landmarks, self.regions("lm2"), getattr(self.faces, which), self.seed)
 

@@ -148,6 +148,7 @@ def figure_1(results: Results, command: str) -> Picture:
 
 
 def figure_2(results: Results, command: str) -> Picture:
+    """Draw the noisy occluders, as Figure 2 of the paper."""
     kinds, columns = ("salt_and_pepper", "speckle", "gaussian"), 5
     figure, axes = grid(3, columns, 8.4, 5.2)
     m = results.map("map A 20x40")
@@ -168,6 +169,7 @@ def figure_2(results: Results, command: str) -> Picture:
 
 
 def figure_4(results: Results, command: str) -> Picture:
+    """Draw the scores of pairs for A, B and C, as Figure 4 of the paper."""
     figure, axes = grid(1, 3, 9.6, 3.0, bare=False)
     for ax, name, text in zip(
         axes[0], "ABC", ("A: classification", "B: triplet loss", "C: batch triplet loss"), strict=True
@@ -193,6 +195,7 @@ def figure_4(results: Results, command: str) -> Picture:
 
 
 def figure_6(results: Results, command: str) -> Picture:
+    """Draw ROC curves for clean faces, sunglasses and scarves, as Figure 6 of the paper."""
     conditions = ("clean", "sunglasses", "scarf")
     figure, axes = grid(1, 3, 9.6, 3.6, bare=False)
     first = results.step("roc A").result["conditions"]

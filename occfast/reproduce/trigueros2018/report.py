@@ -72,6 +72,7 @@ def report(
 
 
 def table_1(results: Results, command: str) -> Table:
+    """Return Table 1: accuracy under the three occluders."""
     rows: dict[str, list[Number]] = {}
     for name in results.settings.rows:
         paper: Sequence[tuple[float | None, float | None]] = TABLE_1.get(name, ((None, None),) * 3)

@@ -1,4 +1,4 @@
-"""The dense sweep: a forward pass of the whole network for each position."""
+"""The dense evaluator: a forward pass of the whole network for each position."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..geometry import SweepGrid
 from ..memory import available_bytes, is_out_of_memory, peak_bytes, return_freed
 from .behavior import same_outputs
 
-#: Share of the free memory that is used where no limit is given.
+#: Share of the free memory that is used if no limit is given.
 _SHARE_OF_FREE = 0.25
-#: Convolution libraries take scratch memory beside the tensors that PyTorch sees, and a heap has holes.
+#: Factor for memory that PyTorch does not see: scratch memory of convolution libraries and fragmentation.
 _SCRATCH = 2.0
 _LARGEST_BATCH = 4096
 _FIRST_BATCH = {"cpu": 8, "cuda": 64}
@@ -27,8 +27,14 @@ _FIRST_BATCH = {"cpu": 8, "cuda": 64}
 class DenseEvaluator:
     """Runs a model on occluded copies of a block of images.
 
-    ``layout`` is what the copies are stored in; :meth:`tune` chooses it with the batch size by
-    measuring, since which one is faster depends on the network and the machine.
+    :meth:`tune` measures the fastest batch size and memory format, which depend on the network and the machine.
+
+    Args:
+        model: Module or function from images [n, C, H, W] to outputs [n, K].
+        grid: The positions.
+
+    Attributes:
+        layout: Memory format of the copies, "contiguous" or "channels_last".
     """
 
     method = "dense"
@@ -43,20 +49,24 @@ class DenseEvaluator:
         self.layout = "contiguous"
 
     def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
+        """Return the number of images of a block that can be started together: all."""
         return images.shape[0]
 
     def start(self, images: Tensor, fill: Tensor) -> None:
+        """Take the images [N, C, H, W] that positions refer to, and the occluder's values."""
         self._images, self._fill = images, fill
 
     def outputs(self, positions: Tensor) -> Tensor:
+        """Run the model on copies occluded at flat positions [M]; return the outputs [M, K]."""
         copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
         return self._model(_arranged(copies, self.layout))
 
     def order(self, positions: Tensor) -> Tensor:
+        """Return the positions' own order, int64 [M]."""
         return torch.arange(len(positions), device=positions.device)
 
     def set_layout(self, layout: str) -> None:
-        """ "contiguous" (NCHW) or, if the model runs so, "channels_last" (NHWC); the given model is never changed."""
+        """Use "contiguous" (NCHW) or, if the model runs in it, "channels_last" (NHWC). The model is not changed."""
         self.layout, self._model = "contiguous", self._plain
         if layout == "channels_last":
             if self._last is None:
@@ -87,14 +97,14 @@ class DenseEvaluator:
         return self._plain
 
     def tune(self, total: int, memory_limit: int | None) -> int:
-        """Choose layout and batch size for ``total`` positions; call after :meth:`start`.
+        """Choose the memory format and return the batch size for ``total`` positions. Call after :meth:`start`.
 
-        Doubles the batch while that makes it faster, for both layouts, and spends about a twentieth
-        of the time that the sweep will take at most.
+        The batch size is doubled while that makes the sweep faster, in both formats, for at most about a twentieth of
+        the time of the sweep.
         """
         device = self._images.device
         limit = memory_limit or int(_SHARE_OF_FREE * available_bytes(device))
-        limit -= _parameter_bytes(self._plain)  # of the copy in the other layout
+        limit -= _parameter_bytes(self._plain)  # of the copy in the other format
         fits = min(total, largest_batch(lambda b: self.outputs(_some_positions(b, total, device)), limit))
         return_freed(device)
         first = min(fits, _FIRST_BATCH[device.type])
@@ -117,7 +127,7 @@ class DenseEvaluator:
         return best[1]
 
     def _rate(self, batch: int, total: int, device: torch.device) -> tuple[float, float]:
-        """Positions a second (0 if they don't fit into memory) and the seconds that measuring took."""
+        """Return positions per second, 0 if they don't fit into memory, and the seconds that measuring took."""
         positions = _some_positions(batch, total, device)
         started = time.perf_counter()
         times = []
@@ -139,7 +149,7 @@ def _arranged(images: Tensor, layout: str) -> Tensor:
     if layout == "contiguous":
         return images.contiguous()
     n, c, h, w = images.shape
-    if c == 1:  # the memory is the same; only the strides tell the convolution which layout is meant
+    if c == 1:  # the memory is the same; the strides tell the convolution the format
         return images.contiguous().as_strided((n, c, h, w), (h * w, 1, w, 1))
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -166,7 +176,7 @@ def _some_positions(count: int, total: int, device: torch.device) -> Tensor:
 
 
 def largest_batch(run: Callable[[int], Any], limit: int) -> int:
-    """The largest batch whose tensors fit into ``limit`` bytes, from two measured passes; at least 1."""
+    """Return the largest batch whose tensors fit into ``limit`` bytes, from two measured passes; at least 1."""
     try:
         one, three = peak_bytes(lambda: run(1)), peak_bytes(lambda: run(3))
     except (RuntimeError, MemoryError) as error:

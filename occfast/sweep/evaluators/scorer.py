@@ -1,4 +1,4 @@
-"""The scores of a model on occluded copies of the images of a block, at any of their positions."""
+"""Scores of a model on occluded copies of images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from .protocol import Evaluator
 
 _log = logging.getLogger("occfast")
 
-_WORTH_IT = 1.1  # the predicted speed-up from which "auto" sweeps incrementally
-_CHECKED = 6  # positions compared with the dense sweep on every call (eight took 2.2 % of a map of W1),
-_CHECK_ANY = 4  # on any of so many images or more
-#: Of outputs of the two sweeps, relative to the largest.  TF32 has the mantissa of float16, bfloat16 an eighth of it.
+_WORTH_IT = 1.1  # predicted speed-up from which "auto" sweeps incrementally
+_CHECKED = 6  # positions compared with the dense sweep on every call; eight took 2.2 % of a map of W1
+_CHECK_ANY = 4  # images from which the compared positions are on any image, not on the first
+#: Allowed difference between the outputs of the two sweeps, relative to the largest. TF32 has the mantissa of float16,
+#: bfloat16 an eighth of it.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
-_ALONE = 10  # times what rounding explains, until an image's outputs are said to depend on its batch
-_CLEAN_BATCH = 16  # images in an unoccluded forward pass
+_ALONE = 10  # factor on the tolerance for rounding before outputs count as dependent on their batch
+_CLEAN_BATCH = 16  # images in a forward pass without an occluder
 _FIXED_BATCH = {"cpu": 8, "cuda": 64}  # of a dense sweep that must not measure
-#: Positions in a call of an estimating method, for the plan: a few hundred of each of some images, so that groups of
-#: positions span images and nothing is worth sharing by the positions of one.
+#: Positions per call of an estimating method, for the plan: a few hundred of each of several images. Groups of
+#: positions then span images, and sharing within an image does not pay.
 _FEW = 600
 
 
@@ -44,18 +45,21 @@ class NotEqual(RuntimeError):
 class Scorer:
     """Scores occluded copies of a block of images.
 
-    :meth:`take` a block, :meth:`start` some of its images, :meth:`score` positions of those: flat position
-    ``n * P + p`` is position p of the grid's P on image n of those taken.
+    :meth:`take` selects the images of a block, :meth:`start` prepares some of them and :meth:`score` evaluates
+    positions. Flat position ``n * P + p`` is position p of the grid's P on image n of those taken.
 
     Args:
-        measured: whether a dense sweep may choose its batch by measuring; else it takes one that does not depend on
-            the machine's mood, so that several processes choose alike.
-        method, batch_size, layout: what was chosen before, where a sweep is resumed.
+        model: Module or function from images [n, C, H, W] to outputs [n, K].
+        grid: The positions.
+        options: Options of the sweep.
+        measured: Whether a dense sweep may choose its batch size by measuring. Otherwise the batch size is fixed, so
+            that several processes choose alike.
+        method, batch_size, layout: Choices of the sweep that is resumed.
 
     Attributes:
-        kept: int64 [n], the images taken, numbered within their block.
+        kept: int64 [n], numbers of the images taken within their block.
         scores: float64 [n, P] of the images taken; 0 where nothing was scored.
-        method, batch_size, layout: what was chosen, "" and 0 before the first :meth:`start`.
+        method, batch_size, layout: Choices; "" and 0 before the first :meth:`start`.
     """
 
     images: Tensor
@@ -79,13 +83,13 @@ class Scorer:
         self._measured = measured
         self._evaluator: Evaluator | None = None
         self._checked = False
-        #: For score="error": the largest other output less the label's (above 0 where the class is wrong) instead.
+        #: With score="error": score the largest other output minus the label's, which is above 0 for a wrong class.
         self.margins = False
 
     # -- the images of a block -------------------------------------------------------------------------
 
     def take(self, block: Block) -> int:
-        """Keep the images of a block that are to be swept; returns their number."""
+        """Select the images of a block to sweep and return their number."""
         self.images, labels, clean = self._screen(block)
         self._first = block.first
         n = self.images.shape[0]
@@ -97,7 +101,7 @@ class Scorer:
         return n
 
     def _screen(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The images to sweep, their labels and outputs without an occluder."""
+        """Return the images to sweep, their labels and their outputs without an occluder."""
         images, labels = block.images, block.labels
         at_once = min(self.options.batch_size or _CLEAN_BATCH, _CLEAN_BATCH)
         # Clones, since a model may change its input, and may return the same memory again.
@@ -144,14 +148,14 @@ class Scorer:
     # -- some of them at a time ------------------------------------------------------------------------
 
     def images_at_once(self) -> int:
-        """How many images to :meth:`start` at a time, so that memory holds what is kept of them."""
+        """Return how many images to :meth:`start` at a time, so that memory holds their activations."""
         if self._evaluator is None:
             self._evaluator = self._choose_evaluator(self.images)
         fit = self._evaluator.images_at_once(self.images, self.options.memory_limit)
-        return fit - fit % 8 if fit > 8 else fit  # the evaluator cuts them into eights: always alike
+        return fit - fit % 8 if fit > 8 else fit  # full batches of the evaluator
 
     def start(self, first: int, last: int) -> None:
-        """Get ready for positions of images ``first`` to ``last - 1``."""
+        """Prepare images ``first`` to ``last - 1``."""
         if self._evaluator is None:
             self._evaluator = self._choose_evaluator(self.images)
         part = self.images[first:last]
@@ -182,9 +186,9 @@ class Scorer:
         self._checked = True
 
     def score(self, positions: Tensor) -> None:
-        """Score flat positions int64 [M] of the images that were started, into :attr:`scores`.
+        """Score flat positions int64 [M] of the started images, into :attr:`scores`.
 
-        They run in batches; where memory runs out the batch is halved.
+        Positions run in batches. The batch size is halved if memory runs out.
         """
         assert self._evaluator is not None
         positions = positions.to(self.scores.device)
@@ -207,7 +211,7 @@ class Scorer:
             else:
                 ops.sweep_score(outputs, part, self.grid.positions, kind, self.scores, self._bad, *targets)
             done += len(part)
-        if self.scores.device.type == "cpu":  # reading a GPU's flag waits for it
+        if self.scores.device.type == "cpu":  # reading the flag of a GPU waits for the GPU
             self.check_finite()
 
     def _score_margins(self, outputs: Tensor, positions: Tensor) -> None:
@@ -216,13 +220,13 @@ class Scorer:
         own = labels[positions // self.grid.positions][:, None]
         others = outputs.scatter(1, own, -torch.inf).amax(1).double()
         margin = others - outputs.gather(1, own)[:, 0].double()
-        # Of equals the lowest class counts; a right one keeps its 0, a wrong one gets the smallest that is above it.
+        # In a tie the lowest class counts: 0 if that is the label, else the smallest number above 0.
         wrong = (margin == 0) & (first_largest(outputs) != own[:, 0])
         self.scores.view(-1)[positions] = torch.where(wrong, torch.finfo(torch.float64).tiny, margin)
         self._bad |= ~outputs.isfinite().all()
 
     def check_finite(self) -> None:
-        """Raises ValueError if any output of this block so far was NaN or infinite."""
+        """Raise ValueError if any output of this block so far was NaN or infinite."""
         if int(self._bad):
             raise ValueError(
                 "model: expected finite outputs, got NaN or infinity for an occluded copy of one of the images "
@@ -230,15 +234,16 @@ class Scorer:
             )
 
     def alike(self, positions: Tensor) -> Tensor:
-        """Flat positions, sorted so that those that the evaluator computes together come together."""
+        """Return flat positions in an order that brings together those that the evaluator computes together."""
         assert self._evaluator is not None
         return positions[self._evaluator.order(positions - self._start)]
 
     # -- the evaluator ---------------------------------------------------------------------------------
 
     def _choose_evaluator(self, images: Tensor) -> Evaluator:
-        """The one that ``method`` names; for "auto" and the estimating methods the incremental one where it can be
-        had and pays.
+        """Return the evaluator that ``method`` names.
+
+        "auto" and the estimating methods take the incremental one if it can sweep the model and pays.
         """
         dense, method, limit = DenseEvaluator(self.model, self.grid), self.options.method, self.options.memory_limit
         if "dense" in (method, self.method):
@@ -253,7 +258,7 @@ class Scorer:
             )
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
-            self._check_model(images)  # what is no reason for a dense sweep either
+            self._check_model(images)  # some reasons rule out a dense sweep as well
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
@@ -269,7 +274,7 @@ class Scorer:
         return incremental
 
     def _check_model(self, images: Tensor) -> None:
-        """A sweep evaluates an image beside others: that must not matter."""
+        """Check that the output for an image does not depend on the images beside it."""
         pair = example(images)
         if self.options.batch_size == 1:
             pair = pair[:1]  # an image is never evaluated beside others
@@ -284,10 +289,13 @@ class Scorer:
             _log.warning("model: %s; another sweep will give another map", error)
 
     def _check_evaluator(self, images: Tensor, fill: Tensor) -> None:
-        """Compare a few seeded positions with the dense sweep: a wrong map must never come out.
+        """Compare a few seeded positions with the dense sweep, so that no wrong map is returned.
 
-        They are all on one image, since what the positions of an image share is computed for them too, and of few
-        images on the first, which comes next anyway.
+        All of them are on one image, since each image costs what its positions share; with few images it is the first,
+        which comes next anyway.
+
+        Raises:
+            NotEqual: The outputs differ by more than rounding explains.
         """
         assert self._evaluator is not None
         n, each, generator = images.shape[0], self.grid.positions, torch.Generator().manual_seed(self.options.seed)
@@ -308,7 +316,7 @@ class Scorer:
             )
 
     def _choose_batch(self, total: int) -> None:
-        """Once for the whole sweep, so that a resumed one runs the same batches."""
+        """Choose the batch size once for the whole sweep, so that a resumed one runs the same batches."""
         assert self._evaluator is not None
         # The incremental sweep takes many positions at a time and cuts them into batches itself.
         incremental = self._evaluator.method == "incremental"
@@ -324,7 +332,7 @@ class Scorer:
 
 
 def _checked_outputs(outputs: Any, rows: int) -> Tensor:
-    """Outputs as float32 or float64 [rows, K]."""
+    """Return outputs as float32 or float64 [rows, K]."""
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model: expected a tensor [n, K], got {type(outputs).__name__}; wrap the model so that it returns one"

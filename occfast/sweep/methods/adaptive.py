@@ -35,6 +35,7 @@ class AdaptiveSweep(Sweep):
     """
 
     def visit(self, n: int) -> None:
+        """Refine the maps of the ``n`` images, a group at a time."""
         options, grid = self.options, self.grid
         self._binary = self.scorer.margins = options.score == "error"
         default = min(_SPACING, grid.occluder[0]), min(_SPACING, grid.occluder[1])
@@ -144,6 +145,7 @@ class AdaptiveSweep(Sweep):
         self.report(self._done, total)
 
     def check_state(self, state: SweepState) -> None:
+        """Raise ValueError for a state that this method can't have saved."""
         super().check_state(state)
         names = ("evaluated", "skipped", "checked", "different")
         evaluated, skipped, checked, different = (state.tally.get(name, 0.0) for name in names)
@@ -152,9 +154,11 @@ class AdaptiveSweep(Sweep):
             raise ValueError("the counts contradict each other")
 
     def evaluations(self) -> int:
+        """Return the number of positions evaluated so far, checks included."""
         return int(self.state.tally.get("evaluated", 0))
 
     def result(self, **more: Any) -> OcclusionMap:
+        """Return the map, with the disagreement that the checks found."""
         state = self.state
         tolerance = None if self.options.score == "error" else state.tally.get("tolerances", 0.0) / max(1, state.used)
         estimate = Disagreement.of(max(1, state.used) * self.grid.positions, state.tally, tolerance)

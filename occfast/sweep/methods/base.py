@@ -265,12 +265,14 @@ class Sweep(ABC):
     # -- checkpoints -----------------------------------------------------------------------------------
 
     def save_if_due(self) -> None:
+        """Save a checkpoint if the last one is old enough."""
         self.advanced = True
         if self.checkpoint and self.processes.rank == 0 and self.checkpoint.due():
             self.scorer.check_finite()
             self.save()
 
     def save(self) -> None:
+        """Save a checkpoint, in the process of rank 0."""
         if self.checkpoint is None or self.processes.rank:
             return
         state, scorer = self.state, self.scorer
@@ -303,9 +305,18 @@ class Sweep(ABC):
         return mean, np.sqrt(variance / n)
 
     def evaluations(self) -> int:
+        """Return the number of positions evaluated so far."""
         return self.state.used * self.grid.positions + self.state.next
 
     def result(self, **more: Any) -> OcclusionMap:
+        """Return the map of the images used so far.
+
+        Args:
+            **more: Fields of the map to replace.
+
+        Raises:
+            ValueError: No image was used.
+        """
         state, grid, n = self.state, self.grid, self.state.used
         if n == 0:
             raise ValueError(

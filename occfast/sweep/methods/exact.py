@@ -22,6 +22,7 @@ class ExactSweep(Sweep):
     _pieces = 1  # for each process in a round
 
     def visit(self, n: int) -> None:
+        """Score all positions of the ``n`` images."""
         positions, scorer, group = self.grid.positions, self.scorer, self.processes
         with group.guard():
             at_once = scorer.images_at_once()

@@ -35,6 +35,7 @@ class SampledSweep(Sweep):
 
     @property
     def design(self) -> Design:
+        """Shifted lattices of the images."""
         grid, options = self.grid, self.options
         given = options.sampled.spacing
         spacing = tuple(_SPACING * side for side in grid.image) if given is None else pair(given, "spacing")
@@ -49,6 +50,7 @@ class SampledSweep(Sweep):
         return given or (_BANDWIDTH * height, _BANDWIDTH * width)
 
     def visit(self, n: int) -> None:
+        """Score each image at its own lattice."""
         design, positions = self.design, self.grid.positions
         self._at = [design.positions(self.state.used + k) for k in range(n)]
         with self.processes.guard():
@@ -70,6 +72,7 @@ class SampledSweep(Sweep):
         self._evaluated = sum(map(len, flat))
 
     def earned(self, scores: Tensor) -> dict[str, Any]:
+        """Return the samples with a block's scores added, and the number of evaluations."""
         if not len(scores):
             return {}
         kept = np.uint8 if self.options.score == "error" else np.float64
@@ -80,6 +83,7 @@ class SampledSweep(Sweep):
         }
 
     def check_state(self, state: SweepState) -> None:
+        """Raise ValueError for a state that this method can't have saved."""
         kept = np.uint8 if self.options.score == "error" else np.float64
         visited = sum(len(self.design.positions(k)) for k in range(state.used))
         if sum(map(len, state.samples)) != visited or any(part.dtype != kept for part in state.samples):
@@ -106,6 +110,7 @@ class SampledSweep(Sweep):
         return found
 
     def finished(self) -> bool:
+        """Return whether the largest standard error has reached the tolerance."""
         used, tolerance = self.state.used, self.options.sampled.tolerance
         if tolerance is None or used < 2 or used < self._looked * _MORE:
             return self._reached
@@ -130,12 +135,15 @@ class SampledSweep(Sweep):
         self.report(done, total)
 
     def evaluations(self) -> int:
+        """Return the number of positions evaluated so far."""
         return int(self.state.tally.get("evaluated", 0))
 
     def mean_and_error(self) -> tuple[Any, Any]:
+        """Return the smoothed mean over images and its standard error, each [positions]."""
         return self._final.values.numpy().ravel(), self._final.standard_error.numpy().ravel()
 
     def result(self, **more: Any) -> OcclusionMap:
+        """Return the map with intervals, bias and the statement of its precision."""
         if not self.state.used:
             return super().result()
         from scipy.special import stdtrit

@@ -258,8 +258,9 @@ class BatchRun:
     def _read(
         self, source: int, origins: Tensor, height: int, width: int, padding: float, conv: tuple[Any, ...] = ()
     ) -> Tensor:
-        """Return windows [E, C, height, width] of a step's occluded map, one or several per position, or their
-        convolution.
+        """Return windows [E, C, height, width] of a step's occluded map, or their convolution.
+
+        There are one or several windows for each position.
         """
         block = self._block
         if source >= self._shared:
@@ -420,6 +421,7 @@ class MapRecorder(fx.Interpreter):
         self.seen: dict[int, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and keep its map as [N, C, H, W] if it is wanted."""
         value = super().run_node(n)
         if n in self._keep:
             step = self._keep[n]

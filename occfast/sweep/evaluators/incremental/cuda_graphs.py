@@ -1,4 +1,4 @@
-"""Batches of the same shape as one CUDA graph: what the calls cost is paid once."""
+"""CUDA graphs for batches of the same shape, which save the cost of launching each call."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ _log = logging.getLogger("occfast")
 
 _MOST = 256  # graphs; batches of further shapes run call by call
 
-#: Records what a function does and returns its result with what does the same again, into the same result.
+#: Records a function; returns its result and a function that replays it into the same result.
 Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
 
 
 class OnCuda:
-    """Captures CUDA graphs whose intermediate results share one pool of memory, since one runs at a time."""
+    """Captures CUDA graphs. Their intermediate results share one pool of memory, since one graph runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
+        """Capture a function; return its output and the function that replays it."""
         graph = torch.cuda.CUDAGraph()
-        # The outer context is for a capture that fails: PyTorch leaves its stream the current one then.
+        # The outer context restores the current stream, which a failed capture does not.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             capturing = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
             with capturing:
@@ -35,19 +36,22 @@ class OnCuda:
 
 
 class Graphs:
-    """Runs batches of indices [3, M], and replays those whose shape was there before.
+    """Runs batches of indices [3, M] and replays those whose shape occurred before.
 
-    A batch's first run warms the libraries up, its second is recorded.  A recording holds addresses: whoever moves
-    what ``run`` reads calls :meth:`forget`.
+    The first run of a shape warms up the libraries, the second is recorded. A recording holds addresses: call
+    :meth:`forget` before moving memory that ``run`` reads.
 
     Args:
-        run: outputs [M, K] from a group and indices; does not look at their values on the host.
-        new_capture: makes what records, anew after :meth:`forget`.
+        run: Computes outputs [M, K] from a group and indices without reading values on the host.
+        new_capture: Creates a :data:`Capture`, at first and after :meth:`forget`.
+
+    Attributes:
+        replayed: Number of batches that were replayed.
     """
 
     def __init__(self, run: Callable[[Any, Tensor], Tensor], new_capture: Callable[[], Capture]) -> None:
         self._run, self._new_capture = run, new_capture
-        self.replayed = 0  # batches
+        self.replayed = 0
         self._failed = False
         self.forget()
 
@@ -58,7 +62,7 @@ class Graphs:
         self._capture: Capture | None = None
 
     def __call__(self, group: Hashable, indices: Tensor) -> Tensor:
-        """The outputs of a batch; the next call may overwrite them."""
+        """Return the outputs of a batch; the next call may overwrite them."""
         shape = (group, indices.shape[1])
         if shape in self._seen and shape not in self._graphs and len(self._graphs) < _MOST and not self._failed:
             self._record(shape, group, indices)

@@ -15,10 +15,10 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class Intervals:
-    """For each grid row (or column): which rows of a map an occluder may change, [low, high).
+    """Rows of a map that an occluder may change, [low, high), for each grid row (or columns for each grid column).
 
-    Of those, [full_low, full_high) are exactly as if everything were occluded, those before depend on
-    the occluder's first edge alone and those after on its last, provided full_low <= full_high.
+    If full_low <= full_high, rows [full_low, full_high) are as if everything were occluded, rows before them depend on
+    the occluder's first edge alone, and rows after them on its last edge alone.
     """
 
     low: Ints
@@ -27,14 +27,14 @@ class Intervals:
     full_high: Ints
 
     def clip(self, size: int) -> Intervals:
-        """Within the map and not empty: recomputing a clean row is harmless."""
+        """Return the intervals within the map and not empty; recomputing a clean row is harmless."""
         low = np.clip(self.low, 0, size - 1)
         high = np.clip(self.high, low + 1, size)
         return Intervals(low, high, np.clip(self.full_low, 0, size), np.clip(self.full_high, 0, size))
 
 
 def through(step: Step, axis: int, inputs: list[Intervals], sizes: list[int]) -> Intervals:
-    """The intervals of a step's output from those of its inputs, along axis 0 (rows) or 1 (columns)."""
+    """Return the intervals of a step's output from those of its inputs, along axis 0 (rows) or 1 (columns)."""
     a, size = step.axes[axis], step.size[axis]
     if step.kind in ("point", "join"):
         return Intervals(
@@ -48,7 +48,7 @@ def through(step: Step, axis: int, inputs: list[Intervals], sizes: list[int]) ->
         # Input row y reaches output rows y * stride - padding ... + span - 1.
         low = given.low * a.stride - a.padding
         high = (given.high - 1) * a.stride - a.padding + a.span
-        # Not worked out where every contributing row is covered: nothing is shared from here on.
+        # The fully occluded rows are not tracked: nothing is shared from here on.
         empty_low, empty_high = np.full_like(low, size), np.zeros_like(low)
         return Intervals(low, high, empty_low, empty_high).clip(size)
     # Output row y reads input rows y * stride - padding ... + span - 1.
@@ -60,7 +60,7 @@ def through(step: Step, axis: int, inputs: list[Intervals], sizes: list[int]) ->
 
 
 def occluded(grid: SweepGrid, axis: int) -> Intervals:
-    """The occluder itself, cut at the image's edge."""
+    """Return the intervals of the occluder itself, cut at the image's edge."""
     count = grid.rows if axis == 0 else grid.columns
     start = grid.first[axis] + grid.stride[axis] * np.arange(count, dtype=np.int64) - grid.occluder[axis] // 2
     low = np.maximum(start, 0)
@@ -70,24 +70,29 @@ def occluded(grid: SweepGrid, axis: int) -> Intervals:
 
 @dataclass
 class Extent:
-    """Along one axis, for a class of grid rows: a step's rectangle has one length and a start for each grid row."""
+    """Rectangle of a step along one axis, for a class of grid rows: one length, and a start for each grid row."""
 
     length: int
     start: Ints
 
 
 def extent(intervals: Intervals, members: Ints, size: int) -> Extent:
-    """The common length for the members of a class; starts are moved inside the map, still covering."""
+    """Return the common length for the members of a class, with starts inside the map."""
     length = int((intervals.high - intervals.low)[members].max())
     return Extent(length, np.clip(intervals.low, 0, size - length))
 
 
 def classes(lengths: list[Ints], weights: list[float], most: int, slack: float = 0.002) -> list[Ints]:
-    """Groups of grid rows whose rectangles are alike, so that one size for a group wastes little.
+    """Return groups of grid rows whose rectangles are alike, so that one size per group wastes little.
 
-    Merges the two cheapest groups until ``most`` are left, and further while a merge costs less than
-    ``slack`` of the total.  The cost of a group is its number of members times the weighted sum of
-    its common lengths.
+    The two groups whose merge costs least are merged until ``most`` are left, and further while a merge costs less than
+    ``slack`` of the total. The cost of a group is its number of members times the weighted sum of its common lengths.
+
+    Args:
+        lengths: Length of each rectangle for each grid row.
+        weights: Weight of each rectangle.
+        most: Largest number of groups.
+        slack: Share of the total cost.
     """
     weight = np.asarray(weights, float)
     tops, inverse = np.unique(np.stack(lengths, 1).astype(float), axis=0, return_inverse=True)
@@ -97,7 +102,7 @@ def classes(lengths: list[Ints], weights: list[float], most: int, slack: float =
     total = float(costs.sum())
 
     def merging(k: int) -> Any:
-        """What merging group k with each other one would cost more."""
+        """Return the additional cost of merging group k with each other one."""
         return (np.maximum(tops, tops[k]) * weight).sum(1) * (counts + counts[k]) - costs - costs[k]
 
     extra = np.stack([merging(k) for k in range(len(tops))])

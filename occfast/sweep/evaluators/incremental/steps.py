@@ -55,7 +55,6 @@ class Step:
         after: Functions applied to each pixel of the result.
         padding_value: Value outside the input map.
         macs: Multiply-adds per pixel of the output; for a dense step, per image.
-        moved: Numbers that a dense step reads and writes per image.
         label: Name in the printed plan.
         description: Name in messages.
         channels_last: Whether the value of ``node`` is [N, H, W, C].
@@ -77,7 +76,6 @@ class Step:
     after: tuple[Callable[[Tensor], Tensor], ...] = ()
     padding_value: float = 0.0
     macs: int = 0
-    moved: int = 0
     label: str = ""
     description: str = ""
     channels_last: bool = False

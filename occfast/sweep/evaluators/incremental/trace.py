@@ -285,7 +285,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _same_memory(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether writing to a node's result writes to its first argument as well."""
+    """Return whether writing to a node's result also writes to its first argument."""
     return is_alias(traced, node) and node.target not in ("clone", "contiguous")
 
 
@@ -301,9 +301,9 @@ def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _functional(traced: fx.GraphModule) -> None:
-    """Replace in-place operations, where what they overwrite is known; refuse the rest."""
+    """Replace in-place operations whose overwritten tensors are known; refuse the others."""
     order = {node: k for k, node in enumerate(traced.graph.nodes)}
-    views: dict[fx.Node, fx.Node] = {}  # a view -> what it shows
+    views: dict[fx.Node, fx.Node] = {}  # a view -> its base
     for node in traced.graph.nodes:
         if node.kwargs.get("out") is not None:
             raise NotIncremental(f"{_name(node)} writes into its argument out=")
@@ -344,8 +344,9 @@ def _functional(traced: fx.GraphModule) -> None:
 
 
 def _without_views(traced: fx.GraphModule) -> None:
-    """``view`` asks for a memory layout that channels_last maps don't have; now that nothing writes in place any more,
-    ``reshape`` means the same.
+    """Replace ``view``, which raises for maps in channels_last, by ``reshape``.
+
+    Both mean the same, since nothing works in place any more.
     """
     for node in traced.graph.nodes:
         shapes = not any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
@@ -355,7 +356,7 @@ def _without_views(traced: fx.GraphModule) -> None:
 
 def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:
     if module := module_of(traced, node):
-        module.inplace = False  # type: ignore[assignment]  # it belongs to our copy
+        module.inplace = False  # type: ignore[assignment]  # of the copy
     elif node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
         node.target = _IN_PLACE_OPERATORS[node.target]
     elif "inplace" in node.kwargs:
@@ -373,7 +374,7 @@ def _make_functional(traced: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _fold_batch_norm(traced: fx.GraphModule) -> None:
-    """Fold batch norm into the convolution before it (of our copy)."""
+    """Fold batch norm into the convolution before it."""
     calls: dict[str, int] = {}
     for node in traced.graph.nodes:
         if node.op == "call_module":
