@@ -1,4 +1,4 @@
-# Two commands from a fresh clone do everything: `make demo` and `make test`.
+# `make demo` and `make test` work in a fresh clone; they create the virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-all bench gpu-check docs lint format clean
 
-# `constraints.txt` pins what is tested; TORCH=torch takes whatever the index offers (a CUDA build, say).
+# constraints.txt pins the tested versions.
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel -c constraints.txt
@@ -19,19 +19,19 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not cuda" $(ARGS)
 
-# Also what takes minutes each.
+# All tests, including those that take minutes each.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
 
-# Comparisons with peers; JSON and a table under bench/results/.
+# Comparisons with peers. JSON and a table are written to bench/results/.
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
 
-# On a machine with a GPU: CUDA tests and benches, one JSON.  PYTHON's own packages are used.
+# CUDA tests and benchmarks on a machine with a GPU, with the packages of PYTHON.
 gpu-check:
 	$(PYTHON) -m bench.gpu $(ARGS)
 
-# The site, offline, into build/docs; a warning is an error.  Measured numbers are filled in first.
+# The site, built offline in build/docs. Warnings are errors. Measured numbers are filled in first.
 docs: $(READY)
 	$(BIN)/python -m tools.fill_figures
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs $(ARGS)

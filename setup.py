@@ -1,8 +1,8 @@
-"""Packages the C++ sources with the Python ones, and prebuilds the kernels where asked.
+"""Package the C++ sources with the Python package, and prebuild the kernels if requested.
 
-``pip install -e .`` compiles nothing: kernels are built at first use.  With ``OCCFAST_AOT=1`` (and
-``--no-build-isolation``, since torch is needed) the same sources and flags give modules that ship
-inside the package; they are used where torch, Python and the instruction set are the same.
+``pip install -e .`` compiles nothing: kernels are built at first use. With ``OCCFAST_AOT=1`` (and
+``--no-build-isolation``, since torch is needed) the same sources and flags give modules that ship inside the package.
+They are used if torch, Python and the instruction set are the same.
 """
 
 import json
@@ -20,7 +20,7 @@ PREBUILD = os.environ.get("OCCFAST_AOT") == "1"
 
 
 class BuildPy(build_py):  # type: ignore[misc]
-    """Copies csrc/ into the package, and prebuilt modules beside the loader."""
+    """Build step that copies csrc/ into the package, and prebuilt modules beside the loader."""
 
     def run(self) -> None:
         """Copy the native sources into the package, and build them if OCCFAST_AOT is set."""
@@ -58,7 +58,7 @@ class BuildPy(build_py):  # type: ignore[misc]
 
 
 class BinaryDistribution(Distribution):  # type: ignore[misc]
-    """With prebuilt modules a wheel is for one Python and one platform, and its tag says so."""
+    """Distribution whose wheel is tagged for one Python and one platform if it has prebuilt modules."""
 
     def has_ext_modules(self) -> bool:
         """Return whether the wheel holds compiled code."""

@@ -1,11 +1,11 @@
-"""``python -m bench``: run the comparisons, write JSON, print a table.
+"""``python -m bench``: run the comparisons, write JSON and print a table.
 
-    python -m bench                       # everything in this folder, minutes
-    python -m bench -k occluder           # what pytest's -k selects
+    python -m bench                       # all comparisons in this folder; takes minutes
+    python -m bench -k occluder           # the comparisons that pytest's -k selects
     python -m bench --output my.json
 
-Each row is one implementation on one workload; ``ratio`` is how many times faster occfast is than
-that row, on medians of the same run.  Peers run at their own best setting of those tried.
+Each row is one implementation on one workload. ``ratio`` is the speed of occfast relative to that row, from medians of
+the same run. Peers run at the best of the settings tried.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def summary(raw: dict) -> dict:
-    """The rows, best setting of each peer, with the ratio to occfast."""
+    """Return the environment and one row for the best setting of each implementation, with its ratio to occfast."""
     best: dict[tuple[str, str], dict] = {}
     for bench in raw["benchmarks"]:
         info, seconds = bench["extra_info"], bench["stats"]["median"]

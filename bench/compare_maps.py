@@ -1,7 +1,7 @@
-"""Occlusion maps against Captum and MONAI on the paper's network (W1), same occluder, same threads.
+"""Occlusion maps compared with Captum and MONAI on the paper's network (W1), with the same occluder and threads.
 
-occfast sweeps every position of one image; the dense ones, whose time for a position does not depend on
-where it is, sweep a coarse grid.  `python -m bench.sweep` adds each optimization in turn.
+occfast sweeps every position of one image. Dense sweeps, whose time per position is constant, visit a coarse grid.
+``python -m bench.sweep`` measures the optimizations one by one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_monai(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 
     image = torch.rand(1, 1, 100, 100)
-    # MONAI strides by a share of the window, so its windows can't be those exactly; its rate is a position's.
+    # MONAI's stride is a share of the window, so its positions differ; the rate per position is comparable.
     sensitivity = OcclusionSensitivity(
         network, mask_size=OCCLUDER, n_batch=batch, overlap=0.6, activate=False, verbose=False
     )

@@ -1,7 +1,7 @@
-"""Noisy occluders against plain PyTorch, kornia, scikit-image and a plain copy of the batch.
+"""Noisy occluders compared with plain PyTorch, kornia, albumentations, scikit-image and a copy of the batch.
 
-The work that must be done: read and write each image once and draw about 800 pixels, so `clone()` is
-the floor.  kornia's RandomErasing and albumentations' CoarseDropout do less (one gray, no noise, uniform locations).
+Each image must be read and written once and about 800 of its pixels drawn, so ``clone()`` is the floor. RandomErasing
+of kornia and CoarseDropout of albumentations do less: one gray value, no noise, uniform locations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCHES = {
 
 
 def plain_pytorch(images: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """The transform in batched PyTorch as a user would write it, with PyTorch's own random numbers."""
+    """Apply the transform in batched PyTorch as a user would write it, with PyTorch's random numbers."""
     n, c, h, w = images.shape
     unit = images.float() / 255 if images.dtype == torch.uint8 else images
     at = torch.multinomial(p, n, replacement=True)
@@ -63,7 +63,7 @@ def scikit_image(images: torch.Tensor, p: np.ndarray, generator: np.random.Gener
 
 
 def albumentations(images: torch.Tensor, size: tuple[int, int]) -> Callable[[], object]:
-    """CoarseDropout, an image at a time: one uniform hole of the same size in one gray, no noise."""
+    """Return a function that applies CoarseDropout to one image at a time: one gray hole of the same size, no noise."""
     import albumentations as peer
 
     drop = peer.CoarseDropout(

@@ -1,4 +1,4 @@
-"""Every native op against its PyTorch twin, on the sizes of the papers."""
+"""Native ops compared with their PyTorch twins, at the sizes of the papers."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""``python -m bench.estimate``: adaptive and sampled maps against the full sweep and Captum, on LFW.
+"""``python -m bench.estimate``: adaptive and sampled maps compared with the full sweep and Captum, on LFW.
 
-    python -m bench.estimate --train w1.pt          # W1 for LFW's people with 10 images or more: half an hour or more
+    python -m bench.estimate --train w1.pt          # W1 for LFW's people with 10 or more images: at least half an hour
     python -m bench.estimate --train r.pt --occlude # the same with noisy occluders
     python -m bench.estimate --weights w1.pt        # all parts, about ten minutes on two cores
     python -m bench.estimate --weights w1.pt --parts adaptive --occluder 40x40 --output my.json
 
-LFW is looked for in $OCCFAST_DATA, or --lfw names it.  All faces are held out from training, aligned, and right when
-uncovered.  What is compared runs in turn in one process; Captum at the best of the batches tried.
+LFW is read from $OCCFAST_DATA or --lfw. All faces are aligned, held out from training and recognized without an
+occluder. The contenders run in turn in one process, Captum at the best of the batch sizes tried.
 
-- adaptive: single images; the full sweep of the same images tells which labels are right.
-- sampled: the mean map of 1,000 images to a standard error of 0.01.
-- truth: the same with fewer images, of which the full sweep visits a part of the positions: true errors.
-- processes: an exact sweep by two processes of one thread and by one process of two.
+- adaptive: maps of single images, compared with the full sweep of the same images.
+- sampled: the mean map of 1,000 images, up to a standard error of 0.01.
+- truth: errors of the mean map of fewer images, known from a full sweep with a larger stride.
+- processes: an exact sweep by two processes of one thread each and by one process of two threads.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from occfast import NoisyOccluder, OcclusionMap, Sampled, occlusion_map
 from occfast.data import LFW, Aligned
 from occfast.models import PaperNet
 
-BATCHES = (4, 8, 16, 32, 64)  # that Captum may choose from
+BATCHES = (4, 8, 16, 32, 64)  # tried for Captum
 _HELD_OUT = 0.35
 
 
 @dataclass
 class Faces:
-    """Float32 images [N, 1, 100, 100] in [0, 1] and who they show."""
+    """Float32 images [N, 1, 100, 100] in [0, 1] and their labels."""
 
     images: Tensor
     labels: Tensor
@@ -59,7 +59,7 @@ def scaled(images: Tensor) -> Tensor:
 
 
 def varied(images: Tensor) -> Tensor:
-    """Each image mirrored or not, turned, scaled, shifted and made lighter or darker a little, at random."""
+    """Randomly mirror, rotate, scale and shift each image a little, and change its brightness."""
     count = len(images)
     angle, scale = torch.empty(count).uniform_(-0.09, 0.09), torch.empty(count).uniform_(0.92, 1.08)
     mirror = torch.randint(0, 2, (count,)) * 2 - 1
@@ -78,9 +78,9 @@ def varied(images: Tensor) -> Tensor:
 
 
 def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
-    """W1 with batch normalization on 65 % of the images; writes weights and the names of the images held out.
+    """Train W1 with batch normalization on 65 % of the images; write its weights and the others' indices.
 
-    With ``occlude`` half of the images wear a noisy occluder anywhere (model R of trigueros2018).
+    With ``occlude``, half of the images get a noisy occluder at a uniform location (model R of trigueros2018).
     """
     torch.manual_seed(0)
     faces = lfw(root)
@@ -112,7 +112,7 @@ def train(root: Path | None, path: Path, epochs: int, occlude: bool) -> None:
 
 
 def load(root: Path | None, path: Path) -> tuple[PaperNet, Faces]:
-    """The network and the faces held out that it gets right, in a random order."""
+    """Load the network, and the held-out faces that it recognizes, in random order."""
     saved = torch.load(path, weights_only=True)
     network = PaperNet(len(saved["people"]), batch_norm=True)
     network.load_state_dict(saved["state"])
@@ -128,7 +128,7 @@ def load(root: Path | None, path: Path) -> tuple[PaperNet, Faces]:
 
 
 def captum(network: PaperNet, faces: Faces, occluder: tuple[int, int]) -> tuple[int, float]:
-    """The best batch and its positions a second."""
+    """Return Captum's best batch size and its positions per second."""
     from captum.attr import Occlusion
 
     image, label = faces.images[:1].contiguous(), int(faces.labels[0])
@@ -158,7 +158,7 @@ def captum(network: PaperNet, faces: Faces, occluder: tuple[int, int]) -> tuple[
 
 def adaptive(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int) -> dict[str, Any]:
     x, y = faces.images[:images], faces.labels[:images]
-    occlusion_map(network, x[:1], y[:1], occluder, method="adaptive", progress=False)  # what is loaded at first use
+    occlusion_map(network, x[:1], y[:1], occluder, method="adaptive", progress=False)  # load modules
     batch, rate = captum(network, faces, occluder)
     estimate = occlusion_map(network, x, y, occluder, method="adaptive", progress=False)
     single = [
@@ -210,7 +210,7 @@ def sampled(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: 
 
 
 def truth(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, stride: int) -> dict[str, Any]:
-    """The sampled map of some images against their full sweep, at every ``stride``-th position."""
+    """Compare the sampled map of some images with their full sweep at every ``stride``-th position."""
     x, y = faces.images[:images], faces.labels[:images]
     full = occlusion_map(network, x, y, occluder, stride=stride, progress=False)
     found: dict[str, Any] = {"images": len(x), "stride_of_the_full_sweep": stride, "seconds_of_it": full.seconds}
@@ -250,7 +250,7 @@ def _sweep_in_process(rank: int, ranks: int, folder: str, work: Any) -> None:
 
 
 def processes(network: PaperNet, faces: Faces, occluder: tuple[int, int], images: int, rounds: int) -> dict[str, Any]:
-    """Positions a second of an exact sweep, one process of two threads and two of one, in turn."""
+    """Measure positions per second of an exact sweep by one process of two threads and two processes of one."""
     work = network, Faces(faces.images[:images], faces.labels[:images]), occluder
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -268,7 +268,7 @@ def main() -> int:
     parser.add_argument("--train", type=Path, metavar="FILE", help="train the network, write it, and stop")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--occlude", action="store_true", help="train with noisy occluders")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="what --train wrote")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="file written by --train")
     parser.add_argument("--lfw", type=Path, default=None)
     parts = ("adaptive", "sampled", "truth", "processes")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
@@ -276,16 +276,16 @@ def main() -> int:
     parser.add_argument("--single", type=int, default=16, help="images of the part adaptive")
     parser.add_argument("--images", type=int, default=1000, help="images of the part sampled")
     parser.add_argument("--known", type=int, default=200, help="images of the part truth")
-    parser.add_argument("--stride", type=int, default=5, help="of the full sweep in the part truth")
+    parser.add_argument("--stride", type=int, default=5, help="stride of the full sweep of the part truth")
     parser.add_argument("--swept", type=int, default=12, help="images of the part processes")
-    parser.add_argument("--rounds", type=int, default=3, help="of the part processes")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the part processes")
     parser.add_argument("--output", type=Path, default=RESULTS / "estimate-cpu.json")
     options = parser.parse_args()
     if options.train:
         train(options.lfw, options.train, options.epochs, options.occlude)
         return 0
     if options.weights is None:
-        parser.error("--weights: expected a file that --train wrote")
+        parser.error("--weights: expected a file written by --train")
     torch.set_grad_enabled(False)
     height, width = (int(v) for v in options.occluder.split("x"))
     occluder = height, width

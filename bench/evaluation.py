@@ -1,11 +1,11 @@
-"""``python -m bench.evaluation``: the protocols beside scikit-learn and plain loops, and the occlusions' rates.
+"""``python -m bench.evaluation``: the protocols compared with scikit-learn and plain loops, and rates of occlusions.
 
-    python -m bench.evaluation                 # minutes
+    python -m bench.evaluation                 # takes minutes
     python -m bench.evaluation --quick         # a tenth of the sizes
-    python -m bench.evaluation --only roc      # folds, roc, search, pairs, occlusions
+    python -m bench.evaluation --only roc      # folds, roc, search, pairs or occlusions
 
-Contenders take turns in one process and the best of the rounds counts; ratios, not times, carry from one machine to
-another.  Added memory is the most that a contender's resident memory rose while it ran.
+The contenders run in turn in one process, and the best of the rounds is reported. Ratios, unlike times, carry over to
+other machines. Added memory is the largest increase of resident memory during a run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.sweep import Peak
 from occfast import evaluate
 from occfast.occlude.named import named_occlusion
 
-#: Workload, what is counted, how many of them a run does, and who does it how.
+#: Name of the workload, unit, number of units per run, and contenders by name.
 Workload = tuple[str, str, int, dict[str, Callable[[], Any]]]
 
 
@@ -39,7 +39,7 @@ def folds(scale: int) -> Iterator[Workload]:
     ids = np.arange(6000) // 600
 
     def grid() -> float:
-        """400 thresholds, each judged on each training and test part, as evaluation scripts do."""
+        """Choose among 400 thresholds in each fold, as evaluation scripts do."""
         thresholds = np.linspace(scores.min(), scores.max(), 400)
         accuracies = []
         for fold in range(10):
@@ -49,7 +49,7 @@ def folds(scale: int) -> Iterator[Workload]:
         return float(np.mean(accuracies))
 
     def every() -> float:
-        """The same with every score as a threshold: exact, and quadratic."""
+        """Choose among all scores as thresholds: exact, in quadratic time."""
         accuracies = []
         for fold in range(10):
             train, test = ids != fold, ids == fold
@@ -176,7 +176,7 @@ def measure(workload: Workload, rounds: int) -> list[dict[str, Any]]:
     name, unit, items, contenders = workload
     best = {who: float("inf") for who in contenders}
     memory = {}
-    for who, run in contenders.items():  # the first run also warms up
+    for who, run in contenders.items():  # the first run is a warm-up too
         with Peak() as peak:
             started = time.perf_counter()
             run()

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the record of the environment, and results as files."""
+"""Record of the environment and files of results, shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from occfast import __version__
 from occfast.native import build
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Where results are written by default.
+#: Default folder of the results.
 RESULTS = ROOT / "bench" / "results"
 _CARD = (
     "name",
@@ -37,14 +37,14 @@ _CARD = (
 
 
 def environment(*packages: str, device: str = "cpu") -> dict[str, Any]:
-    """Record where a result comes from.
+    """Record the environment of a result.
 
     Args:
-        packages: Further packages whose versions matter, the peers above all; those that are missing are left out.
+        packages: Further packages whose versions matter, such as peers; missing packages are left out.
         device: "cpu" or "cuda".
 
     Returns:
-        The command, the date, the device and its properties, PyTorch's threads, and versions.
+        The command, the date, the device and its properties, PyTorch's number of threads, and versions.
     """
     names = ("torch", "numpy", *packages)
     found: dict[str, Any] = {
@@ -89,7 +89,7 @@ def command() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name, or the architecture where the system does not tell it."""
+    """Return the processor's name, or the architecture if the system does not state a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,7 +99,7 @@ def processor() -> str:
 
 
 def installed(package: str) -> str | None:
-    """Return the version of an installed package; None where it is missing."""
+    """Return the version of an installed package, or None if it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -122,11 +122,11 @@ def caption(result: dict[str, Any]) -> str:
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw weights and running statistics with which a network's outputs differ from image to image.
+    """Draw weights and running statistics for which a network's outputs differ between images.
 
     Args:
-        model: Changed in place: He et al. 2015 for weights, statistics near 1 for norms.
-        seed: Seed of the draws.
+        model: Network, modified in place: weights as in He et al. 2015, running statistics near 1.
+        seed: Random seed.
 
     Returns:
         The model, in evaluation mode.

@@ -1,17 +1,16 @@
-"""PDSN: identification beside the plain loops, and five generators together beside one.
+"""``python -m bench.pdsn``: PDSN's identification compared with plain loops, and five generators with one.
 
-Run ``python -m bench.pdsn``; JSON goes to ``bench/results/pdsn.json``.  Workloads:
+The result is written to ``bench/results/pdsn.json``. Workloads:
 
-- ``identify``: 650 probes against 2,959 gallery images, maps of 512×8×6 (pdsn-landmarks on LFW), LM2's five regions;
-  eight masks as bands, face masks and sunglasses give them.  Peers are what one writes first in PyTorch: a loop over
-  pairs, and a loop over probes in which the whole gallery is masked and compared by ``F.cosine_similarity``.  The
-  loops are timed on so many probes (``--loop-probes``), in turns with the whole of ours, and scaled; the loop over
-  pairs also on a part of the gallery.
-- ``generators``: so many epochs of training with the base frozen (ResNet-34 of half width, maps of 256×8×6;
-  ``--width``), LM2's five regions together and each of two regions alone, in turns.
-- ``till-as-good``: with ``--base`` (``occfast reproduce pdsn-landmarks`` leaves one in
-  ``reproduction/pdsn-landmarks/steps/seed-0-base-plain-…``), ORL: each region
-  alone till its validation stagnates, and five together till each is as good as it was alone.
+- ``identify``: 650 probes against 2,959 gallery images, maps of 512×8×6 (pdsn-landmarks on LFW), LM2's five regions and
+  eight masks, as for bands, face masks and sunglasses. The peers are straightforward loops in PyTorch: one over pairs,
+  and one over probes that masks the whole gallery and calls ``F.cosine_similarity``. The loops run on ``--loop-probes``
+  probes, in turn with occfast on all probes, and are scaled; the loop over pairs also uses a part of the gallery.
+- ``generators``: ``--epochs`` epochs of training with a frozen base (ResNet-34 of half width, maps of 256×8×6;
+  ``--width``), for LM2's five regions together and for each of two regions alone, in turn.
+- ``till-as-good``: training on ORL with the base network ``--base`` (``occfast reproduce pdsn-landmarks`` writes one to
+  ``reproduction/pdsn-landmarks/steps/seed-0-base-plain-…``): each region alone until its validation loss stagnates,
+  and five together until each reaches its loss alone.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from occfast.train import load_network
 
 
 def maps(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Like a ResNet's last maps: rectified, half of them zero."""
+    """Draw maps like the last of a ResNet: rectified, half of the values zero."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).clamp_min(0)
 
 
 def masks(shape: tuple[int, ...], probes: int) -> tuple[Tensor, Tensor]:
-    """Products of five masks, each of which drops 30 %: of none, of each, of eyes and nose, of nose to chin."""
+    """Draw eight products of five masks that discard 30 % each, and the index of each probe's product."""
     random = torch.Generator().manual_seed(1)
     each = torch.rand(5, *shape, generator=random) > 0.3
     sets: list[list[int]] = [[], [0], [1], [2], [3], [4], [1, 2], [2, 3, 4]]
@@ -80,7 +79,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 def identify(args: argparse.Namespace) -> dict[str, Any]:
     shape = tuple(args.shape)
     gallery, probes = maps(args.gallery, shape, 2), maps(args.probes, shape, 3)
-    # Each probe is one of the gallery with noise, so that there is somebody to find.
+    # Each probe is a gallery image with noise.
     probes = probes + gallery[torch.arange(args.probes) % args.gallery]
     labels = torch.arange(args.gallery)
     products, group = masks(shape, args.probes)
@@ -115,12 +114,12 @@ def faces(n: int) -> tuple[Tensor, Tensor, Regions]:
 
 
 def generators(args: argparse.Namespace) -> dict[str, Any]:
-    """So many epochs of five together and of each of two alone; random weights and pixels."""
+    """Time epochs of five regions together and of two regions alone, with random weights and images."""
     torch.manual_seed(0)
     network = resnet34(None, channels=3, width=args.width, stem_pool=False)
     base = as_base(network, LargeMarginCosine(network.feature_size, 16)).eval()
     images, labels, together = faces(args.images)
-    count = args.images * 799 // 2959  # as many in proportion as on LFW
+    count = args.images * 799 // 2959  # the proportion of LFW
     held = images[:count], labels[:count]
     sets = {"five together": together, **{f"{name} alone": one for name, one in alone(together, ("eyes", "mouth"))}}
     times: dict[str, list[float]] = {title: [] for title in sets}
@@ -149,7 +148,7 @@ def generators(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def till_as_good(args: argparse.Namespace) -> dict[str, Any]:
-    """Each region alone till it stagnates; five together till each has reached what it reached alone (ORL)."""
+    """Train each region alone until it stagnates, and five together until each has reached its loss alone (ORL)."""
     trained = load_network(args.base)
     base, size = base_of(trained), trained.preprocessing.size
     found = read_faces(open_faces("orl", size=size), 0, progress=False)

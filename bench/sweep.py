@@ -1,18 +1,18 @@
-"""``python -m bench.sweep``: the exact sweep against Captum, MONAI and plain PyTorch.
+"""``python -m bench.sweep``: the exact sweep compared with Captum, MONAI and plain PyTorch.
 
-    python -m bench.sweep                 # W1 with three occluders and W2, tens of minutes
-    python -m bench.sweep --positions 500 # of each image, at random, instead of all (W1) and 1,536 (W2)
+    python -m bench.sweep                 # W1 with three occluders and W2; takes tens of minutes
+    python -m bench.sweep --positions 500 # 500 random positions of each image, instead of all (W1) and 1,536 (W2)
     python -m bench.sweep --quick         # W1, 20x20, a sample of the positions
     python -m bench.sweep --workloads resnet34 --occluders 20x40 --output my.json
-    python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (16 are used)
-    python -m bench.sweep --memory        # what each adds to the resident memory, minutes
+    python -m bench.sweep --budgets       # only occfast, with batches of 1 to 32 MiB of rectangles (default: 16)
+    python -m bench.sweep --memory        # memory that each contender adds; takes minutes
 
-All contenders run in turn, round after round, in one process with the same threads; a rate is the
-median over the rounds.  Peers and dense sweeps run at the best of the batch sizes tried.  A JSON and a Markdown table
-beside it are written after every occluder.
+All contenders run in turn, round after round, in one process with the same number of threads. A rate is the median
+over the rounds. Peers and dense sweeps run at the best of the batch sizes tried. A JSON file and a Markdown table are
+written after every occluder.
 
-Where only a sample of an image's positions is evaluated, the incremental sweep plans for that many and pays for them
-alone what all positions of an image share: a full sweep is faster than that.
+If only a sample of an image's positions is evaluated, the cost that all positions of an image share is divided among
+fewer positions; a full sweep has a higher rate.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "iresnet18": (lambda: iresnet18(), (3, 112, 112)),
 }
 SAMPLE = {"paper": None, "resnet34": 1536, "iresnet18": 1536}  # positions of an image; None: all
-# What is added in turn.
+# Optimizations, added one by one.
 STEPS: dict[str, dict[str, bool]] = {
     "rectangles": {"fuse": False, "fold_tail": False, "share_early": False},
     "+ fused convolution": {"fuse": True, "fold_tail": False, "share_early": False},
@@ -58,13 +58,13 @@ STEPS: dict[str, dict[str, bool]] = {
 
 
 def trim() -> None:
-    """Gives memory that is free in the heap back to the system: else what a block takes from it is not seen."""
+    """Return free memory of the heap to the system; otherwise a block that reuses it adds no resident memory."""
     gc.collect()
     return_freed(torch.device("cpu"))
 
 
 class Peak:
-    """The resident memory that a block adds at most, in MiB, sampled every few milliseconds."""
+    """Peak of the resident memory that a block adds, in MiB, sampled every few milliseconds."""
 
     def __enter__(self) -> Peak:
         self._stop = threading.Event()
@@ -88,7 +88,7 @@ class Peak:
 
 
 def timed(run: Callable[[], int]) -> tuple[float, float]:
-    """Positions a second, and MiB."""
+    """Return positions per second and the peak of added memory in MiB."""
     with Peak() as peak:
         started = time.perf_counter()
         count = run()
@@ -99,7 +99,7 @@ def timed(run: Callable[[], int]) -> tuple[float, float]:
 def dense(
     model: Callable[[Tensor], Tensor], image: Tensor, grid: SweepGrid, batch: int, native: bool, count: int
 ) -> int:
-    """``count`` positions, each a forward pass of a copy that was made in PyTorch or by occfast."""
+    """Evaluate ``count`` positions densely on copies made by PyTorch or by occfast (``native``)."""
     fill = torch.zeros(1, 1, 1, 1)
     positions = torch.linspace(0, grid.positions - 1, count).long()
     for part in positions.split(batch):
@@ -115,7 +115,7 @@ def dense(
 
 
 def counted(model: nn.Module, run: Callable[[], Any]) -> int:
-    """How many images a peer sends through the model."""
+    """Run a peer and return the number of images that it passes to the model."""
     seen = []
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     try:
@@ -150,19 +150,19 @@ def monai(model: nn.Module, image: Tensor, occluder: tuple[int, int], batch: int
 
 
 def incremental(evaluator: IncrementalEvaluator, image: Tensor, positions: Tensor) -> int:
-    """Everything that one image costs: clean activations, what its positions share, the positions."""
+    """Evaluate positions of one image, including its clean activations and the work that its positions share."""
     evaluator.start(image, torch.zeros(1, 1, 1, 1))
     evaluator.outputs(positions)
     return len(positions)
 
 
 def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> dict[str, Any]:
-    """The share of a public call for all positions of one image that comparing a few with the dense sweep takes."""
+    """Measure the share of a full map of one image that is spent on comparing positions with the dense sweep."""
     spent, real = [0.0], Scorer._check_evaluator
 
     def timed_check(self: Scorer, *given: Tensor) -> None:
         assert self._evaluator is not None
-        self._evaluator.outputs(torch.zeros(1, dtype=torch.int64))  # what its positions share: used by all of them
+        self._evaluator.outputs(torch.zeros(1, dtype=torch.int64))  # compute what all positions share before timing
         started = time.perf_counter()
         real(self, *given)
         spent[0] += time.perf_counter() - started
@@ -182,7 +182,7 @@ def self_check(model: nn.Module, image: Tensor, occluder: tuple[int, int]) -> di
 
 
 def floors(evaluators: dict[str, IncrementalEvaluator]) -> dict[str, float]:
-    """Multiply-adds of the dense sweep over those that each variant needs, with no rectangle rounded up."""
+    """Return the ratio of the multiply-adds of the dense sweep and each variant, without rounding up rectangles."""
     found = {}
     for name, evaluator in evaluators.items():
         whole = part = 0.0
@@ -216,7 +216,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     contenders["plain PyTorch"] = [lambda b=b: dense(last, image, grid, b, False, sample) for b in batches]
     contenders["occfast dense"] = [lambda b=b: dense(last, image, grid, b, True, sample) for b in batches]
     if not options.no_compile:
-        compiled = torch.compile(last, dynamic=False)  # for each batch size anew
+        compiled = torch.compile(last, dynamic=False)  # compiled for each batch size
         contenders["torch.compile"] = [
             lambda b=b: dense(compiled, image, grid, b, False, sample) for b in ((8,) if options.quick else (8, 32))
         ]
@@ -233,7 +233,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
     }
     for name, evaluator in evaluators.items():
         contenders[name] = [lambda e=evaluator: incremental(e, image, positions)]
-    # The best setting of each, then rounds of all.
+    # Choose the best setting of each, then run the rounds.
     chosen, memory, failed = {}, {}, {}
     for name, settings in contenders.items():
         try:
@@ -248,7 +248,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
         except Exception as error:
             if name in evaluators or name in ("plain PyTorch", "occfast dense"):
                 raise
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # a peer's
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"  # a peer may fail
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(options.rounds):
         for name, contender in chosen.items():
@@ -296,7 +296,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of a result: for each workload a row for each contender and two columns for each occluder."""
+    """Return the tables of a result: one per workload, with a row per contender and two columns per occluder."""
     lines = [
         f"{caption(result)}.",
         "Positions a second, and the ratio to the faster of plain PyTorch and Captum (each at its best batch).",
@@ -365,7 +365,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[str, Any]]:
-    """How the size of a batch matters: positions a second by the bytes of one layer's rectangles in it."""
+    """Measure positions per second by the size of a batch, in bytes of one layer's rectangles."""
     build, shape = WORKLOADS[workload]
     model, image = lively(build()), torch.rand(1, *shape)
     grid = SweepGrid.over(shape[1:], occluder)
@@ -405,7 +405,7 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
 
 
 def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
-    """What each adds at most to the resident memory, peers with eight images a batch; the second of two runs."""
+    """Measure the peak memory that each contender adds in the second of two runs, peers with batches of eight."""
     build, shape = WORKLOADS[workload]
     torch.manual_seed(0)
     model, image = lively(build()), torch.rand(1, *shape)
@@ -413,7 +413,7 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     grid = SweepGrid.over(shape[1:], occluder)
     positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
 
-    def ours(given: dict[str, bool]) -> int:  # its plan, its copy of the weights and its activations count
+    def ours(given: dict[str, bool]) -> int:  # includes the plan, the copy of the weights and the activations
         evaluator = IncrementalEvaluator(model, grid, image, expected=grid.positions, **given)
         return incremental(evaluator, image, positions)
 
@@ -450,11 +450,11 @@ def main() -> int:
         "--workloads", nargs="+", choices=WORKLOADS, help="default: all; with --quick the paper's network"
     )
     parser.add_argument("--occluders", nargs="+", default=None, metavar="HxW")
-    parser.add_argument("--positions", type=int, help="of an image, at random; default: all of W1, 1,536 of W2")
+    parser.add_argument("--positions", type=int, help="random positions per image; default: all of W1, 1,536 of W2")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's own batches instead")
-    parser.add_argument("--memory", action="store_true", help="compare the memory that each adds instead")
+    parser.add_argument("--budgets", action="store_true", help="compare sizes of occfast's batches instead")
+    parser.add_argument("--memory", action="store_true", help="compare the memory that each contender adds instead")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, default=RESULTS / "sweep-cpu.json")
     options = parser.parse_args()

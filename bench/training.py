@@ -1,20 +1,19 @@
-"""``python -m bench.training``: what the training loop costs beyond the network's own step.
+"""``python -m bench.training``: the overhead of the training loop over bare training steps.
 
-    python -m bench.training                       # the paper's network and ResNet-18, minutes
-    python -m bench.training --quick               # a quarter of the paper's width, half a minute
+    python -m bench.training                       # the paper's network and ResNet-18; takes minutes
+    python -m bench.training --quick               # a quarter of the paper's width; takes half a minute
     python -m bench.training --device cuda --output my.json
 
-Four questions, each a ratio; the first three are measured in one process:
+Four ratios are measured, the first three in one process:
 
 - loop: ``occfast.train.train`` (uint8 images in memory, jitter, occluders, logs, TensorBoard, a checkpoint every
-  ``--steps`` steps) against a bare loop: the same network, loss and optimizer on one batch of floats that is ready in
-  memory.  On a CPU a bare step follows each step of the run, so both see the same machine; on a GPU, which must not be
-  waited for at each step, blocks of steps do.
-- disk: the same with JPEG files that are decoded as they are needed.
+  ``--steps`` steps) against a bare loop: the same network, loss and optimizer on one batch of floats in memory. On a
+  CPU, steps of both alternate; on a GPU, where waiting for each step would distort the result, blocks of steps do.
+- disk: the same with JPEG files that are decoded on demand.
 - triplets: forward and backward of B = 256 with the batch triplet loss of the normalized features, against forward and
-  backward of the same network alone.
+  backward of the network alone.
 - memory (CPU): bare steps in processes that keep freed memory (:func:`occfast.allocator.keep_freed_memory`, as the
-  commands of occfast do) against bare steps in processes that don't, in turns.
+  commands of occfast do) against bare steps in processes that do not, in turn.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from occfast.train.engine import OptimizerConfig
 
 
 class Noise(FaceDataset):
-    """Images of random pixels: people × each, uint8 [channels, *size]."""
+    """Data set of random images uint8 [channels, *size], ``each`` per person."""
 
     def __init__(self, people: int, each: int, channels: int, size: tuple[int, int]) -> None:
         random = torch.Generator().manual_seed(0)
@@ -68,7 +67,7 @@ _PEOPLE = 100
 
 
 class Bare:
-    """A step of the same network on a batch that is ready: forward, backward, optimizer."""
+    """Step of the same network on a batch in memory: forward, backward, optimizer."""
 
     def __init__(self, recipe: Recipe, channels: int, size: tuple[int, int], device: str) -> None:
         torch.manual_seed(0)
@@ -88,11 +87,11 @@ class Bare:
 
 
 class Enough(Exception):
-    """Ends a run whose steps are timed."""
+    """Raised to end a run when enough steps are timed."""
 
 
 class Turns:
-    """Stands in for the progress bar of a run: times its steps, and bare steps in between."""
+    """Progress callback that times the steps of a run, and bare steps in between."""
 
     def __init__(self, bare: Bare, batch: int, total: int, steps: int, rounds: int, cuda: bool) -> None:
         self.bare, self.batch, self.total, self.cuda = bare, batch, total, cuda
@@ -102,7 +101,7 @@ class Turns:
         self._since = 0.0
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Take the time since the last call, and run bare steps."""
+        """Record the time since the last call and run bare steps."""
         if total != self.total:
             return  # images are being read
         step = done // self.batch
@@ -141,7 +140,7 @@ def _timed(function: Callable[[], None], times: int, cuda: bool = False) -> floa
 
 
 def loop(name: str, device: str, steps: int, disk: bool = False) -> dict[str, Any]:
-    """One run against its bare steps."""
+    """Compare the steps of one run with bare steps."""
     network, arguments, channels, size, on_cpu, on_gpu = NETWORKS[name]
     cuda = device == "cuda"
     batch, rounds = (on_gpu if cuda else on_cpu), (4 if cuda else 1)
@@ -200,7 +199,7 @@ def _as_files(faces: FaceDataset, root: Path, gray: bool) -> FaceDataset:
 
 
 def triplets(name: str, device: str, rounds: int, batch: int = 256) -> dict[str, Any]:
-    """Forward and backward with the batch triplet loss against forward and backward alone."""
+    """Compare forward and backward with the batch triplet loss to forward and backward alone."""
     network_name, arguments, channels, size, _, _ = NETWORKS[name]
     torch.manual_seed(0)
     network: nn.Module = build(network_name, None, channels=channels, size=size, **arguments)
@@ -245,7 +244,7 @@ print(bare_seconds(sys.argv[1]))
 
 
 def bare_seconds(name: str) -> float:
-    """The median of ten bare steps."""
+    """Return the median time of ten bare steps."""
     network, arguments, channels, size, batch, _ = NETWORKS[name]
     overrides = [f"network.name={network}", f"network.arguments={json.dumps(arguments)}", f"batch.size={batch}"]
     bare = Bare(load_recipe("A", ["data.name=bench.training:Noise", *overrides]), channels, size, "cpu")
@@ -255,7 +254,7 @@ def bare_seconds(name: str) -> float:
 
 
 def memory(name: str, rounds: int) -> dict[str, Any]:
-    """Bare steps where freed memory is kept, and where it is left to the C library."""
+    """Compare bare steps with freed memory kept and with freed memory left to the C library."""
     seconds: dict[str, list[float]] = {"left": [], "kept": []}
     for _ in range(rounds):
         for way, found in seconds.items():
@@ -279,7 +278,7 @@ def _backward(network: nn.Module, loss: Tensor) -> None:
 
 
 def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str, Any]:
-    """All rows."""
+    """Measure all rows."""
     result: dict[str, Any] = {**environment(device=device), "loop": [], "triplets": [], "memory": []}
     for name in names:
         result["loop"].append(loop(name, device, steps))
@@ -292,7 +291,7 @@ def measure(device: str, names: list[str], steps: int, rounds: int) -> dict[str,
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as text."""
+    """Return the result as text."""
     lines = [caption(result)]
     for row in result["loop"]:
         lines.append(
@@ -314,11 +313,11 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
+    parser.add_argument("--threads", type=int, help="number of PyTorch's threads on a CPU")
     parser.add_argument("--quick", action="store_true", help="a quarter of the paper's width")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--steps", type=int, default=20, help="timed in a round, and between checkpoints")
-    parser.add_argument("--rounds", type=int, default=5, help="of the triplet step")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round, and between checkpoints")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the triplet step")
     parser.add_argument("--output", type=Path, help="JSON; default bench/results/training-cpu.json or -cuda.json")
     options = parser.parse_args(arguments)
     if options.threads:

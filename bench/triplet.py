@@ -1,18 +1,18 @@
-"""Triplet losses, forward and backward, beside pytorch-metric-learning and plain PyTorch.
+"""``python -m bench.triplet``: triplet losses compared with pytorch-metric-learning and plain PyTorch.
 
-Run ``python -m bench.triplet`` (``--help`` for sizes); JSON goes to ``bench/results/triplet.json``.  Providers take
-turns in one process, and the best of the rounds counts; ratios, not times, carry from one machine to another.  Peak
-memory is that of a process of its own for each row (``--memory``).
+Forward and backward are timed together; the result is written to ``bench/results/triplet.json``. Providers run in turn
+in one process, and the best of the rounds is reported. Ratios, unlike times, carry over to other machines. Peak memory
+(``--memory``) is measured in a new process for each row.
 
 The floor of a step on B embeddings of D numbers of s bytes, whatever the method:
 
 - two matrix products: half of 2 B² D operations for the distances, which are symmetric, and 2 B² D for the gradient:
   3 B² D floating-point operations;
 - passes over B² entries: write the distances, read them and write the counts, read both and write the weights, read
-  the weights: 5 s + 2 · 4 bytes an entry, once B² no longer fits into the cache.
+  the weights: 5 s + 2 · 4 bytes per entry, if B² entries do not fit into the cache.
 
-``floor_fraction`` is (3 B² D / the machine's own rate for its library's square product of this type) / measured time;
-above 1 it means that this product runs faster than the library's.
+``floor_fraction`` is (3 B² D / rate of PyTorch's matrix product in this dtype) / measured time. It exceeds 1 if
+occfast's product is faster than PyTorch's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PEER = "pytorch-metric-learning"
 
 
 def batch(b: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Embeddings half way through training: noise about a center for each class."""
+    """Return embeddings as in the middle of training, noise around a center for each class, and labels."""
     random = torch.Generator().manual_seed(0)
     y = torch.arange(b) // k
     centers = torch.randn(int(y[-1]) + 1, d, generator=random)
@@ -46,7 +46,7 @@ def batch(b: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[T
 
 
 def plain(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """What one writes first: a [B, B, B] mask over one matrix of distances."""
+    """Return the straightforward loss in PyTorch: a [B, B, B] mask over one matrix of distances."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         squares = x.square().sum(1)
@@ -63,11 +63,11 @@ def plain(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def peer(mining: str, margin: float) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """pytorch-metric-learning at its best setting for the same loss, or None where it has none."""
+    """Return pytorch-metric-learning's same loss at its best setting, or None if it has none."""
     from pytorch_metric_learning import distances, losses, miners, reducers
 
     metric = distances.LpDistance(normalize_embeddings=False, power=2)
-    if mining in ("all", "violating"):  # its default reducer averages over the triplets that violate
+    if mining in ("all", "violating"):  # the default reducer averages over violating triplets
         reducer = reducers.MeanReducer() if mining == "all" else None
         found: Callable[[Tensor, Tensor], Tensor] = losses.TripletMarginLoss(
             margin=margin, distance=metric, reducer=reducer
@@ -106,7 +106,7 @@ def candidates(b: int, k: int) -> int:
 
 
 def library_rate(d: int, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of PyTorch's own product."""
+    """Measure floating-point operations per second of PyTorch's matrix product."""
     a, b = torch.randn(2048, d, dtype=dtype), torch.randn(d, 2048, dtype=dtype)
     best = min(_timed(lambda: a @ b) for _ in range(5))
     return 2 * 2048 * 2048 * d / best
@@ -131,7 +131,7 @@ def measure(b: int, k: int, d: int, mining: Mining, rounds: int, limits: dict[st
         for name, loss_fn in losses.items():
             slow = times[name] and times[name][0] > 2.0
             if loss_fn is None or (turn == 0 and _is_slow(name, b, k)) or (slow and turn > 1):
-                continue  # what takes seconds needs no warming and no crowd of rounds
+                continue  # runs of seconds need no warm-up and few rounds
             taken = step(loss_fn, x, y)
             if turn > 0:
                 times[name].append(taken)
@@ -162,14 +162,14 @@ def _is_slow(name: str, b: int, k: int) -> bool:
 
 
 def _fits(name: str, b: int, k: int, limits: dict[str, int]) -> bool:
-    # Index tensors and a few arrays of that length; the mask is B³.
+    # Index tensors and a few arrays of that length for the peer; a mask of B³ for plain PyTorch.
     need = candidates(b, k) * 150 if name == PEER else b**3 * 10
     return name not in limits or need < limits[name] << 30
 
 
 def peak_memory(b: int, k: int, d: int, mining: Mining, name: str) -> dict[str, Any]:
-    """Peak resident memory of one step in a process of its own, and of that process before it."""
-    # The kernel's own mark of this process: ru_maxrss begins with that of the process it was forked from.
+    """Measure the peak resident memory of a new process before and after one step."""
+    # VmHWM is the peak of this process alone; ru_maxrss starts at that of the parent process.
     code = (
         "import json, re; from pathlib import Path; from bench import triplet as t\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"

@@ -1,10 +1,9 @@
 """Fit the polynomials of csrc/core/noise.h (needs numpy and scipy).
 
-A standard normal is drawn from p in (0, 1/2) as z = -quantile(p).  With x = 1 - 2p and
-w = -ln(4p(1 - p)), the ratio z / x is a smooth function of w near the center and of sqrt(w) in
-the tail, so two short polynomials and one logarithm replace the quantile (the idea of
-M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2010).  The logarithm of the
-mantissa m in [sqrt(1/2), sqrt(2)) is (m - 1) times a third polynomial in m - 1.
+A standard normal is drawn from p in (0, 1/2) as z = -quantile(p). With x = 1 - 2p and w = -ln(4p(1 - p)), the ratio
+z / x is a smooth function of w near the center and of sqrt(w) in the tail, so two short polynomials and one logarithm
+replace the quantile (the idea of M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2010). The
+logarithm of the mantissa m in [sqrt(1/2), sqrt(2)) is (m - 1) times a third polynomial in m - 1.
 
     python tools/fit_normal.py        # prints the coefficients, highest power first
 """
@@ -21,7 +20,11 @@ SMALLEST_P = 2.0**-25
 
 
 def minimax(x: Array, y: Array, weight: Array, degree: int) -> tuple[Array, float]:
-    """Weighted Chebyshev fit with Lawson's reweighting, as power-series coefficients."""
+    """Fit a polynomial by weighted Chebyshev fits with Lawson's reweighting.
+
+    Returns:
+        Power-series coefficients, highest power first, and the largest weighted error.
+    """
     low, high = x.min(), x.max()
     t = 2 * (x - low) / (high - low) - 1
     lawson = np.ones_like(x)

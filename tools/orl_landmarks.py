@@ -1,10 +1,10 @@
-"""Find the five landmarks of each ORL face again and write them to occfast/data/orl_landmarks.csv.
+"""Detect the five landmarks of each ORL face and write them to occfast/data/orl_landmarks.csv.
 
     pip install 'occfast[demo,detect]'
     python tools/orl_landmarks.py
 
-The detector sees each photograph with 30 pixels of repeated edge about it and enlarged twice: ORL's faces fill their
-frames, and a detector trained on whole scenes wants some room.  It finds one face on each of the 400.
+Each photograph is padded by 30 pixels of repeated edge and enlarged twice, because ORL's faces fill their frames and
+the detector was trained on whole scenes. It finds one face in each of the 400 photographs.
 """
 
 from __future__ import annotations

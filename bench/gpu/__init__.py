@@ -1,1 +1,1 @@
-"""Everything that only a GPU can tell: ``python -m bench.gpu``."""
+"""Tests and benchmarks on a GPU: ``python -m bench.gpu``."""

@@ -1,13 +1,12 @@
-"""Everything that only a GPU can tell, in one command: ``python -m bench.gpu`` (``make gpu-check``).
+"""All tests and benchmarks on a GPU: ``python -m bench.gpu`` (``make gpu-check``).
 
-Runs the card's own ceilings, every kernel against its floor, the dense and the exact incremental sweep against plain
-PyTorch, the triplet loss against its matrix products, PDSN identification against the matrix rate, training, the CUDA
-tests, and compute-sanitizer over them.  Each part runs in a process of its own, so that a device error in one leaves
-the others alone, and its result is written as soon as it is there.  Settings of the card are read, never changed.
-``--device cpu`` is a dry run of the timing parts with small workloads.
+The parts are the ceilings of the GPU, the kernels against their floors, the dense and the incremental sweep against
+plain PyTorch, the triplet loss against its matrix products, identification with PDSN against the matrix rate, training,
+the CUDA tests, and compute-sanitizer on them. Each part runs in a process of its own, so that a device error does not
+affect the others, and its result is written at once. Settings of the GPU are read, never changed. ``--device cpu`` is a
+dry run of the timed parts with small workloads.
 
-A kernel's floor is the time that the card's measured copy bandwidth needs for the bytes that the op must read and
-write; its share is floor / time.
+The floor of a kernel is the time to read and write its bytes at the measured copy bandwidth; its share is floor / time.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from bench.gpu.sweeps import dense_sweep, exact_sweep
 from bench.gpu.tests import run_sanitizer, run_tests, tail
 from bench.harness import RESULTS, ROOT, command, environment, write
 
-#: Seconds that a part may take at most, and a share of them at least whatever the others took.
+#: Time limits of the parts in seconds.
 _LIMITS = {"tests": 180.0, "sanitizer": 150.0}
 _LIMIT = 90.0
 
@@ -44,9 +43,9 @@ def run_part(part: str, device: str, clock: Clock, rates: dict[str, float], limi
     Args:
         part: One of :data:`PARTS`.
         device: "cuda", or "cpu" for a dry run.
-        clock: Times calls.
-        rates: The result of the part "ceilings"; measured here where it is empty and the part needs it.
-        limit: Seconds that the tests or the sanitizers may take.
+        clock: Timer of calls.
+        rates: Result of the part "ceilings". If it is empty and needed, it is measured.
+        limit: Time limit of the tests or the sanitizers, in seconds.
     """
     if part in ("kernels", "identify") and not rates:
         rates = ceilings(device, clock)
@@ -73,7 +72,7 @@ def run_part(part: str, device: str, clock: Clock, rates: dict[str, float], limi
 
 
 def isolated(part: str, device: str, rates: dict[str, float], limit: float) -> Any:
-    """Run one part in a process of its own, and return its result.  Raises RuntimeError where it fails."""
+    """Run one part in a process of its own and return its result; raise RuntimeError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "part.json"
         call = [sys.executable, "-m", "bench.gpu", "--part", part, "--device", device, "--output", str(output)]
@@ -93,12 +92,12 @@ def check(device: str, skip: set[str], output: Path, budget: float = 450.0, cloc
     Args:
         device: "cuda" or "cpu".
         skip: Parts to leave out.
-        output: Where the JSON is written.
-        budget: Seconds in all.
-        clock: None: each part in a process of its own; else all in this process, timed by this clock.
+        output: Path of the JSON file.
+        budget: Total time in seconds.
+        clock: Timer for running all parts in this process. None: run each part in a process of its own.
 
     Returns:
-        The result; an error in one part is kept in ``errors`` and the others go on.
+        The result. An error in a part is recorded in ``errors`` and does not stop the others.
     """
     started = time.perf_counter()
     result: dict[str, Any] = {"environment": environment(device=device), "skipped": sorted(skip), "errors": {}}
@@ -113,7 +112,7 @@ def check(device: str, skip: set[str], output: Path, budget: float = 450.0, cloc
             result[part] = (
                 isolated(part, device, rates, limit) if clock is None else run_part(part, device, clock, rates, limit)
             )
-        except Exception as error:  # the results of the other parts are not lost
+        except Exception as error:  # keep the results of the other parts
             result["errors"][part] = f"{type(error).__name__}: {error}"
         print(f"gpu-check: {part}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         result["seconds"] = time.perf_counter() - started
@@ -129,10 +128,12 @@ def succeeded(result: dict[str, Any]) -> bool:
 def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--skip", default="", help=f"parts to leave out, with commas: {', '.join(PARTS)}")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run of the timing parts")
-    parser.add_argument("--output", type=Path, help="default: bench/results/gpu-<device>.json, a table beside it")
-    parser.add_argument("--budget", type=float, default=450.0, help="seconds in all (default 450)")
+    parser.add_argument("--skip", default="", help=f"parts to leave out, separated by commas: {', '.join(PARTS)}")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run of the timed parts")
+    parser.add_argument(
+        "--output", type=Path, help="default: bench/results/gpu-<device>.json; a table is written beside it"
+    )
+    parser.add_argument("--budget", type=float, default=450.0, help="total time in seconds (default: 450)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--rates", type=json.loads, default={}, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=_LIMIT, help=argparse.SUPPRESS)

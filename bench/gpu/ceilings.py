@@ -1,4 +1,4 @@
-"""The card's own ceilings: copy bandwidth and matrix rates."""
+"""Ceilings of the GPU: copy bandwidth and matrix rates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.gpu.clocks import Clock
 
 
 def ceilings(device: str, clock: Clock) -> dict[str, float]:
-    """Copy bandwidth (bytes read and written a second) and matrix rates (multiply and add as two)."""
+    """Measure copy bandwidth (bytes read and written per second) and matrix rates (a multiply-add counts as two)."""
     small = device == "cpu"
     source = torch.empty(2**24 if small else 2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

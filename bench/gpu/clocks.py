@@ -1,4 +1,4 @@
-"""Clocks: the time of a call on the device, and the time that the host spends on it."""
+"""Timers of calls: time on the device and time on the host."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 
 class Timing(NamedTuple):
-    """Seconds a call.
+    """Seconds per call.
 
     Attributes:
-        device: Median on the device; on a CPU the median in all.
-        host: Median that the host needs to enqueue the call, launches included.
+        device: Median time on the device; on a CPU, the median time.
+        host: Median time on the host to enqueue the call, including launches.
     """
 
     device: float
@@ -24,7 +24,7 @@ class Timing(NamedTuple):
 
 
 class Clock(Protocol):
-    """Times functions that do the same work on different buffers, in turn."""
+    """Timer of functions that do the same work on different buffers."""
 
     def __call__(self, *functions: Callable[[], Any]) -> Timing:
         """Time the functions in turn."""
@@ -33,13 +33,13 @@ class Clock(Protocol):
 def gpu_clock(*functions: Callable[[], Any], target: float = 0.15, between: int = 20) -> Timing:
     """Time calls on a GPU.
 
-    ``between`` calls lie between two events, so that a launch that takes longer on the host than on the device does not
-    count as device time while the queue is full.  Give several functions where one buffer would fit in the cache.
+    Several calls run between two events, so that launches which take longer on the host than on the device do not count
+    as device time while the queue is full. Pass several functions if one buffer would fit into the cache.
 
     Args:
-        functions: Called in turn.
-        target: Seconds of calls to take, about.
-        between: Calls between two events.
+        functions: Functions, called in turn.
+        target: Approximate total time in seconds.
+        between: Number of calls between two events.
     """
     turn = itertools.cycle(functions)
     for _ in range(max(3, len(functions))):
@@ -48,7 +48,7 @@ def gpu_clock(*functions: Callable[[], Any], target: float = 0.15, between: int 
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def timed() -> tuple[float, float]:
-        # The queue must not run dry at the beginning: this holds the device until the calls are enqueued.
+        # Hold the device until the calls are enqueued, so that the queue does not run empty.
         torch.cuda._sleep(5_000_000)
         start.record()
         began = time.perf_counter()
@@ -66,7 +66,7 @@ def gpu_clock(*functions: Callable[[], Any], target: float = 0.15, between: int 
 
 
 def cpu_clock(*functions: Callable[[], Any]) -> Timing:
-    """Median of three calls after one.  For dry runs: this is no measurement."""
+    """Return the median of three calls after a warm-up; for dry runs, not for measurements."""
     times = []
     for function in [functions[0], *functions, functions[0], functions[0]][:4]:
         start = time.perf_counter()

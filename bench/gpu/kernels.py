@@ -1,4 +1,4 @@
-"""Every kernel against the time that its bytes need."""
+"""Kernels compared with the time to read and write their bytes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from bench.gpu.clocks import Clock
 from occfast.native import ops
 
-_CACHE = 256 << 20  # bytes: more than any card's second-level cache
+_CACHE = 256 << 20  # bytes; more than the L2 cache of any GPU
 
 
 @dataclass
 class Case:
-    """One op on one workload: the bytes it must move, and whether to time the PyTorch twin as well."""
+    """One op on one workload, the bytes that it must read and write, and whether to time its PyTorch twin."""
 
     op: str
     workload: str
     bytes: int
     run: Callable[[], Any]
     twin: bool = False
-    more: tuple[Callable[[], Any], ...] = ()  # the same work on other buffers, where one would stay in the cache
+    more: tuple[Callable[[], Any], ...] = ()  # the same work on other buffers, if one would stay in the cache
 
 
 def _pixels(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
@@ -35,7 +35,7 @@ def _pixels(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 
 
 def _drawing(n: int, channels: int, height: int, width: int, device: str) -> tuple[Any, ...]:
-    """Arguments of draw_occluders: a 20x40 occluder in every image, three noises, as in the workload of augment."""
+    """Return arguments of draw_occluders: a 20x40 occluder with one of three kinds of noise in every image."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     cdf = torch.linspace(0, 1, height * width + 1, dtype=torch.float64, device=device)[1:].contiguous()
     return (
@@ -56,7 +56,7 @@ def _drawing(n: int, channels: int, height: int, width: int, device: str) -> tup
 
 
 def kernel_cases(device: str) -> Iterator[Case]:
-    """Every op on workloads well above a GPU's cache, and the training batch of 256 images."""
+    """Yield every op on workloads well above the size of the cache, and on a training batch of 256 images."""
     scale = 128 if device == "cpu" else 1
     grid = [100, 100, 0, 0, 1, 1, 20, 20]
     for dtype, shape, layout in (
@@ -116,7 +116,7 @@ def kernel_cases(device: str) -> Iterator[Case]:
         images = torch.arange(count, device=device) % 4
         origins = torch.randint(-2, side - patch, (count, 2), device=device)
         out = count * channels * window * window * size
-        read = maps.numel() * size + patches.numel() * size + count * 40  # once each, and the indices
+        read = maps.numel() * size + patches.numel() * size + count * 40  # each once, and the indices
         yield Case(
             "gather_windows",
             f"{count} windows {window}x{window} of {channels}x{side}x{side} {_name(dtype)}",
@@ -167,7 +167,7 @@ def _name(thing: Any) -> str:
 
 
 def time_kernels(device: str, clock: Clock, bandwidth: float) -> list[dict[str, Any]]:
-    """One row a case: seconds, bytes a second, share of the floor, and how much slower the twin is."""
+    """Measure each case: seconds, bytes per second, share of the floor, and seconds of the twin."""
     rows = []
     for case in kernel_cases(device):
         seconds, host = clock(case.run, *case.more)

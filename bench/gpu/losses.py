@@ -1,4 +1,4 @@
-"""Triplet loss and identification against their matrix products, and training."""
+"""Triplet loss and identification compared with their matrix products, and training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from occfast import BatchTripletLoss, pdsn
 
 
 def triplet_loss(device: str, clock: Clock) -> list[dict[str, Any]]:
-    """Forward and backward of the batch triplet loss beside its two matrix products alone."""
+    """Measure forward and backward of the batch triplet loss, and its two matrix products alone."""
     count, dim = (64, 16) if device == "cpu" else (4096, 512)
     x = torch.nn.functional.normalize(torch.randn(count, dim, device=device)).requires_grad_()
     labels = torch.arange(count, device=device) // 8
@@ -31,7 +31,7 @@ def triplet_loss(device: str, clock: Clock) -> list[dict[str, Any]]:
 
 
 def identify(device: str, clock: Clock, rate: float) -> dict[str, Any]:
-    """650 probes in eight groups against 2,959 faces, maps of 512×8×6: share of the card's own fp32 matrix rate."""
+    """Measure 650 probes in eight groups against 2,959 faces, maps of 512×8×6, relative to the fp32 matrix rate."""
     probes, faces, shape, groups = (8, 32, (4, 2, 2), 2) if device == "cpu" else (650, 2959, (512, 8, 6), 8)
     maps = torch.rand(faces, *shape, device=device), torch.rand(probes, *shape, device=device)
     masks = torch.rand(groups, *shape, device=device) > 0.3
@@ -51,7 +51,7 @@ def identify(device: str, clock: Clock, rate: float) -> dict[str, Any]:
 
 
 def training(device: str) -> dict[str, Any]:
-    """What the training loop costs beyond the network's own step, and the batch triplet loss: see bench/training.py."""
+    """Measure the overhead of the training loop and of the batch triplet loss; see :mod:`bench.training`."""
     from bench.training import measure
 
     small = device == "cpu"

@@ -1,4 +1,4 @@
-"""The result as a table."""
+"""Result as a table."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from bench.harness import caption
 
-#: In this order: what is measured first, then the tests and the sanitizers, which may take as long as they like.
+#: Parts in order: measurements first, then the tests and the sanitizers, which take longest.
 PARTS = ("ceilings", "kernels", "sweep", "exact", "triplet", "identify", "training", "tests", "sanitizer")
 
 
 def table(result: dict[str, Any]) -> str:
-    """The whole result as text."""
+    """Return the whole result as text."""
     found = result["environment"]
     lines = [caption(found)]
     if smi := found.get("nvidia_smi"):

@@ -1,4 +1,4 @@
-"""Dense and exact sweeps of W1 against plain PyTorch."""
+"""Dense and exact sweeps of W1 compared with plain PyTorch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _graphed(function: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def _sweepers(network: nn.Module, images: Tensor, positions: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Score one batch of positions of a 20x20 occluder with a center on every pixel: both ways, the same result."""
+    """Return two functions that score one batch of positions of a 20x20 occluder with a center on every pixel."""
     n_images, _, height, width = images.shape
     per_image, device = height * width, images.device
     grid = [height, width, 0, 0, 1, 1, 20, 20]
@@ -88,7 +88,7 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
-# What the exact sweep is run as: dtype, whether in TF32, whether as CUDA graphs.
+# Variants of the exact sweep: dtype, whether in TF32, whether as CUDA graphs.
 EXACT: dict[str, tuple[torch.dtype, bool, bool]] = {
     "float32": (torch.float32, False, False),
     "float32, graphs": (torch.float32, False, True),
@@ -126,7 +126,7 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
                     dense[dtype, tf32] = _dense_rate(low, given, (8,) if small else (256, 1024), clock)
                 evaluator = IncrementalEvaluator(low, grid, given, cuda_graphs=graphs)
                 evaluator.start(given, nothing)
-                evaluator.outputs(everything)  # warms up what a graph records the second time
+                evaluator.outputs(everything)  # warm-up; the second call records the graphs
                 outputs = evaluator.outputs(everything)[some].float()
 
                 def whole(
@@ -154,7 +154,7 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
 
 
 def _dense_rate(network: nn.Module, image: Tensor, batches: tuple[int, ...], clock: Clock) -> float:
-    """Positions a second of the dense sweep in PyTorch, channels_last and as a CUDA graph, at its better batch."""
+    """Measure positions per second of PyTorch's dense sweep, in channels_last, as a CUDA graph, at its best batch."""
     network, best = network.to(memory_format=torch.channels_last), 0.0  # type: ignore[call-overload]
     for batch in batches:
         positions = torch.randint(0, 10_000, (batch,), device=image.device)

@@ -1,4 +1,4 @@
-"""The CUDA tests, and compute-sanitizer over them."""
+"""CUDA tests, and compute-sanitizer on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tail(output: str | bytes | None) -> str:
 
 
 def read_junit(path: Path) -> dict[str, Any]:
-    """Counts and the names of what failed from a JUnit file."""
+    """Read counts and the names of failed tests from a JUnit file."""
     suite = next(ElementTree.parse(path).getroot().iter("testsuite"))
     counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
     failed = [
@@ -35,7 +35,7 @@ def read_junit(path: Path) -> dict[str, Any]:
 
 
 def run_tests(limit: float) -> dict[str, Any]:
-    """``pytest -m cuda``; ok if some ran and none failed."""
+    """Run ``pytest -m cuda``; ok if at least one test ran and none failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -69,7 +69,7 @@ def run_tests(limit: float) -> dict[str, Any]:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer, on the path or beside nvcc."""
+    """Return the path of compute-sanitizer, on the path or beside nvcc, or None."""
     near = [str(Path(nvcc).resolve().parent) for nvcc in (build.nvcc(),) if nvcc]
     for folder in (None, *near, "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer"):
         if path := shutil.which("compute-sanitizer", path=folder):
@@ -78,12 +78,12 @@ def find_sanitizer() -> str | None:
 
 
 def run_sanitizer(limit: float) -> dict[str, Any]:
-    """Memcheck and racecheck over the device tests, our kernels only, each within half the limit."""
+    """Run memcheck and racecheck on the device tests, for occfast's kernels only, each within half the limit."""
     program = find_sanitizer()
     if program is None:
         return {"ok": True, "skipped": "compute-sanitizer is neither on the path nor beside nvcc"}
     help_text = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=60).stdout
-    # The option to look at some kernels only has had several names.
+    # The option that selects kernels has had several names.
     option = next((o for o in ("--kernel-name", "--kernel-regex", "--filter") if o in help_text), None)
     found: dict[str, Any] = {"ok": True}
     for tool in ("memcheck", "racecheck"):
