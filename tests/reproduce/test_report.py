@@ -16,6 +16,8 @@ from occfast.reproduce.report import Picture, Report, Table, duration, size
 from occfast.reproduce.values import Claim, Comparison, Finding, Number, interval
 from tests.reproduce.pages import CHROMIUM, look
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
 
 def test_interval_is_students():
     assert interval((1.0,)) is None
@@ -189,6 +191,17 @@ def test_a_report_of_the_first_version_is_read(report, tmp_path):
     assert found.title == "trigueros2018: the paper beside occfast (smoke)" and found.verdict() == report.verdict()
     assert found.tables[0].rows == report.tables[0].rows and found.claims == report.claims
     assert [picture.name for picture in found.pictures] == ["Figure 1"] and "image/png" in found.to_html()
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/small")), ids=lambda path: path.parent.name)
+def test_stored_results_render(folder):
+    """As committed: the numbers and figures give the same Markdown, and the page holds every figure and number."""
+    found = Report.load(folder)
+    assert found.to_markdown() == (folder / "report.md").read_text()
+    page = found.to_html()
+    assert page.count('src="data:image/png;base64,') == len(found.pictures) == len(list(folder.glob("figure-*.png")))
+    for table in found.tables:
+        assert all(cell.text in page for cells in table.rows.values() for cell in cells)
 
 
 @pytest.mark.parametrize(
