@@ -66,7 +66,7 @@ template <class T> OCCFAST_HD T square_from_product(T product, T a_square, T b_s
   return square < 0 ? T{0} : square;
 }
 
-// ExecContext a b is this near to the lengths, the subtraction has lost more than the six bits that the
+// If a b is this near to the lengths, the subtraction has lost more than the six bits that the
 // tolerance of 1e-5 leaves, and |a - b|^2 is summed directly.
 template <class T> OCCFAST_HD bool is_close(T square, T a_square, T b_square) {
   return square * T{64} < a_square + b_square;

@@ -1,4 +1,4 @@
-// ExecContext an occluder lies: the geometry that every sweep shares.
+// Position of an occluder in the image: the geometry that every sweep shares.
 #pragma once
 
 #include "math.h"
