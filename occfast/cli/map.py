@@ -364,6 +364,12 @@ def _open(
     preparation = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
     template, resize, aligned = (alignment[name] for name in ("template", "resize", "aligned"))
     faces = prepared(source, preparation, template, resize, aligned=aligned)
+    found = tuple(faces[0].image.shape[1:])
+    if found != tuple(preparation.size):
+        raise ValueError(
+            "dataset: expected images of {}x{}, the size of the network's input, got {}x{}; align them with --template, "
+            "or resize cropped ones with --resize".format(*preparation.size, *found)
+        )
     return loaded.network, preparation, loaded.people, faces
 
 

@@ -32,7 +32,7 @@ class Loaded:
 
 
 def load_any(
-    what: str,
+    model: str,
     *,
     network: str | None = None,
     classes: int | None = None,
@@ -43,7 +43,7 @@ def load_any(
     """Load a network.
 
     Args:
-        what: Weights that record their network (``.safetensors``); other weights (``.safetensors``, ``.pt``, ``.pth``)
+        model: Weights that record their network (``.safetensors``); other weights (``.safetensors``, ``.pt``, ``.pth``)
             with ``network``; TorchScript (``.pt``); a pickled module (``.pt``, with ``trust``); or ``module:function``,
             which runs since the user names it.
         network: Architecture of weights that do not record it, for :func:`occfast.models.build`.
@@ -59,14 +59,14 @@ def load_any(
     from ..train.checkpoint import read_tensors
     from ..train.weights import load, load_into
 
-    path = Path(what)
-    if ":" in what and not path.exists():
-        return Loaded(build(what, classes, channels=channels, size=size).eval())
+    path = Path(model)
+    if ":" in model and not path.exists():
+        return Loaded(build(model, classes, channels=channels, size=size).eval())
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {what}")
+        raise FileNotFoundError(f"there is no file {model}")
     if path.suffix == ".safetensors" and network is None:
         if not read_tensors(path)[1]:
-            raise ValueError(f"{what}: no architecture is recorded in this file; name it with --network")
+            raise ValueError(f"{model}: no architecture is recorded in this file; name it with --network")
         trained = load(path, trust=trust)
         whole = trained.network if trained.head is None else trained.classifier()
         return Loaded(whole, trained.preprocessing, trained.people or None)
@@ -157,7 +157,7 @@ class Recognizer:
 
 
 def load_recognizer(
-    what: str,
+    model: str,
     shape: tuple[int, ...],
     *,
     network: str | None = None,
@@ -172,7 +172,7 @@ def load_recognizer(
     """Load a network for its features.
 
     Args:
-        what: ONNX file (``.onnx``), or as in :func:`load_any`.
+        model: ONNX file (``.onnx``), or as in :func:`load_any`.
         shape: Shape of the data's images, [C, H, W]: the input of networks whose files don't describe it.
         network, classes, trust: See :func:`load_any`.
         size, color, mean, std: Preprocessing, in place of what the file describes.
@@ -187,16 +187,16 @@ def load_recognizer(
     given = {name: value for name, value in given.items() if value is not None}
     plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "gray" if shape[0] == 1 else "RGB", **given})
     place = checks.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if Path(what).suffix.lower() == ".onnx":
+    if Path(model).suffix.lower() == ".onnx":
         from ..models.onnx import OnnxNetwork
 
         if device == "cuda":
             raise ValueError("--device: ONNX networks run on the CPU, got cuda")
-        graph = OnnxNetwork(what)
+        graph = OnnxNetwork(model)
         if graph.preprocessing is not None:
             return Recognizer(graph, dataclasses.replace(graph.preprocessing, **given))
         return Recognizer(graph, plain if size or not graph.size else dataclasses.replace(plain, size=graph.size))
-    loaded = load_any(what, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
+    loaded = load_any(model, network=network, classes=classes, channels=plain.channels, size=plain.size, trust=trust)
     preprocessing = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
     return Recognizer(features(loaded.network.to(place)), preprocessing)
 

@@ -194,6 +194,9 @@ def test_refusals(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert "half.pt" in says(tmp_path / "half.pt", folder)
     assert "expected height x width as in 20x40, got 'big'" in says(FACTORY, folder, "--occluder", "big")
     assert "--fill: expected black" in says(FACTORY, folder, "--fill", "plaid")
+    assert "expected images of 30x30, the size of the network's input, got 22x18; align them" in says(
+        FACTORY, folder, "--size", "30x30"
+    )
     assert "no such file or folder, and not a known data set" in says(FACTORY, tmp_path / "nothing")
     (tmp_path / "people.txt").write_text("x\ny\nz\n")
     assert "people who are classes of the network, got none" in says(
