@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import DataError
 from .faces import Alignment, EncodedFaces, Face, FaceDataset
 from .images import recolor
-from .warp import _SOLVERS, BORDERS, warp
+from .warp import BORDERS, SOLVERS, warp
 
 TRANSFORMS = ("similarity", "affine", "box")
 #: Positions of the five landmarks in an aligned face of 100×100 pixels, (row, column).
@@ -137,7 +137,7 @@ def fit(
         raise ValueError(
             f"boxes: expected shape [{len(landmarks)}, 4] and transform 'box', got {list(boxes.shape)}, {transform!r}"
         )
-    matrices = _SOLVERS[transform](landmarks, chosen.places()) if boxes is None else _from_boxes(boxes, chosen.size)
+    matrices = SOLVERS[transform](landmarks, chosen.places()) if boxes is None else _from_boxes(boxes, chosen.size)
     flat = torch.linalg.det(matrices[:, :, :2]).abs() <= 1e-12
     if flat.any():
         bad = int(flat.nonzero()[0])

@@ -57,7 +57,7 @@ def _with_shift(turn: Tensor, s0: Tensor, t0: Tensor) -> Tensor:
     return torch.cat([turn, (s0 - (turn @ t0[..., None])[..., 0])[..., None]], -1)
 
 
-_SOLVERS = {"similarity": similarity, "affine": affine, "box": upright}
+SOLVERS = {"similarity": similarity, "affine": affine, "box": upright}
 
 
 def warp(images: Tensor | Sequence[Tensor], matrices: Tensor, size: tuple[int, int], border: str = "repeat") -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 from .._version import __version__
 from ..plots import png_data_uri
 from .pairs import Verification
-from .report import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .report import Comparison
 
 #: Ranks of a cumulative match characteristic, at most.
 _RANKS = 20

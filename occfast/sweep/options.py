@@ -230,7 +230,7 @@ def device_of(model: object, device: torch.device | str | None) -> torch.device 
 _FILLS = "a number, a number for each channel, 'mean', 'noise' or a tensor"
 
 
-def checked_fill(fill: Any) -> Fill:
+def checked_fill(fill: object) -> Fill:
     """Return a fill as "mean", "noise", a float, a list of floats or a tensor of at most three dimensions.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,7 @@ class Processes:
         ValueError: ``torch.distributed`` is not initialized, or this process is not in the group.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | Literal[False] | None = None) -> None:
         there = dist.is_available() and dist.is_initialized()
         if group is not None and group is not False and not there:
             raise ValueError("group: expected None or False where torch.distributed is not initialized, got a group")

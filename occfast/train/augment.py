@@ -85,7 +85,7 @@ def occluder_of(part: OccluderPart, size: tuple[int, int], seed: int) -> NoisyOc
     )
 
 
-def locations(path: str | Path, temperature: float | None, size: Any = None) -> LocationDistribution:
+def locations(path: str | Path, temperature: float | None, size: object = None) -> LocationDistribution:
     """Read the location distribution of occluders: a saved one, or Eq. 4 of a saved occlusion map.
 
     Args:

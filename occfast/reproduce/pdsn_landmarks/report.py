@@ -145,10 +145,10 @@ def _tables(settings: PDSNSettings, results: Sequence[dict[str, Any]], command: 
                 command=out[0].command,
             )
         )
-    return [*out, *_masks(settings, results, out[0].command)]
+    return [*out, *_masks(results, out[0].command)]
 
 
-def _masks(settings: PDSNSettings, results: Sequence[dict[str, Any]], command: str) -> list[Table]:
+def _masks(results: Sequence[dict[str, Any]], command: str) -> list[Table]:
     """Show why a strategy wins: how much its masks keep, and the effect of other percentiles."""
     masked = TABLE[1:]
     kept = {

@@ -55,6 +55,7 @@ def explain(
     model: nn.Module,
     size: int | tuple[int, int],
     occluder: int | tuple[int, int],
+    *,
     stride: int | tuple[int, int] = 1,
     border: Literal["clip", "valid"] = "clip",
     channels: int | None = None,
@@ -83,5 +84,5 @@ def explain(
         evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    layers = [*evaluator.plan.layers(), Layer("calls", None, None, 0.0, evaluator.plan.calls)]
+    layers = [*evaluator.plan.layers(), Layer("overhead of calls", None, None, 0.0, evaluator.plan.calls)]
     return Explanation(layers, whole_from=evaluator.plan.whole_from)
