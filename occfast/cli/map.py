@@ -367,8 +367,8 @@ def _open(
     found = tuple(faces[0].image.shape[1:])
     if found != tuple(preparation.size):
         raise ValueError(
-            "dataset: expected images of {}x{}, the size of the network's input, got {}x{}; align them with --template, "
-            "or resize cropped ones with --resize".format(*preparation.size, *found)
+            "dataset: expected images of {}x{}, the size of the network's input, got {}x{}; align them with "
+            "--template, or resize cropped ones with --resize".format(*preparation.size, *found)
         )
     return loaded.network, preparation, loaded.people, faces
 
