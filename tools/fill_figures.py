@@ -186,7 +186,7 @@ def _pdsn() -> dict[str, str]:
     """Return the tables of pdsn-landmarks on LFW: means over seeds, the paper's values in brackets."""
     report = json.loads((ROOT / "results/pdsn-landmarks/small/report.json").read_text())
     tables = {table["name"]: table for table in report["tables"]}
-    known, past = tables["Table 1, occlusion known"], tables["Past the paper"]
+    known, beyond = tables["Table 1, occlusion known"], tables["Beyond the paper"]
     rows = [
         [
             name,
@@ -197,8 +197,8 @@ def _pdsn() -> dict[str, str]:
         ]
         for name, cells in known["rows"].items()
     ]
-    more = [[name, *(_with_paper(cell, None) for cell in cells)] for name, cells in past["rows"].items()]
-    return {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(past["header"], more)}
+    more = [[name, *(_with_paper(cell, None) for cell in cells)] for name, cells in beyond["rows"].items()]
+    return {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(beyond["header"], more)}
 
 
 def _with_paper(cell: dict[str, Any], paper: float | None) -> str:
