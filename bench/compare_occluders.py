@@ -106,10 +106,10 @@ def test_noisy_occluder(compare: Compare, who: str, name: str) -> None:
     elif who == "PyTorch twin":
         ids, out = torch.arange(shape[0]), torch.empty_like(images)
         kinds = [ops.KINDS[k] for k in ("salt_and_pepper", "speckle", "gaussian")]
-        law: tuple[Any, ...] = (shape[1], *size, 0, 1.0, [20, 20, 40, 40], [0.0, 0.3, 0.0, 1.0], kinds, False)
+        params: tuple[Any, ...] = (shape[1], *size, 0, 1.0, [20, 20, 40, 40], [0.0, 0.3, 0.0, 1.0], kinds, False)
 
         def run() -> None:
-            drawn = reference.draw_occluders(ids, *locations.tables(images.device), *law)
+            drawn = reference.draw_occluders(ids, *locations.tables(images.device), *params)
             reference.paint_occluders(images, out, ids, *drawn, 0, 0.0, 1.0)
     elif who == "plain PyTorch":
         run = lambda: plain_pytorch(images, p)  # noqa: E731

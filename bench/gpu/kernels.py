@@ -144,9 +144,9 @@ def kernel_cases(device: str) -> Iterator[Case]:
     ):
         n = shape[0] // scale
         images = _pixels((n, *shape[1:]), dtype, device).contiguous(memory_format=layout)
-        ids, *law = _drawing(n, *shape[1:], device)
+        ids, *params = _drawing(n, *shape[1:], device)
         ends = (0.0, 255.0 if dtype == torch.uint8 else 1.0)
-        arguments = (images, ids, *ops.draw_occluders(ids, *law), 7, *ends)
+        arguments = (images, ids, *ops.draw_occluders(ids, *params), 7, *ends)
         size = images.numel() * images.element_size()
         copies = 0 if device == "cpu" else min(32, _CACHE // (2 * size))
         others = [(images.clone(memory_format=layout), *arguments[1:]) for _ in range(copies)]

@@ -16,18 +16,18 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_WHAT = (
+_SOURCE_HELP = (
     "A folder with a folder for each person; a .rec, .npz, .bin or .mat file; a list of images (.txt, .csv, .lst); or "
     "orl, lfw, celeba, ar, ar10p, followed by :PATH if it is not in $OCCFAST_DATA."
 )
-What = Annotated[str, typer.Argument(metavar="DATASET", help=_WHAT, show_default=False)]
+Source = Annotated[str, typer.Argument(metavar="DATASET", help=_SOURCE_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to the standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
 @app.command()
 def show(
-    what: What,
+    source: Source,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write a contact sheet of faces to this PNG file.")
     ] = None,
@@ -49,7 +49,7 @@ def show(
     from ..data.images import encode_png
     from ..files import write_atomically
 
-    dataset = open_dataset(what)
+    dataset = open_dataset(source)
     images = None
     if sample is not None and sample < len(dataset):
         images = [k * len(dataset) // sample for k in range(sample)]
@@ -90,7 +90,7 @@ def _counts(table: dict[str, int]) -> str:
 
 @app.command()
 def convert(
-    what: What,
+    source: Source,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output: a folder, a .rec file or an .npz file.")],
     template: Annotated[
         str | None,
@@ -132,7 +132,7 @@ def convert(
 
     if gray and template is None:
         raise ValueError("--gray: expected together with --template")
-    dataset: FaceDataset = open_dataset(what)
+    dataset: FaceDataset = open_dataset(source)
     if landmarks is not None:
         dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
     left_out = _bad(dataset, template is not None, quiet) if skip else {}
@@ -169,7 +169,7 @@ def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
 
 @app.command()
 def landmarks(
-    what: What,
+    source: Source,
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="Output: CSV file. An interrupted run continues it.")
     ],
@@ -197,7 +197,7 @@ def landmarks(
     from ..data import DetectorSettings, detect_landmarks, open_dataset
 
     settings = DetectorSettings(min_face, margin, scale, choose)
-    found = detect_landmarks(open_dataset(what), output, settings, workers=workers, progress=not quiet)
+    found = detect_landmarks(open_dataset(source), output, settings, workers=workers, progress=not quiet)
     result: dict[str, Any] = {
         "file": str(output),
         "images": len(found.names),

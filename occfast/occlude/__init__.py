@@ -2,8 +2,8 @@
 
 from .base import Compose, Occlusion, OcclusionLike, OcclusionResult
 from .drawn import Band, Block, Sunglasses
+from .face_masks import FaceMask, MaskTemplate
 from .locations import LocationDistribution
-from .masks import FaceMask, MaskTemplate
 from .named import named_occlusion
 from .noisy import NoisyBlock, NoisyOccluder, OccluderInfo, PerImage
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from .base import Compose, Occlusion
 from .drawn import BANDS, Band, Block, Sunglasses
+from .face_masks import DRAWN_MASKS, FaceMask, MaskTemplate
 from .locations import LocationDistribution
-from .masks import DRAWN_MASKS, FaceMask, MaskTemplate
 from .noisy import NoisyBlock
 
 

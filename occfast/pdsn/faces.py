@@ -14,7 +14,7 @@ from ..data import Aligned, Alignment, FaceDataset, Template, open_dataset
 from ..errors import DataError
 from ..models import Preprocessing
 from ..occlude.drawn import Sunglasses
-from ..occlude.masks import FaceMask
+from ..occlude.face_masks import FaceMask
 from ..progress import Report
 from ..progress import progress as show_progress
 from .regions import Regions, paint

@@ -82,7 +82,7 @@ class ProcessGroup:
 
 @dataclass
 class _Peer:
-    """What is known of another process."""
+    """Knowledge about another process."""
 
     stale: dict[str, Any] | None  # what its file held when this process started
     beat: dict[str, Any] | None = None

@@ -25,7 +25,7 @@ from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record
 from occfast.data.recordio import read_property
 from occfast.files import read_json
-from occfast.occlude.masks import MaskTemplate
+from occfast.occlude.face_masks import MaskTemplate
 from tests.data.pictures import encode, pixels
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from occfast import DataError
 from occfast.occlude.base import Compose, Occlusion, OcclusionResult, uniform
 from occfast.occlude.drawn import BANDS, Band, Block, Sunglasses
-from occfast.occlude.masks import DRAWN_MASKS, FaceMask, MaskTemplate, mask_points
+from occfast.occlude.face_masks import DRAWN_MASKS, FaceMask, MaskTemplate, mask_points
 from occfast.occlude.named import named_occlusion
 
 #: A frontal face in 100×100, (row, column).

@@ -50,7 +50,7 @@ class Buffers:
 
 @dataclass
 class Strips:
-    """What the positions of one image share, for each shared step.
+    """Maps that the positions of one image share, for each shared step.
 
     The strips of the occluder's first edge come first.
 
@@ -73,7 +73,7 @@ class Activations:
         images, fill: [n, C, H, W].
         kept: Maps without an occluder, by step.
         full: Maps of images that are all fill, of the shared steps.
-        strips: What the positions of the image in progress share.
+        strips: Maps that the positions of the image in progress share.
     """
 
     images: Tensor
