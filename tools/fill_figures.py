@@ -26,7 +26,7 @@ _PAPER_POSITIONS = 240e6  # of trigueros2018 at full scale, a third with each oc
 def figures() -> dict[str, str]:
     """Return every figure by its name."""
     found: dict[str, str] = {}
-    parts = (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation(), _pdsn(), _recorded())
+    parts = (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation(), _pdsn(), _demo(), _recorded())
     for part in parts:
         if twice := found.keys() & part.keys():
             raise SystemExit(f"two figures have the name {', '.join(sorted(twice))}")
@@ -203,6 +203,37 @@ def _pdsn() -> dict[str, str]:
 
 def _with_paper(cell: dict[str, Any], paper: float | None) -> str:
     return f"{cell['mean']:.1f}" + ("" if paper is None else f" ({paper:g})")
+
+
+def _demo() -> dict[str, str]:
+    """Return the demo's table: networks by occluder, and what training with occluders gained."""
+    report = json.loads((ROOT / "results/demo/report.json").read_text())
+    table = next(table for table in report["tables"] if table["name"] == "Table 1")
+    findings = {finding["name"]: finding for finding in report["findings"]}
+    sizes = ("20×20", "20×40", "40×40")
+
+    def cell(network: str, size: str) -> str:
+        found = table["rows"][network][table["header"].index(f"O {size}") - 1]
+        return f"{found['mean']:.2f} ± {found['spreads'][0]:.2f}"
+
+    def gain(size: str) -> str:
+        found = findings[f"A{size} above A, trained as long under {size}"]
+        low, high = found["interval"]
+        text = f"{found['differences'][0]:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"**{text}**" if found["clear"] else text
+
+    rows = [
+        ["A, base network", *(cell("A", size) for size in sizes)],
+        ["A, trained as long without occluders", *(cell("A, trained as long", size) for size in sizes)],
+        ["trained with placed occluders of that size", *(cell(f"A{size}", size) for size in sizes)],
+        ["gain over A, trained as long, in points [95 % interval]", *map(gain, sizes)],
+    ]
+    environment, cost = report["environment"], report["cost"]
+    machine = f"{environment['processor']}, {environment['threads']} threads, PyTorch {environment['torch']}"
+    return {
+        "demo-default": _table(["occluder", *sizes], rows),
+        "demo-machine": f"seed {', '.join(map(str, report['seeds']))}, {machine}, {cost['seconds'] / 60:.1f} minutes",
+    }
 
 
 def _recorded() -> dict[str, str]:
