@@ -1,5 +1,5 @@
-// The module definition, compiled once against cpu/ (occfast_cpu) and once against cuda/ (occfast_cuda, with
-// OCCFAST_CUDA defined).  It exports the structs, functions and enumerations of api.h under their own names.
+// Definition of the Python module.  It is compiled against cpu/ as occfast_cpu, and against cuda/ with the macro
+// OCCFAST_CUDA as occfast_cuda.  The structs, functions and enumerations of api.h keep their names.
 #include <stdexcept>
 #include <string>
 
@@ -120,7 +120,7 @@ static const char* name_of(Slot value) {
   return nullptr;
 }
 
-// {name: value} of an enumeration, whose values are below 64.
+// Returns {name: value} of an enumeration.  Its values are below 64.
 template <class E> static py::dict table() {
   py::dict names;
   for (int value = 0; value < 64; ++value)
@@ -128,7 +128,7 @@ template <class E> static py::dict table() {
   return names;
 }
 
-// -- structs that Python gives as a sequence: (N, C, H, W), and a list of kinds ---------------------------
+// -- structs that Python passes as sequences: (N, C, H, W), and a list of kinds ----------------------------
 
 template <class FourNumbers> static const char* read_four(PyObject* value, FourNumbers& to) {
   int64_t number[4];
@@ -157,9 +157,9 @@ void check(int status, const char* name) {
 template <class A> void define(py::module_& m, const char* name, int (*function)(const A&, ExecContext)) {
   m.def(name, [name, function](py::handle args, py::handle context) {
     const A& a = value_of<A>(args);
-    const ExecContext where = value_of<ExecContext>(context);
+    const ExecContext resources = value_of<ExecContext>(context);
     py::gil_scoped_release release;
-    check(function(a, where), name);
+    check(function(a, resources), name);
   });
 }
 
@@ -168,13 +168,13 @@ void define(py::module_& m, const char* name, int (*function)(const A&, const B&
   m.def(name, [name, function](py::handle args, py::handle more, py::handle context) {
     const A& a = value_of<A>(args);
     const B& b = value_of<B>(more);
-    const ExecContext where = value_of<ExecContext>(context);
+    const ExecContext resources = value_of<ExecContext>(context);
     py::gil_scoped_release release;
-    check(function(a, b, where), name);
+    check(function(a, b, resources), name);
   });
 }
 
-// Both halves of the noisy occluders with one call from Python.
+// Draws and paints noisy occluders in one call from Python.
 int draw_and_paint(const DrawOccluders& draw, const PaintOccluders& paint, ExecContext context) {
   if (const int status = draw_occluders(draw, context)) return status;
   return paint_occluders(paint, context);

@@ -1,4 +1,4 @@
-// Structs of api.h as Python classes: every field is given by keyword, none may be missing or unknown.
+// Structs of api.h as Python classes.  Every field is a required keyword argument.
 //
 // These are plain C types instead of pybind11 classes, because a sweep makes several objects per batch.  The
 // fields of a call are compared with the expected names in order, so an object costs little more than the
@@ -28,7 +28,7 @@ template <class S> struct Object {
 // The Python class of S, after define_struct().
 template <class S> inline PyTypeObject* type_of = nullptr;
 
-// -- read(value, to) converts a Python object and returns nullptr, or else what it expected ----------------
+// -- read(value, to) converts a Python object and returns nullptr, or a description of the expected value ---
 
 template <class T, std::enable_if_t<std::is_integral_v<T>, int> = 0> const char* read(PyObject* value, T& to) {
   if constexpr (std::is_same_v<T, bool>) {
@@ -52,13 +52,13 @@ const char* read(PyObject* value, T& to) {
   return number == -1 && PyErr_Occurred() ? "a number" : nullptr;
 }
 
-// The address of a tensor's data, or None.
+// Reads the address of a tensor's data, or None.
 template <class T> const char* read(PyObject* value, T*& to) {
   to = value == Py_None ? nullptr : static_cast<T*>(PyLong_AsVoidPtr(value));
   return to == nullptr && PyErr_Occurred() ? "an address or None" : nullptr;
 }
 
-// An enumerator by its value.  name_of() returns nullptr for other values.
+// Reads an enumerator from its value.  name_of() returns nullptr for other values.
 template <class T, std::enable_if_t<std::is_enum_v<T>, int> = 0> const char* read(PyObject* value, T& to) {
   int number = -1;
   if (const char* expected = read(value, number)) return expected;
@@ -66,8 +66,8 @@ template <class T, std::enable_if_t<std::is_enum_v<T>, int> = 0> const char* rea
   return name_of(to) ? nullptr : "a value of the enumeration";
 }
 
-// Up to `most` numbers from a sequence.  Returns their number, or -1 if there are more or an element has another
-// type.
+// Reads at most `most` numbers from a sequence.  Returns their number, or -1 if there are more or an element has
+// another type.
 template <class T> Py_ssize_t read_sequence(PyObject* value, T* to, Py_ssize_t most) {
   PyObject* items = PySequence_Fast(value, "not a sequence");
   Py_ssize_t count = items ? PySequence_Fast_GET_SIZE(items) : -1;
@@ -82,7 +82,7 @@ template <class T, size_t count> const char* read(PyObject* value, T (&to)[count
   return read_sequence(value, to, count) == Py_ssize_t{count} ? nullptr : "a sequence of the right length";
 }
 
-// Any other struct: an object of its class.
+// Reads any other struct from an object of its class.
 template <class T, std::enable_if_t<std::is_class_v<T>, int> = 0> const char* read(PyObject* value, T& to) {
   if (Py_TYPE(value) != type_of<T>) return "an object of its class";
   to = reinterpret_cast<Object<T>*>(value)->value;
@@ -91,7 +91,7 @@ template <class T, std::enable_if_t<std::is_class_v<T>, int> = 0> const char* re
 
 // -- classes ---------------------------------------------------------------------------------------------
 
-// A member of a struct: its name, its place and the read() of its type.
+// A member of a struct: its name, its offset and the read() of its type.
 struct Field {
   PyObject* name; // interned, never freed
   size_t offset;
@@ -108,7 +108,7 @@ struct Fields {
   std::string qualified; // with the module; older versions of Python keep a pointer to it
   std::vector<Field> fields;
 
-  // The index of the field of a name, or -1.
+  // Returns the index of the field with this name, or -1.
   Py_ssize_t find(PyObject* wanted) const {
     for (size_t k = 0; k < fields.size(); ++k)
       if (PyUnicode_Compare(fields[k].name, wanted) == 0) return static_cast<Py_ssize_t>(k);
@@ -165,7 +165,7 @@ inline void free_object(PyObject* object) {
   Py_DECREF(type);
 }
 
-// Defines the Python class of S.  Its attribute `fields` is the tuple of the names of its fields.
+// Defines the Python class of S, whose attribute `fields` is the tuple of its field names.
 template <class S> void define_struct(py::module_& m, const char* name, std::vector<Field> fields) {
   static_assert(std::is_standard_layout_v<S> && std::is_trivially_copyable_v<S>);
   if (fields.size() >= 64) throw std::length_error(name);
@@ -183,7 +183,7 @@ template <class S> void define_struct(py::module_& m, const char* name, std::vec
   m.attr(name) = made;
 }
 
-// The struct in an argument of a function.
+// Returns the struct in an argument of a function.
 template <class S> const S& value_of(py::handle argument) {
   if (Py_TYPE(argument.ptr()) != type_of<S>)
     throw py::type_error(std::string("expected an object of ") + fields_of<S>.name + ", got " +

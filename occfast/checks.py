@@ -150,14 +150,14 @@ def seed(value: Any, name: str = "seed") -> int:
     return int(value)
 
 
-def _range(what: str, low: float, high: float, above: float | None) -> str:
+def _range(noun: str, low: float, high: float, above: float | None) -> str:
     if above is not None:
-        return f"{what} above {above:g}" + (f" and at most {high:g}" if math.isfinite(high) else "")
+        return f"{noun} above {above:g}" + (f" and at most {high:g}" if math.isfinite(high) else "")
     if math.isfinite(low) and math.isfinite(high):
-        return f"{what} in [{low:g}, {high:g}]"
+        return f"{noun} in [{low:g}, {high:g}]"
     if math.isfinite(low):
-        return f"{what} of at least {low:g}"
-    return f"{what} of at most {high:g}" if math.isfinite(high) else f"a finite {what.removeprefix('a ')}"
+        return f"{noun} of at least {low:g}"
+    return f"{noun} of at most {high:g}" if math.isfinite(high) else f"a finite {noun.removeprefix('a ')}"
 
 
 def device(value: torch.device | str) -> torch.device:

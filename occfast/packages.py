@@ -17,11 +17,11 @@ _DISTRIBUTIONS = {
 }
 
 
-def require(what: str, *modules: str, extra: str | None = None) -> None:
+def require(feature: str, *modules: str, extra: str | None = None) -> None:
     """Check that optional packages are installed.
 
     Args:
-        what: What needs them, as the subject of the message ("training", say).
+        feature: Feature that needs them, as the subject of the message, such as "training".
         modules: Names of top-level modules.
         extra: The extra of occfast that installs them; None: they are dependencies of occfast itself.
 
@@ -32,4 +32,4 @@ def require(what: str, *modules: str, extra: str | None = None) -> None:
         if find_spec(module) is None:
             package = _DISTRIBUTIONS.get(module, module)
             install = package if extra is None else f"'occfast[{extra}]'"
-            raise MissingPackage(f"{what} needs the package {package}: pip install {install}")
+            raise MissingPackage(f"{feature} needs the package {package}: pip install {install}")

@@ -1,4 +1,4 @@
-"""What the tests share: small networks and seeded images."""
+"""Fixtures of all tests: small networks and seeded images."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def faces() -> Tensor:
 
 @pytest.fixture
 def labels(tiny_net: nn.Module, faces: Tensor) -> Tensor:
-    """What the net says without an occluder, so that no image is left out."""
+    """Return the network's classes without an occluder, so that no image is left out."""
     with torch.no_grad():
         return tiny_net(faces).argmax(1)

@@ -1,4 +1,4 @@
-"""Freed memory is kept where the C library can be told to."""
+"""Freed memory is kept if the C library has a setting for it."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has the setting")
 def test_freed_memory_is_not_faulted_in_again():
     pages = {}
     for way in ("keep", "leave"):

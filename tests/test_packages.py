@@ -1,4 +1,4 @@
-"""What works where only the required packages, or only PyTorch and NumPy, are installed."""
+"""Features that work with the required packages alone, or with PyTorch and NumPy alone."""
 
 from __future__ import annotations
 

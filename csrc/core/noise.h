@@ -13,7 +13,7 @@ namespace occfast {
 
 enum NoiseKind : int { kSaltAndPepper = 0, kSpeckle = 1, kGaussian = 2, kNoNoise = 3 };
 constexpr int kNoiseKinds = 4;
-constexpr uint8_t kNotOccluded = 255; // stored in place of a kind where a sample keeps all its pixels
+constexpr uint8_t kNotOccluded = 255; // stored in place of a kind for a sample without an occluder
 
 // A Philox counter is (block, stream, low half of the sample id, high half).  Each purpose has its own stream.
 enum Stream : uint32_t { kPixels = 0, kOccluder = 1, kTriplet = 2 };

@@ -10,7 +10,7 @@ OCCFAST_HD double cosine(double dot, double own, double other) {
   return dot / square_root(larger(own * other, 1e-300));
 }
 
-// Whether value at index replaces best at index `at` as the largest: it is larger, or equal and earlier.
+// Returns whether value at index replaces best at index `at` as the largest: larger, or equal and earlier.
 template <class T> OCCFAST_HD bool outranks(T value, int64_t index, T best, int64_t at) {
   return value > best || (value == best && index < at);
 }

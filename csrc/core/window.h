@@ -1,4 +1,4 @@
-// Position of an occluder in the image: the geometry that every sweep shares.
+// Position of an occluder in the image: the geometry shared by all sweeps.
 #pragma once
 
 #include "math.h"

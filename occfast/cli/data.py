@@ -21,7 +21,7 @@ _SOURCE_HELP = (
     "orl, lfw, celeba, ar, ar10p, followed by :PATH if it is not in $OCCFAST_DATA."
 )
 Source = Annotated[str, typer.Argument(metavar="DATASET", help=_SOURCE_HELP, show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to the standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 

@@ -30,11 +30,11 @@ def demo(
         float | None,
         typer.Option("--width", help="Channels of the network relative to the paper's.", show_default="0.25"),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard earlier steps and start anew.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write report.json to the standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run the main experiment on 400 real faces in minutes and write a report.
 

@@ -24,7 +24,7 @@ def build(cuda: Annotated[bool, typer.Option("--cuda", help="Also build the CUDA
         typer.echo(f"{backend}: {how}: {where}")
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False) -> None:
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
     """Check the installation and suggest fixes: compiler, ninja, PyTorch, CUDA, nvcc and cache.
 
     Exits with status 1 if something that the CPU kernels need is missing.

@@ -178,7 +178,7 @@ def evaluate(
     workers: Annotated[
         int, typer.Option(help="Number of processes that read images.", min=0, rich_help_panel="Run")
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
     seed: Annotated[
         int,
         typer.Option(
@@ -189,7 +189,10 @@ def evaluate(
         Path, typer.Option("--output", "-o", help="Folder for the report.", rich_help_panel="Run")
     ] = Path("evaluation"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Use the features of an earlier run in --output.", rich_help_panel="Run")
+        bool,
+        typer.Option(
+            "--resume", help="Continue an earlier run in --output: its features are used again.", rich_help_panel="Run"
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
@@ -203,9 +206,7 @@ def evaluate(
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Run")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write the report to the standard output as JSON.", rich_help_panel="Run")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Run")] = False,
 ) -> None:
     """Evaluate recognizers on clean and occluded faces.
 

@@ -149,7 +149,7 @@ def map_(
         str | None,
         typer.Option(help="Memory limit for forward passes, e.g. 2GiB.", show_default="a quarter of what is free"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Random seed for --limit, noise and the positions of estimates.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished run in --output; finished maps are kept.")
@@ -159,7 +159,7 @@ def map_(
         bool, typer.Option("--trust", help="Run code that the file contains or names: a pickle or module:function.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the results to the standard output as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compute occlusion maps: where an occluder on the face makes a network fail.
 

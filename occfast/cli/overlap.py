@@ -40,7 +40,7 @@ def overlap(
         "exclude.csv"
     ),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON to the standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Find people who occur in two data sets, and write a list of people to exclude.
 

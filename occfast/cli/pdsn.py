@@ -42,15 +42,15 @@ MinImagesOption = Annotated[
     typer.Option("--min-images", help="Leave out people with fewer images.", show_default="10 for lfw, else 7"),
 ]
 SizeOption = Annotated[tuple[int, int], typer.Option("--size", help="Height and width of the faces in pixels.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of the split, training and occlusions.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed for the split, training and occlusions.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Device: cpu, cuda or cuda:N.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Run the code of the module:function that the weights name.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard an interrupted training.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Discard an unfinished run and start anew.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result to the standard output as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BaseArgument = Annotated[
     Path, typer.Argument(help="Weights of the base network, as occfast train writes them.", show_default=False)
 ]

@@ -42,7 +42,7 @@ def reproduce(
         Path | None, typer.Option(help="CSV list of people to leave out of training (occfast data overlap).")
     ] = None,
     seeds: Annotated[
-        str, typer.Option("--seeds", "--seed", help="Random seeds, each for one complete run, e.g. 0,1,2.")
+        str, typer.Option("--seeds", "--seed", help="Random seed, or several (0,1,2), each for one complete run.")
     ] = "0",
     setting: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def reproduce(
             "--set", help="Replace a setting of the scale, e.g. stride=2; may be repeated.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of finished steps and reports.")] = Path(
         "reproduction"
     ),
@@ -73,9 +73,7 @@ def reproduce(
         typer.Option("--spread", help="With several processes: train each network in one process, several at once."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write report.json (or the prediction) to the standard output.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Reproduce a paper and write a report with the paper's numbers beside those of the run.
 

@@ -35,12 +35,12 @@ def train(
         typer.Option("--output", "-o", help="Folder for weights, logs and checkpoints.", show_default="runs/RECIPE"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+        bool, typer.Option("--resume", help="Continue an unfinished run in --output from its last checkpoint.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --output.")] = False,
     data_changed: Annotated[
         bool,
-        typer.Option("--data-changed", help="With --resume: go on although people, images or their split changed."),
+        typer.Option("--data-changed", help="With --resume: continue although people, images or their split changed."),
     ] = False,
     trust: Annotated[
         bool,
@@ -48,9 +48,12 @@ def train(
             "--trust", help="Run code (module:function) that a recipe file or weights file names, not only you."
         ),
     ] = False,
-    seed: Annotated[int | None, typer.Option("--seed", help="Shorthand for seed=N.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Random seed. Shorthand for seed=N.", show_default=False)
+    ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Shorthand for device=auto|cpu|cuda.", show_default=False)
+        str | None,
+        typer.Option("--device", help="Device: auto, cpu or cuda. Shorthand for device=NAME.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe with all settings and exit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -62,7 +65,7 @@ def train(
     Recipes align faces by landmarks: find them with occfast data landmarks FACES FACES/landmarks.csv, or, for images
     that are aligned already, add data.template=null data.size=[100,100].
 
-    A run that was stopped or killed goes on with --resume and gives the same result. On several processes or machines:
+    --resume continues a run that was stopped or killed, with the same result. On several processes or machines:
     torchrun --nproc-per-node 2 -m occfast train RECIPE ...
     """
     from ..train import recipe as recipes
@@ -105,7 +108,7 @@ def _summary(result: Result) -> str:
         over = "" if result.pairs is None else f" over {result.pairs:,} pairs"
         best = f", {result.metric} {100 * result.best:.2f} %{over} after {result.best_epoch} epochs"
     left_out = f", {result.left_out:,} images of people with too few left out" if result.left_out else ""
-    why = {"": "", "early": ", stopped early", "interrupted": ", interrupted: go on with --resume"}[result.stopped]
+    why = {"": "", "early": ", stopped early", "interrupted": ", interrupted: continue with --resume"}[result.stopped]
     return f"{result.weights}: {result.epochs} epochs{best}{left_out}{why}"
 
 

@@ -90,14 +90,14 @@ def convert(
 
 def _check_names(source: FaceDataset, kind: str) -> None:
     """Refuse names that the format cannot hold, before anything is written."""
-    for what, names in (("image", source.names), ("person", source.people)):
+    for noun, names in (("image", source.names), ("person", source.people)):
         for name in names:
             try:
                 name.encode()
             except UnicodeEncodeError:
-                raise DataError(f"{what} {name!r}: expected a name that UTF-8 can hold") from None
+                raise DataError(f"{noun} {name!r}: expected a name that UTF-8 can hold") from None
             if kind == "npz" and name.endswith("\0"):
-                raise DataError(f"{what} {name!r}: expected a name that does not end in a null character")
+                raise DataError(f"{noun} {name!r}: expected a name that does not end in a null character")
     if kind == "recordio":
         for name in source.names:
             if not name or any(c in name for c in "\t\r\n\\") or name != name.strip():
@@ -200,9 +200,9 @@ def _stem(name: str, person: str) -> str:
     return inside
 
 
-def _with_suffix(name: str, data: bytes, where: str) -> str:
+def _with_suffix(name: str, data: bytes, source: str) -> str:
     """Return the name with the suffix of the image's format, if it has another suffix or none."""
-    suffixes = _SUFFIXES[probe(data, where)[0]]
+    suffixes = _SUFFIXES[probe(data, source)[0]]
     path = PurePosixPath(name)
     if path.suffix.lower() in suffixes:
         return name

@@ -200,7 +200,7 @@ class WithLandmarks(FaceDataset):
 
 def keep(
     identities: Sequence[str],
-    where: str,
+    source: str,
     min_images: int = 1,
     people: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
@@ -213,21 +213,21 @@ def keep(
     for asked, name in ((wanted or set(), "people"), (unwanted, "exclude")):
         unknown = sorted(asked - count.keys())
         if unknown:
-            raise DataError(f"{where}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
+            raise DataError(f"{source}: {name}: {len(unknown)} without an image here: {', '.join(unknown[:5])}")
     kept = {
         person
         for person, images in count.items()
         if images >= min_images and person not in unwanted and (wanted is None or person in wanted)
     }
     if count and not kept:
-        raise ValueError(f"{where}: expected people to be left, min_images = {min_images} leaves none of {len(count)}")
+        raise ValueError(f"{source}: expected people to be left, min_images = {min_images} leaves none of {len(count)}")
     return [k for k, identity in enumerate(identities) if identity in kept]
 
 
-def number_people(identities: Sequence[str], where: str) -> tuple[list[str], Tensor]:
+def number_people(identities: Sequence[str], source: str) -> tuple[list[str], Tensor]:
     """Return the people in sorted order, and the number of the person in each image, int64 [N]."""
     if not identities:
-        raise DataError(f"{where}: expected images of people, found none")
+        raise DataError(f"{source}: expected images of people, found none")
     people = sorted(set(identities))
     number = {person: k for k, person in enumerate(people)}
     return people, torch.tensor([number[identity] for identity in identities])
@@ -269,11 +269,11 @@ class Alignment:
         return cls(**{**values, "size": (int(height), int(width)), "points": points})
 
     @classmethod
-    def read(cls, values: object, where: str) -> Alignment | None:
-        """Restore a record that a file holds, or None. Raises DataError, which names the file (``where``)."""
+    def read(cls, values: object, source: str) -> Alignment | None:
+        """Restore a record that a file holds, or None. Raises DataError, which names the file (``source``)."""
         if values is None:
             return None
         try:
             return cls.from_dict(values)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: expected the record of an alignment, got {str(values)[:80]}") from error
+            raise DataError(f"{source}: expected the record of an alignment, got {str(values)[:80]}") from error

@@ -157,7 +157,7 @@ def _receive(url: str, part: Path, start: int, report: Report) -> None:
             return
         raise
     if total is not None and done < total:
-        raise ConnectionError(f"only {done:,} of {total:,} bytes came; the same command goes on")
+        raise ConnectionError(f"only {done:,} of {total:,} bytes came; the same command continues")
 
 
 def _checksum(path: Path) -> str:

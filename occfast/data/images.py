@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 _ORIENTATION = 0x0112
 
 
-def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
+def decode(content: bytes, source: str, *, gray: bool | None = False) -> Tensor:
     """Decode an image file.
 
     CMYK and palettes are converted to RGB, 16-bit gray is scaled to 8 bits, transparent pixels are blended with black,
@@ -30,7 +30,7 @@ def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
 
     Args:
         content: the file: JPEG, PNG, BMP, PNM, TIFF (first page), WebP or GIF (first frame).
-        where: name of the file in errors.
+        source: Name of the file in errors.
         gray: True converts to gray (ITU-R BT.601), False to RGB, None keeps the stored colors.
 
     Returns:
@@ -43,19 +43,19 @@ def decode(content: bytes, where: str, *, gray: bool | None = False) -> Tensor:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}")
+                raise DataError(f"{source}: expected at most {MAX_PIXELS:,} pixels, got {width} × {height}")
             pixels = _upright(image)
             if gray is None:
                 gray = pixels.mode in ("1", "L", "I") or pixels.mode.startswith("I;16")
-            array = np.array(_to_mode(pixels, "L" if gray else "RGB", where))
+            array = np.array(_to_mode(pixels, "L" if gray else "RGB", source))
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
+        raise DataError(f"{source}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where}: expected at most {MAX_PIXELS:,} pixels ({error})") from error
+        raise DataError(f"{source}: expected at most {MAX_PIXELS:,} pixels ({error})") from error
     except Exception as error:  # damaged files make Pillow raise about anything
-        raise DataError(f"{where}: damaged or truncated image of {len(content)} bytes ({error})") from error
+        raise DataError(f"{source}: damaged or truncated image of {len(content)} bytes ({error})") from error
     return torch.from_numpy(array)[None] if gray else torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -64,12 +64,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
-def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, source: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise DataError(f"{where}: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode})")
+        raise DataError(f"{source}: expected 8 or 16 bits a channel, got 32 (Pillow mode {image.mode})")
     elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         image = Image.new("RGB", over.size)
@@ -82,7 +82,7 @@ def _to_mode(image: Image.Image, mode: str, where: str) -> Image.Image:
     return image.convert(mode)
 
 
-def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
+def probe(content: bytes, source: str) -> tuple[str, tuple[int, int], str]:
     """Return the format ("JPEG"), the stored (height, width) and the Pillow mode ("RGB") of an image file.
 
     Raises:
@@ -92,7 +92,7 @@ def probe(content: bytes, where: str) -> tuple[str, tuple[int, int], str]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return str(image.format), (image.size[1], image.size[0]), image.mode
     except Exception as error:  # as in decode
-        raise DataError(f"{where}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
+        raise DataError(f"{source}: not an image (first bytes {content[:8]!r}, {len(content)} bytes)") from error
 
 
 def read_image(path: str | Path, *, gray: bool | None = False) -> Tensor:

@@ -139,7 +139,7 @@ def _celeba_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def _number(cell: str, column: str, where: str) -> float:
+def _number(cell: str, column: str, source: str) -> float:
     if not cell.strip():
         return math.nan
     try:
@@ -147,7 +147,7 @@ def _number(cell: str, column: str, where: str) -> float:
     except ValueError:
         value = math.inf
     if not math.isfinite(value):
-        raise DataError(f"{where}: expected a number in {column!r}, got {cell!r}")
+        raise DataError(f"{source}: expected a number in {column!r}, got {cell!r}")
     return value
 
 

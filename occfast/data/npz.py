@@ -176,23 +176,23 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _read_array(path: Path, file: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo, held: int) -> np.ndarray:
-    where = f"{path}: {member.filename}"
+    source = f"{path}: {member.filename}"
     with archive.open(member) as stream:
         start = stream.read(12)
         if start[:6] != b"\x93NUMPY" or len(start) < 12 or start[6] not in (1, 2, 3):
-            raise DataError(f"{where}: expected an array of NumPy")
+            raise DataError(f"{source}: expected an array of NumPy")
         # Versions 2 and 3 have four bytes of length where version 1 has two.
         length, begin = struct.unpack("<H", start[8:10])[0] + 10, 10
         if start[6] > 1:
             length, begin = struct.unpack("<I", start[8:12])[0] + 12, 12
         if length > _MAX_HEADER:
-            raise DataError(f"{where}: expected a header of at most {_MAX_HEADER} bytes, got {length}")
+            raise DataError(f"{source}: expected a header of at most {_MAX_HEADER} bytes, got {length}")
         text = start + stream.read(length - 12)
-        shape, fortran, dtype = _parse_header(text[begin:length], where)
+        shape, fortran, dtype = _parse_header(text[begin:length], source)
         size = math.prod(shape) * dtype.itemsize
         if size != member.file_size - length:
             raise DataError(
-                f"{where}: expected {size} bytes for {dtype} {list(shape)}, got {member.file_size - length}"
+                f"{source}: expected {size} bytes for {dtype} {list(shape)}, got {member.file_size - length}"
             )
         order = "F" if fortran else "C"
         if member.compress_type == zipfile.ZIP_STORED and size > 0:
@@ -202,22 +202,22 @@ def _read_array(path: Path, file: BinaryIO, archive: zipfile.ZipFile, member: zi
             return np.memmap(path, dtype, "r", data, shape, order=order)  # type: ignore[call-overload, no-any-return]
         if held + size > MAX_COMPRESSED:
             raise DataError(
-                f"{where}: expected at most {MAX_COMPRESSED:,} bytes once decompressed, got {held + size:,}"
+                f"{source}: expected at most {MAX_COMPRESSED:,} bytes once decompressed, got {held + size:,}"
             )
         content = stream.read(size)
         if len(content) != size:
-            raise DataError(f"{where}: truncated: expected {size} bytes, got {len(content)}")
+            raise DataError(f"{source}: truncated: expected {size} bytes, got {len(content)}")
         return np.frombuffer(bytearray(content), dtype).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
 
 
-def _parse_header(text: bytes, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _parse_header(text: bytes, source: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         values = ast.literal_eval(text.decode("utf-8").strip())
         shape, fortran = tuple(values["shape"]), values["fortran_order"]
         dtype = np.dtype(values["descr"])
         good = all(isinstance(n, int) and n >= 0 for n in shape) and len(shape) <= 8 and dtype.kind in "biufU"
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise DataError(f"{where}: expected the header of an array ({error})") from error
+        raise DataError(f"{source}: expected the header of an array ({error})") from error
     if not good:
-        raise DataError(f"{where}: expected numbers or texts, got {dtype} {list(shape)}; objects are never unpickled")
+        raise DataError(f"{source}: expected numbers or texts, got {dtype} {list(shape)}; objects are never unpickled")
     return shape, bool(fortran), dtype

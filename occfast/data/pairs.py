@@ -90,13 +90,13 @@ class PairList:
         if absent:
             k = absent[0]
             gone = ", ".join(name for name in (k.first, k.second) if places.find(name) is None)
-            told = (
+            message = (
                 f"{self.path}: {len(absent)} of {len(self.pairs)} pairs name an image that is not there, the first is "
                 f"line {k.line}: {gone}"
             )
             if missing == "error" or not here:
-                raise DataError(told)
-            warnings.warn(told, stacklevel=2)
+                raise DataError(message)
+            warnings.warn(message, stacklevel=2)
         folds = [pair.fold for _, _, pair in here]
         return Pairs(
             index=torch.tensor([(a, b) for a, b, _ in here], dtype=torch.int64),

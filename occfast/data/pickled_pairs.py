@@ -92,19 +92,19 @@ _PUTS = {b"q": "<B", b"r": "<I"}
 
 
 class _Machine:
-    def __init__(self, data: Any, size: int, where: str) -> None:
-        self.data, self.size, self.where = data, size, where
+    def __init__(self, data: Any, size: int, source: str) -> None:
+        self.data, self.size, self.source = data, size, source
         self.at = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.items = self.containers = self.calls = 0
 
     def fail(self, expected: str, offset: int | None = None) -> DataError:
-        return DataError(f"{self.where}: expected {expected} at offset {self.at if offset is None else offset}")
+        return DataError(f"{self.source}: expected {expected} at offset {self.at if offset is None else offset}")
 
     def truncated(self, count: int) -> DataError:
         return DataError(
-            f"{self.where}: truncated: expected {count} bytes at offset {self.at}, the file ends at {self.size}"
+            f"{self.source}: truncated: expected {count} bytes at offset {self.at}, the file ends at {self.size}"
         )
 
     def take(self, count: int) -> bytes:
@@ -138,7 +138,7 @@ class _Machine:
     def push(self, value: Any) -> None:
         self.items += 1
         if self.items > MAX_ITEMS:
-            raise DataError(f"{self.where}: expected at most {MAX_ITEMS:,} items, found more at offset {self.at}")
+            raise DataError(f"{self.source}: expected at most {MAX_ITEMS:,} items, found more at offset {self.at}")
         self.stack.append(value)
 
     def container(self, value: Any) -> None:
@@ -150,9 +150,9 @@ class _Machine:
     def refused(self, code: bytes, start: int, name: str = "") -> DataError:
         called = f", {name}" if name else ""
         return DataError(
-            f"{self.where}: refused: expected lists of bytes (or of NumPy's uint8 arrays) and booleans, got the pickle "
-            f"instruction {_NAMES.get(code, repr(code))} at offset {start}, which is not executed{called}; if you "
-            "trust the file, load it with pickle and write it anew (write_verification_bin)"
+            f"{self.source}: refused: expected lists of bytes (or of NumPy's uint8 arrays) and booleans, got the "
+            f"pickle instruction {_NAMES.get(code, repr(code))} at offset {start}, which is not executed{called}; if "
+            "you trust the file, load it with pickle and write it anew (write_verification_bin)"
         )
 
     def name(self, module: object, attribute: object, code: bytes, start: int) -> None:
@@ -324,13 +324,13 @@ _NAMES = {
 }
 
 
-def read_pairs(data: Any, size: int, where: str) -> tuple[list[Slice], list[bool]]:
+def read_pairs(data: Any, size: int, source: str) -> tuple[list[Slice], list[bool]]:
     """Find the images in a verification ``.bin``, and read whether each pair of them shows one person.
 
     Args:
         data: the content, such as a memory map; slices of it give bytes.
         size: number of bytes.
-        where: name of the file in errors.
+        source: Name of the file in errors.
 
     Returns:
         The bytes of each image, two images for each pair, and a flag for each pair.
@@ -339,35 +339,35 @@ def read_pairs(data: Any, size: int, where: str) -> tuple[list[Slice], list[bool
         DataError: if the file is truncated, contains any other instruction, or holds anything but two lists, of bytes
             (or NumPy arrays, uint8 [length]) and of booleans (Python's or NumPy's).
     """
-    result = _Machine(data, size, where).run()
+    result = _Machine(data, size, source).run()
     if not isinstance(result, (list, tuple)) or len(result) != 2 or not isinstance(result[0], list):
-        raise DataError(f"{where}: expected a pair of lists, of images and of booleans")
+        raise DataError(f"{source}: expected a pair of lists, of images and of booleans")
     images, same = result
     if isinstance(same, _Array) and same.dtype in ("b1", "|b1", "bool", "?") and same.data is not None:
         if same.shape != (same.data.length,):
-            raise DataError(f"{where}: expected booleans [pairs], got {same}")
+            raise DataError(f"{source}: expected booleans [pairs], got {same}")
         same = [value != 0 for value in data[same.data.start : same.data.start + same.data.length]]
     if not isinstance(same, list):
-        raise DataError(f"{where}: expected a pair of lists, of images and of booleans")
-    found, flags = [_image(image, k, where) for k, image in enumerate(images)], []
+        raise DataError(f"{source}: expected a pair of lists, of images and of booleans")
+    found, flags = [_image(image, k, source) for k, image in enumerate(images)], []
     for k, value in enumerate(same):
         if isinstance(value, _Scalar) and value.dtype in ("b1", "|b1", "bool", "?") and value.data.length == 1:
             value = data[value.data.start] != 0
         if not isinstance(value, bool) and value not in (0, 1):
-            raise DataError(f"{where}: expected True or False for pair {k}, got {_kind(value)}")
+            raise DataError(f"{source}: expected True or False for pair {k}, got {_kind(value)}")
         flags.append(bool(value))
     if len(found) != 2 * len(flags):
-        raise DataError(f"{where}: expected two images a pair, got {len(found)} images and {len(flags)} pairs")
+        raise DataError(f"{source}: expected two images a pair, got {len(found)} images and {len(flags)} pairs")
     return found, flags
 
 
-def _image(value: Any, k: int, where: str) -> Slice:
+def _image(value: Any, k: int, source: str) -> Slice:
     is_bytes = isinstance(value, _Array) and value.dtype in ("u1", "|u1")
     if is_bytes and value.data is not None and value.shape == (value.data.length,):
         data: Slice = value.data
         return data
     if not isinstance(value, Slice):
-        raise DataError(f"{where}: expected bytes for image {k}, got {_kind(value)}")
+        raise DataError(f"{source}: expected bytes for image {k}, got {_kind(value)}")
     return value
 
 

@@ -58,16 +58,16 @@ class Header:
         return _HEADER.pack(len(self.labels), 0.0, self.id, self.id2) + labels + content
 
 
-def unpack(data: bytes, where: str) -> tuple[Header, bytes]:
+def unpack(data: bytes, source: str) -> tuple[Header, bytes]:
     """Split the data of a record into header and content. Raises DataError if they are too short."""
     if len(data) < _HEADER.size:
-        raise DataError(f"{where}: expected a header of {_HEADER.size} bytes, got {len(data)} bytes")
+        raise DataError(f"{source}: expected a header of {_HEADER.size} bytes, got {len(data)} bytes")
     flag, label, first, second = _HEADER.unpack_from(data)
     if flag == 0:
         return Header((label,), first, second), data[_HEADER.size :]
     end = _HEADER.size + 4 * flag
     if flag > _MAX_LABELS or end > len(data):
-        raise DataError(f"{where}: expected {flag} labels, {4 * flag} bytes, got {len(data) - _HEADER.size} bytes")
+        raise DataError(f"{source}: expected {flag} labels, {4 * flag} bytes, got {len(data) - _HEADER.size} bytes")
     return Header(struct.unpack_from(f"<{flag}f", data, _HEADER.size), first, second, True), data[end:]
 
 

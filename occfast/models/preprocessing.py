@@ -82,8 +82,8 @@ class Preprocessing:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, where: str = "preprocessing") -> Preprocessing:
-        """Read what :meth:`to_json` returned; raise DataError, beginning with ``where``, for anything else.
+    def from_json(cls, text: str, source: str = "preprocessing") -> Preprocessing:
+        """Read what :meth:`to_json` returned; raise DataError, beginning with ``source``, for anything else.
 
         Files written before version 0.1.0 spell the color "grey"; they are read too.
         """
@@ -95,7 +95,7 @@ class Preprocessing:
                     part["color"] = "gray"
             return cls(size=(int(height), int(width)), **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{where}: not a description of preprocessing ({error})") from error
+            raise DataError(f"{source}: not a description of preprocessing ({error})") from error
 
     def require(self, other: Preprocessing) -> None:
         """Check that images were prepared as this network expects them.

@@ -70,14 +70,14 @@ def build(
 
 
 def check_arguments(
-    function: Callable[..., Any], arguments: dict[str, Any], what: str, *, passed: tuple[str, ...] = ()
+    function: Callable[..., Any], arguments: dict[str, Any], source: str, *, passed: tuple[str, ...] = ()
 ) -> None:
     """Check that a function accepts keyword arguments.
 
     Args:
         function: Function or class.
         arguments: Keyword arguments.
-        what: Beginning of the message.
+        source: Name of the function in the message.
         passed: Names that the caller passes itself, which are not listed.
 
     Raises:
@@ -88,7 +88,7 @@ def check_arguments(
         return
     if unknown := sorted(set(arguments) - set(accepted)):
         known = [name for name in accepted if name not in passed and name != "self"]
-        raise ValueError(f"{what} takes no argument {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
+        raise ValueError(f"{source} takes no argument {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
 
 
 def takes_classes(name: str) -> bool:
@@ -123,12 +123,12 @@ def _function(name: str) -> Callable[..., nn.Module]:
     return imported(name, "network")
 
 
-def imported(name: str, what: str) -> Callable[..., Any]:
+def imported(name: str, source: str) -> Callable[..., Any]:
     """Import the function behind ``module:function``; modules in the current folder are found too.
 
     Args:
         name: Such as ``"package.module:function"``.
-        what: Beginning of error messages.
+        source: Name of the argument or file in errors.
 
     Raises:
         ValueError: If there is no such module or function, or if it is not callable.
@@ -137,9 +137,9 @@ def imported(name: str, what: str) -> Callable[..., Any]:
     try:
         found = getattr(_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what}: {name!r} can't be imported ({error})") from error
+        raise ValueError(f"{source}: {name!r} can't be imported ({error})") from error
     if not callable(found):
-        raise ValueError(f"{what}: expected {name!r} to be a function, got {type(found).__name__}")
+        raise ValueError(f"{source}: expected {name!r} to be a function, got {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
 

@@ -235,7 +235,7 @@ class Checkpoint:
             write_npz(self.path, **content)
             self._mine = self._identity()
         except OSError as error:
-            warnings.warn(f"checkpoint: {error}; the sweep goes on", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"checkpoint: {error}; the sweep continues", RuntimeWarning, stacklevel=2)
 
     def read(self) -> dict[str, NDArray[Any]] | None:
         """Return the content of the file: a checkpoint's or a map's. None if there is no file.
@@ -258,7 +258,7 @@ class Checkpoint:
 
         Args:
             content: From :meth:`read`.
-            grid, shape, dtype: Of the sweep that goes on: its grid, and its images' shape [C, H, W] and dtype.
+            grid, shape, dtype: Grid of the resumed sweep, and shape [C, H, W] and dtype of its images.
 
         Raises:
             DataError: The file is damaged.

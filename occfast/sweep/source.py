@@ -92,7 +92,7 @@ class Source:
         kind: tuple[list[int], torch.dtype] | None = None
         for number, batch in enumerate(self._batches):
             images, labels = _pair(batch, number)
-            _check(images, labels, where=f" in batch {number}")
+            _check(images, labels, suffix=f" in batch {number}")
             kind = kind or (list(images.shape[1:]), images.dtype)
             for one, other in zip(kind, (list(images.shape[1:]), images.dtype), strict=True):
                 if one != other:
@@ -128,7 +128,7 @@ class Source:
 
 
 def _length(batches: Any) -> int | None:
-    """Return the number of images behind a DataLoader or a list, None where it can't be told without loading."""
+    """Return the number of images of a DataLoader or a list, or None if it is not known without loading them."""
     dataset = getattr(batches, "dataset", None)
     if dataset is not None and not getattr(batches, "drop_last", False):
         try:
@@ -190,17 +190,17 @@ def _pair(batch: Batch, number: int) -> tuple[Tensor, Tensor | None]:
     return as_tensor(images, "images"), _labels(labels)
 
 
-def _check(images: Tensor, labels: Tensor | None, where: str = "") -> None:
+def _check(images: Tensor, labels: Tensor | None, suffix: str = "") -> None:
     if images.dim() != 4:
         more = "; add the missing batch or channel dimension" if images.dim() == 3 else ""
-        raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}{where}{more}")
+        raise ValueError(f"images: expected shape [N, C, H, W], got {list(images.shape)}{suffix}{more}")
     if images.dtype not in _FLOATS:
         got = str(images.dtype).removeprefix("torch.")
         more = ", for example images.float() / 255" if images.dtype == torch.uint8 else ""
         raise TypeError(
-            f"images: expected a floating-point dtype, got {got}{where}; scale the pixels as the model expects{more}"
+            f"images: expected a floating-point dtype, got {got}{suffix}; scale the pixels as the model expects{more}"
         )
     if 0 in images.shape[1:]:
-        raise ValueError(f"images: expected at least one channel, row and column, got {list(images.shape)}{where}")
+        raise ValueError(f"images: expected at least one channel, row and column, got {list(images.shape)}{suffix}")
     if labels is not None and (labels.dim() == 0 or labels.shape[0] != images.shape[0]):
-        raise ValueError(f"labels: expected {images.shape[0]} of them, got shape {list(labels.shape)}{where}")
+        raise ValueError(f"labels: expected {images.shape[0]} of them, got shape {list(labels.shape)}{suffix}")

@@ -37,11 +37,11 @@ class NotFinite(ValueError):
         names: Names of the images of this process's batch.
     """
 
-    def __init__(self, what: str, epoch: int, step: int, rate: float, names: Sequence[str]) -> None:
+    def __init__(self, quantity: str, epoch: int, step: int, rate: float, names: Sequence[str]) -> None:
         self.step, self.names = step, list(names)
         shown = ", ".join(self.names[:16]) + (f" and {len(self.names) - 16} more" if len(self.names) > 16 else "")
         super().__init__(
-            f"learning_rate: {what} is no longer finite in epoch {epoch + 1}, step {step}; try less than {rate:g}"
+            f"learning_rate: {quantity} is no longer finite in epoch {epoch + 1}, step {step}; try less than {rate:g}"
             + (f", or look at its images: {shown}" if shown else "")
         )
 
@@ -261,8 +261,8 @@ class Engine:
             seen.event.synchronize()
         loss, norm = seen.found.tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
-            what = "the gradient" if math.isfinite(loss) else "the loss"
-            raise NotFinite(what, seen.epoch, seen.step, seen.rate, self._names(seen.chosen))
+            quantity = "the gradient" if math.isfinite(loss) else "the loss"
+            raise NotFinite(quantity, seen.epoch, seen.step, seen.rate, self._names(seen.chosen))
 
     def _names(self, chosen: Tensor) -> list[str]:
         return [self.names[k] if self.names else f"number {k}" for k in chosen.tolist()]

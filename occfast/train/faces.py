@@ -204,7 +204,7 @@ def _listed_changes(path: Path, rows: list[tuple[str, str, str]]) -> list[str]:
         "moved between training and validation": [name for name in both if old[name][1] != new[name][1]],
     }
     return [
-        f"{len(found)} image{'s' * (len(found) > 1)} {what} ({', '.join(found[:2])}{', …' * (len(found) > 2)})"
-        for what, found in groups.items()
+        f"{len(found)} image{'s' * (len(found) > 1)} {change} ({', '.join(found[:2])}{', …' * (len(found) > 2)})"
+        for change, found in groups.items()
         if found
     ]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: From so many input channels on, oneDNN takes another path.
+#: Number of input channels from which oneDNN takes another path.
 _SAFE_CHANNELS = 16
 
 

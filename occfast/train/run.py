@@ -49,7 +49,7 @@ def claim(
     if not resume:
         if not overwrite and (path.exists() or (output / RECIPE).exists()):
             raise ValueError(
-                f"output: {output} holds a run already; go on with it (--resume), replace it (--overwrite), or choose "
+                f"output: {output} holds a run already; continue it (--resume), replace it (--overwrite), or choose "
                 "another folder"
             )
         return None
@@ -141,6 +141,6 @@ def other_processes() -> Iterator[None]:
             raise
         rank = os.environ.get("RANK", "?")
         raise ProcessLost(
-            f"process {rank} of {size} lost another one ({text[:200]}); --resume goes on from the last checkpoint, on "
-            "any number of processes"
+            f"process {rank} of {size} lost another one ({text[:200]}); --resume continues from the last checkpoint, "
+            "on any number of processes"
         ) from error

@@ -126,7 +126,7 @@ def train(
     Args:
         recipe: Recipe, or the name or path of one.
         output: Folder, created if necessary.
-        resume: Go on from the checkpoint in ``output``, or begin if there is none.
+        resume: Continue from the checkpoint in ``output``, or begin if there is none.
         overwrite: Replace a run in ``output``.
         data_changed: Resume although people, images or split differ from those that the run was begun with.
         progress: True shows a bar, False nothing; a function is called with (images done, images in all).
@@ -300,7 +300,7 @@ class _Session:
         if changes and not data_changed:
             raise ValueError(
                 f"resume: the data are not those that {self.output} was begun with: {changes}; if that is meant, "
-                "--data-changed (data_changed=True) goes on with them"
+                "--data-changed (data_changed=True) continues with them"
             )
         if not changes:  # a run that now reads from disk does not forget the digest of all pixels
             self.fingerprint = {**before, **self.fingerprint}

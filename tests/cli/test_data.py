@@ -158,7 +158,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server with a small LFW and Olivetti, and scikit-learn told their checksums."""
+    """Serve a small LFW and Olivetti, with their checksums set in scikit-learn."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     face = encode(np.full((250, 250, 3), 90, np.uint8))
@@ -172,16 +172,16 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     random = np.random.default_rng(0).integers(0, 256, (4096, 400), np.uint8)
     scipy.io.savemat(folder / "olivettifaces.mat", {"faces": random})
 
-    def told(name: str) -> SimpleNamespace:
+    def remote(name: str) -> SimpleNamespace:
         checksum = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         return SimpleNamespace(filename=name, url=f"http://127.0.0.1:9/{name}", checksum=checksum)
 
     lfw = importlib.import_module("sklearn.datasets._lfw")
     olivetti = importlib.import_module("sklearn.datasets._olivetti_faces")
-    monkeypatch.setattr(lfw, "FUNNELED_ARCHIVE", told("lfw-funneled.tgz"))
+    monkeypatch.setattr(lfw, "FUNNELED_ARCHIVE", remote("lfw-funneled.tgz"))
     names = ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt")
-    monkeypatch.setattr(lfw, "TARGETS", tuple(told(name) for name in names))
-    monkeypatch.setattr(olivetti, "FACES", told("olivettifaces.mat"))
+    monkeypatch.setattr(lfw, "TARGETS", tuple(remote(name) for name in names))
+    monkeypatch.setattr(olivetti, "FACES", remote("olivettifaces.mat"))
     monkeypatch.setattr(Server, "stop_after", None)
     monkeypatch.setattr(Server, "asked", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=str(folder)))

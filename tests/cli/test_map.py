@@ -35,7 +35,7 @@ class Net(nn.Sequential):
 
 
 def factory() -> nn.Module:
-    """What a user's module:function is."""
+    """Build a network, as a user's module:function does."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
         net = Net()
@@ -225,7 +225,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_resume_and_overwrite(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    """A stopped run goes on, finished occluders are read back, and nothing is lost without being told."""
+    """A stopped run continues, finished occluders are read back, and nothing is lost silently."""
     common = (FACTORY, folder, "--color", "gray", "--batch-size", 16, "-o", tmp_path / "maps")
     both = ("--occluder", "6x5", "--occluder", "4x4")
     whole = run(FACTORY, folder, "--batch-size", 16, "-o", tmp_path / "whole", *both)

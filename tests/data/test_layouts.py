@@ -362,5 +362,5 @@ def test_deep_folders_are_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_struct_of_a_header() -> None:
-    """What the files above are made of, by mxnet's definition."""
+    """A header has the layout of mxnet's definition."""
     assert Header((7.0,), 3).pack(b"x") == struct.pack("<IfQQ", 0, 7.0, 3, 0) + b"x"

@@ -43,7 +43,7 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 
 def contract(dataset: FaceDataset) -> None:
-    """What every data set promises."""
+    """Check the interface that all data sets share."""
     count = len(dataset)
     assert len(dataset.names) == len(set(dataset.names)) == count > 0
     assert dataset.labels.dtype == torch.int64 and dataset.labels.shape == (count,)

@@ -1,7 +1,7 @@
-"""Compiles CUDA sources for the emulator (``cuda_runtime.h`` beside this file) with the sanitizers on.
+"""Compile CUDA sources for the emulator (``cuda_runtime.h`` beside this file) with the sanitizers on.
 
-``module()`` gives a drop-in for ``occfast_cuda`` whose kernels run on the CPU; ``program(source)`` an
-executable.  Builds are kept in occfast's cache under a key of sources and flags.
+``module()`` builds a drop-in for ``occfast_cuda`` whose kernels run on the CPU, ``program(source)`` an
+executable.  Builds are kept in occfast's cache under a hash of sources and flags.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FLAGS = [
 
 
 def sanitizer_libraries() -> list[str]:
-    """What to preload into a program that is not sanitized itself; the second since ours throws exceptions."""
+    """Return the libraries to preload into a program that is not sanitized; libstdc++ is for C++ exceptions."""
     paths = []
     for name in ("libasan.so", "libstdc++.so.6"):
         found = subprocess.run([str(build.compiler()), f"-print-file-name={name}"], capture_output=True, text=True)
@@ -47,7 +47,7 @@ def sanitizer_libraries() -> list[str]:
 
 
 def missing() -> str | None:
-    """Why the emulator can't be used here, or None."""
+    """Return the reason why the emulator can't be used here, or None."""
     if build.compiler() is None:
         return "no C++ compiler on the path"
     if not all(Path(path).is_absolute() for path in sanitizer_libraries()):
@@ -56,7 +56,7 @@ def missing() -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """For a Python process that loads ``module()``: every allocation of its tensors is then watched too."""
+    """Return the environment of a Python process that loads ``module()``, with its tensors' allocations watched too."""
     return {
         **os.environ,
         "LD_PRELOAD": ":".join(sanitizer_libraries()),
@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
 
 
 def _build(name: str, jobs: list[tuple[Path, list[str]]], link: list[str], extra: list[Path]) -> Path:
-    """Compile each (source, flags), then link all into ``name``; kept in the cache."""
+    """Compile each (source, flags) and link all into ``name``, in the cache."""
     content = hashlib.sha256(repr((build.compiler(), sysconfig.get_config_var("SOABI"), jobs, link)).encode())
     inputs = [*sorted(HERE.glob("*.h")), *sorted(build.source_root().rglob("*")), *extra]
     for path in inputs:
@@ -102,7 +102,7 @@ def _build(name: str, jobs: list[tuple[Path, list[str]]], link: list[str], extra
 
 
 def module() -> Path:
-    """``occfast_emulated.so``: bindings.cpp and every csrc/cuda/*.cu; load it under ``environment()``."""
+    """Build ``occfast_emulated.so`` of bindings.cpp and every csrc/cuda/*.cu; load it under ``environment()``."""
     root = build.source_root()
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{root}"]
     bindings, *kernels = build.sources("cuda")
@@ -112,7 +112,7 @@ def module() -> Path:
 
 
 def program(source: Path) -> Path:
-    """An executable from one .cu file with a ``main``."""
+    """Build an executable from one .cu file with a ``main``."""
     jobs = [(source, [*SANITIZE, f"-I{HERE}", f"-I{build.source_root()}"])]
     return _build(source.stem, jobs, SANITIZE, [source])
 

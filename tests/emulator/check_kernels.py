@@ -1,7 +1,7 @@
 """The emulated CUDA kernels against the CPU module and the PyTorch twins.
 
 ``tests/native/test_cuda_emulated.py`` runs this file in a process that watches every allocation
-(``build.environment()``); it is no test module by name, since it can't run in an ordinary one.
+(``build.environment()``). Its name hides it from pytest, because it can't run in an ordinary process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTEXT = EMULATED.ExecContext(threads=1, stream=None)
 
 @contextlib.contextmanager
 def running(backend, monkeypatch):
-    """The ops of ``occfast.native.ops`` on CPU tensors, by one of the three implementations."""
+    """Run the ops of ``occfast.native.ops`` on CPU tensors with one of the three implementations."""
     with monkeypatch.context() as patch:
         patch.setenv("OCCFAST_BACKEND", "reference" if backend == "reference" else "native")
         patch.setitem(loader._modules, "cpu", EMULATED if backend == "emulated" else NATIVE)
@@ -44,7 +44,7 @@ def running(backend, monkeypatch):
 
 @pytest.fixture
 def each(monkeypatch):
-    """Results of a function under the emulator, on the CPU and by the twin."""
+    """Return a function's results from the emulator, the CPU module and the twin."""
 
     def run(function):
         results = []
@@ -71,7 +71,7 @@ def random_images(shape, dtype, seed=0):
 
 
 def shifted(tensor, elements=1):
-    """The same values at an address that only suits one element."""
+    """Return the same values at an address that is aligned to one element only."""
     buffer = torch.empty(tensor.numel() + elements, dtype=tensor.dtype)
     view = buffer[elements:].view(tensor.shape)
     return view.copy_(tensor)
@@ -157,7 +157,7 @@ def test_a_position_outside_the_grid_stops_the_kernel(position):
 def test_scores(each, dtype, classes, kind):
     generator = torch.Generator().manual_seed(classes)
     images, per_image, count = 3, 13, 37
-    # Few different values: the largest is often not alone, and the lowest index must win.
+    # Few different values, so that the largest is often tied. The lowest index must win.
     outputs = torch.randint(-4, 5, (count, classes), generator=generator).to(dtype) / 3
     positions = torch.randperm(images * per_image, generator=generator)[:count]
     labels = torch.randint(0, classes, (images,), generator=generator)
@@ -241,8 +241,8 @@ def drawn(n, channels, height, width, kinds=(0, 1, 2, 3), gray=False, probabilit
 @pytest.mark.parametrize("channels", [1, 3, 6])
 @pytest.mark.parametrize("gray", [False, True])
 def test_draws_are_equal_to_the_bit(each, n, channels, gray):
-    _, law = drawn(n, channels, 23, 37, gray=gray)
-    for results in zip(*each(lambda: ops.draw_occluders(*law)), strict=True):
+    _, params = drawn(n, channels, 23, 37, gray=gray)
+    for results in zip(*each(lambda: ops.draw_occluders(*params)), strict=True):
         same(*results)
 
 
@@ -253,8 +253,8 @@ def test_draws_are_equal_to_the_bit(each, n, channels, gray):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_paint_is_equal_to_the_bit(each, dtype, shape, layout):
     images = random_images(shape, dtype).contiguous(memory_format=layout)
-    ids, law = drawn(*shape)
-    drawn_occluders = ops.draw_occluders(*law)
+    ids, params = drawn(*shape)
+    drawn_occluders = ops.draw_occluders(*params)
     ends = (0.0, 255.0) if dtype == torch.uint8 else (-1.0, 1.5)
     painted = each(lambda: ops.paint_occluders(images, ids, *drawn_occluders, 2**62 + 12345, *ends))
     same(*painted)
@@ -272,8 +272,8 @@ def test_paint_is_equal_to_the_bit(each, dtype, shape, layout):
 @pytest.mark.parametrize("kind", list(ops.KINDS))
 def test_each_noise_on_unaligned_images(each, kind):
     shape = (5, 2, 13, 30)
-    ids, law = drawn(*shape, kinds=[ops.KINDS[kind]], probability=1.0)
-    occluders = ops.draw_occluders(*law)
+    ids, params = drawn(*shape, kinds=[ops.KINDS[kind]], probability=1.0)
+    occluders = ops.draw_occluders(*params)
     for dtype in ops.IMAGE_DTYPES:
         images = shifted(random_images(shape, dtype))
         same(*each(lambda images=images: ops.paint_occluders(images, ids, *occluders, 9, 0.0, 1.0)))
@@ -285,8 +285,8 @@ def test_values_outside_the_range_raise_the_flag(each, dtype, value):
     images = torch.rand(3, 2, 9, 11).to(dtype)
     if value is not None:
         images[1, 1, 8, 10] = value
-    ids, law = drawn(3, 2, 9, 11)
-    occluders = ops.draw_occluders(*law)
+    ids, params = drawn(3, 2, 9, 11)
+    occluders = ops.draw_occluders(*params)
 
     def run():
         flag = torch.zeros(1, dtype=torch.int32)

@@ -69,7 +69,7 @@ def batch(kind, dtype):
 
 
 KINDS = ("unit", "many", "tied", "lonely", "one class", "empty")
-# Where distances tie exactly, the order of a sum decides what is mined: zero vectors are compared without mining.
+# If distances tie exactly, the order of a sum decides the mined triplets. Zero vectors are compared without mining.
 CASES = [*((kind, mining) for kind in KINDS for mining in ops.MININGS), ("zeros", "all")]
 
 
@@ -81,7 +81,7 @@ def test_triplets(kind, mining, dtype, monkeypatch):
     sets = [(None, None)]
     if z.shape[1] == x.shape[1]:
         sets.append((z[:33], labels[:33] % 4))
-    # One thread at a time is slow: the other distances where they matter.
+    # The emulator runs one thread at a time, so other distances are tested only where they matter.
     for distance in ops.DISTANCES.values() if kind == "zeros" else (0,):
         at = F.normalize(x) if distance == ops.DISTANCES["cosine"] else x
         for hinge in (False, True) if mining in ("all", "hardest") else (False,):

@@ -1,24 +1,23 @@
-// A small CUDA that runs on the CPU, for tests only.
+// A subset of CUDA that runs on the CPU, for tests only.
 //
-// It stands in for CUDA's own <cuda_runtime.h>: put this folder first on the include path and compile
-// the very .cu files of the project as C++ (g++ -x c++ -I tests/emulator -I csrc ...); a kernel
-// launched with cudaLaunchKernelEx then runs before the call returns.  tests/emulator/build.py makes a
-// pybind11 module or a program from any list of .cu files, with AddressSanitizer and UBSan.
+// This file replaces CUDA's <cuda_runtime.h>.  With its folder first on the include path, the unchanged .cu
+// files of the project compile as C++ (g++ -x c++ -I tests/emulator -I csrc ...), and a kernel launched with
+// cudaLaunchKernelEx runs before the call returns.  tests/emulator/build.py makes a pybind11 module or a
+// program from any list of .cu files, with AddressSanitizer and UBSan.
 //
-// Blocks run one after the other.  The threads of a block are fibers (ucontext) on the one thread of
-// the operating system that launched, so a run is deterministic and needs no locks; a fiber runs until
-// it meets a barrier or a warp operation, and goes on when the others it waits for have come.  Fibers
-// were chosen over a std::thread each because 1,024 real threads and their barriers are hundreds of
-// times slower, and because AddressSanitizer has an interface for them (used below), so that stack
-// errors are found as well.  Odd blocks run their threads last to first: what lacks a barrier goes wrong
-// in one order or the other.  A barrier or warp operation that some thread never reaches, a shuffle
-// that reads a lane which takes no part, and different operations met under one mask end the program
-// with a line that says so; __trap() gives up the launch, which returns cudaErrorLaunchFailure.
+// Blocks run one after the other.  The threads of a block are fibers (ucontext) on the operating system's
+// thread that launched the kernel, so a run is deterministic and needs no locks.  A fiber runs until it
+// reaches a barrier or a warp operation, and continues when the threads it waits for have arrived.  1,024
+// real threads and their barriers would be hundreds of times slower, and AddressSanitizer's interface for
+// fibers finds errors on their stacks.  Odd blocks run their threads last to first, so that a missing
+// barrier causes an error in one order or the other.  The program ends with a message if a thread never
+// reaches a barrier or warp operation, if a shuffle reads a lane that takes no part, or if lanes of one mask
+// reach different operations.  __trap() ends the launch, which returns cudaErrorLaunchFailure.
 //
-// What it can't tell: races between blocks or within a warp, misuse of caches and memory order, speed.
-// __shared__ arrays keep the values of the block before, as on a GPU they might; dynamic shared memory
-// starts as 0xCD bytes and its end is guarded.  Not emulated: textures, cooperative groups,
-// __activemask, streams (all work is immediate), device-side launches.
+// The emulator does not detect races between blocks or within a warp, nor misuse of caches and memory order.
+// __shared__ arrays keep the values of the previous block, as they may on a GPU.  Dynamic shared memory
+// starts as 0xCD bytes and its end is guarded.  Not emulated: textures, cooperative groups, __activemask,
+// streams (all work is immediate), device-side launches.
 #pragma once
 
 #include <algorithm>
@@ -111,12 +110,12 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 
-// What a kernel sees; set before each step of a thread.
+// The built-in variables of a kernel, set before each step of a thread.
 inline dim3 gridDim, blockDim;
 inline uint3 blockIdx, threadIdx;
 constexpr int warpSize = 32;
 
-// -- the machine ----------------------------------------------------------------------------------
+// -- machine --------------------------------------------------------------------------------------
 
 namespace emulator {
 
@@ -125,8 +124,8 @@ constexpr size_t kSharedBytes = 48 * 1024, kSharedBytesOptIn = 227 * 1024; // as
 
 struct Trap {};
 
-// A meeting of the lanes named by a mask (or of a whole block): complete when all that live have come.
-// Two banks of values, used in turn: nobody comes a second time before all have left the first.
+// A warp operation of the lanes of a mask.  It is complete when all running lanes of the mask have arrived.  Two
+// banks of values are used in turn, since no lane arrives a second time before all have left the first.
 struct Meeting {
   uint32_t mask = 0, arrived = 0, present[2] = {0, 0};
   uint64_t generation = 0;
@@ -146,7 +145,7 @@ struct Fiber {
   uint3 index{};
   unsigned lane = 0, warp = 0;
   bool done = true;
-  const uint64_t* awaited = nullptr; // goes on when *awaited is no longer `seen`
+  const uint64_t* awaited = nullptr; // continues when *awaited is no longer `seen`
   uint64_t seen = 0;
   const char* waits_for = nullptr;
 
@@ -177,7 +176,7 @@ struct Machine {
   int barrier_votes = 0, barrier_result = 0;
   bool trapped = false;
   void* dynamic_shared = nullptr;
-  std::map<const void*, size_t> shared_limit; // of kernels that asked for more
+  std::map<const void*, size_t> shared_limit; // of kernels with a raised limit
   cudaError_t last_error = cudaSuccess;
 };
 
@@ -192,7 +191,7 @@ inline void* dynamic_shared() { return machine.dynamic_shared; }
   std::abort();
 }
 
-// From the fiber back to the host, and from the host into a fiber.
+// Switches from the fiber to the host.  enter() switches from the host to a fiber.
 inline void leave() {
   Fiber* fiber = machine.current;
 #if defined(__SANITIZE_ADDRESS__)
@@ -242,7 +241,7 @@ inline void wait(const uint64_t& generation, uint64_t seen, const char* what) {
   me.awaited = nullptr;
 }
 
-// A thread ended: what waited for it alone may go on.
+// Ends a thread and completes the operations that waited only for it.
 inline void retire(Fiber& fiber) {
   fiber.done = true;
   Warp& warp = machine.warps[fiber.warp];
@@ -256,7 +255,7 @@ inline void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine.host_stack, &machine.host_stack_bytes);
 #endif
-  for (;;) { // a fiber lives on and runs one thread after the other
+  for (;;) { // a fiber is reused for one thread after the other
     try {
       machine.body();
     } catch (const Trap&) {
@@ -277,12 +276,12 @@ inline std::unique_ptr<Fiber> new_fiber() {
   fiber->context.uc_stack.ss_sp = fiber->stack;
   fiber->context.uc_stack.ss_size = kStackBytes;
   makecontext(&fiber->context, &fiber_main, 0);
-  // AddressSanitizer's swapcontext forgets what it knows of a stack whose size it sees.
+  // Hides the size: AddressSanitizer's swapcontext clears the shadow memory of a stack whose size it sees.
   fiber->context.uc_stack.ss_size = 0;
   return fiber;
 }
 
-// One block; false if a thread trapped.
+// Runs one block.  Returns false if a thread trapped.
 inline bool run_block(uint3 block) {
   blockIdx = block;
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
@@ -349,7 +348,7 @@ inline cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel
       }
   std::free(shared);
   if (!machine.trapped) return cudaSuccess;
-  machine.fibers.clear(); // the rest of the block hangs in mid-air
+  machine.fibers.clear(); // the other threads of the block are suspended
   return machine.last_error = cudaErrorLaunchFailure;
 }
 
@@ -366,7 +365,7 @@ inline int block_barrier(int vote, const char* what) {
   return machine.barrier_result;
 }
 
-// What the lanes of a mask brought to a warp operation.
+// The values that the lanes of a mask pass to a warp operation.
 template <class T> struct Brought {
   const unsigned char (*value)[16];
   uint32_t present;
@@ -549,7 +548,7 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 using std::max;
 using std::min;
 
-// -- the host's side -------------------------------------------------------------------------------------
+// -- host functions --------------------------------------------------------------------------------------
 
 template <class... Parameters, class... Arguments> cudaError_t
 cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {

@@ -1,4 +1,4 @@
-// Kernels with a known outcome, right and wrong, to show that the emulator and the sanitizers are awake.
+// Kernels with a known outcome, right and wrong, to test the emulator and the sanitizers.
 #include <string>
 #include <vector>
 
@@ -8,7 +8,7 @@ using namespace occfast;
 
 namespace {
 
-// Sum of a block through shared memory: right only if barriers hold all threads back.
+// Sum of a block through shared memory: correct only if barriers hold all threads back.
 __global__ void block_sum(const int* values, int* sum) {
   __shared__ int part[256];
   const unsigned me = threadIdx.x;
@@ -46,11 +46,11 @@ __global__ void warp_sum(const int* values, int* sum) {
 }
 
 __global__ void past_the_end(int* values, int count) {
-  if (static_cast<int>(threadIdx.x) <= count) values[threadIdx.x] = 1; // one too far
+  if (static_cast<int>(threadIdx.x) <= count) values[threadIdx.x] = 1; // one element too many
 }
 __global__ void past_shared(int* out) {
   int* shared = dynamic_shared<int>();
-  shared[threadIdx.x + 1] = 1; // the last thread writes behind the end
+  shared[threadIdx.x + 1] = 1; // the last thread writes past the end
   out[threadIdx.x] = shared[threadIdx.x];
 }
 __global__ void past_static(int* out) {
@@ -117,7 +117,7 @@ int main(int, char** arguments) {
     return sums[0] == 64 ? 0 : 3;
   }
   if (what == "trap") {
-    // The launch fails, and the next one is none the worse for it.
+    // The launch fails, and the next one succeeds.
     const bool failed = launch(&trap, 1, 64, 0, context, values.data()) == cudaErrorLaunchFailure;
     return failed && cudaGetLastError() == cudaSuccess ? sum(&block_sum, 0) : 3;
   }
@@ -139,5 +139,5 @@ int main(int, char** arguments) {
   }
   if (what == "lonely_barrier") launch(&lonely_barrier, 1, 32, 0, context, out.data());
   if (what == "absent_lane") launch(&absent_lane, 1, 32, 0, context, out.data());
-  return 4; // not reached by what is found
+  return 4; // unreachable if the error is reported
 }

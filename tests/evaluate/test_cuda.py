@@ -1,4 +1,4 @@
-"""Occlusions, identification and streaming curves on a GPU give what they give on the CPU."""
+"""Occlusions, identification and streaming curves are the same on a GPU as on the CPU."""
 
 from __future__ import annotations
 

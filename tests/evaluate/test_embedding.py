@@ -1,4 +1,4 @@
-"""Features of a data set: flip fusion, occlusions, what is refused, and files."""
+"""Features of a data set: flip fusion, occlusions, rejected inputs and files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINTS = torch.tensor([[8.0, 7], [8, 13], [12, 10], [16, 7.5], [16, 12.5]], dtyp
 
 
 class Squares(FaceDataset):
-    """People with patterns of their own, 24×20."""
+    """Return 24×20 images of people, each with a distinct pattern."""
 
     def __init__(self, people: int = 6, images: int = 4, channels: int = 1, landmarks: bool = True) -> None:
         random = torch.Generator().manual_seed(1)

@@ -355,7 +355,7 @@ class Done(NamedTuple):
 
 @pytest.fixture
 def occfast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Done]:
-    """The command line in ``tmp_path``, in this process."""
+    """Return a function that runs the command line in ``tmp_path``, in this process."""
     from occfast.cli import main
 
     monkeypatch.chdir(tmp_path)

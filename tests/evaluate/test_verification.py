@@ -95,11 +95,11 @@ def test_equal_error_rate_agrees_with_a_root_of_scikit_learns_curve() -> None:
 
 
 def test_folds_by_hand() -> None:
-    # Three folds of two pairs.  Fold 0 is judged with the threshold of the other four pairs, and so on.
+    # Three folds of two pairs.  Fold 0 is evaluated at the threshold of the other four pairs, and so on.
     scores = np.array([0.9, 0.1, 0.8, 0.3, 0.35, 0.6])
     same = np.array([True, False, True, False, True, False])
     v = verification(scores, same, 3)
-    # Without fold 0: 0.8 + | 0.6 - | 0.35 + | 0.3 -: cuts at 0.7 and at 0.325 both judge 3 of 4 right: the strictest.
+    # Without fold 0: 0.8 + | 0.6 - | 0.35 + | 0.3 -: cuts at 0.7 and at 0.325 both decide 3 of 4 correctly; the strictest wins.
     # Without fold 1: 0.9 + | 0.6 - | 0.35 + | 0.1 -: likewise 0.75 and 0.225.  Without fold 2 everything: 0.55.
     assert v.thresholds == pytest.approx([0.7, 0.75, 0.55])
     assert v.fold_accuracies.tolist() == [1.0, 1.0, 0.0]
@@ -355,7 +355,7 @@ def test_tar_interval_by_hand() -> None:
 
 
 def test_bootstrap_over_people_is_wider_where_people_repeat() -> None:
-    """Everyone has a level of their own that all their pairs share."""
+    """All pairs of a person share that person's level."""
     random = np.random.default_rng(11)
     level = random.normal(size=60)
     first = np.repeat(np.arange(60), 40)

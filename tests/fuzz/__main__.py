@@ -65,7 +65,7 @@ def mutate(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def outcome(error: DataError | None) -> str:
-    """What tells one kind of ending from another: the message without its numbers, and where it came from."""
+    """Return the kind of an outcome: the message without its numbers, and its cause."""
     if error is None:
         return "read"
     return f"{type(error.__cause__).__name__} {_VALUE.sub('#', str(error))[-80:]}"

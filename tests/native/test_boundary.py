@@ -211,14 +211,14 @@ def test_the_module_exports_its_entry_alone() -> None:
 
 
 def test_a_convolution_is_refused_without_a_native_one() -> None:
-    """On a GPU the libraries of PyTorch convolve; the op says so instead of failing in the kernel."""
+    """PyTorch's libraries convolve on a GPU, and the op raises an error that says so."""
     assert ops.convolution_block(torch.zeros(1, device="meta")) == 0
     assert ops.convolution_block(torch.zeros(1, dtype=torch.int32)) == 0
     assert ops.convolution_block(torch.zeros(1)) > 0
 
 
 def test_the_worked_example_is_the_code() -> None:
-    """The blocks of "Adding an op" are quotations: each must be in the sources, but for white space."""
+    """Each code block of "Adding an op" quotes the sources, except for white space."""
     root = build.source_root()
     page = root.parent / "docs" / "method" / "native.md"
     if not page.is_file():

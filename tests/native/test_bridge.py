@@ -1,4 +1,4 @@
-"""Building and loading the native modules: first use, cache, processes, what is missing."""
+"""Building and loading the native modules: first use, cache, processes and missing tools."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def python(code: str, timeout: float = 300, **changes: str) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that three processes filled at the same time, with the lock of a killed build in it."""
+    """Return a cache that three processes filled at the same time, with the lock of a killed build."""
     cache = tmp_path_factory.mktemp("cache")
     folder = python("from occfast.native import loader; print(loader.cache_folder('cpu'))", OCCFAST_CACHE=str(cache))
     Path(folder.stdout.strip()).mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_without_a_compiler_the_error_names_it(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
-    blocked.touch()  # a folder can't be made below a file, whoever asks
+    blocked.touch()  # nobody can make a folder below a file
     done = python(USE, OCCFAST_CACHE=str(blocked / "cache"))
     assert "NativeUnavailable" in done.stderr and str(blocked) in done.stderr and "OCCFAST_CACHE" in done.stderr
 
@@ -146,7 +146,7 @@ def test_a_damaged_marker_of_a_prebuilt_module_is_reported(marker: str, monkeypa
 
 
 def compiler_folder(tmp_path: Path) -> str:
-    """Return a path with g++ and what it calls, but without c++."""
+    """Return a path with g++ and its helper programs, but without c++."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("g++", "ninja", "as", "ld", "which", "sh"):

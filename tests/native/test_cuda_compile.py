@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(report: str) -> list[Kernel]:
-    """What ``-Xptxas -v`` says of each kernel."""
+    """Parse the report of ``-Xptxas -v`` for each kernel."""
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill "
         r"loads.*?Used (?P<registers>\d+) registers",
@@ -90,8 +90,8 @@ def test_a_spill_is_an_error(tmp_path):
 
 def _runtime_folder() -> Path | None:
     # The program on the path may be a script that calls nvcc.
-    told = subprocess.run([str(build.nvcc()), "--dryrun", "x.cu"], capture_output=True, text=True).stderr
-    folders = [Path(folder) for folder in re.findall(r'"-L([^"]+)"', told)]
+    output = subprocess.run([str(build.nvcc()), "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+    folders = [Path(folder) for folder in re.findall(r'"-L([^"]+)"', output)]
     return next((folder.resolve() for folder in folders if (folder / "libcudart.so").exists()), None)
 
 

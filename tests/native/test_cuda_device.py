@@ -1,4 +1,4 @@
-"""The ops on a GPU against the same ops on the CPU: equal to the bit where that is promised."""
+"""The ops on a GPU against the same ops on the CPU, bit-equal where that is promised."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def score_arguments(kind, dtype=torch.float32, classes=1000, images=4, per_image
     )
 
 
-def law(n, channels, height, width, gray=False):
+def occluder_params(n, channels, height, width, gray=False):
     rows, columns = torch.arange(height), torch.arange(width)
     weights = torch.rand(height * width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     cdf = weights.cumsum(0) / weights.sum()
@@ -127,7 +127,7 @@ def test_running_sums():
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_draws(gray):
-    arguments = law(5000, 3, 112, 96, gray)
+    arguments = occluder_params(5000, 3, 112, 96, gray)
     for gpu, cpu in zip(ops.draw_occluders(*on_gpu(arguments)), ops.draw_occluders(*arguments), strict=True):
         same(gpu, cpu)
 
@@ -138,7 +138,7 @@ def test_draws(gray):
 def test_paint(shape, dtype, layout):
     images = random_images(shape, dtype).contiguous(memory_format=layout)
     gpu = images.cuda().contiguous(memory_format=layout)
-    arguments = law(*shape)
+    arguments = occluder_params(*shape)
     occluders = (arguments[0], *ops.draw_occluders(*arguments))
     ends = (0.0, 255.0) if dtype == torch.uint8 else (-1.0, 1.0)
     expected = ops.paint_occluders(images, *occluders, 5, *ends)
@@ -182,7 +182,7 @@ def test_the_current_stream_is_used_and_the_host_does_not_wait():
 
 def test_every_op_runs_in_a_cuda_graph():
     images, fill, positions = on_gpu(sweep_arguments(count=200))
-    arguments = on_gpu(law(4, 3, 101, 112))
+    arguments = on_gpu(occluder_params(4, 3, 101, 112))
     scoring = on_gpu(score_arguments("error"))
     total, squares = (torch.zeros(scoring[4].shape[1], dtype=torch.float64, device="cuda") for _ in range(2))
 
@@ -222,7 +222,7 @@ def test_a_gpu_that_is_not_the_current_one():
 
 
 def swept(dtype, tf32=False, cuda_graphs=False):
-    """Outputs of the incremental sweep of a small network on the GPU, twice over, for two blocks of images, and the dense
+    """Return the outputs of a small network on the GPU: two incremental sweeps of two blocks of images, and the dense
     ones in float32."""
     model = networks.lively(networks.Yi(classes=20, width=8)).cuda()
     images = torch.rand((3, 1, 100, 100), generator=torch.Generator().manual_seed(1)).cuda()
@@ -287,7 +287,11 @@ def test_precision_none_is_float32_whatever_the_switches_say():
 
 
 def test_opcheck():
-    sweep, scoring, drawing = sweep_arguments(count=20), score_arguments("error", per_image=5), law(4, 3, 101, 112)
+    sweep, scoring, drawing = (
+        sweep_arguments(count=20),
+        score_arguments("error", per_image=5),
+        occluder_params(4, 3, 101, 112),
+    )
     occluders = (drawing[0], *ops.draw_occluders(*drawing))
     scores = torch.rand(3, 40, dtype=torch.float64)
     for op, arguments in (

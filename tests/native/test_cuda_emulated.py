@@ -25,24 +25,24 @@ def planted() -> Path:
     return build.program(build.HERE / "planted.cu")
 
 
-def run_planted(planted: Path, what: str) -> subprocess.CompletedProcess[str]:
+def run_planted(planted: Path, case: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "halt_on_error=1"}
-    return subprocess.run([str(planted), what], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(planted), case], env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("what", ["block_sum", "warp_sum", "votes", "trap", "limits"])
-def test_the_emulator_runs_blocks_and_warps_as_a_gpu_does(planted, what):
-    done = run_planted(planted, what)
+@pytest.mark.parametrize("case", ["block_sum", "warp_sum", "votes", "trap", "limits"])
+def test_the_emulator_runs_blocks_and_warps_as_a_gpu_does(planted, case):
+    done = run_planted(planted, case)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_reduction_without_barriers_goes_wrong(planted):
-    # So the right sums above are the barriers' doing.
+    # Shows that the correct sums above depend on the barriers.
     assert run_planted(planted, "hasty_sum").returncode == 3
 
 
 @pytest.mark.parametrize(
-    ("what", "report"),
+    ("case", "report"),
     [
         ("past_the_end", "heap-buffer-overflow"),
         ("past_shared", "heap-buffer-overflow"),
@@ -54,8 +54,8 @@ def test_a_reduction_without_barriers_goes_wrong(planted):
         ("absent_lane", "reads a lane that takes no part"),
     ],
 )
-def test_planted_errors_are_reported(planted, what, report):
-    done = run_planted(planted, what)
+def test_planted_errors_are_reported(planted, case, report):
+    done = run_planted(planted, case)
     assert done.returncode not in (0, 3, 4)
     assert re.search(report, done.stderr), done.stderr
 
@@ -80,7 +80,7 @@ print("returned")
 
 
 def test_kernels_against_the_cpu_and_the_twins():
-    loader.module("cpu")  # built here: no compiler is to run under the sanitizer
+    loader.module("cpu")  # built here, so that no compiler runs under the sanitizer
     check = build.HERE / "check_kernels.py"
     done = run(
         sys.executable,

@@ -1,4 +1,4 @@
-"""Philox, normals and noisy occluders: known answers, distributions, and bits that nothing changes."""
+"""Philox, normals and noisy occluders: known answers, distributions and reproducible bits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_philox_equals_the_twin():
 
 
 def every_normal():
-    """The normal of each word that gives another one: all 2^24 (sign and 23 bits)."""
+    """Return all 2^24 distinct normals: a sign and 23 bits."""
     words = (torch.arange(2**23) << 9).repeat_interleave(2)
     words[1::2] |= 1
     values = torch.empty(words.numel())
@@ -66,7 +66,7 @@ def every_normal():
 
 
 def test_normals_are_the_quantiles_to_a_stated_bound():
-    """All of them: within 1e-6 of the exact quantile, equal to the twin's to the bit, exactly symmetric."""
+    """All normals are within 1e-6 of the exact quantile, bit-equal to the twin's and exactly symmetric."""
     words, values = every_normal()
     assert torch.equal(values, reference.normals(words))
     assert torch.equal(values[::2], -values[1::2])
@@ -115,7 +115,7 @@ def batches(draw):
     cdf[-1] = 1.0
     seed = draw(st.integers(0, 2**63 - 1))
     kinds = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True))
-    law = (
+    params = (
         c,
         h,
         w,
@@ -126,16 +126,16 @@ def batches(draw):
         kinds,
         draw(st.booleans()),
     )
-    return images, ids, cdf, law
+    return images, ids, cdf, params
 
 
 @given(batches())
 def test_native_equals_the_twin_to_the_bit(case):
-    images, ids, cdf, law = case
-    _, h, w, seed, *_ = law
+    images, ids, cdf, params = case
+    _, h, w, seed, *_ = params
     rows, columns = torch.arange(h), torch.arange(w)
-    drawn = ops.draw_occluders(ids, cdf, rows, columns, *law)
-    twin = reference.draw_occluders(ids, cdf, rows, columns, *law)
+    drawn = ops.draw_occluders(ids, cdf, rows, columns, *params)
+    twin = reference.draw_occluders(ids, cdf, rows, columns, *params)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(drawn, twin, strict=True))
     out = ops.paint_occluders(images, ids, *drawn, seed, -1.0, 1.0)
     expected = torch.empty_like(images)
@@ -144,15 +144,15 @@ def test_native_equals_the_twin_to_the_bit(case):
     in_place = images.clone(memory_format=torch.contiguous_format)
     ops.paint_occluders_(in_place, ids, *drawn, seed, -1.0, 1.0)
     assert torch.equal(in_place, expected)
-    both = ops.occlude(images, ids, cdf, rows, columns, *law[3:], -1.0, 1.0)
+    both = ops.occlude(images, ids, cdf, rows, columns, *params[3:], -1.0, 1.0)
     in_place = images.clone(memory_format=torch.contiguous_format)
-    both_in_place = (in_place, *ops.occlude_(in_place, ids, cdf, rows, columns, *law[3:], -1.0, 1.0))
+    both_in_place = (in_place, *ops.occlude_(in_place, ids, cdf, rows, columns, *params[3:], -1.0, 1.0))
     for one in (both, both_in_place):
         assert all(torch.equal(a, b) for a, b in zip(one, (expected, *twin), strict=True))
 
 
 def test_boxes_of_every_width_and_place():
-    """Rows of 1 to 150 pixels at every remainder of 4: each length of copy, and boxes over several steps."""
+    """Rows of 1 to 150 pixels at every offset modulo 4 cover each copy length and boxes of several steps."""
     for dtype in (torch.uint8, torch.float32):
         widths = torch.arange(1, 151)
         left = torch.arange(150) % 7
@@ -166,7 +166,7 @@ def test_boxes_of_every_width_and_place():
 
 
 def draw(n=4000, size=(20, 40), **changes):
-    law = dict(
+    params = dict(
         channels=1,
         height=100,
         width=100,
@@ -177,20 +177,20 @@ def draw(n=4000, size=(20, 40), **changes):
         kinds=[2],
         gray=False,
     )
-    law.update(changes)
-    cdf = torch.linspace(0, 1, law["height"] * law["width"] + 1, dtype=torch.float64)[1:]
-    rows, columns = torch.arange(law["height"]), torch.arange(law["width"])
-    return ops.draw_occluders(torch.arange(n), cdf, rows, columns, *law.values()), law
+    params.update(changes)
+    cdf = torch.linspace(0, 1, params["height"] * params["width"] + 1, dtype=torch.float64)[1:]
+    rows, columns = torch.arange(params["height"]), torch.arange(params["width"])
+    return ops.draw_occluders(torch.arange(n), cdf, rows, columns, *params.values()), params
 
 
 def test_threads_order_and_batch_change_nothing():
     images = torch.rand(64, 3, 50, 60)
     ids = torch.arange(64) * 7
-    law = (3, 50, 60, 11, 0.9, [5, 20, 5, 30], [0.0, 0.3, 0.0, 1.0], [0, 1, 2], False)
+    params = (3, 50, 60, 11, 0.9, [5, 20, 5, 30], [0.0, 0.3, 0.0, 1.0], [0, 1, 2], False)
     cdf = torch.linspace(0, 1, 3001, dtype=torch.float64)[1:]
 
     def run(images, ids):
-        drawn = ops.draw_occluders(ids, cdf, torch.arange(50), torch.arange(60), *law)
+        drawn = ops.draw_occluders(ids, cdf, torch.arange(50), torch.arange(60), *params)
         return ops.paint_occluders(images, ids, *drawn, 11, 0.0, 1.0)
 
     whole = run(images, ids)
@@ -232,7 +232,7 @@ def test_kinds_are_equally_likely():
 
 
 def painted(kind, level, intensity=0.5, dtype=torch.float32):
-    """One large occluder: its pixels as float64 in [0, 1]."""
+    """Return the pixels of one large occluder as float64 in [0, 1]."""
     size = (400, 500)
     images = torch.zeros(1, 1, *size, dtype=dtype)
     boxes = torch.tensor([[0, 0, *size]], dtype=torch.int32)
@@ -254,7 +254,7 @@ def painted(kind, level, intensity=0.5, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @pytest.mark.parametrize(("kind", "mode"), [(2, "gaussian"), (1, "speckle"), (0, "s&p")])
 def test_moments_agree_with_scikit_image(kind, mode, dtype):
-    """The same definitions as skimage.util.random_noise: mean, deviation and two quantiles of 200,000 pixels."""
+    """Mean, deviation and two quantiles of 200,000 pixels agree with skimage.util.random_noise."""
     from skimage.util import random_noise
 
     level, intensity = 0.2, 0.4
@@ -281,8 +281,8 @@ def test_salt_and_pepper_are_as_likely():
 
 def test_only_the_boxes_change():
     images = torch.rand(300, 2, 40, 50) * 0.5 + 2  # no occluder pixel can equal one of these
-    (boxes, kind, level, intensity), law = draw(n=300, size=(7, 9), channels=2, height=40, width=50, probability=0.8)
-    out = ops.paint_occluders(images, torch.arange(300), boxes, kind, level, intensity, law["seed"], 0.0, 1.0)
+    (boxes, kind, level, intensity), params = draw(n=300, size=(7, 9), channels=2, height=40, width=50, probability=0.8)
+    out = ops.paint_occluders(images, torch.arange(300), boxes, kind, level, intensity, params["seed"], 0.0, 1.0)
     changed = (out != images).all(1)
     for n in range(300):
         expected = torch.zeros(40, 50, dtype=torch.bool)
@@ -294,15 +294,15 @@ def test_only_the_boxes_change():
 
 def test_opcheck():
     images = torch.rand(3, 2, 8, 9)
-    (boxes, kind, level, intensity), law = draw(n=3, size=(3, 4), channels=2, height=8, width=9)
+    (boxes, kind, level, intensity), params = draw(n=3, size=(3, 4), channels=2, height=8, width=9)
     cdf = torch.linspace(0, 1, 73, dtype=torch.float64)[1:]
     ids = torch.arange(3)
-    torch.library.opcheck(ops.draw_occluders, (ids, cdf, torch.arange(8), torch.arange(9), *law.values()))
+    torch.library.opcheck(ops.draw_occluders, (ids, cdf, torch.arange(8), torch.arange(9), *params.values()))
     for memory in (torch.contiguous_format, torch.channels_last):
         arguments = (images.contiguous(memory_format=memory), ids, boxes, kind, level, intensity, 5, 0.0, 1.0)
         torch.library.opcheck(ops.paint_occluders, arguments)
         torch.library.opcheck(ops.paint_occluders_, arguments)
-        arguments = (arguments[0], ids, cdf, torch.arange(8), torch.arange(9), *list(law.values())[3:], 0.0, 1.0)
+        arguments = (arguments[0], ids, cdf, torch.arange(8), torch.arange(9), *list(params.values())[3:], 0.0, 1.0)
         torch.library.opcheck(ops.occlude, arguments)
         torch.library.opcheck(ops.occlude_, arguments)
 

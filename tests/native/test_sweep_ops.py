@@ -15,7 +15,7 @@ DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float
 
 
 def definition(images, fill, positions, grid):
-    """Copies made one at a time, from the words of SweepGrid alone."""
+    """Make the copies one at a time from the documentation of SweepGrid alone."""
     copies = []
     for position in positions.tolist():
         n, p = divmod(position, grid.positions)

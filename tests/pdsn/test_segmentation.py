@@ -48,7 +48,7 @@ def opened(truth: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("radius", [1, 2, 3])
 def test_both_libraries_agree(radius):
-    """What runs on a GPU with cupyx.scipy.ndimage runs here with SciPy, which has the same functions."""
+    """SciPy, which has the functions of cupyx.scipy.ndimage, stands in for a GPU here."""
     random = torch.Generator().manual_seed(radius)
     clean = torch.zeros(5, 1, 40, 36)
     covered = (torch.nn.functional.avg_pool2d(torch.rand(5, 1, 40, 36, generator=random), 5, 1, 2) > 0.5).float()

@@ -1,4 +1,4 @@
-"""What a browser makes of a report."""
+"""Reports as a browser shows them."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_clean_probes_lose_nothing(finished):
 @needs_orl
 @pytest.mark.parametrize("name", ["eyes", "face mask"])
 def test_the_search_agrees_with_identify(finished, name):
-    """What the graph found, once more by the functions that users call."""
+    """The public functions repeat the results of the graph."""
     folder, result = finished[0] / "steps", finished[1]
     base = base_of(load_network(next(folder.glob("seed-0-base-plain-*/base plain.safetensors"))))
     dictionary = MaskDictionary.load(next(folder.glob("seed-0-dictionary-plain-lm2-*/dictionary plain lm2.npz")))

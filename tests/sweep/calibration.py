@@ -1,6 +1,6 @@
-"""``python -m tests.sweep.calibration``: how well estimated maps state their error, as in docs/method/estimated-maps.md.
+"""``python -m tests.sweep.calibration``: the accuracy of the error estimates of maps, for docs/method/estimated-maps.md.
 
-On small networks for faces of 50×50 that are trained for it, ORL's and (where $OCCFAST_DATA has it) LFW's.
+Trains small networks on 50×50 faces of ORL and, if $OCCFAST_DATA has it, of LFW.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ PART = 64  # images that a sampled map uses, where it uses a part
 
 
 def covered(m: OcclusionMap, truth: OcclusionMap) -> float:
-    """The share of locations whose interval holds the full sweep."""
+    """Return the share of locations whose interval holds the full sweep."""
     assert m.interval is not None
     low, high = m.interval
     return float(((low <= truth.values + 1e-12) & (truth.values <= high + 1e-12)).mean())
 
 
 def variation(m: OcclusionMap, truth: OcclusionMap) -> float:
-    """The total variation between the distributions of occluders (T = 0.4)."""
+    """Return the total variation between the distributions of occluders (T = 0.4)."""
     p, q = (each.distribution(0.4).probabilities for each in (m, truth))
     return float((p - q).abs().sum() / 2)
 
 
 @dataclass
 class Sampled:
-    """Over seeds: used, of: images; covered: mean and [seeds]; error, stated: root mean squares of the true error and of
-    standard error and bias together; standard_error, bias: root mean squares; variation: mean."""
+    """Statistics over seeds. used, of: images; covered: mean and [seeds]; error, stated: root mean squares of the true
+    error and of standard error plus bias; standard_error, bias: root mean squares; variation: mean."""
 
     used: int
     of: int
@@ -49,7 +49,7 @@ class Sampled:
 
 
 def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sampled:
-    """Maps of all images, or of the first 64 of a random order, against the full sweep of all."""
+    """Compare maps of all images, or of the first 64 in random order, with the full sweep of all."""
     truth = full(data, occluder)
     with looked_up(data, occluder) as call:
         maps = [call(method=SampledMethod(tolerance=1.0 if part else None), seed=seed) for seed in range(seeds)]
@@ -74,8 +74,8 @@ def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sam
 
 @dataclass
 class Adaptive:
-    """Over seeds: held: share of the intervals that hold the true disagreement; truth: its mean; fewer: positions of
-    the full sweep to one evaluated."""
+    """Statistics over seeds. held: share of the intervals that hold the true disagreement; truth: its mean; fewer:
+    positions of the full sweep per evaluated position."""
 
     held: float
     truth: float
@@ -85,7 +85,7 @@ class Adaptive:
 def adaptive(
     data: str, occluder: tuple[int, int], seeds: int, images: int = 16, tolerance: float | None = None
 ) -> Adaptive:
-    """Of maps of the first ``images`` images."""
+    """Compare maps of the first ``images`` images with their full sweep."""
     truth = full(data, occluder)
     assert truth.per_image is not None
     full_maps = truth.per_image[:images]

@@ -1,4 +1,4 @@
-"""Small networks that know real faces, and their full sweeps: made once for all tests that need a real map."""
+"""Small networks trained on real faces, and their full sweeps, made once for all tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SmallNet(nn.Sequential):
 
 @dataclass
 class Known:
-    """Attributes: network; images, labels: held out and right uncovered."""
+    """A network with held-out images, and their labels, that it classifies correctly without an occluder."""
 
     network: nn.Module
     images: Tensor
@@ -58,15 +58,15 @@ class Known:
 
 
 def _orl() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Five images of each person to train on, five held out."""
+    """Return five images of each person for training and five held out."""
     faces = ORL()
     train, held = faces.split((5, 5))
     return faces.images, faces.labels, train, held
 
 
 def _lfw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Half of the images of people with 30 or more to train on; a quarter held out, another than settings were chosen
-    by (that one lies between the two)."""
+    """Return half of the images of people with 30 or more for training and a quarter held out. The quarter between
+    them served to choose settings."""
     faces = Aligned(LFW(min_images=30), gray=True)
     order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
     train, held = order[: len(faces) // 2], order[3 * len(faces) // 4 :]
@@ -84,7 +84,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def known(data: str = "orl") -> Known:
-    """Trains for some seconds, once."""
+    """Train the network once, for some seconds."""
     return _known(data)
 
 
@@ -114,7 +114,7 @@ def _known(data: str) -> Known:
 
 
 def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.OcclusionMap:
-    """The full sweep of the images that are known, made once."""
+    """Return the full sweep of the correctly classified images, made once."""
     return _full(data, occluder)
 
 
@@ -126,7 +126,7 @@ def _full(data: str, occluder: tuple[int, int]) -> occfast.OcclusionMap:
 
 
 def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.float64]:
-    """The largest other output less the label's, of every position of every image; made once."""
+    """Return the largest other output minus the label's at every position of every image; made once."""
     return _margins(data, occluder)
 
 
@@ -146,8 +146,8 @@ def _margins(data: str, occluder: tuple[int, int]) -> NDArray[np.float64]:
 
 @contextmanager
 def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., occfast.OcclusionMap]]:
-    """A call like occlusion_map's on the images that are known whose scores come from their full sweep: all of the way
-    but the network, so that many seeds cost little."""
+    """Yield a function like occlusion_map that looks scores up in the full sweep of the correctly classified images, so
+    that many seeds cost little."""
     sweep = full(data, occluder)
     assert sweep.per_image is not None
     maps = torch.from_numpy(sweep.per_image).double().flatten(1)

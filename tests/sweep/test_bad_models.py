@@ -467,7 +467,7 @@ def test_ways_to_hand_a_model_over(name: str, batch_size: int | None, caplog: py
         assert m.method == "dense" and f"the sweep is dense: {reason}" in caplog.text
 
 
-# -- whatever goes wrong -------------------------------------------------------------------------------
+# -- other errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["auto", "adaptive"])

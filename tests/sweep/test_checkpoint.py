@@ -177,7 +177,7 @@ def test_a_truncated_checkpoint_is_named(tiny_net, many, tmp_path, keep):
 
 
 class FullDisk:
-    """Files can't grow beyond some bytes while this is on: what a full disk does, for one process."""
+    """Limit the size of files, as a full disk would, for this process."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -196,7 +196,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_sweep(tiny_net, many, tmp_
     images, labels = many
     monkeypatch.setattr(checkpoints.Checkpoint, "due", lambda self: True)
     path = tmp_path / "sweep.npz"
-    with FullDisk(100), pytest.warns(RuntimeWarning, match=r"checkpoint: .*could not be written.*the sweep goes on"):
+    with FullDisk(100), pytest.warns(RuntimeWarning, match=r"checkpoint: .*could not be written.*the sweep continues"):
         m = occfast.occlusion_map(tiny_net, images, labels, (4, 3), progress=False, checkpoint=path, batch_size=500)
     assert m.n_images == 128
     assert not list(tmp_path.iterdir())
@@ -356,7 +356,7 @@ def test_a_module_with_the_same_weights_and_another_forward(tiny_net, many, tmp_
         occfast.occlusion_map(tiny_net, images, labels, progress=False, **call)
 
 
-# -- what is wrong with a file ----------------------------------------------------------------------------
+# -- damaged files -------------------------------------------------------------------------------------
 
 
 def changed(path, counts=(), **arrays):
@@ -448,7 +448,7 @@ def test_batches_of_another_size_or_fewer_images(tiny_net, many, tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(tiny_net, many, tmp_path):
-    """It holds neither outputs nor numbers of images; that of a function can't be told from another one's."""
+    """It holds neither outputs nor image numbers, and a function's checkpoint matches that of any other function."""
     images, labels = many
     path = tmp_path / "sweep.npz"
     call = dict(occluder=(4, 3), batch_size=50, checkpoint=path)

@@ -63,7 +63,7 @@ def test_sampled_with_the_network():
 
 
 def test_a_smooth_score_needs_no_intervals_of_note(looked_up):
-    """Bilinear maps are reproduced: what interpolation and the kernel make of them is them."""
+    """Interpolation and the kernel reproduce bilinear maps."""
     design = Design((30, 24), (5.0, 4.0), seed=3)
     rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(24.0), indexing="ij")
     inside = slice(6, -6), slice(6, -6)
@@ -152,8 +152,8 @@ def test_margins_tell_right_from_wrong():
 
 
 def test_adaptive_tolerance_is_the_chance_of_a_wrong_label(looked_up):
-    """Fewer evaluations for more errors, and a good deal fewer wrong labels among those skipped than the chance allows
-    at each (which is the largest, at the border)."""
+    """A higher tolerance takes fewer evaluations. Wrong labels among skipped positions are far fewer than the tolerance,
+    which bounds each position and is reached only at the border."""
     truth = full().per_image
     found = [looked_up(method=Adaptive(tolerance=t, spacing=8, check=0.0)) for t in (0.02, 0.08, 0.3)]
     counts = [m.n_evaluations for m in found]
@@ -205,7 +205,7 @@ def searched(maps, quantile=2.0, spacing=(4, 4), stride=(1, 1)):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13), (40, 64)])
 def test_border_search_finds_the_border(shape):
-    """Half-planes and discs are found to the pixel, and where nothing happens nothing is visited."""
+    """Half-planes and discs are found to the pixel, and regions without change are not visited."""
     maps = signed_distances(shape)
     first = int(BorderSearch(*shape, (4, 4), (1, 1), 2.0, 1).wanted().sum())
     search = searched(maps)
@@ -239,8 +239,7 @@ def test_border_search_follows_rough_maps():
 
 @pytest.mark.parametrize("along", [1, 2], ids=["rows", "columns"])
 def test_border_search_learns_ridges(along):
-    """Ridges along one axis, as pooling makes them: far fewer positions than for detail that is as high but everywhere
-    different."""
+    """Ridges along one axis, as pooling makes them, take far fewer positions than equally high random detail."""
     ridges = np.random.default_rng(1).standard_normal((4, 100, 1))
     ridges = ridges if along == 1 else ridges.swapaxes(1, 2)
     specks = np.random.default_rng(2).standard_normal((4, 100, 100))
@@ -253,7 +252,7 @@ def test_border_search_learns_ridges(along):
 
 
 def test_border_search_looks_at_each_map_alone():
-    """Whatever is searched beside a map, and with however many threads."""
+    """The result depends neither on other maps nor on the number of threads."""
     maps = rough_maps(3)[:, :70, :90]
     threads = torch.get_num_threads()
     together = searched(maps, spacing=(5, 6))
@@ -279,7 +278,7 @@ def test_border_search_visits_all_where_a_margin_is_not_finite(value):
 
 
 def test_border_search_of_a_map_that_is_nowhere_certain():
-    """All margins 0: nothing can be told from the others."""
+    """All margins are 0, so no position differs from the others."""
     search = searched(np.zeros((1, 20, 20)))
     assert search.known.all() and not search.labels().any()
 
@@ -404,7 +403,7 @@ def test_the_smallest_tolerance_visits_what_it_can(kind, score, tiny_net, faces,
 
 
 def test_the_interval_of_a_count():
-    """Against the definition: the numbers that neither tail refuses."""
+    """The interval equals its definition: the numbers that neither tail rejects."""
     from scipy.stats import hypergeom
 
     generator = np.random.default_rng(0)

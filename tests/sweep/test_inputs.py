@@ -31,7 +31,7 @@ def unaligned(array):
 
 
 def fields(array):
-    """Every other float of a structure: strides that are no multiple of the item size."""
+    """Return every other float of a structure, with strides that are no multiple of the item size."""
     table = np.zeros(array.shape, np.dtype([("a", "u1"), ("b", array.dtype)]))
     table["b"] = array
     return table["b"]
@@ -295,7 +295,7 @@ def test_one_logit_is_refused(faces, score):
 
 
 def test_one_logit_as_two_classes(faces):
-    """What the error recommends: class 1 above the threshold."""
+    """Classify as the error recommends: class 1 above the threshold."""
 
     def logit(x):
         return x.mean((1, 2, 3))[:, None] * 10

@@ -1,4 +1,4 @@
-"""Saving, loading and showing maps; the page is looked at in a real browser."""
+"""Saving, loading and showing maps; the page is tested in a real browser."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_precision_is_on_record(map_, tmp_path):
     assert "dense in bf16)" in repr(low) and repr(map_).endswith("dense)")
     for m, said in ((low, "bf16"), (map_, "the images&#39; own")):
         assert f"<td>{said}</td>" in m.to_html(tmp_path / "map.html").read_text()
-    # A file of before there was a choice.
+    # A file from before the option existed.
     content = read_npz(map_.save(tmp_path / "map.npz"))
     about = json.loads(str(content["about"]))
     assert about.pop("precision") is None

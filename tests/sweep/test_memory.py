@@ -1,4 +1,4 @@
-"""What a sweep takes from the machine, read from the operating system."""
+"""Memory of a sweep, as the operating system reports it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# A heap that keeps what was freed hides what a sweep takes: it is trimmed first, and a tensor of 96 MiB shows that the
-# measurement sees what is taken.
+# A heap that keeps freed memory hides the memory of a sweep. It is trimmed first, and a tensor of 96 MiB shows that
+# the measurement sees allocations.
 _SWEEP = r"""
 import json, torch, occfast
 from bench.sweep import Peak, trim
@@ -45,7 +45,7 @@ print(json.dumps([m.method, m.n_evaluations, sweep.mib, control.mib]))
     ],
 )
 def test_peak_memory_stays_within_the_limit(method: str, limit: str, stride: int) -> None:
-    """The paper's network at 100×100 (W1), 40×40: what the process grows by at most, in a process of its own."""
+    """Measure the peak growth of a separate process with the paper's network at 100×100 (W1), 40×40."""
     code = _SWEEP.format(method=method, limit=limit, images=2, stride=stride)
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -13,7 +13,7 @@ from occfast.sweep.evaluators import dense
 
 
 def slow_map(net, images, targets, grid, fill, score):
-    """Eq. 3 and its kin, a forward pass an occluded copy: float64 [N, rows, columns]."""
+    """Return the scores (Eq. 3 and its variants), float64 [N, rows, columns], with one forward pass per occluded copy."""
     net, images = net.double(), images.double()
     out = np.zeros((len(images), grid.positions))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it was begun with, or says what differs."""
+"""A run continues with its original data, or raises an error that lists the differences."""
 
 from __future__ import annotations
 

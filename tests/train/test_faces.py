@@ -1,4 +1,4 @@
-"""Where a run's images come from."""
+"""The data sets of a run."""
 
 from __future__ import annotations
 

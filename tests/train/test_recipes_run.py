@@ -114,8 +114,8 @@ def test_commands(tmp_path: Path) -> None:
 def chain(
     folder: Path, people: int, width: float, epochs: tuple[int, int, int], batch: int, stride: int
 ) -> tuple[Result, ...]:
-    """The paper's road on the first people of ORL: eight images of each to train on (a fifth of the people are kept
-    out of all three stages and judged), the other two for the map."""
+    """Run the paper's stages on the first people of ORL: train on eight images of each, without the fifth of the people
+    that evaluates all three stages, and use the other two images for the map."""
     orl = ORL()
     number = torch.arange(10 * people)
     known = Subset(orl, number[number % 10 < 8])

@@ -207,8 +207,7 @@ def test_a_finished_run_stays_as_it_is(whole: dict[str, Path], tmp_path: Path) -
 def test_another_run_in_the_folder_is_not_overwritten(whole: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(whole["classify"], tmp_path / "run")
     with pytest.raises(
-        ValueError,
-        match=r"output: .* holds a run already; go on with it .--resume., replace it .--overwrite., or choose",
+        ValueError, match=r"output: .* holds a run already; continue it .--resume., replace it .--overwrite., or choose"
     ):
         train(recipe("classify"), tmp_path / "run", progress=False)
     with pytest.raises(

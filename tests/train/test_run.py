@@ -1,4 +1,4 @@
-"""What a run does besides surviving."""
+"""Training runs: learning, logs, splits, values that are not finite, and augmentation."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_starting_from_weights(tmp_path: Path) -> None:
         train(recipe("classify", margin, start), tmp_path / "five", faces=Patterns(people=5), progress=False)
     fresh = recipe("classify", margin, start, "fresh_classifier=true")
     assert train(fresh, tmp_path / "five", faces=Patterns(people=5), progress=False).steps == 9
-    # A run goes on where what it was started from is gone.
+    # A run continues after its initial weights are gone.
     Path(first.weights).unlink()
     assert (
         train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, progress=False).best

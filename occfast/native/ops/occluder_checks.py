@@ -1,4 +1,4 @@
-"""The occluder op with its check of the value range inside, so that compiled graphs can contain it."""
+"""The occluder op with a check of the value range, as one op that compiled graphs can contain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _fake_occlude_validated(images: Tensor, sample_ids: Tensor, *_: Any) -> _Res
     )
 
 
-#: :data:`~occfast.native.ops.occlude`, which raises ValueError if floating-point images leave [low, high].
+#: :data:`~occfast.native.ops.occlude` with a check: raises ValueError if floating-point images leave [low, high].
 occlude_validated = register(
     "occlude_validated(Tensor images, Tensor sample_ids, Tensor cdf, Tensor row_centers, Tensor column_centers, "
     "int seed, float probability, int[] sizes, float[] ranges, int[] kinds, bool gray, float low, float high) "

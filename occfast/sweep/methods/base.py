@@ -76,7 +76,7 @@ class Sweep(ABC):
         return False
 
     def run(self) -> OcclusionMap:
-        """Sweep all images, or go on where the checkpoint ends."""
+        """Sweep all images, or continue where the checkpoint ends."""
         end = 0
         try:
             for block in self._blocks():
