@@ -67,6 +67,12 @@ def _times(value: float) -> str:
     return f"{value:.1f}×" if value < 9.95 else f"{value:.0f}×"
 
 
+def _percent(shares: list[float]) -> str:
+    """Return the range of some shares, in whole per cent."""
+    low, high = (f"{round(100 * share)}".replace("-", "−") for share in (min(shares), max(shares)))
+    return f"{low} to {high} %"
+
+
 def _sweeps() -> dict[str, str]:
     found: dict[str, str] = {}
     peers = {"plain": "plain PyTorch", "compile": "torch.compile", "captum": "Captum", "monai": "MONAI"}
@@ -88,6 +94,20 @@ def _sweeps() -> dict[str, str]:
     for key, name in {"memory-occfast": "+ early sharing", "memory-plain": "plain PyTorch"}.items():
         used = [r["mib"] for r in _read("sweep-memory-cpu")["rows"] if r["workload"] == "paper" and r["name"] == name]
         found[key] = f"{min(used)} to {max(used)} MiB"
+    without, shared = (
+        {r["occluder"]: r["mib"] for r in _read("sweep-memory-cpu")["rows"] if (r["workload"], r["name"]) == case}
+        for case in (("paper", "+ folded tail"), ("paper", "+ early sharing"))
+    )
+    found["memory-sharing"] = _percent([1 - without[occluder] / shared[occluder] for occluder in shared])
+    for mib in (1, 8, 32):
+        changes = [
+            _row("sweep-batch-cpu", occluder=row["occluder"], mib=mib)["positions_per_second"]
+            / row["positions_per_second"]
+            - 1
+            for row in _read("sweep-batch-cpu")["rows"]
+            if row["used"]
+        ]
+        found[f"batch-{mib}"] = _percent(changes if mib == 32 else [-change for change in changes])
     for network in ("resnet34", "iresnet18"):
         own, plain = (
             _row("sweep-w2-cpu", workload=network, who=who)["positions_per_second"]
@@ -112,6 +132,7 @@ def _estimates() -> dict[str, str]:
     found: dict[str, str] = {}
     files = {"": "estimate-cpu", "-40x40": "estimate-40x40-cpu"}
     files |= {"-occluded": "estimate-occluded-cpu", "-weak": "estimate-weak-cpu"}
+    costs = [1 / _read(file)["adaptive"]["adaptive"]["fewer_evaluations"] for file in files.values()]
     for name, file in files.items():
         part = _read(file)["adaptive"]
         adaptive = part["adaptive"]
@@ -129,6 +150,8 @@ def _estimates() -> dict[str, str]:
     if stated is None:
         raise SystemExit(f"estimate-cpu.json: no standard error and bias in {sampled['stated']!r}")
     return found | {
+        "adaptive-cost": _percent(costs),
+        "sampled-cost": f"{1 / sampled['fewer_evaluations']:.0%}".replace("%", " %"),
         "sampled-captum": _times(sampled["times_captum"]),
         "sampled-fewer": f"{sampled['fewer_evaluations']:.0f}×",
         "sampled-error": f"{float(stated[1]):.4f}",
@@ -179,11 +202,20 @@ def _evaluation() -> dict[str, str]:
         workload="rank-1 and rank-5 of 2,000 probes among 13,000 images, D = 512",
         who="scikit-learn NearestNeighbors",
     )
-    return {"roc-sklearn": _times(roc["occfast_is"]), "search-sklearn": _times(search["occfast_is"])}
+    own = [
+        row["seconds"]
+        for row in _read("evaluation")["rows"]
+        if row["workload"].startswith("ROC and AUC of 10,000,000") and row["who"] == "occfast"
+    ]
+    return {
+        "roc-sklearn": _times(roc["occfast_is"]),
+        "roc-time": f"{min(own):.2f} to {max(own):.2f} seconds",
+        "search-sklearn": _times(search["occfast_is"]),
+    }
 
 
 def _pdsn() -> dict[str, str]:
-    """Return the tables of pdsn-landmarks on LFW: means over seeds, the paper's values in brackets."""
+    """Return the tables and the prose of pdsn-landmarks on LFW: means over seeds, the paper's values in brackets."""
     report = json.loads((ROOT / "results/pdsn-landmarks/small/report.json").read_text())
     tables = {table["name"]: table for table in report["tables"]}
     known, beyond = tables["Table 1, occlusion known"], tables["Beyond the paper"]
@@ -198,7 +230,37 @@ def _pdsn() -> dict[str, str]:
         for name, cells in known["rows"].items()
     ]
     more = [[name, *(_with_paper(cell, None) for cell in cells)] for name, cells in beyond["rows"].items()]
-    return {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(beyond["header"], more)}
+    found = {"pdsn-lfw": _table(known["header"], rows), "pdsn-lfw-extensions": _table(beyond["header"], more)}
+
+    def cell(table: str, row: str, column: str) -> dict[str, Any]:
+        return dict(tables[table]["rows"][row][tables[table]["header"].index(column) - 1])
+
+    def gains(above: str, below: str) -> dict[str, float]:
+        return {
+            name: cell("Beyond the paper", above, name)["mean"] - cell("Beyond the paper", below, name)["mean"]
+            for name in beyond["header"][1:]
+        }
+
+    clean = tables["Base and segmentation"]["rows"]["rank-1, clean"][0]
+    own, grid = (cell("Table 1, occlusion known", "nose", column) for column in ("LM2", "3x3"))
+    better = sum(a > b for a, b in zip(own["values"], grid["values"], strict=True))
+    with_occluders = gains("none, base with occluders", "none")
+    with_masks = gains("LM2, base with occluders", "none, base with occluders")
+    lost = -with_occluders.pop("clean")
+    helped = [with_masks[name] for name in with_masks if name not in ("clean", "mouth", "face mask")]
+    return found | {
+        "pdsn-clean": f"{clean['mean']:.1f} ({clean['paper']:.1f})",
+        "pdsn-nose": f"{own['mean'] - grid['mean']:.2f}".replace("-", "−"),
+        "pdsn-nose-seeds": f"{better} of {len(own['values'])}",
+        "pdsn-nose-grid-discards": f"{100 - cell('What the masks keep', 'nose', '3x3')['mean']:.0f} %",
+        "pdsn-nose-lm2-discards": f"{100 - cell('What the masks keep', 'nose', 'LM2')['mean']:.0f} %",
+        "pdsn-lm2-at-50": f"{cell('Percentiles', 'LM2', '50')['mean']:.1f}",
+        "pdsn-lm2-at-30": f"{cell('Percentiles', 'LM2', '30')['mean']:.1f}",
+        "pdsn-grid-at-25": f"{cell('Percentiles', '3x3', '25')['mean']:.1f}",
+        "pdsn-occluders-gain": f"{min(with_occluders.values()):.0f} to {max(with_occluders.values()):.0f}",
+        "pdsn-occluders-clean": f"{lost:.0f}",
+        "pdsn-occluders-masks": f"{min(helped):.0f} to {max(helped):.0f}",
+    }
 
 
 def _with_paper(cell: dict[str, Any], paper: float | None) -> str:
@@ -237,9 +299,19 @@ def _demo() -> dict[str, str]:
 
 
 def _recorded() -> dict[str, str]:
-    """Return the tables of results/recorded.json: measured earlier, without a file of their own."""
+    """Return the tables and texts of results/recorded.json: measured earlier, without a file of their own."""
     recorded = json.loads((ROOT / "results/recorded.json").read_text())
-    return {name: _table(table["header"], table["rows"]) for name, table in recorded.items()}
+    found = {
+        name: entry["text"] if "text" in entry else _table(entry["header"], entry["rows"])
+        for name, entry in recorded.items()
+    }
+    worst = recorded["coverage"]["header"].index("worst, best run")
+    found["coverage-worst"] = min((row[worst].split(", ")[0] for row in recorded["coverage"]["rows"]), key=_number)
+    return found
+
+
+def _number(percent: str) -> float:
+    return float(percent.removesuffix(" %"))
 
 
 def _table(header: list[str], cells: list[list[str]]) -> str:

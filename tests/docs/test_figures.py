@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.predictions import predict
+from tests.docs.pages import outside
 from tools import fill_figures
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# A ratio ("7.4×", not the size 20×40), "3 times faster" and a rate ("400 images/s").
+MEASURED = re.compile(r"\d×(?!\d)|\d times (?:as fast|faster|fewer|slower)|/s\b")
+# Not measured: a data sheet's bandwidth, and the rate that a prediction needs.
+ALLOWED = ("3.35 TB/s", "0.9 GB/s")
 
 
 @pytest.mark.parametrize("page", fill_figures.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -19,6 +26,35 @@ def test_pages_show_the_files_numbers(page: Path) -> None:
     assert fill_figures.fill(text, page.name) == text, "run python -m tools.fill_figures"
     opened, closed = text.count("<!-- figure:"), text.count("<!-- end -->")
     assert opened == closed == len(fill_figures.MARK.findall(text))
+    # A comment at the start of a line makes the whole line HTML: links and bold in it would not show.
+    assert not re.search(r"^ {0,3}<!-- figure: [\w-]+ -->.", text, re.MULTILINE), "begin the line with a word"
+
+
+@pytest.mark.parametrize("page", fill_figures.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_measured_number_is_typed_by_hand(page: Path) -> None:
+    assert not _typed(page.read_text()), "keep the number in bench/results or results and mark it as a figure"
+
+
+def test_numbers_typed_by_hand_are_found() -> None:
+    text = "Faces of 20×40.\n<!-- figure: speed -->7.4×<!-- end --> faster\n```\n9×\n```\nAt 0.9 GB/s.\n"
+    assert _typed(text) == []
+    wrong = ["7.4× faster", "| 12× |", "4.0 times fewer", "400 images/s", "0.8 GB/s"]
+    assert _typed(text + "\n".join(wrong)) == wrong
+
+
+def _typed(text: str) -> list[str]:
+    """Return the lines with a measured number outside figures and code."""
+    text = outside(fill_figures.MARK.sub("", text))
+    for allowed in ALLOWED:
+        text = text.replace(allowed, "")
+    return [line for line in text.split("\n") if MEASURED.search(line)]
+
+
+@pytest.mark.parametrize("name", json.loads((ROOT / "results/recorded.json").read_text()))
+def test_recorded_numbers_say_where_they_are_from(name: str) -> None:
+    entry = json.loads((ROOT / "results/recorded.json").read_text())[name]
+    assert set(entry) in ({"command", "note", "text"}, {"command", "note", "header", "rows"})
+    assert all(isinstance(entry[key], str) and entry[key] for key in ("command", "note"))
 
 
 def test_figures_follow_the_files() -> None:
