@@ -108,6 +108,20 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        DataError: The file cannot be read or is not UTF-8; the message has the offset of the byte.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected UTF-8, byte {error.object[error.start]:#04x} at offset {error.start}"
+        ) from error
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the JSON object in a file. Raises DataError if it can't be read or holds something else."""
     try:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import read_bytes, write_atomically
+from ..files import read_text, write_atomically
 from .lists import is_count, read_lines
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -73,12 +73,7 @@ def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list
             number of cells.
     """
     path = Path(path)
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8, byte {error.object[error.start]:#04x} at offset {error.start}"
-        ) from error
+    text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(reader, [])]

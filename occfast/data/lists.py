@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
-from ..files import read_bytes
+from ..files import read_text
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -17,12 +17,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         DataError: if the file cannot be read or is not UTF-8.
     """
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8, byte {error.object[error.start]:#04x} at offset {error.start}"
-        ) from error
+    text = read_text(path)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
