@@ -26,14 +26,15 @@ def reproduce(
     scale: Annotated[
         str,
         typer.Option(
-            help="smoke: ORL, minutes; small: CelebA subset, LFW and ten people of AR, hours; paper: its own data."
+            help="smoke: ORL, minutes; small: CelebA subset, LFW and ten people of AR, hours; paper: its own data; "
+            "trunk (trigueros2018): Table 2 on a pretrained trunk."
         ),
     ] = "smoke",
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of the data sets, or ROLE=SOURCE with a role of train, lfw or ar "
-            "and a source as in occfast data show, followed by @TEMPLATE for faces that are aligned already, e.g. "
+            help="Folder of the data sets, or ROLE=SOURCE with a role of train, lfw or ar (at trunk: train, others or "
+            "lfw) and a source as in occfast data show, followed by @TEMPLATE for faces that are aligned already, e.g. "
             "train=faces.rec@arcface-112. May be repeated.",
             show_default="$OCCFAST_DATA",
         ),
@@ -98,7 +99,7 @@ def reproduce(
         data=given,
         root=root,
         exclude=exclude,
-        settings=_changes(setting or [], paper),
+        settings=_changes(setting or [], paper, scale),
         command=command_line(),
     )
     if dry_run:
@@ -158,13 +159,14 @@ def _data(given: list[str]) -> tuple[Path | None, dict[str, str]]:
     return root, roles
 
 
-def _changes(given: list[str], paper: str) -> dict[str, Any]:
+def _changes(given: list[str], paper: str, scale: str) -> dict[str, Any]:
     """Read ``name=value`` with YAML values; several overrides of a recipe are a list."""
     from dataclasses import fields
 
     from ..packages import require
     from ..reproduce.pdsn_landmarks.settings import PDSNSettings
     from ..reproduce.trigueros2018.settings import Settings
+    from ..reproduce.trigueros2018.trunk.settings import TrunkSettings
 
     if not given:
         return {}
@@ -174,7 +176,8 @@ def _changes(given: list[str], paper: str) -> dict[str, Any]:
 
     # The scale of PDSNSettings is that of a loss.
     fixed = {"seeds", "scale"} if paper == "trigueros2018" else {"seeds"}
-    known = {f.name for f in fields(Settings if paper == "trigueros2018" else PDSNSettings)} - fixed
+    settings = PDSNSettings if paper != "trigueros2018" else TrunkSettings if scale == "trunk" else Settings
+    known = {f.name for f in fields(settings)} - fixed
     out: dict[str, Any] = {}
     for entry in given:
         name, equals, text = entry.partition("=")

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import ImageFiles
-from .images import SUFFIXES
+from .folder import ImageFiles, find_images
 from .landmarks import LandmarkTable, read_landmarks, read_table
 from .lists import is_count, read_lines
 from .roots import find_root
@@ -61,7 +60,7 @@ class CelebA(ImageFiles):
                     f"{base}: expected landmarks.csv or identity_CelebA.txt with the identities, found neither"
                 )
         names, identities, own = read_identities(Path(table))
-        present = {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+        present = set(find_images(folder)[0])
         missing = [name for name in names if name not in present]
         if missing:
             raise DataError(f"{table}: {len(missing)} of {len(names)} images are not in {folder}: {missing[0]}")

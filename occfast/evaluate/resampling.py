@@ -146,7 +146,7 @@ def accuracy_difference(
     if people is None or resamples == 0:
         return _mcnemar("accuracy", first, second, confidence)._replace(value=value)
     parts = []
-    for weight in _pair_weights(people, resamples, seed, "64MiB"):
+    for weight in pair_weights(people, resamples, seed, "64MiB"):
         weight = weight * share
         total = weight.sum(1)
         parts.append((weight @ change)[total > 0] / total[total > 0])
@@ -235,9 +235,7 @@ def _resampled_means(
     return np.concatenate(parts)
 
 
-def _pair_weights(
-    who: NDArray[np.int64], resamples: int, seed: int, memory: int | str
-) -> Iterator[NDArray[np.float64]]:
+def pair_weights(who: NDArray[np.int64], resamples: int, seed: int, memory: int | str) -> Iterator[NDArray[np.float64]]:
     """Yield blocks of weights of the pairs, [B, P], until there are ``resamples`` rows."""
     names, side = np.unique(who, return_inverse=True)
     side = side.reshape(-1, 2)

@@ -37,16 +37,18 @@ def prepare(
     Args:
         paper: "trigueros2018" or "pdsn-landmarks".
         scale: "smoke" (ORL, minutes), "small" (hours on a processor), "paper" (the paper's own data); for
-            trigueros2018 also "demo" (ORL, Table 1 alone).
+            trigueros2018 also "demo" (ORL, Table 1 alone) and "trunk" (Table 2 and Figure 4 on a pretrained trunk).
         output: folder of the finished steps and the reports.
         seeds: each seed is one complete run.
         tables: numbers of the paper's tables; None: all, unless ``figures`` are given.
         figures: numbers of the paper's figures; None: all, unless ``tables`` are given.
-        data: data by role, as :func:`occfast.data.open_dataset` takes it: "train", "lfw" and "ar" of trigueros2018.
+        data: data by role, as :func:`occfast.data.open_dataset` takes it: "train", "lfw" and "ar" of trigueros2018;
+            "train", "others" and "lfw" of its scale "trunk".
         root: folder of the data sets; None: $OCCFAST_DATA.
         exclude: CSV list of people to leave out of training (trigueros2018).
         settings: values that replace those of the scale: attributes of
-            :class:`~occfast.reproduce.trigueros2018.settings.Settings` or
+            :class:`~occfast.reproduce.trigueros2018.settings.Settings`,
+            :class:`~occfast.reproduce.trigueros2018.trunk.settings.TrunkSettings` or
             :class:`~occfast.reproduce.pdsn_landmarks.settings.PDSNSettings`.
         command: shown in the report; by default the call's equivalent on the command line.
 

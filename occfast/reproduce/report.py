@@ -161,14 +161,19 @@ class Report:
     page: Path | None = None
 
     @property
+    def judged(self) -> list[Claim]:
+        """Orderings that are confirmed, refuted or not decided by intervals over seeds and images."""
+        return [claim for claim in self.claims if claim.verdict]
+
+    @property
     def failing(self) -> list[Claim]:
-        """Orderings that do not hold here."""
-        return [claim for claim in self.claims if not claim.holds]
+        """Orderings that do not hold here, of those that are not judged."""
+        return [claim for claim in self.claims if not claim.holds and not claim.verdict]
 
     @property
     def holding(self) -> list[Claim]:
-        """Orderings that hold here."""
-        return [claim for claim in self.claims if claim.holds]
+        """Orderings that hold here, of those that are not judged."""
+        return [claim for claim in self.claims if claim.holds and not claim.verdict]
 
     @property
     def clear(self) -> list[Finding]:
@@ -330,9 +335,17 @@ class Report:
         if self.findings:
             count = f"{len(self.clear)} of {len(self.findings)}"
             sentences.append(f"{count} differences exceed the noise ({seeds}): their 95 % intervals exclude 0.")
-        if self.claims:
-            stated = [claim for claim in self.claims if not claim.beyond]
-            beyond = [claim for claim in self.claims if claim.beyond]
+        if self.judged:
+            words = [one.verdict for claim in self.judged if not claim.beyond for one in claim.comparisons]
+            confirmed, refuted, left = (words.count(word) for word in ("confirmed", "refuted", "not decided"))
+            sentences.append(
+                f"Of the {len(words)} comparisons that the paper's orderings consist of, {confirmed} are "
+                f"confirmed, {refuted} refuted and {left} not decided ({seeds}; 95 % "
+                "intervals over seeds and images)."
+            )
+        if open_claims := self.failing + self.holding:
+            stated = [claim for claim in open_claims if not claim.beyond]
+            beyond = [claim for claim in open_claims if claim.beyond]
             holding = sum(claim.holds for claim in stated)
             text = f"{holding} of the paper's {len(stated)} orderings hold in full at this scale ({seeds})"
             if holding == len(stated):
@@ -351,6 +364,9 @@ class Report:
         lines += [f"- within noise: {one.text}" for one in self.unclear]
         if self.findings_note:
             lines += ["", self.findings_note]
+        for claim in self.judged:
+            lines.append(f"- **{claim.verdict}**: {claim.text}")
+            lines += [f"  - {one.verdict}: {one.text}" for one in claim.comparisons]
         for claim in (*self.failing, *self.holding):
             lines.append(f"- {'holds' if claim.holds else '**does not hold**'} ({claim.count}): {claim.text}")
             if not claim.holds:

@@ -96,11 +96,16 @@ class Comparison:
         name: what is compared.
         differences: a − b for each seed, expected to be positive.
         over_images: interval of the difference over the choice of images, for a single seed; None if there is none.
+        whole: interval over seeds and images together; None if there is none. With it the comparison is judged.
+        seeds_needed: number of seeds whose interval would exclude 0, if the difference stayed as it is; None if no
+            number would, because the images alone leave it open, or if the comparison is not judged.
     """
 
     name: str
     differences: tuple[float, ...]
     over_images: Interval | None = None
+    whole: Interval | None = None
+    seeds_needed: int | None = None
 
     @property
     def mean(self) -> float:
@@ -114,8 +119,15 @@ class Comparison:
 
     @property
     def interval(self) -> Interval | None:
-        """Student's 95 % interval over seeds; with one seed the interval over images, if there is one."""
-        return interval(self.differences) or self.over_images
+        """The interval over seeds and images, if there is one; else Student's over seeds; else that over images."""
+        return self.whole or interval(self.differences) or self.over_images
+
+    @property
+    def verdict(self) -> str:
+        """Judge the comparison by :attr:`whole`: "confirmed", "refuted" or "not decided"; "" without it."""
+        if self.whole is None:
+            return ""
+        return "confirmed" if self.whole[0] > 0 else "refuted" if self.whole[1] < 0 else "not decided"
 
     @property
     def clear(self) -> bool:
@@ -130,6 +142,12 @@ class Comparison:
         several = "" if found is None else f" [{found[0]:+.2f}, {found[1]:+.2f}]"
         if len(self.differences) > 1:
             several += f", on {sum(d > 0 for d in self.differences)} of {len(self.differences)} seeds"
+        if self.verdict == "not decided":
+            several += (
+                "; no number of seeds would decide on these pairs"
+                if self.seeds_needed is None
+                else f"; about {self.seeds_needed} seeds would decide"
+            )
         return f"{self.name}: {self.mean:+.2f}{several}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -141,13 +159,19 @@ class Comparison:
             "interval": self.interval,
             "holds": self.holds,
             "clear": self.clear,
+            **(
+                {}
+                if self.whole is None
+                else {"whole": list(self.whole), "verdict": self.verdict, "seeds_needed": self.seeds_needed}
+            ),
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Comparison:
         """Read what :meth:`as_dict` returns; earlier versions wrote fewer entries."""
-        over_images = content.get("over_images")
-        return cls(content["name"], tuple(content["differences"]), tuple(over_images) if over_images else None)
+        over_images, whole = (tuple(content.get(name) or ()) or None for name in ("over_images", "whole"))
+        needed = content.get("seeds_needed")
+        return cls(content["name"], tuple(content["differences"]), over_images, whole, needed)
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,14 @@ class Claim:
         return all(one.holds for one in self.comparisons)
 
     @property
+    def verdict(self) -> str:
+        """Judge the ordering: "confirmed" if all comparisons are, "refuted" if one is; "" if they are not judged."""
+        found = {one.verdict for one in self.comparisons}
+        if "" in found:
+            return ""
+        return "refuted" if "refuted" in found else "confirmed" if found == {"confirmed"} else "not decided"
+
+    @property
     def count(self) -> str:
         """The number of comparisons that hold, such as "3 of 4"."""
         return f"{sum(one.holds for one in self.comparisons)} of {len(self.comparisons)}"
@@ -181,6 +213,7 @@ class Claim:
             "beyond": self.beyond,
             "holds": self.holds,
             "count": self.count,
+            **({"verdict": self.verdict} if self.verdict else {}),
             "comparisons": [one.as_dict() for one in self.comparisons],
         }
 

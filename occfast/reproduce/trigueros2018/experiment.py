@@ -31,6 +31,21 @@ def prepare(
     command: str,
 ) -> Experiment:
     """Prepare an experiment; the arguments are those of :func:`occfast.reproduce.prepare`."""
+    if scale == "trunk":
+        from .trunk.experiment import prepare as prepare_trunk
+
+        return prepare_trunk(
+            folder,
+            steps,
+            seeds=seeds,
+            tables=tables,
+            figures=figures,
+            data=data,
+            root=root,
+            exclude=exclude,
+            settings=settings,
+            command=command,
+        )
     chosen = Settings.of(scale, seeds=tuple(seeds), **settings)
     sources = Sources(scale, data, root, exclude)
     graph = plan(chosen, sources, steps)

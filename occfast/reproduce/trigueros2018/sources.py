@@ -46,6 +46,7 @@ DEFAULTS = {
     "smoke": {"train": "orl"},
     "small": {"train": "celeba", "lfw": "lfw", "ar": "ar10p"},
     "paper": {"train": "webface", "lfw": "lfw", "ar": "ar"},
+    "trunk": {"train": "celeba", "others": "cfp", "lfw": "lfw"},
 }
 #: The five landmarks in warpAR10P's images, (row, column), read off their mean: all its faces are aligned.
 AR10P_LANDMARKS = ((22.5, 10.0), (22.5, 29.0), (35.5, 19.5), (42.5, 13.0), (42.5, 26.0))
@@ -131,9 +132,10 @@ class Sources:
     """The data of one run.
 
     Attributes:
-        scale: "demo", "smoke", "small" or "paper".
-        given: data by role ("train", "lfw", "ar"), as :func:`occfast.data.open_dataset` takes it. ``@TEMPLATE`` behind
-            it names the template of :mod:`occfast.data` that images without landmarks are aligned to.
+        scale: "demo", "smoke", "small", "paper" or "trunk".
+        given: data by role ("train", "lfw", "ar"; at scale "trunk" "train", "others", "lfw"), as
+            :func:`occfast.data.open_dataset` takes it. ``@TEMPLATE`` behind it names the template of
+            :mod:`occfast.data` that images without landmarks are aligned to.
         root: folder of the data sets; None: $OCCFAST_DATA.
         exclude: CSV list of people to leave out of training, as ``occfast data overlap`` writes it.
         left_out: people left out of training because LFW has them; known once the training set is opened.
@@ -150,8 +152,14 @@ class Sources:
     def __post_init__(self) -> None:
         if self.scale not in DEFAULTS:
             raise ValueError(f"scale: expected one of {', '.join(DEFAULTS)}, got {self.scale!r}")
-        if extra := set(self.given) - set(DEFAULTS["paper"]):
-            raise ValueError(f"data: expected train=, lfw= or ar=, got {sorted(extra)[0]}=")
+        if extra := set(self.given) - set(self.roles):
+            known = ", ".join(f"{role}=" for role in self.roles[:-1])
+            raise ValueError(f"data: expected {known} or {self.roles[-1]}=, got {sorted(extra)[0]}=")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the data at this scale."""
+        return tuple(DEFAULTS["trunk" if self.scale == "trunk" else "paper"])
 
     def where(self, role: str) -> str:
         """Return the name or path of the data for a role."""
@@ -160,6 +168,9 @@ class Sources:
     def _open(self, role: str) -> FaceDataset:
         what, _, template = self.where(role).partition("@")
         root = None if self.root is None or role in self.given or what == "orl" else self.root / what
+        if what == "cfp":
+            root = find_root(root, "cfp", "CFP: images/001/01.jpg and so on, and landmarks.csv with the identities")
+            what = "celeba"  # the same layout
         if what == "webface":
             what = str(find_root(root, "webface", "CASIA-WebFace: a folder a person, or one with the .rec file"))
             root = None
@@ -191,15 +202,28 @@ class Sources:
         if isinstance(faces, ORL):
             people = _TRAINED.get(self.scale, _TRAINED["smoke"])
             return CachedDataset(Subset(Aligned(faces, TEMPLATE, gray=True), range(10 * people)))
-        exclude = self._shared(faces)
-        faces = Aligned(faces, TEMPLATE, gray=True)
+        self.left_out, self.unknown = self.in_lfw("train", faces, self.exclude)
+        exclude = list(dict.fromkeys(entry.person for entry in self.left_out))
+        faces = self._aligned(faces)
         return CachedDataset(faces.select(exclude=exclude) if exclude else faces)
 
-    def _shared(self, faces: FaceDataset) -> list[str]:
+    def _aligned(self, faces: FaceDataset) -> FaceDataset:
+        return Aligned(faces, TEMPLATE, gray=True)
+
+    def in_lfw(self, role: str, faces: FaceDataset, listed: Path | None = None) -> tuple[list[Shared], bool]:
+        """Find the people of a data set who are in LFW too, by name and by a list.
+
+        Args:
+            role: of the data set, for the warning.
+            faces: the data set.
+            listed: CSV list of people; None: ``exclude_for_lfw.csv`` in the data set's folder, if there is one.
+
+        Returns:
+            The people, and whether they may be incomplete: people with numbers for names, and no list.
+        """
         names = list(faces.people)
-        self.unknown = all(name.isdecimal() for name in names)
+        unknown = all(name.isdecimal() for name in names)
         found = [] if self._on_orl else shared_names(names, self._lfw.people)
-        listed = self.exclude
         root = getattr(faces, "root", None)
         beside = (
             None
@@ -218,15 +242,14 @@ class Sources:
             present = set(names)
             known = {entry.person for entry in found}
             found += [Shared(person, "", "similarity") for person in read_exclude(listed) if person in present - known]
-            self.unknown = False
-        elif self.unknown:
+            unknown = False
+        elif unknown:
             warnings.warn(
-                f"{self.where('train')}: its people have no names, so those who are in LFW too can't be found by name; "
+                f"{self.where(role)}: its people have no names, so those who are in LFW too can't be found by name; "
                 "find them with occfast data overlap and pass the list with --exclude",
                 stacklevel=2,
             )
-        self.left_out = found
-        return list(dict.fromkeys(entry.person for entry in found))
+        return found, unknown
 
     # -- pairs -----------------------------------------------------------------------------------------
 
@@ -242,7 +265,7 @@ class Sources:
     def pairs(self) -> tuple[CachedDataset, PairProtocol]:
         """Faces to compare in pairs, and the pairs."""
         if self._on_orl:
-            faces = Subset(Aligned(self._lfw, TEMPLATE, gray=True), range(10 * _TRAINED["smoke"], 400))
+            faces = Subset(self._aligned(self._lfw), range(10 * _TRAINED["smoke"], 400))
             return CachedDataset(faces), held_out_pairs(faces.labels)
         inner = self._lfw.dataset if isinstance(self._lfw, WithLandmarks) else self._lfw
         if isinstance(inner, VerificationBin):
@@ -253,7 +276,7 @@ class Sources:
                 protocol = lfw(inner)
         else:
             raise DataError(f"{self.where('lfw')}: expected LFW in its own layout or a verification .bin")
-        return CachedDataset(Aligned(self._lfw, TEMPLATE, gray=True)), protocol
+        return CachedDataset(self._aligned(self._lfw)), protocol
 
     # -- real occlusions -------------------------------------------------------------------------------
 
@@ -303,7 +326,7 @@ class Sources:
     @cached_property
     def here(self) -> bool:
         """Whether the data is available. A wrong argument or damaged data raises an error all the same."""
-        for role in ("train", "lfw", "ar"):
+        for role in self.roles:
             name = self.where(role).partition("@")[0]
             if name == "orl":
                 continue
