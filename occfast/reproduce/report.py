@@ -336,13 +336,14 @@ class Report:
             count = f"{len(self.clear)} of {len(self.findings)}"
             sentences.append(f"{count} differences exceed the noise ({seeds}): their 95 % intervals exclude 0.")
         if self.judged:
-            words = [one.verdict for claim in self.judged if not claim.beyond for one in claim.comparisons]
-            confirmed, refuted, left = (words.count(word) for word in ("confirmed", "refuted", "not decided"))
-            sentences.append(
-                f"Of the {len(words)} comparisons that the paper's orderings consist of, {confirmed} are "
-                f"confirmed, {refuted} refuted and {left} not decided ({seeds}; 95 % "
-                "intervals over seeds and images)."
-            )
+            parts = []
+            for beyond, whose in ((False, "that the paper's orderings consist of"), (True, "beyond its set-up")):
+                words = [one.verdict for claim in self.judged if claim.beyond == beyond for one in claim.comparisons]
+                if words:
+                    count = (f"{words.count(word)} {word}" for word in ("confirmed", "refuted", "not decided"))
+                    parts.append(f"of {len(words)} comparisons {whose}: {', '.join(count)}")
+            text = "; ".join(parts)
+            sentences.append(f"{text[0].upper()}{text[1:]} ({seeds}; 95 % intervals over seeds and images).")
         if open_claims := self.failing + self.holding:
             stated = [claim for claim in open_claims if not claim.beyond]
             beyond = [claim for claim in open_claims if claim.beyond]

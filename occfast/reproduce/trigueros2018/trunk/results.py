@@ -75,10 +75,10 @@ class TrunkResults:
         Args:
             name: of the comparison.
             pairs: networks (a, b); the difference a − b is averaged over them.
-            what: "accuracy" (in points), or one of :data:`SCORES`.
+            what: "accuracy", in points, or one of :data:`SCORES`, in hundredths but for the decidability.
             sign: −1 for b − a.
         """
-        factor = sign * (100.0 if what == "accuracy" else 1.0)
+        factor = sign * (1.0 if what == "decidability" else 100.0)
         seen = np.mean([np.subtract(self.values(a, what), self.values(b, what)) for a, b in pairs], 0)
         drawn = np.mean([self._draws(a, what) - self._draws(b, what) for a, b in pairs], 0)
         return judged(name, factor * seen, factor * drawn.mean(1))
