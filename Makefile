@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all bench gpu-check docs lint format clean
+.PHONY: demo test test-all wheel-check bench gpu-check docs lint format clean
 
 # constraints.txt pins the tested versions.
 $(READY): pyproject.toml constraints.txt setup.py
@@ -25,6 +25,10 @@ test: $(READY)
 # All tests, including those that take minutes each.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
+
+# Builds the wheel, looks into it, and uses it in a new environment without a compiler.
+wheel-check: $(READY)
+	$(BIN)/python -m tools.wheel_check $(ARGS)
 
 # Comparisons with peers. JSON and a table are written to bench/results/.
 bench: $(READY)
