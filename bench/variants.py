@@ -32,6 +32,7 @@ from torch import Tensor
 
 from bench.harness import RESULTS, caption, environment, lively, write
 from occfast import BatchTripletLoss, NoisyOccluder
+from occfast.losses import Mining
 from occfast.models import PaperNet
 from occfast.native import build, compile, loader, ops, prebuilt
 from occfast.sweep import SweepGrid, occlusion_map
@@ -93,7 +94,7 @@ def sweep() -> Run:
     return run
 
 
-def triplets(mining: str, n: int, statistics: bool) -> Run:
+def triplets(mining: Mining, n: int, statistics: bool) -> Run:
     x, y = F.normalize(torch.randn(n, 128)), torch.arange(n) // 8
     rule = BatchTripletLoss(mining=mining, statistics=statistics)
 
@@ -150,7 +151,8 @@ def compare(make: Callable[[], Run], found: dict[str, ModuleType], rounds: int, 
             torch.manual_seed(0)
             runs[name] = make()
             results[name] = runs[name]().clone()
-    repeats, times = {}, {name: [] for name in found}
+    repeats: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in found}
     for name, module in found.items():
         with mock.patch.dict(loader._modules, {"cpu": module}):
             started = time.process_time()

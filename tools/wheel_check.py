@@ -58,7 +58,7 @@ class Checks:
 
 def output(command: Sequence[str], **options: Any) -> str:
     """Run a command and return what it prints; stop the checks if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return done.stdout
