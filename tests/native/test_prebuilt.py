@@ -36,6 +36,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return tmp_path
 
     monkeypatch.setattr(prebuilt, "FOLDER", tmp_path)
+    monkeypatch.setattr(loader, "_modules", {})  # none is loaded yet
     monkeypatch.setattr(platform, "machine", lambda: MACHINE)
     monkeypatch.delenv("OCCFAST_MARCH", raising=False)
     return lay
