@@ -27,7 +27,8 @@ from tests.sweep.test_incremental import NETWORKS, make, some
 TOLERANCE = {torch.bfloat16: 0.04, torch.float32: 1e-4, torch.float64: 1e-12}
 DTYPES = list(TOLERANCE)
 
-QUICK = ("paper", "mobilefacenet")
+#: Those in another type than bfloat16 that are quick enough for every run.
+QUICK = ("split", "odd")
 
 
 def test_memory_is_poisoned() -> None:
@@ -60,17 +61,22 @@ def compare(model: nn.Module, images: Tensor, occluder: tuple[int, int], most: i
                 assert float((found - expected[part]).abs().max()) <= bound, (layout, part)  # false for NaN
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if name in QUICK or dtype == torch.bfloat16 else pytest.mark.slow)
+        for name in NETWORKS
+        for dtype in DTYPES
+    ],
+)
 def test_small_networks(name: str, dtype: torch.dtype) -> None:
     model, images = make(name, dtype)
     compare(model, images, (images.shape[-2] // 4, images.shape[-1] // 3), 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in models.NETWORKS]
-)
+@pytest.mark.parametrize("name", models.NETWORKS)
 def test_models(name: str, dtype: torch.dtype) -> None:
     channels, size = (1, (100, 100)) if name == "paper" else (3, (112, 96))
     model = lively(models.build(name, 20, channels=channels, size=size))
@@ -80,7 +86,7 @@ def test_models(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("precision", [None, "bf16"])
 @pytest.mark.parametrize("method", ["exact", "adaptive", "sampled"])
-@pytest.mark.parametrize("name", ["split", "convnext", "squeeze"])
+@pytest.mark.parametrize("name", ["split", *(pytest.param(n, marks=pytest.mark.slow) for n in ("convnext", "squeeze"))])
 def test_maps(name: str, method: str, precision: Any) -> None:
     model, images = make(name, torch.float32)
     with torch.no_grad():
