@@ -1,6 +1,6 @@
-// Runs every CPU kernel on fixed inputs and writes the results, without Python: for processors that are emulated, and
-// to compare instruction sets to the bit.  tests/matrix/kernels.py builds it and reads what it writes:
-// for each result a line "name dtype count" and its bytes.
+// Runs every CPU kernel on fixed inputs and writes the results, without Python: for processors that are emulated,
+// and to compare instruction sets to the bit.  tests/matrix/kernels.py builds it and reads what it writes: for
+// each result a line "name dtype count" and its bytes.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -38,7 +38,9 @@ struct Random {
     return at % 4 == 0 ? block.x : at % 4 == 1 ? block.y : at % 4 == 2 ? block.z : block.w;
   }
   float unit() { return static_cast<float>(word() >> 8) * 5.9604644775390625e-08f; } // in [0, 1)
-  int64_t below(int64_t end) { return static_cast<int64_t>((uint64_t{word()} * static_cast<uint64_t>(end)) >> 32); }
+  int64_t below(int64_t end) {
+    return static_cast<int64_t>((uint64_t{word()} * static_cast<uint64_t>(end)) >> 32);
+  }
   template <class T> std::vector<T> numbers(int64_t count) { // in [-1, 1)
     std::vector<T> out(count);
     for (T& value : out) value = static_cast<T>(2 * unit() - 1);
@@ -107,7 +109,8 @@ Drawn draw(int64_t n, int64_t channels, bool gray) {
   args.sample_ids = out.ids.data();
   args.n = n, args.channels = channels, args.image_height = kHeight, args.image_width = kWidth;
   args.locations = Locations{cdf.data(), rows.data(), kHeight, columns.data(), kWidth};
-  args.params = OccluderParams{7, 0.9f, 3, 30, 1, kWidth, 0.05f, 0.4f, 0.1f, 0.9f, NoiseKinds{4, {0, 1, 2, 3}}, gray};
+  args.params =
+      OccluderParams{7, 0.9f, 3, 30, 1, kWidth, 0.05f, 0.4f, 0.1f, 0.9f, NoiseKinds{4, {0, 1, 2, 3}}, gray};
   args.occluders = Occluders{out.boxes.data(), out.kind.data(), out.level.data(), out.intensity.data()};
   draw_occluders(args, context);
   return out;
@@ -238,8 +241,14 @@ template <class T, class U> void windows(bool convolve) {
     auto out = unwritten<T>(count * ((height - 3) / stride + 1) * ((width - 3) / stride + 1) * channels);
     args.out = out.data();
     convolve_windows(args,
-                     Convolution{packed.weights.data(), packed.bias.data(), kDtype<T>, channels, {3, 3},
-                                 {stride, stride}, {1, 1}, stride == 2},
+                     Convolution{packed.weights.data(),
+                                 packed.bias.data(),
+                                 kDtype<T>,
+                                 channels,
+                                 {3, 3},
+                                 {stride, stride},
+                                 {1, 1},
+                                 stride == 2},
                      context);
     write(of<T>("convolve_windows") + "/" + std::to_string(stride), out);
   }
@@ -250,7 +259,8 @@ template <class T, class U> void pieces(bool convolve) {
   Random random(6);
   const int64_t n = 2, c = 4, h = 12, w = 11, count = 9, entries = 2 * count, rows = 5, columns = 6;
   const auto maps = random.numbers<T>(n * c * h * w), full = random.numbers<T>(n * c * h * w);
-  const auto row_strips = random.numbers<T>(2 * rows * h * w * c), column_strips = random.numbers<T>(2 * columns * h * w * c);
+  const auto row_strips = random.numbers<T>(2 * rows * h * w * c),
+             column_strips = random.numbers<T>(2 * columns * h * w * c);
   const auto corners = random.numbers<T>(4 * count * h * w * c);
   const auto cuts = [&](int64_t many, int64_t size) {
     std::vector<Cuts> out(many);
@@ -302,8 +312,8 @@ template <class T> void products() {
     for (const bool symmetric : {false, true}) {
       const int64_t across = symmetric ? m : n;
       auto out = unwritten<T>(m * across);
-      multiply(MatrixProduct{a.data(), k, 1, symmetric ? a.data() : b.data(), 1, k, kDtype<T>, m, across, k, symmetric,
-                             out.data()},
+      multiply(MatrixProduct{a.data(), k, 1, symmetric ? a.data() : b.data(), 1, k, kDtype<T>, m, across, k,
+                             symmetric, out.data()},
                context);
       write(of<T>("multiply") + "/" + std::to_string(k) + (symmetric ? "/symmetric" : ""), out);
     }
@@ -324,8 +334,8 @@ template <class T> void triplets() {
   for (const Distance distance : {Distance::kSquaredEuclidean, Distance::kEuclidean, Distance::kCosine}) {
     auto mean = unwritten<double>(dim), lengths = unwritten<double>(rows);
     auto centered = unwritten<T>(rows * dim), squares = unwritten<T>(rows);
-    center_rows(CenterRows{embeddings.data(), kDtype<T>, rows, dim, false, distance == Distance::kCosine, mean.data(),
-                           centered.data(), squares.data(), lengths.data()},
+    center_rows(CenterRows{embeddings.data(), kDtype<T>, rows, dim, false, distance == Distance::kCosine,
+                           mean.data(), centered.data(), squares.data(), lengths.data()},
                 context);
     const std::string name = of<T>("triplets") + "/" + std::to_string(static_cast<int>(distance)) + "/";
     write(name + "mean", mean);
@@ -350,8 +360,8 @@ template <class T> void triplets() {
       const Pairs pairs{rows, rows, dim, true, members.data(), start.data(), stop.data()};
       const TripletParams params{distance, static_cast<Mining>(mining), mining % 2 == 0, true, 0.3, 0.5, 11, 3};
       mine_triplets(MineTriplets{values.data(), kDtype<T>, centered.data(), centered.data(), squares.data(),
-                                 squares.data(), pairs, params, &top, 16, counts.data(), records.data(), pieces.data(),
-                                 totals.data(), nearest.data(), histogram.data()},
+                                 squares.data(), pairs, params, &top, 16, counts.data(), records.data(),
+                                 pieces.data(), totals.data(), nearest.data(), histogram.data()},
                     context);
       const std::string mined = name + std::to_string(mining) + "/";
       write(mined + "distances", values);
