@@ -87,9 +87,9 @@ def march() -> str:
     return os.environ.get("OCCFAST_MARCH") or "native"
 
 
-def cxx_flags(backend: Backend, march: str) -> list[str]:
-    """Return the flags of the C++ compiler for the sources of a backend."""
-    return [*_CXX_FLAGS, f"-march={march}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
+def cxx_flags(backend: Backend, target: str | None = None) -> list[str]:
+    """Return the flags of the C++ compiler for a backend; ``target`` is the value of ``-march``, or None: :func:`march`."""
+    return [*_CXX_FLAGS, f"-march={target or march()}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
 
 
 def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
@@ -194,7 +194,7 @@ def cuda_architectures() -> tuple[str, ...]:
 
 def key(backend: Backend) -> BuildKey:
     """Return the cache key of a build of the present sources on this machine."""
-    flags = cxx_flags(backend, march())
+    flags = cxx_flags(backend)
     compilers = [version_of(*compiler_command())] if compiler() else []
     if backend == "cuda":
         flags += nvcc_flags(cuda_architectures())
