@@ -88,7 +88,7 @@ def march() -> str:
 
 
 def cxx_flags(backend: Backend, target: str | None = None) -> list[str]:
-    """Return the flags of the C++ compiler for a backend; ``target`` is the value of ``-march``, or None: :func:`march`."""
+    """Return the flags of the C++ compiler for a backend, with ``-march=target`` or that of :func:`march`."""
     return [*_CXX_FLAGS, f"-march={target or march()}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
 
 
