@@ -2,8 +2,9 @@
 
 from .api import occlusion_map
 from .evaluators.incremental.explain import explain
+from .evaluators.incremental.rates import calibrate
 from .geometry import SweepGrid
 from .maps import OcclusionMap
 from .options import Adaptive, Sampled
 
-__all__ = ["Adaptive", "OcclusionMap", "Sampled", "SweepGrid", "explain", "occlusion_map"]
+__all__ = ["Adaptive", "OcclusionMap", "Sampled", "SweepGrid", "calibrate", "explain", "occlusion_map"]
