@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from occfast.cli import main as run_main
 from occfast.cli.networks import load_any
 from occfast.models import PaperNet, Preprocessing
 from occfast.train.weights import Trained
+from tests.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (22, 18)
@@ -112,6 +111,39 @@ def test_methods_and_scores(folder: Path, tmp_path: Path, method: str, score: st
     assert m["method"] == method and m["precision"] is None and (m["estimate"] is None) == (method == "dense")
     header = Path(m["files"]["table"]).read_text().splitlines()[0]
     assert ("low,high" in header) == (method == "sampled")
+
+
+def other_factory() -> nn.Module:
+    """Another network of the same people."""
+    net = factory()
+    with torch.no_grad():
+        net[0].weight.mul_(-0.7)
+    return net
+
+
+def test_comparison_with_an_earlier_run(folder: Path, tmp_path: Path) -> None:
+    settings = ("--occluder", "6x5", "--stride", 4, "--keep-misclassified", "--score", "score_drop")
+    first = run(FACTORY, folder, *settings, "-o", tmp_path / "a")
+    assert first["maps"][0]["comparison"] is None
+    other = "tests.cli.test_map:other_factory"
+    out = run(other, folder, *settings, "-o", tmp_path / "b", "--compare", tmp_path / "a")
+    about = out["maps"][0]["comparison"]
+    assert about["images"] == 10 and about["groups"] == 3 and about["flips"] == 4 and about["exact"]
+    mine, theirs = (occfast.OcclusionMap.load(tmp_path / run / "map-6x5.npz") for run in "ba")
+    people = [int(p.parent.name[-1]) for p in sorted(folder.glob("*/*.png"))]
+    assert mine.compare(theirs, groups=people).about() == about
+    assert 'id="comparison"' in Path(out["maps"][0]["files"]["page"]).read_text()
+    # A finished map is compared without being computed again.
+    again = run(other, folder, *settings, "-o", tmp_path / "b", "--compare", tmp_path / "a", "--resume")
+    assert again["maps"][0]["comparison"] == about and again["maps"][0]["seconds"] == out["maps"][0]["seconds"]
+    # Other settings cost the comparison and not the map; a missing folder is named before any work.
+    arguments = [other, folder, "--occluder", "6x5", "--stride", 2, "--score", "score_drop", "-o", tmp_path / "c"]
+    result = CliRunner().invoke(
+        app, ["map", *map(str, arguments), "--compare", str(tmp_path / "a"), "--color", "gray", "--quiet"]
+    )
+    assert result.exit_code == 0 and "no comparison (grid: expected maps with the same grid" in result.output
+    result = CliRunner().invoke(app, ["map", *map(str, arguments), "--compare", str(tmp_path / "none"), "--overwrite"])
+    assert isinstance(result.exception, ValueError) and "--compare: expected a folder" in str(result.exception)
 
 
 def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -348,34 +380,11 @@ def test_help_is_for_newcomers() -> None:
 
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
     one = run(FACTORY, folder, "--output", tmp_path / "one", "--occluder", "6x5", "--method", "incremental")["maps"][0]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-        "-m",
-        "occfast",
-        "map",
-        FACTORY,
-        str(folder),
-        "--occluder",
-        "6x5",
-        "--output",
-        str(tmp_path / "two"),
-        "--method",
-        "incremental",
-        "--color",
-        "gray",
-        "--json",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)["maps"][0]  # one process speaks
+    printed = torchrun(
+        *("-m", "occfast", "map", FACTORY, folder, "--occluder", "6x5", "--output", tmp_path / "two"),
+        *("--method", "incremental", "--color", "gray", "--json"),
+        launcher=("--master-port=0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+    )
+    two = json.loads(printed)["maps"][0]  # one process speaks
     a, b = (occfast.OcclusionMap.load(m["files"]["map"]) for m in (one, two))
     assert np.array_equal(a.values, b.values) and a.n_evaluations == b.n_evaluations
