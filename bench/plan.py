@@ -56,9 +56,9 @@ class Dense:
 
     def __init__(self, model: nn.Module, image: Tensor, clock: Clock) -> None:
         self._model, self._image, self._clock = model, image, clock
-        grid = SweepGrid.over(SIZE, OCCLUDER, 8)
+        grid = SweepGrid.over(SIZE, OCCLUDER, stride=8)
         self._small = grid.positions
-        self._evaluator = DenseEvaluator(model, SweepGrid.over(SIZE, OCCLUDER, 1))
+        self._evaluator = DenseEvaluator(model, SweepGrid.over(SIZE, OCCLUDER))
         self._evaluator.start(image, torch.zeros(1, 1, 1, 1))
         self._batch = self._evaluator.tune(4000, None)
         self.each, self._whole = math.inf, math.inf
@@ -93,7 +93,7 @@ def measured(name: str, strides: list[int], clock: Clock, repetitions: int) -> l
     dense = Dense(model, image, clock)
     rows = []
     for stride in strides:
-        grid = SweepGrid.over(SIZE, OCCLUDER, stride)
+        grid = SweepGrid.over(SIZE, OCCLUDER, stride=stride)
         with float32_as("ieee"):
             evaluator = IncrementalEvaluator(model, grid, image)
             forecast = evaluator.forecast()

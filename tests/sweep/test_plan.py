@@ -145,7 +145,7 @@ def test_importing_measures_nothing(tmp_path: Path) -> None:
 
 
 def evaluator(net: nn.Module, size: tuple[int, int] = (48, 40), stride: int = 2) -> IncrementalEvaluator:
-    grid = SweepGrid.over(size, (10, 12), stride)
+    grid = SweepGrid.over(size, (10, 12), stride=stride)
     return IncrementalEvaluator(networks.lively(net), grid, torch.rand(2, 3, *size))
 
 

@@ -24,7 +24,7 @@ def images() -> Tensor:
 
 def compared(model: nn.Module, original: nn.Module, stride: int = 3) -> IncrementalEvaluator:
     """Compare an incremental sweep of a program with the original on one image and one position at a time."""
-    grid, given = SweepGrid.over(SIZE, (5, 6), stride), images()
+    grid, given = SweepGrid.over(SIZE, (5, 6), stride=stride), images()
     fill = torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     evaluator = IncrementalEvaluator(model, grid, given)
     evaluator.start(given, fill)
@@ -135,7 +135,7 @@ class Pooled(nn.Module):
 @pytest.mark.parametrize("name", POOLED)
 def test_pooled_maps_change_by_the_rectangle(name: str) -> None:
     net = networks.lively(Pooled(POOLED[name])).double().eval()
-    grid = SweepGrid.over(SIZE, (5, 6), 3)
+    grid = SweepGrid.over(SIZE, (5, 6), stride=3)
     evaluator = IncrementalEvaluator(net, grid, images())
     assert any(step.pooled is not None for step in evaluator.plan.steps)
     if name == "large":  # a millionth of it is the image
