@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import read_json, write_atomically
+from ..files import locked, read_json, remove, write_atomically
 from ..progress import Report
 from ..progress import progress as show_progress
 from .faces import FaceDataset
@@ -107,24 +107,13 @@ def _check_names(source: FaceDataset, kind: str) -> None:
             _stem(name, source.people[label])
 
 
-@contextlib.contextmanager
-def _only_writer(target: Path) -> Iterator[None]:
+def _only_writer(target: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a lock file beside the target; refuse to write while another process holds it."""
-    path = target.with_name(f".{target.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        try:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError as error:
-            raise ValueError(f"{target}: expected no other process that writes it at this moment") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    def busy(holder: str) -> Exception:
+        return ValueError(f"{target}: expected no other process that writes it at this moment, got {holder}")
+
+    return locked(target.with_name(f".{target.name}.lock"), busy)
 
 
 def content(source: FaceDataset, k: int) -> bytes:
@@ -187,7 +176,7 @@ def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
         assert source.landmarks is not None
         write_landmarks(target / "landmarks.csv", names, source.landmarks)
     write_atomically(target / ABOUT, json.dumps(_about(source), indent=1, ensure_ascii=False).encode())
-    state.unlink()
+    remove(state)
 
 
 def _stem(name: str, person: str) -> str:
@@ -217,15 +206,18 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
     """Write insightface's layout: record 0 states where the images end, and records of the identities follow them."""
     if target.suffix.lower() != ".rec":
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
+    state = target.with_suffix(".rec.part.json")
+    begun = {"source": _fingerprint(source)}
+    resume = state.is_file() and read_json(state) == begun
     if target.exists():
+        if resume and RecordWriter.finish(target):  # killed between the last two names
+            remove(state)
+            return
         raise ValueError(f"{target}: expected a new file")
     if len(source) + len(source.people) >= 1 << 24:
         raise ValueError(
             f"source: expected fewer than {1 << 24:,} images and people, which RecordIO's float32 labels hold"
         )
-    state = target.with_suffix(".rec.part.json")
-    begun = {"source": _fingerprint(source)}
-    resume = state.is_file() and read_json(state) == begun
     write_atomically(state, json.dumps(begun).encode())
     order = torch.argsort(source.labels, stable=True).tolist()
     count = len(order)
@@ -258,7 +250,7 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
             assert source.landmarks is not None
             names = [source.names[k] for k in order]
             write_landmarks(target.with_suffix(".landmarks.csv"), names, source.landmarks[order])
-    state.unlink()
+    remove(state)
 
 
 # .npz
