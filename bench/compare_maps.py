@@ -40,7 +40,7 @@ def test_occfast(compare: Compare, network: torch.nn.Module) -> None:
 @pytest.mark.parametrize("batch", [8, 32, 64])
 def test_occfast_dense(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     image, label = torch.rand(1, 1, 100, 100), torch.zeros(1, dtype=torch.int64)
-    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
+    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, stride=STRIDE, border="valid")
     compare(
         lambda: occfast.occlusion_map(
             network,
@@ -115,7 +115,7 @@ def test_monai(compare: Compare, network: torch.nn.Module, batch: int) -> None:
 @pytest.mark.parametrize("batch", [8, 32, 64])
 def test_plain_pytorch(compare: Compare, network: torch.nn.Module, batch: int) -> None:
     image = torch.rand(1, 1, 100, 100)
-    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, STRIDE, "valid")
+    grid = occfast.SweepGrid.over((100, 100), OCCLUDER, stride=STRIDE, border="valid")
     windows = [grid.window(p) for p in range(grid.positions)]
     last = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -112,7 +112,7 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     dense: dict[tuple[torch.dtype, bool], float] = {}
     rows = []
     for occluder in ((20, 20),) if small else ((20, 20), (20, 40), (40, 40)):
-        grid = SweepGrid.over((100, 100), occluder, 25 if small else 1)
+        grid = SweepGrid.over((100, 100), occluder, stride=25 if small else 1)
         everything, some = (torch.arange(grid.positions, device=device)[::step] for step in (1, 1 if small else 97))
         with float32_as("ieee"):
             fill = torch.zeros(1, 1, 1, 1, device=device)

@@ -277,7 +277,7 @@ def _announce(box: tuple[int, int], stride: int, border: str, size: tuple[int, i
     """Say how much work a map is before it begins."""
     from ..sweep import SweepGrid
 
-    positions = SweepGrid.over(size, box, stride, border).positions  # type: ignore[arg-type]
+    positions = SweepGrid.over(size, box, stride=stride, border=border).positions  # type: ignore[arg-type]
     total = images * positions
     text = f"occluder {box[0]}x{box[1]}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
     if method in ("adaptive", "sampled"):

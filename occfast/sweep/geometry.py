@@ -38,7 +38,7 @@ class SweepGrid:
     columns: int
 
     @classmethod
-    def over(cls, image: Pair, occluder: Pair, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
+    def over(cls, image: Pair, occluder: Pair, *, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
         """Return the grid for images of a size.
 
         Args:

@@ -286,7 +286,7 @@ class OcclusionMap:
             raise DataError(f"{path}: not a saved OcclusionMap")
         try:
             about = json.loads(str(content["about"]))
-            grid = SweepGrid.over(about["image"], about["occluder"], about["stride"], about["border"])
+            grid = SweepGrid.over(about["image"], about["occluder"], stride=about["stride"], border=about["border"])
             origin = about.get("fingerprint")
             loaded = cls(
                 values=content["values"],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from occfast.cli import main as run_main
 from occfast.cli.networks import load_any
 from occfast.models import PaperNet, Preprocessing
 from occfast.train.weights import Trained
+from tests.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (22, 18)
@@ -348,34 +347,11 @@ def test_help_is_for_newcomers() -> None:
 
 def test_torchrun(folder: Path, tmp_path: Path) -> None:
     one = run(FACTORY, folder, "--output", tmp_path / "one", "--occluder", "6x5", "--method", "incremental")["maps"][0]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-        "-m",
-        "occfast",
-        "map",
-        FACTORY,
-        str(folder),
-        "--occluder",
-        "6x5",
-        "--output",
-        str(tmp_path / "two"),
-        "--method",
-        "incremental",
-        "--color",
-        "gray",
-        "--json",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)["maps"][0]  # one process speaks
+    printed = torchrun(
+        *("-m", "occfast", "map", FACTORY, folder, "--occluder", "6x5", "--output", tmp_path / "two"),
+        *("--method", "incremental", "--color", "gray", "--json"),
+        launcher=("--master-port=0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+    )
+    two = json.loads(printed)["maps"][0]  # one process speaks
     a, b = (occfast.OcclusionMap.load(m["files"]["map"]) for m in (one, two))
     assert np.array_equal(a.values, b.values) and a.n_evaluations == b.n_evaluations

@@ -433,8 +433,8 @@ def network(seed: int) -> tuple[nn.Module, Tensor, SweepGrid]:
     grid = SweepGrid.over(
         size,
         (draw.randint(1, size[0] * 2 // 3), draw.randint(1, size[1] * 2 // 3)),
-        (draw.randint(1, 4), draw.randint(1, 4)),
-        draw.choice(("clip", "valid")),
+        stride=(draw.randint(1, 4), draw.randint(1, 4)),
+        border=draw.choice(("clip", "valid")),
     )
     return Network([*layers, head], draw.choice(("forward", "forward", "instance"))).eval(), images, grid
 

@@ -226,7 +226,7 @@ def swept(dtype, tf32=False, cuda_graphs=False):
     ones in float32."""
     model = networks.lively(networks.Yi(classes=20, width=8)).cuda()
     images = torch.rand((3, 1, 100, 100), generator=torch.Generator().manual_seed(1)).cuda()
-    grid, fill = SweepGrid.over((100, 100), (20, 30), 5), torch.zeros(1, 1, 1, 1, device="cuda")
+    grid, fill = SweepGrid.over((100, 100), (20, 30), stride=5), torch.zeros(1, 1, 1, 1, device="cuda")
     found, expected = [], []
     with torch.no_grad(), float32_as("tf32" if tf32 else "ieee"):
         evaluator = IncrementalEvaluator(

@@ -32,7 +32,7 @@ def sweeps(draw):
     h, w = draw(st.integers(1, 19)), draw(st.integers(1, 19))
     box = draw(st.integers(1, h)), draw(st.integers(1, w))
     stride = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    grid = SweepGrid.over((h, w), box, stride, draw(st.sampled_from(["clip", "valid"])))
+    grid = SweepGrid.over((h, w), box, stride=stride, border=draw(st.sampled_from(["clip", "valid"])))
     dtype = draw(st.sampled_from(DTYPES))
     seed = draw(st.integers(0, 99))
     generator = torch.Generator().manual_seed(seed)

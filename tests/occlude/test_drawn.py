@@ -110,7 +110,7 @@ def test_uniform_is_splitmix64_and_even() -> None:
 def test_block_covers_the_rows_of_an_occlusion_map() -> None:
     from occfast.sweep import SweepGrid
 
-    grid = SweepGrid.over((100, 100), (20, 41), 1, "clip")
+    grid = SweepGrid.over((100, 100), (20, 41), stride=1, border="clip")
     for i, j in ((0, 0), (50, 30), (99, 99), (3, 97)):
         mask = Block((20, 41), (float(i), float(j)))(batch(1)).mask[0]
         expected = torch.zeros(100, 100, dtype=torch.bool)

@@ -21,6 +21,7 @@ from occfast.reproduce import processes
 from occfast.reproduce.cost import Rates, forward_flops, predict
 from occfast.reproduce.graph import Graph, Step, StepContext, Work, fingerprint
 from occfast.reproduce.processes import ProcessGroup
+from tests.processes import torchrun
 from tests.train.tiny import ROOT, Patterns
 
 
@@ -228,19 +229,7 @@ assert [done.processes for done in found] == [2, 1, 1, 1]
 def test_two_processes_train_together_and_share_the_rest(tmp_path):
     """A step that one process does trains alone, whatever torchrun set."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(tmp_path / "script.py"),
-        str(tmp_path / "steps"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    torchrun(tmp_path / "script.py", tmp_path / "steps")
     assert len(list((tmp_path / "steps").glob("*/done.json"))) == 4
 
 

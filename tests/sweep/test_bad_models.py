@@ -43,7 +43,7 @@ def images(n: int = 3) -> Tensor:
 def by_hand(net: nn.Module) -> np.ndarray[Any, Any]:
     """Return the map from single images, with scores in float64 and without an evaluator."""
     with torch.no_grad():
-        grid = occfast.sweep.SweepGrid.over((16, 18), (4, 5), 2)
+        grid = occfast.sweep.SweepGrid.over((16, 18), (4, 5), stride=2)
         drops = np.zeros((3, grid.positions))
         for n, image in enumerate(images()):
             clean = net(image[None])[0].double()

@@ -16,7 +16,7 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 def test_clip_has_a_center_on_every_stride_th_pixel(image, data):
     box = tuple(data.draw(st.integers(1, s)) for s in image)
     stride = tuple(data.draw(st.integers(1, 9)) for _ in image)
-    grid = SweepGrid.over(image, box, stride)
+    grid = SweepGrid.over(image, box, stride=stride)
     rows, columns = grid.centers
     assert rows.tolist() == list(range(0, image[0], stride[0]))
     assert columns.tolist() == list(range(0, image[1], stride[1]))
@@ -33,7 +33,7 @@ def test_clip_has_a_center_on_every_stride_th_pixel(image, data):
 def test_valid_has_whole_occluders_only(image, data):
     box = tuple(data.draw(st.integers(1, s)) for s in image)
     stride = tuple(data.draw(st.integers(1, 9)) for _ in image)
-    grid = SweepGrid.over(image, box, stride, "valid")
+    grid = SweepGrid.over(image, box, stride=stride, border="valid")
     assert grid.first == (box[0] // 2, box[1] // 2)
     windows = [grid.window(p) for p in range(grid.positions)]
     assert all((b - t, r - left) == box for t, left, b, r in windows)
@@ -45,7 +45,7 @@ def test_valid_has_whole_occluders_only(image, data):
 def test_the_twin_agrees_with_the_grid():
     import torch
 
-    grid = SweepGrid.over((11, 13), (4, 5), (2, 3))
+    grid = SweepGrid.over((11, 13), (4, 5), stride=(2, 3))
     edges = reference.windows(grid.native(), torch.arange(grid.positions), 11, 13)
     assert [tuple(e[p].item() for e in edges) for p in range(grid.positions)] == [
         grid.window(p) for p in range(grid.positions)
@@ -53,18 +53,18 @@ def test_the_twin_agrees_with_the_grid():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("occluder", "options", "error", "message"),
     [
-        (((10, 10), (11, 3)), ValueError, "occluder: expected at most the image's 10x10 pixels, got 11x3"),
-        (((10, 10), (0, 3)), ValueError, "occluder: expected numbers of at least 1"),
-        (((10, 10), 2.5), TypeError, "occluder: expected an int or two"),
-        (((10, 10), (1, 2, 3)), TypeError, "occluder: expected an int or two"),
-        (((10, 10), True), TypeError, "occluder: expected an int or two"),
-        (((10, 10), "33"), TypeError, "occluder: expected an int or two"),
-        (((10, 10), 3, 0), ValueError, "stride: expected numbers of at least 1"),
-        (((10, 10), 3, 1, "wrap"), ValueError, "border: expected one of 'clip', 'valid', got 'wrap'"),
+        ((11, 3), {}, ValueError, "occluder: expected at most the image's 10x10 pixels, got 11x3"),
+        ((0, 3), {}, ValueError, "occluder: expected numbers of at least 1"),
+        (2.5, {}, TypeError, "occluder: expected an int or two"),
+        ((1, 2, 3), {}, TypeError, "occluder: expected an int or two"),
+        (True, {}, TypeError, "occluder: expected an int or two"),
+        ("33", {}, TypeError, "occluder: expected an int or two"),
+        (3, {"stride": 0}, ValueError, "stride: expected numbers of at least 1"),
+        (3, {"border": "wrap"}, ValueError, "border: expected one of 'clip', 'valid', got 'wrap'"),
     ],
 )
-def test_bad_input(arguments, error, message):
+def test_bad_input(occluder, options, error, message):
     with pytest.raises(error, match=message):
-        SweepGrid.over(*arguments)
+        SweepGrid.over((10, 10), occluder, **options)

@@ -67,7 +67,7 @@ def test_replayed_batches_equal_the_dense_sweep(name: str, fuse: bool) -> None:
     """
     model, images = make(name, torch.float64, 3)
     h, w = images.shape[-2:]
-    grid, fill = SweepGrid.over((h, w), (h // 3, w // 3), 2), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
+    grid, fill = SweepGrid.over((h, w), (h // 3, w // 3), stride=2), torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
     evaluator = IncrementalEvaluator(model, grid, images, fuse=fuse, most_classes=2, batch=8)
     graphs = graphed(evaluator)
     for block in (images, images.flip(0)[:2].sqrt(), images[:1].square()):
@@ -87,7 +87,7 @@ def test_replayed_batches_equal_the_dense_sweep(name: str, fuse: bool) -> None:
 
 def test_growing_blocks_are_recorded_anew() -> None:
     model, images = make("yi", torch.float64, 4)
-    grid, fill = SweepGrid.over((100, 100), (20, 20), 10), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    grid, fill = SweepGrid.over((100, 100), (20, 20), stride=10), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     evaluator = IncrementalEvaluator(model, grid, images, most_classes=1)
     graphs = graphed(evaluator)
     for count in (1, 2, 4, 3):
@@ -105,7 +105,7 @@ def test_growing_blocks_are_recorded_anew() -> None:
 
 def test_a_failed_capture_is_logged_once_and_the_sweep_continues(caplog: pytest.LogCaptureFixture) -> None:
     model, images = make("resnet18", torch.float64)
-    grid, fill = SweepGrid.over((64, 48), (20, 20), 4), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    grid, fill = SweepGrid.over((64, 48), (20, 20), stride=4), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     positions = torch.arange(2 * grid.positions)
     evaluator = IncrementalEvaluator(model, grid, images, batch=16)
     evaluator.start(images, fill)

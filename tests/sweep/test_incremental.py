@@ -89,20 +89,20 @@ def test_equals_dense(name: str, dtype: torch.dtype) -> None:
         ((h, w), 3, "clip"),
         ((h // 3, w // 5), 3, "valid"),
     ):
-        grid = SweepGrid.over((h, w), occluder, stride, border)  # type: ignore[arg-type]
+        grid = SweepGrid.over((h, w), occluder, stride=stride, border=border)  # type: ignore[arg-type]
         compare(model, images, grid, torch.full((1, 1, 1, 1), 0.25, dtype=dtype), some(grid, len(images), 24))
 
 
 @pytest.mark.parametrize("name", ["yi", "resnet18", "odd"])
 def test_fill_of_each_image_and_pixel(name: str) -> None:
     model, images = make(name, torch.float64)
-    grid = SweepGrid.over(tuple(images.shape[-2:]), (9, 14), 1, "clip")
+    grid = SweepGrid.over(tuple(images.shape[-2:]), (9, 14), stride=1, border="clip")
     compare(model, images, grid, torch.rand_like(images), some(grid, len(images), 24))
 
 
 def test_every_position_of_a_map() -> None:
     model, images = make("split", torch.float32)
-    grid = SweepGrid.over((21, 26), (6, 5), 1, "clip")
+    grid = SweepGrid.over((21, 26), (6, 5), stride=1, border="clip")
     compare(model, images, grid, torch.zeros(1, 3, 1, 1), torch.arange(2 * grid.positions))
 
 
@@ -262,7 +262,7 @@ def test_random_architectures(
             model(images)
     except RuntimeError:
         return  # the map shrank to nothing
-    grid = SweepGrid.over(size, (min(h, size[0]), min(w, size[1])), stride, border)  # type: ignore[arg-type]
+    grid = SweepGrid.over(size, (min(h, size[0]), min(w, size[1])), stride=stride, border=border)  # type: ignore[arg-type]
     evaluator = IncrementalEvaluator(model, grid, images)
     fill = torch.rand((2, 3, *size), generator=torch.Generator().manual_seed(4)).to(dtype)
     positions = some(grid, 2, 40)

@@ -39,7 +39,7 @@ def slow_map(net, images, targets, grid, fill, score):
 @pytest.mark.parametrize(("occluder", "stride"), [((5, 4), 1), ((1, 1), (3, 2)), ((17, 14), 5), ((4, 9), 2)])
 @pytest.mark.parametrize("score", ["error", "score_drop", "similarity_drop"])
 def test_equals_the_definition(tiny_net, faces, labels, score, border, occluder, stride):
-    grid = SweepGrid.over((17, 14), occluder, stride, border)
+    grid = SweepGrid.over((17, 14), occluder, stride=stride, border=border)
     targets = None if score == "similarity_drop" else labels
     tiny_net, faces = tiny_net.double(), faces.double()
     m = occfast.occlusion_map(
@@ -86,7 +86,7 @@ def test_fills(name):
     net, images = TinyNet(channels=3).eval().double(), torch.rand(2, 3, 17, 14, dtype=torch.float64)
     targets = torch.tensor([1, 2])
     given, slow = FILLS[name]
-    grid = SweepGrid.over((17, 14), (6, 6), 4)
+    grid = SweepGrid.over((17, 14), (6, 6), stride=4)
     m = occfast.occlusion_map(
         net, images, targets, (6, 6), stride=4, fill=given, score="score_drop", progress=False, skip_misclassified=False
     )
@@ -119,7 +119,7 @@ def test_noise_is_seeded_within_the_range_and_the_same_for_every_block(tiny_net,
 def test_reference_embeddings(tiny_net, faces):
     references = torch.randn(6, 5, dtype=torch.float64)
     tiny_net, faces = tiny_net.double(), faces.double()
-    grid = SweepGrid.over((17, 14), (5, 5), 4)
+    grid = SweepGrid.over((17, 14), (5, 5), stride=4)
     m = occfast.occlusion_map(tiny_net, faces, references, (5, 5), stride=4, score="similarity_drop", progress=False)
     expected = slow_map(tiny_net, faces, references, grid, lambda image: torch.tensor(0.0).double(), "similarity_drop")
     np.testing.assert_allclose(m.values, expected.mean(0), rtol=1e-9, atol=1e-12)

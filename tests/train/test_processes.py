@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,33 +12,16 @@ from occfast.train import train
 from occfast.train.checkpoint import load_checkpoint
 from occfast.train.log import read_rows
 from occfast.train.recipe import to_yaml
-from tests.train.tiny import ROOT, recipe
+from tests.processes import torchrun
+from tests.train.tiny import recipe
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
 # Dropout draws in each process, and norms see a process' own images: without them the runs are the same computation.
 PLAIN = ["network.arguments={dropout: 0.0, norm: false}", "device=cpu"]
 
 
-def torchrun(folder: Path, recipe_file: Path, *options: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "occfast",
-        "train",
-        str(recipe_file),
-        "--trust",
-        *options,
-        "--output",
-        str(folder),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def train_on_two(folder: Path, recipe_file: Path, *options: str) -> None:
+    torchrun("-m", "occfast", "train", recipe_file, "--trust", *options, "--output", folder)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -66,7 +46,7 @@ def test_classification_on_two_processes(tmp_path: Path) -> None:
     run = recipe("classify", *PLAIN, "optimizer.name=sgd")
     train(run, tmp_path / "one", progress=False)
     (tmp_path / "recipe.yaml").write_text(to_yaml(run))
-    torchrun(tmp_path / "two", tmp_path / "recipe.yaml", "batch.accumulate=3")
+    train_on_two(tmp_path / "two", tmp_path / "recipe.yaml", "batch.accumulate=3")
     close(tmp_path / "two", tmp_path / "one")
     assert {k for k in load_checkpoint(tmp_path / "two" / "checkpoint.safetensors")[0] if k.startswith("random")} == {
         "random/0/cpu",
@@ -88,5 +68,5 @@ def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         train(run, tmp_path / "two", progress=stop)
-    torchrun(tmp_path / "two", tmp_path / "two" / "recipe.yaml", "--resume")
+    train_on_two(tmp_path / "two", tmp_path / "two" / "recipe.yaml", "--resume")
     close(tmp_path / "two", tmp_path / "one")

@@ -124,7 +124,7 @@ class Sweep(ABC):
     def _begin(self, block: Block) -> None:
         check_precision(self.options.precision, block.images)
         size = (int(block.images.shape[-2]), int(block.images.shape[-1]))
-        self.grid = SweepGrid.over(size, self.options.occluder, self.options.stride, self.options.border)
+        self.grid = SweepGrid.over(size, self.options.occluder, stride=self.options.stride, border=self.options.border)
         self.dtype = block.images.dtype
         shape = list(block.images.shape[1:])
         if self.checkpoint or self.processes:

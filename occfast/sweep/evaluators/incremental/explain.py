@@ -73,7 +73,7 @@ def explain(
     Example:
         >>> print(explain(model, size=(100, 100), occluder=(20, 40)))
     """
-    grid = SweepGrid.over(size, occluder, stride, border)
+    grid = SweepGrid.over(size, occluder, stride=stride, border=border)
     if not isinstance(model, nn.Module):
         return Explanation([], "a function can't be traced, an nn.Module can")
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
