@@ -32,7 +32,7 @@ from occfast.train.weights import Trained, load
 
 Entry = tuple[str, str, list[bytes], Callable[[Path], object], str, tuple[type[Exception], ...]]
 ROOT = Path(__file__).resolve().parents[2]
-_GRID = SweepGrid.over((6, 5), (3, 2), 2, "clip")
+_GRID = SweepGrid.over((6, 5), (3, 2), stride=2, border="clip")
 
 
 @contextlib.contextmanager
