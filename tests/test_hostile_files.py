@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import occfast
 from occfast import DataError
-from occfast.cli import app
+from occfast.cli import app, main
 from occfast.cli.evaluate import _check_report
 from occfast.cli.pdsn import _regions
 from occfast.evaluate.embedding import Embeddings
@@ -25,6 +26,7 @@ from occfast.models import Preprocessing
 from occfast.occlude.locations import LocationDistribution
 from occfast.pdsn import tensor_files
 from occfast.pdsn.regions import Regions
+from occfast.progress import printable
 from occfast.reproduce.graph import Graph, Step
 from occfast.sweep import OcclusionMap
 from occfast.train import load_network, train
@@ -176,3 +178,33 @@ def test_pipes_do_not_hang(tmp_path: Path) -> None:
     command = ["map", tmp_path / "net.safetensors", tmp_path / "faces", "--people", pipe, "-o", tmp_path / "maps"]
     result = CliRunner().invoke(app, [*map(str, command), "--quiet"])
     assert "expected a regular file" in str(result.exception) and not (tmp_path / "maps").exists()
+
+
+def test_names_do_not_control_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: Any) -> None:
+    faces = tmp_path / "faces"
+    for name in ("a\x1b[31m/1.png", "b/1.png"):
+        (faces / name).parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(faces / name)
+    (faces / "b" / "\x1b[2J\x9b.jpg").write_bytes(b"x")
+    (faces / "b" / "\x1b]0;x\x07.txt").write_bytes(b"x")
+    shown = CliRunner().invoke(app, ["data", "show", str(faces), "-q"])
+    assert shown.exit_code == 1 and not set(shown.output) & set("\x1b\x07\x9b") and r"\x1b[2J" in shown.output
+    monkeypatch.setattr("sys.argv", ["occfast", "data", "convert", str(faces), str(tmp_path / "a.rec"), "-q"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capfd.readouterr().err
+    assert "\x1b" not in said and r"\x1b[2J" in said
+    assert printable("a\nb\tc\udc80é") == "a\nb\\tc\\udc80é"
+
+
+@pytest.mark.parametrize("changes", [{"value_range": (-3.4e38, 3.4e38)}, {"value_range": (0, float("inf"))}], ids=str)
+def test_ranges_of_occluders_fit_float32(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="value_range: expected a number in"):
+        occfast.NoisyOccluder((3, 3), **changes)
+    wide = occfast.NoisyOccluder((3, 3), value_range=(-1.7e38, 1.7e38), seed=0)
+    assert bool(wide(torch.zeros(8, 1, 9, 9), torch.arange(8)).isfinite().all())
+
+
+def test_batch_sizes_beyond_all_memory() -> None:
+    with pytest.raises(ValueError, match=r"batch_size: expected"):
+        occfast.occlusion_map(lambda x: x.flatten(1), torch.rand(1, 1, 9, 9), torch.zeros(1).long(), batch_size=2**63)

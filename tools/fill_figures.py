@@ -330,9 +330,13 @@ def _torture() -> dict[str, str]:
         ]
         for row in report["fuzz"]
     ]
-    machine = f"{about['processor']}, {about['cores']} cores, PyTorch {about['torch']}, Python {about['python']}"
+    last = about[-1]
+    machine = f"{last['processor']}, {last['cores']} cores, PyTorch {last['torch']}, Python {last['python']}"
+    runs = [["command", "date", "minutes"]]
+    runs += [[f"`{one['command']}`", one["date"], f"{one['minutes']:.0f}"] for one in about]
     return {
-        "torture-about": f"`{about['command']}`, {about['date']}, {about['minutes']:.0f} minutes on {machine}",
+        "torture-about": _table(runs[0], runs[1:]),
+        "torture-machine": machine,
         "torture-kills": f"{totals['kills']:,}",
         "torture-inputs": f"{totals['fuzz_inputs']:,}",
         "torture-findings": f"{totals['findings']:,}",

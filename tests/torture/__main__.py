@@ -48,6 +48,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="leave builds out")
     parser.add_argument("--no-reproduce", action="store_true", help="leave reproductions out")
     parser.add_argument("--report", type=Path, help="JSON file to write")
+    parser.add_argument("--add", action="store_true", help="add to the report; commands and parsers in it are replaced")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "occfast-torture", help="findings")
     found = parser.parse_args()
     if unknown := sorted(set(found.parts) - set(PARTS)):
@@ -71,7 +72,12 @@ def main() -> int:
             _pooled(_parsers(given, until), given.workers, work / "b", found)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    report = {"about": _about(given, time.monotonic() - started), **found, "totals": _totals(found)}
+    about = [_about(given, time.monotonic() - started)]
+    if given.add and given.report is not None and given.report.exists():
+        before = json.loads(given.report.read_text())
+        about = [*before["about"], *about]
+        found = {part: _merged(before.get(part, []), found.get(part, [])) for part in PARTS}
+    report = {"about": about, **found, "totals": _totals(found)}
     if given.report is not None:
         given.report.parent.mkdir(parents=True, exist_ok=True)
         given.report.write_text(json.dumps(report, indent=1) + "\n")
@@ -168,6 +174,12 @@ def _pooled(jobs: list[Job], workers: int, place: Path, found: dict[str, list[di
             result = {part or next(iter(found)): result}
         for key, value in result.items():
             found[key].append(value)
+
+
+def _merged(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows by the names of their commands and parsers; later ones replace earlier ones."""
+    rows = {row.get("command") or row.get("parser") or row.get("name"): row for row in [*before, *now]}
+    return [row for _, row in sorted(rows.items(), key=lambda item: str(item[0]))]
 
 
 def _totals(found: dict[str, list[dict[str, Any]]]) -> dict[str, int]:

@@ -138,11 +138,12 @@ def commands(*, with_build: bool, with_orl: bool) -> list[Command]:
     if with_orl:
         tiny = (
             *("network={batch_norm: true, width: 0.125}", "base=[epochs=3]", "fine=[epochs=1]", "stride=34"),
-            *("placement_images=9", "table_images=7", "share=0.8", "networks=[A20x40]"),
+            *("placement_images=9", "table_images=7", "share=0.8"),
+            "triplet=[epochs=1, batch.size=16, batch.images_each=2, optimizer.learning_rate=1e-4]",
         )
         chosen = [word for change in tiny for word in ("--set", change)]
-        words = ("reproduce", "trigueros2018", "--table", "1", *chosen, "--device", "cpu", "--quiet")
-        found.append(Command("reproduce table", words, ("-o", "{}"), same_reproductions, most=12))
+        words = ("reproduce", "trigueros2018", "--figure", "1", "--figure", "4", *chosen, "--device", "cpu", "--quiet")
+        found.append(Command("reproduce figures", words, ("-o", "{}"), same_reproductions, most=12))
     if with_build:
         found.append(
             Command("build cpu", ("build",), (), same_builds, (), {"OCCFAST_CACHE": "{}", "MAX_JOBS": "1"}, most=3)
