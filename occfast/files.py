@@ -12,8 +12,9 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -120,8 +121,29 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+@dataclass
+class Lock:
+    """A lock file that this process holds.
+
+    Attributes:
+        notes: Lines that a process noted in it which then died; "" after a process that removed it.
+    """
+
+    file: TextIO
+    notes: str
+
+    def note(self, text: str) -> None:
+        """Replace the notes, which stay in the file if this process dies. A full disk loses them."""
+        began = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError):
+            self.file.truncate(0)
+            self.file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n{text}")
+            self.file.flush()
+        self.notes = text
+
+
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str], busy: Callable[[str], Exception]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], busy: Callable[[str], Exception]) -> Iterator[Lock]:
     """Hold a lock file, so that no second process does the same work; the system releases it if the process dies.
 
     Args:
@@ -140,7 +162,7 @@ def locked(path: str | os.PathLike[str], busy: Callable[[str], Exception]) -> It
             _lock(file.fileno())
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.readline().strip() or "another process"
             file.close()
             raise busy(holder) from None
         except OSError:
@@ -154,12 +176,10 @@ def locked(path: str | os.PathLike[str], busy: Callable[[str], Exception]) -> It
             break
         file.close()  # the former holder removed this file in between
     try:
-        file.truncate(0)
-        began = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
-        with contextlib.suppress(OSError):  # a full disk; the name is for messages alone
-            file.flush()
-        yield
+        file.seek(0)
+        lock = Lock(file, file.read().partition("\n")[2])
+        lock.note(lock.notes)
+        yield lock
     finally:
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

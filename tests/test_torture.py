@@ -26,13 +26,13 @@ def torture(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_kills_disks_and_writers(tmp_path: Path) -> None:
-    only = [word for name in ("map d", "train c", "convert", "evaluate s") for word in ("--only", name)]
-    counts = ["--kills", "24", "--disks", "1", "--writers", "1", "--workers", "1", "--minutes", "0"]
+    only = [word for name in ("map adaptive", "train classify", "convert") for word in ("--only", name)]
+    counts = ["--kills", "15", "--disks", "1", "--writers", "1", "--workers", "1", "--minutes", "0"]
     report = torture(tmp_path, "kills", "disks", "writers", *only, *counts, "--no-build", "--no-reproduce")
     totals = report["totals"]
-    assert totals["kills"] >= 20 and totals["full_disks"] == totals["pairs_of_writers"] == 6
-    assert {row["command"].partition(" ")[0] for row in report["kills"]} == {"map", "train", "convert", "evaluate"}
-    assert sum(row["at_operations"] for row in report["kills"]) >= 5
+    assert totals["kills"] >= 15 and totals["full_disks"] == totals["pairs_of_writers"] == 5
+    assert {row["command"].partition(" ")[0] for row in report["kills"]} == {"map", "train", "convert"}
+    assert sum(row["at_operations"] for row in report["kills"]) >= 3
     assert all(totals[name] == 0 for name in ("findings", "differences", "losses", "half_written", "litter"))
     assert all(row["operations"] > 3 for row in report["kills"])
 
@@ -41,11 +41,12 @@ def test_thousands_of_files(tmp_path: Path) -> None:
     slow = ("recipe", "weights", "image", "template", "state dict", "mask generators")
     fast = [name for name in targets() if name not in slow]
     only = [word for name in fast for word in ("--only", name)]
-    report = torture(tmp_path, "fuzz", *only, "--inputs", "100", "--workers", "1", "--minutes", "0", "--seed", "7")
+    report = torture(tmp_path, "fuzz", *only, "--inputs", "80", "--workers", "1", "--minutes", "0", "--seed", "7")
     assert {row["parser"] for row in report["fuzz"]} >= set(fast)
-    assert report["totals"]["fuzz_inputs"] >= 2500 and report["totals"]["findings"] == 0
+    assert report["totals"]["fuzz_inputs"] == 80 * len(fast) and report["totals"]["findings"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["late rename", "loss"])
 def test_faults_are_found(fault: str, tmp_path: Path) -> None:
     """A file that is written under its final name, and a checkpoint that is removed too early, do not pass."""

@@ -309,7 +309,7 @@ def _check_options(protocol: str, given: Mapping[str, tuple[object, tuple[str, .
             raise ValueError(f"{name}: only valid with {', '.join(protocols)}, got it with {protocol}")
 
 
-def _only_run(output: Path) -> AbstractContextManager[None]:
+def _only_run(output: Path) -> AbstractContextManager[object]:
     """Hold the lock of the folder; a folder that can't be written is refused before any work."""
 
     def busy(holder: str) -> Exception:

@@ -257,7 +257,7 @@ def _checkpoint(stem: Path) -> Path:
     return finished if finished.exists() and not unfinished.exists() else unfinished
 
 
-def _only_run(output: Path) -> AbstractContextManager[None]:
+def _only_run(output: Path) -> AbstractContextManager[object]:
     """Hold the lock of the folder; a folder that can't be written is refused before the sweep."""
     from ..files import locked
 

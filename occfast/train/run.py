@@ -83,7 +83,7 @@ def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
                 )
 
 
-def locked(output: Path) -> contextlib.AbstractContextManager[None]:
+def locked(output: Path) -> contextlib.AbstractContextManager[files.Lock]:
     """Hold the lock of a folder, so that no second run writes into it; the system releases it if the process dies.
 
     Raises:
