@@ -147,7 +147,7 @@ def _has_landmarks(source: FaceDataset) -> bool:
 # Folder
 
 
-def _to_folder(source: FaceDataset, target: Path, report: Report, begin: Callable[[], None]) -> None:
+def _to_folder(source: FaceDataset, target: Path, report: Report, note: Callable[[], None]) -> None:
     state = target / STATE
     begun = {"source": _fingerprint(source)}
     if target.exists():
@@ -162,7 +162,7 @@ def _to_folder(source: FaceDataset, target: Path, report: Report, begin: Callabl
                 path.unlink()
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(state, json.dumps(begun).encode())
-    begin()  # after the state, without which the folder counts as whole
+    note()  # after the state, without which the folder counts as whole
     stems = [
         _stem(name, source.people[label]) for name, label in zip(source.names, source.labels.tolist(), strict=True)
     ]
@@ -210,7 +210,7 @@ def _with_suffix(name: str, data: bytes, source: str) -> str:
 # RecordIO
 
 
-def _to_recordio(source: FaceDataset, target: Path, report: Report, begin: Callable[[], None]) -> None:
+def _to_recordio(source: FaceDataset, target: Path, report: Report, note: Callable[[], None]) -> None:
     """Write insightface's layout: record 0 states where the images end, and records of the identities follow them."""
     if target.suffix.lower() != ".rec":
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
@@ -219,7 +219,7 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, begin: Calla
     resume = state.is_file() and read_json(state) == begun
     if target.exists():
         if resume and RecordWriter.finish(target):  # killed between the last two names
-            begin()
+            note()
             remove(state)
             return
         raise ValueError(f"{target}: expected a new file")
@@ -228,7 +228,7 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, begin: Calla
             f"source: expected fewer than {1 << 24:,} images and people, which RecordIO's float32 labels hold"
         )
     write_atomically(state, json.dumps(begun).encode())
-    begin()
+    note()
     order = torch.argsort(source.labels, stable=True).tolist()
     count = len(order)
     sizes: set[tuple[int, int]] = set()
@@ -266,12 +266,12 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, begin: Calla
 # .npz
 
 
-def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report, begin: Callable[[], None]) -> None:
+def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report, note: Callable[[], None]) -> None:
     if target.suffix.lower() != ".npz":
         raise ValueError(f"target: expected a name that ends in .npz, got {target}")
     if target.exists():
         raise ValueError(f"{target}: expected a new file")
-    begin()
+    note()
     # A kill leaves a part, which has one name, so that the next conversion replaces it.
     part = target.with_name(f".{target.name}.part")
     with _replacing(part, target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
