@@ -29,6 +29,7 @@ def figures() -> dict[str, str]:
     parts = (
         _sweeps(),
         _predictions(),
+        _plan(),
         _estimates(),
         _comparisons(),
         _noise(),
@@ -138,6 +139,34 @@ def _predictions() -> dict[str, str]:
         name = f"predicted-{row['network']}-{row['occluder']}"
         found[name + (f"-stride-{row['stride']}" if row["stride"] > 1 else "")] = _times(row["speedup"])
     return found
+
+
+def _plan() -> dict[str, str]:
+    """Return what ``python -m bench.plan`` found; nothing before it was run."""
+    if not (BENCH / "plan-cpu.json").is_file():
+        return {}
+    content = _read("plan-cpu")
+    found = content["summary"]
+    strides = sorted({row["stride"] for row in content["rows"]})
+    table = [
+        [
+            kind.replace("_", " "),
+            *(
+                f"{_times(row['predicted'])} / {_times(row['measured'])}"
+                for row in content["rows"]
+                if row["kind"] == kind
+            ),
+        ]
+        for kind in dict.fromkeys(row["kind"] for row in content["rows"])
+    ]
+    return {
+        "plan-kinds": str(found["kinds"]),
+        "plan-cases": str(found["cases"]),
+        "plan-within": f"{found['within_1.3']:.0%}".replace("%", " %"),
+        "plan-largest": _times(found["largest_factor"]),
+        "plan-auto-slowest": f"{found['auto_slowest']:.2f}×",
+        "plan-table": _table(["predicted / measured", *(f"stride {stride}" for stride in strides)], table),
+    }
 
 
 def _estimates() -> dict[str, str]:

@@ -4,6 +4,7 @@ from .api import occlusion_map
 from .comparison import MapComparison
 from .difference import MapDifference
 from .evaluators.incremental.explain import explain
+from .evaluators.incremental.rates import calibrate
 from .geometry import SweepGrid
 from .maps import OcclusionMap
 from .options import Adaptive, Sampled
@@ -15,6 +16,7 @@ __all__ = [
     "OcclusionMap",
     "Sampled",
     "SweepGrid",
+    "calibrate",
     "explain",
     "occlusion_map",
 ]
