@@ -18,6 +18,7 @@ from ...errors import DataError
 from ...native import ops
 from ...progress import Report
 from ..checkpoint import Checkpoint, Fingerprint, SweepState, different_outputs, fingerprint
+from ..convolution import right_convolutions
 from ..evaluators.scorer import Scorer
 from ..geometry import SweepGrid
 from ..maps import MAP_KIND, OcclusionMap
@@ -81,7 +82,8 @@ class Sweep(ABC):
         try:
             for block in self._blocks():
                 if not self.begun:
-                    self._begin(block)
+                    with right_convolutions(block.images):
+                        self._begin(block)
                 end = block.first + block.images.shape[0]
                 if self.saved is not None:
                     if end >= self.saved_from.seen and not self.saved_from.whole:
@@ -92,7 +94,8 @@ class Sweep(ABC):
                     if end == self.state.seen and self.state.partial is None:
                         self._check_same_data()
                 elif not self.finished():
-                    self._block(block)
+                    with right_convolutions(block.images):
+                        self._block(block)
                 self.digest = self.source.digest.hexdigest()
                 if self.saved is None and end >= self.state.seen and self.finished():
                     break
