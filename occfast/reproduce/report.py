@@ -339,11 +339,11 @@ class Report:
             sentences.append(f"{count} differences exceed the noise ({seeds}): their 95 % intervals exclude 0.")
         if self.judged:
             parts = []
-            for beyond, whose in ((False, "that the paper's orderings consist of"), (True, "beyond its set-up")):
-                words = [one.verdict for claim in self.judged if claim.beyond == beyond for one in claim.comparisons]
+            for further, whose in ((False, "that the paper's orderings consist of"), (True, "beyond its set-up")):
+                words = [one.verdict for claim in self.judged if claim.beyond == further for one in claim.comparisons]
                 if words:
-                    count = (f"{words.count(word)} {word}" for word in ("confirmed", "refuted", "not decided"))
-                    parts.append(f"of {len(words)} comparisons {whose}: {', '.join(count)}")
+                    counts = [f"{words.count(word)} {word}" for word in ("confirmed", "refuted", "not decided")]
+                    parts.append(f"of {len(words)} comparisons {whose}: {', '.join(counts)}")
             text = "; ".join(parts)
             sentences.append(f"{text[0].upper()}{text[1:]} ({seeds}; 95 % intervals over seeds and images).")
         if open_claims := self.failing + self.holding:

@@ -57,21 +57,21 @@ class TrunkSettings:
     feature_size: int = 320
     share: float = 0.1
     dropout: float = 0.4
-    draws: int = 1
-    map_images: int = 100
+    draws: int = 2
+    map_images: int = 200
     map_spacing: int = 24
     precision: str = "float32"
     batch: int = 256
-    base_epochs: tuple[int, ...] = (20, 40)
+    base_epochs: tuple[int, ...] = (20, 40, 80, 160)
     base_rate: float = 1e-3
     fine_epochs: int = 10
     fine_rate: float = 5e-4
     covered: tuple[float, ...] = (0.5, 1.0)
     people_each: int = 32
     images_each: int = 8
-    epochs: tuple[int, ...] = (1, 2, 4, 8)
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    choosing_seeds: tuple[int, ...] = (1000, 1001)
+    epochs: tuple[int, ...] = (1, 2, 4, 8, 16)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    choosing_seeds: tuple[int, ...] = (1000, 1001, 1002)
     resamples: int = 2000
 
     def __post_init__(self) -> None:
