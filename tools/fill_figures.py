@@ -37,6 +37,7 @@ def figures() -> dict[str, str]:
         _evaluation(),
         _pdsn(),
         _demo(),
+        _torture(),
         _recorded(),
     )
     for part in parts:
@@ -346,6 +347,54 @@ def _demo() -> dict[str, str]:
     return {
         "demo-default": _table(["occluder", *sizes], rows),
         "demo-machine": f"seed {', '.join(map(str, report['seeds']))}, {machine}, {cost['seconds'] / 60:.1f} minutes",
+    }
+
+
+def _torture() -> dict[str, str]:
+    """Return what kills, full disks, writers and mutated files led to."""
+    report = json.loads((ROOT / "results/torture/report.json").read_text())
+    about, totals = report["about"], report["totals"]
+    counts = ("kills", "at_operations", "runs", "differences", "losses", "half_written", "litter")
+    header = ["command", "kills", "at a file operation", "runs", "differences", "losses", "half files", "litter"]
+    kills = [[row["command"], *(f"{row[name]:,}" for name in counts)] for row in report["kills"]]
+    kills.append(["all", *(f"{sum(row[name] for row in report['kills']):,}" for name in counts)])
+    disks = [
+        [
+            row["command"],
+            f"{row['disks']}, {row['refused']}",
+            f"{row['read_only']['folders']}",
+            f"{pair['pairs']}, {pair['refused']}",
+            f"{len(row['findings']) + len(row['read_only']['findings']) + len(pair['findings'])}",
+        ]
+        for row, pair in zip(report["disks"], report["writers"], strict=True)
+    ]
+    parsers = [
+        [
+            row["parser"],
+            f"{row['inputs']:,}",
+            f"{row['inputs_per_cpu_second']:,}",
+            f"{row['slowest_cpu_seconds']:.2f} s",
+            f"{row['peak_mib']} MiB",
+            f"{len(row['findings'])}",
+        ]
+        for row in report["fuzz"]
+    ]
+    last = about[-1]
+    machine = f"{last['processor']}, {last['cores']} cores, PyTorch {last['torch']}, Python {last['python']}"
+    runs = [["command", "date", "minutes"]]
+    runs += [[f"`{one['command']}`", one["date"], f"{one['minutes']:.0f}"] for one in about]
+    return {
+        "torture-about": _table(runs[0], runs[1:]),
+        "torture-machine": machine,
+        "torture-kills": f"{totals['kills']:,}",
+        "torture-inputs": f"{totals['fuzz_inputs']:,}",
+        "torture-findings": f"{totals['findings']:,}",
+        "torture-full": f"{sum(row['inputs'] >= 1_000_000 for row in report['fuzz'])} of {len(report['fuzz'])}",
+        "torture-commands": _table(header, kills),
+        "torture-disks": _table(
+            ["command", "full disks, refused", "read-only", "two writers, refused", "findings"], disks
+        ),
+        "torture-parsers": _table(["file", "inputs", "a CPU second", "slowest", "memory", "findings"], parsers),
     }
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..models import Preprocessing
     from ..sweep import MapComparison, OcclusionMap
     from ..sweep.options import Method
-    from ..sweep.processes import Processes
 
 _BATCH = 64  # images that are read together
 _TIMEOUT = timedelta(minutes=10)  # for a message from another process
@@ -175,6 +174,7 @@ def map_(
 
     On several processes: torchrun --nproc-per-node 2 -m occfast map …
     """
+    from ..files import read_text
     from ..sweep import occlusion_map
     from ..sweep.processes import Processes
 
@@ -182,9 +182,12 @@ def map_(
     stems = {box: output / f"map-{box[0]}x{box[1]}" for box in boxes}
     chosen = _method(method, tolerance)
     others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems.values() if compare}
-    with _processes(device) as place:
+    with _processes(device) as place, ExitStack() as stack:
         group = Processes()
-        _check_output(list(stems.values()), resume, overwrite, group)
+        with group.guard():  # one process looks, before any of them writes
+            if group.rank == 0:
+                stack.enter_context(_only_run(output))
+                _check_output(list(stems.values()), resume, overwrite)
         network_, preparation, names, faces = _open(
             model,
             dataset,
@@ -197,7 +200,7 @@ def map_(
         if score == "similarity_drop":
             network_, names = embedding(network_), None
         elif people is not None:
-            names = people.read_text(encoding="utf-8").splitlines()
+            names = read_text(people).splitlines()
         labeled = score != "similarity_drop"
         batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
         if labeled:
@@ -254,19 +257,29 @@ def _checkpoint(stem: Path) -> Path:
     return finished if finished.exists() and not unfinished.exists() else unfinished
 
 
-def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool, group: Processes) -> None:
+def _only_run(output: Path) -> AbstractContextManager[object]:
+    """Hold the lock of the folder; a folder that can't be written is refused before the sweep."""
+    from ..files import locked
+
+    def busy(holder: str) -> Exception:
+        return ValueError(f"--output: {holder} writes maps into {output}; wait for it or choose another folder")
+
+    return locked(output / ".map.lock", busy)
+
+
+def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool) -> None:
     """Refuse to lose an earlier run. Nothing is deleted."""
     if resume and overwrite:
         raise ValueError("--resume: not valid together with --overwrite")
-    with group.guard():  # one process looks, before any of them writes
-        if group.rank == 0 and not (resume or overwrite):
-            for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):
-                if path.exists():
-                    what = "an unfinished sweep" if path.suffix == ".checkpoint" else "a map"
-                    raise ValueError(
-                        f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite "
-                        "replaces them; or choose another --output"
-                    )
+    if resume or overwrite:
+        return
+    for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):
+        if path.exists():
+            what = "an unfinished sweep" if path.suffix == ".checkpoint" else "a map"
+            raise ValueError(
+                f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite replaces them; "
+                "or choose another --output"
+            )
 
 
 def _earlier(path: Path) -> OcclusionMap:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..files import read_npz, write_npz
+from ..files import read_npz, remove, write_npz
 from .evaluators.behavior import TOLERANCE
 from .geometry import SweepGrid
 
@@ -278,7 +278,7 @@ class Checkpoint:
                 **{name: counts[name] for name in _COUNTS},
             )
             _expect(isinstance(theirs, dict), "the settings are not an object")
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{self.path}: not a complete checkpoint ({_reason(error)})") from error
         self.require(Fingerprint(theirs, content.get("outputs")), dtype)
         try:
@@ -317,7 +317,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, unless it has been replaced by something else."""
         if self._mine is not None and self._identity() == self._mine:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
 
     def _identity(self) -> tuple[int, int] | None:
         try:

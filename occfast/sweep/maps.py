@@ -337,7 +337,7 @@ class OcclusionMap:
                 },
             )
             _check(loaded)
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DataError(f"{path}: not a complete OcclusionMap ({reason})") from error
         return loaded

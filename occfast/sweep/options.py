@@ -158,7 +158,7 @@ class Options:
             fill=checked_fill(fill),
             method=name,
             seed=checks.seed(seed),
-            batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1),
+            batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1, 2**31 - 1),
             memory_limit=None if memory_limit is None else checks.memory(memory_limit, "memory_limit"),
             skip_misclassified=skip,
             adaptive=method if isinstance(method, Adaptive) else Adaptive(),

@@ -92,12 +92,6 @@ CELLS: tuple[Cell, ...] = (
         "every kernel under AddressSanitizer and UBSan",
         flags=(*_SANITIZE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     ),
-    Cell(
-        "kernels-msan",
-        "every kernel under MemorySanitizer: nothing uninitialized is read",
-        compiler="clang++",
-        flags=(*_SANITIZE, "-fsanitize=memory"),
-    ),
     _instruction_set("sse4.1", "everything limited to SSE4.1", "x86-64-v2", "SSE41", "default", "ssse3"),
     _instruction_set("avx2", "everything limited to AVX2", "x86-64-v3", "AVX2", "avx2", "avx2"),
     _instruction_set(
