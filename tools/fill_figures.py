@@ -32,6 +32,7 @@ def figures() -> dict[str, str]:
         _plan(),
         _estimates(),
         _comparisons(),
+        _captum(),
         _noise(),
         _losses(),
         _evaluation(),
@@ -203,6 +204,14 @@ def _estimates() -> dict[str, str]:
         "truth-variation": f"{truth['total_variation_of_P']:.3f}",
         "two-processes": f"{own['processes']['ratio']:.2f}×",
     }
+
+
+def _captum() -> dict[str, str]:
+    rows = [row for row in _read("captum-occlusion-cpu")["rows"] if row["workload"] == "paper, stride 5"]
+    best = next(row["seconds"] for row in rows if row["best"])
+    seconds = {row["who"]: row["seconds"] for row in rows}
+    names = {"captum-first": "occfast", "captum-kept": "occfast, kept plan"}
+    return {name: _times(best / seconds[who]) for name, who in names.items()}
 
 
 def _comparisons() -> dict[str, str]:

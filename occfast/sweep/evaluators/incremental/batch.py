@@ -365,6 +365,10 @@ class BatchRun:
             # The occluder's window, cut at the edge: the image with the fill laid over it.
             origins, block = self._at("occluder"), self._block
             fill = ops.gather_windows(block.fill, self._n, origins, *self._grid.occluder, None, None, 0.0)
+            if self._grid.mask is not None:
+                under = ops.gather_windows(block.images, self._n, origins, *self._grid.occluder, None, None, 0.0)
+                fill = torch.where(self._grid.mask.tensor(under.device), fill, under)
+                fill = fill.contiguous(memory_format=torch.channels_last)
             size = rows.extents[0].length, columns.extents[0].length
             return ops.gather_windows(block.images, self._n, self._at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
         inputs = []

@@ -97,7 +97,7 @@ class IncrementalEvaluator:
                 device=images.device,
                 expected=expected,
                 most_classes=most_classes,
-                share_early=share_early,
+                share_early=share_early and grid.mask is None,  # shared pieces are made of rectangles
                 memory_limit=memory_limit,
             )
         except NotIncremental:

@@ -28,6 +28,7 @@ _PYTHON: dict[str, Callable[..., Any]] = {
     "aten::mul": operator.mul,
     "aten::div": operator.truediv,
     "aten::floordiv": operator.floordiv,
+    "aten::floor_divide": operator.floordiv,
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
     "aten::pow": operator.pow,
@@ -200,6 +201,8 @@ class _Reader:
             return [given[0]]
         of_tensors = any(isinstance(value, Tensor) for value in _flat(values)) and kind not in _OF_ANYTHING
         if kind in _PYTHON and (not of_tensors or kind.startswith("prim::")):
+            if kind in ("aten::add", "aten::sub") and values[2:] == [1]:
+                given = given[:2]  # a number by which the second one is multiplied
             return [self._called(_PYTHON[kind], given)]
         if kind in ("aten::Int", "aten::Float", "aten::Bool", "aten::item"):
             raise NotIncremental("it reads a number from a tensor")
