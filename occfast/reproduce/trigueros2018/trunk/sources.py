@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,7 +76,9 @@ class TrunkSources(Sources):
     @cached_property
     def _others(self) -> FaceDataset:
         faces = self._open("others")
-        found, unknown = self.in_lfw("others", faces)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says it
+            found, unknown = self.in_lfw("others", faces)
         self.listed = list(dict.fromkeys(entry.person for entry in found))
         if unknown or not self.listed or len(self.listed) == len(faces.people):
             raise DataError(
