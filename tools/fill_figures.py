@@ -14,7 +14,10 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+from occfast.reproduce.values import interval as student
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"(<!-- figure: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -26,7 +29,19 @@ _PAPER_POSITIONS = 240e6  # of trigueros2018 at full scale, a third with each oc
 def figures() -> dict[str, str]:
     """Return every figure by its name."""
     found: dict[str, str] = {}
-    parts = (_sweeps(), _predictions(), _estimates(), _noise(), _losses(), _evaluation(), _pdsn(), _demo(), _recorded())
+    parts = (
+        _sweeps(),
+        _predictions(),
+        _estimates(),
+        _calibration(),
+        _noise(),
+        _losses(),
+        _stages(),
+        _evaluation(),
+        _pdsn(),
+        _demo(),
+        _costs(),
+    )
     for part in parts:
         if twice := found.keys() & part.keys():
             raise SystemExit(f"two figures have the name {', '.join(sorted(twice))}")
@@ -172,7 +187,10 @@ def _noise() -> dict[str, str]:
             if (dtype, name) != ("uint8", "kornia"):  # kornia takes floating-point images only
                 row = _row("bench-cpu", workload=f"noisy occluder 20×40, grey 100×100 {dtype}", who=who)
                 found[f"noise-{dtype}-{name}"] = _times(row["ratio"])
-    return found
+    rows = _read("occluder-pixels")["rows"]
+    names = list(rows[0]["nanoseconds"])
+    cells = [[row["instruction_set"], *(f"{row['nanoseconds'][name]:.2f}" for name in names)] for row in rows]
+    return found | {"occluder-pixels": _table(["instruction set", *names], cells)}
 
 
 def _losses() -> dict[str, str]:
@@ -185,7 +203,13 @@ def _losses() -> dict[str, str]:
             f"{1000 * _row('triplet', provider='occfast', mining=mining, **size)['seconds']:.0f} ms"
         )
     large = next(row for row in _read("triplet")["memory"] if row["batch"] == 16384)
+    columns = {"mean_ap": "mean d_ap", "mean_an": "mean d_an", "var_ap": "var d_ap", "var_an": "var d_an"}
+    mined = [
+        [f"`{row['mining']}`", f"{row['n_triplets']:,.0f}", *(f"{row[name]:.3f}" for name in columns)]
+        for row in _read("triplet-mining")["rows"]
+    ]
     return found | {
+        "triplet-mining": _table(["mining", "mined triplets", *columns.values()], mined),
         "triplet-large-time": f"{large['seconds']:.0f} s",
         "triplet-large-memory": f"{large['peak_bytes'] / 1e9:.1f} GB",
     }
@@ -260,6 +284,29 @@ def _pdsn() -> dict[str, str]:
         "pdsn-occluders-gain": f"{min(with_occluders.values()):.0f} to {max(with_occluders.values()):.0f}",
         "pdsn-occluders-clean": f"{lost:.0f}",
         "pdsn-occluders-masks": f"{min(helped):.0f} to {max(helped):.0f}",
+        **_pdsn_orl(),
+    }
+
+
+def _pdsn_orl() -> dict[str, str]:
+    """Return the tables of pdsn-landmarks on ORL: one seed, few probes."""
+    report = json.loads((ROOT / "results/pdsn-landmarks/smoke/report.json").read_text())
+    tables = {table["name"]: table for table in report["tables"]}
+    known, kept, percentiles = (tables[name] for name in ("Table 1", "What the masks keep", "Percentiles"))
+
+    def rows(table: dict[str, Any]) -> str:
+        cells = [[name, *(f"{cell['mean']:.1f}" for cell in row)] for name, row in table["rows"].items()]
+        return _table(table["header"], cells)
+
+    nose = dict(zip(kept["header"][1:], (cell["mean"] for cell in kept["rows"]["nose"]), strict=True))
+    probes = report["data"]["test"]
+    return {
+        "pdsn-orl": rows(known),
+        "pdsn-orl-percentiles": rows(percentiles),
+        "pdsn-orl-probes": str(probes),
+        "pdsn-orl-probe": f"{100 / probes:.1f} %",
+        "pdsn-orl-grid-discards": f"{100 - nose['3x3']:.0f} %",
+        "pdsn-orl-lm2-discards": f"{100 - nose['LM2']:.0f} %",
     }
 
 
@@ -291,27 +338,138 @@ def _demo() -> dict[str, str]:
         ["gain over A, trained as long, in points [95 % interval]", *map(gain, sizes)],
     ]
     environment, cost = report["environment"], report["cost"]
+    simulated = _read("intervals")["coverage"]
     machine = f"{environment['processor']}, {environment['threads']} threads, PyTorch {environment['torch']}"
     return {
         "demo-default": _table(["occluder", *sizes], rows),
         "demo-machine": f"seed {', '.join(map(str, report['seeds']))}, {machine}, {cost['seconds'] / 60:.1f} minutes",
+        "demo-interval-mean": f"{100 * simulated['mean']:.1f} %",
+        "demo-interval-std": f"{100 * simulated['standard deviation']:.1f} %",
+        **_demo_seeds(sizes),
     }
 
 
-def _recorded() -> dict[str, str]:
-    """Return the tables and texts of results/recorded.json: measured earlier, without a file of their own."""
-    recorded = json.loads((ROOT / "results/recorded.json").read_text())
-    found = {
-        name: entry["text"] if "text" in entry else _table(entry["header"], entry["rows"])
-        for name, entry in recorded.items()
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3000 else f"{seconds / 3600:.1f} h"
+
+
+def _demo_seeds(sizes: tuple[str, ...]) -> dict[str, str]:
+    """Return the demo's table for each of several seeds, and the gains with intervals over the seeds."""
+    report = json.loads((ROOT / "results/demo/seeds.json").read_text())
+    table = next(table for table in report["tables"] if table["name"] == "Table 1")
+    findings = {finding["name"]: finding for finding in report["findings"]}
+
+    def cell(network: str, size: str, k: int) -> str:
+        found = table["rows"][network][table["header"].index(f"O {size}") - 1]
+        return f"{found['values'][k]:.2f} ± {found['spreads'][k]:.2f}"
+
+    rows = [
+        [str(seed), size, *(cell(network, size, k) for network in ("A", "A, trained as long", f"A{size}"))]
+        for size in sizes
+        for k, seed in enumerate(report["seeds"])
+    ]
+    header = ["seed", "occluder", "A", "A, trained as long", "trained with placed occluders"]
+    gains = []
+    for size in sizes:
+        row = [size]
+        for how in ("above", "varies less than"):
+            found = findings[f"A{size} {how} A, trained as long under {size}"]
+            low, high = found["interval"]
+            text = f"{mean(found['differences']):+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+            row.append(f"**{text}**" if found["clear"] else text)
+        gains.append(row)
+    gained = ["occluder", "mean accuracy, in points", "standard deviation over locations, lower by"]
+    return {
+        "demo-seeds": _table(header, rows),
+        "demo-gains": _table(gained, gains),
+        "demo-clean": _range([v for row in table["rows"].values() for v in row[0]["values"]]),
     }
-    worst = recorded["coverage"]["header"].index("worst, best run")
-    found["coverage-worst"] = min((row[worst].split(", ")[0] for row in recorded["coverage"]["rows"]), key=_number)
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f} %"
+
+
+def _calibration() -> dict[str, str]:
+    """Return how estimated maps of small networks agree with full sweeps."""
+    rows = _read("calibration")["rows"]
+    header = ["faces, occluder", "mean error rate", "images used", "covered", "in the highest tenth", "worst, best run"]
+    header += ["rms error", "stated: standard error, bias", "TV of P"]
+    cells = []
+    for row in rows:
+        height, width = (100 * side // size for side, size in zip(row["occluder"], row["image"], strict=True))
+        about = [f"{row['data'].upper()}, {height}×{width}", f"{100 * row['mean_error_rate']:.1f} %"]
+        for part in ("all", "part"):
+            found = row["sampled"][part]
+            cells.append(
+                [
+                    *(about if part == "all" else ["", ""]),
+                    f"{found['used']} of {found['of']}",
+                    f"{100 * found['covered']:.1f} %",
+                    f"{100 * found['highest']:.1f} %",
+                    f"{100 * min(found['runs']):.0f} %, {100 * max(found['runs']):.0f} %",
+                    f"{found['error']:.3f}",
+                    f"{found['standard_error']:.3f}, {found['bias']:.3f}",
+                    f"{found['variation']:.3f}",
+                ]
+            )
+    every = [row["sampled"][part] for row in rows for part in ("all", "part")]
+    adaptive = [row["adaptive"] for row in rows]
+    different = [100 * found["truth"] for found in adaptive]
+    fewer = [found["fewer"] for found in adaptive]
+    return {
+        "coverage": _table(header, cells),
+        "coverage-seeds": str(_read("calibration")["seeds"]),
+        "coverage-worst": f"{100 * min(min(found['runs']) for found in every):.0f} %",
+        "coverage-highest": _percent([found["highest"] for found in every]),
+        "coverage-elsewhere": _percent([found["elsewhere"] for found in every]),
+        "adaptive-disagreement": f"{min(different):.2f} to {max(different):.2f} %",
+        "adaptive-coverage": _percent([found["held"] for found in adaptive]),
+        "adaptive-calibration-fewer": f"{min(fewer):.1f} to {max(fewer):.1f} times",
+    }
+
+
+def _stages() -> dict[str, str]:
+    """Return the three stages of training on ORL: means over seeds with Student's intervals of the changes."""
+    runs = _read("stages")["runs"]
+    started = {"A": "A", "A20x40": "A20x40, from A's best, P from the map of A", "C": "C, from A20x40's last"}
+    cells = []
+    for name, title in started.items():
+        row = [title, str(runs[0][name]["epochs"])]
+        for figure, scale, unit, digits in (("accuracy", 100, " %", 1), ("decidability", 1, "", 2)):
+            first, last = ([scale * run[name][figure][k] for run in runs] for k in (0, 1))
+            change = [after - before for before, after in zip(first, last, strict=True)]
+            row.append(f"{mean(first):.{digits}f} → {mean(last):.{digits}f}{unit}")
+            row.append(_interval(change, digits))
+        cells.append(row)
+    header = ["stage", "epochs", "accuracy over pairs, first → last", "change in points [95 %]"]
+    header += ["d′ (Eq. 8), first → last", "change [95 %]"]
+    return {
+        "training-stages": _table(header, cells),
+        "training-seeds": str(len(runs)),
+        "training-c-better": str(sum(run["C"]["accuracy"][1] > run["C"]["accuracy"][0] for run in runs)),
+        "training-c-decidability": str(sum(run["C"]["decidability"][1] > run["C"]["decidability"][0] for run in runs)),
+    }
+
+
+def _interval(values: list[float], digits: int) -> str:
+    """Return the mean of independent values and its Student's interval."""
+    found = student(values)
+    assert found is not None
+    return f"{mean(values):+.{digits}f} [{found[0]:+.{digits}f}, {found[1]:+.{digits}f}]".replace("-", "−")
+
+
+def _costs() -> dict[str, str]:
+    """Return the time that reproductions took, and what full scale is predicted to take."""
+    found: dict[str, str] = {}
+    for paper in ("trigueros2018", "pdsn-landmarks"):
+        for scale in ("smoke", "small"):
+            report = json.loads((ROOT / "results" / paper / scale / "report.json").read_text())
+            seconds = report["cost"]["seconds"] / len(report["seeds"])
+            found[f"reproduce-{paper}-{scale}"] = _duration(seconds)
     return found
-
-
-def _number(percent: str) -> float:
-    return float(percent.removesuffix(" %"))
 
 
 def _table(header: list[str], cells: list[list[str]]) -> str:
