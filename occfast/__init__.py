@@ -21,7 +21,7 @@ from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
 from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map
 
 if TYPE_CHECKING:
-    from . import data, evaluate, losses, models, occlude, pdsn, reproduce, train
+    from . import captum, data, evaluate, losses, models, occlude, pdsn, reproduce, train
 
 __all__ = [
     "Adaptive",
@@ -43,6 +43,7 @@ __all__ = [
     "TripletStats",
     "__version__",
     "backend",
+    "captum",
     "data",
     "evaluate",
     "explain",
@@ -56,7 +57,7 @@ __all__ = [
     "train",
 ]
 
-_SUBPACKAGES = ("data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "train")
+_SUBPACKAGES = ("captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "train")
 
 
 def __getattr__(name: str) -> ModuleType:

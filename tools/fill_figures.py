@@ -33,6 +33,7 @@ def figures() -> dict[str, str]:
         _sweeps(),
         _predictions(),
         _estimates(),
+        _comparisons(),
         _calibration(),
         _noise(),
         _losses(),
@@ -176,6 +177,17 @@ def _estimates() -> dict[str, str]:
         "truth-covered": f"{truth['covered_by_95_percent_intervals']:.1%}",
         "truth-variation": f"{truth['total_variation_of_P']:.3f}",
         "two-processes": f"{own['processes']['ratio']:.2f}×",
+    }
+
+
+def _comparisons() -> dict[str, str]:
+    rows = _read("false-alarms")["rows"]
+    shares = {row["case"]: row["false_alarms"] for row in rows}
+    exact = [share for case, share in shares.items() if case != "skewed"]
+    return {
+        "false-alarms": f"{100 * min(exact):.1f} to {100 * max(exact):.1f} %",
+        "false-alarms-skewed": f"{100 * shares['skewed']:.1f} %",
+        "false-alarms-repetitions": f"{rows[0]['repetitions']:,}",
     }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..data import FaceDataset
     from ..models import Preprocessing
-    from ..sweep import OcclusionMap
+    from ..sweep import MapComparison, OcclusionMap
     from ..sweep.options import Method
     from ..sweep.processes import Processes
 
@@ -151,6 +151,14 @@ def map_(
     ] = None,
     device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Random seed for --limit, noise and the positions of estimates.")] = 0,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            help="--output of an earlier run of another network on the same images: adds a paired test of the "
+            "difference to the page and the results.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished run in --output; finished maps are kept.")
     ] = False,
@@ -173,6 +181,7 @@ def map_(
     boxes = list(dict.fromkeys(_pair(text, "--occluder") for text in occluder or ["20x40"]))
     stems = {box: output / f"map-{box[0]}x{box[1]}" for box in boxes}
     chosen = _method(method, tolerance)
+    others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems.values() if compare}
     with _processes(device) as place:
         group = Processes()
         _check_output(list(stems.values()), resume, overwrite, group)
@@ -196,7 +205,7 @@ def map_(
         speak = group.rank == 0
         if batches.unknown and speak:
             typer.echo(f"{batches.unknown} images of people who are not classes of the network are left out", err=True)
-        made = {}
+        made, comparisons = {}, {}
         for box, stem in stems.items():
             if speak and not quiet:
                 _announce(box, stride, border, preparation.size, len(batches.dataset), method)
@@ -219,11 +228,12 @@ def map_(
                 precision=precision,  # type: ignore[arg-type]
             )
             if speak:
-                _write(made[stem], stem, temperature)
+                comparisons[stem] = _compared(made[stem], others.get(stem), faces.labels[batches.dataset])
+                _write(made[stem], stem, temperature, comparisons[stem])
                 _warn_of_skipped(made[stem])
     if not speak:
         return
-    results = [_summary(m, stem) for stem, m in made.items()]
+    results = [_summary(m, stem, comparisons[stem]) for stem, m in made.items()]
     if as_json:
         typer.echo(json.dumps({"model": model, "dataset": dataset, "images": len(batches.dataset), "maps": results}))
         return
@@ -231,6 +241,8 @@ def map_(
         typer.echo(f"{one['files']['page']}: {one['summary']}")
         if one["estimate"] is not None:
             typer.echo(f"  {one['estimate_text']}")
+        if one["comparison"] is not None:
+            typer.echo(f"  compared with {compare}: {one['comparison_text']}")
 
 
 # -- earlier runs --------------------------------------------------------------------------------------
@@ -255,6 +267,29 @@ def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool, group: P
                         f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite "
                         "replaces them; or choose another --output"
                     )
+
+
+def _earlier(path: Path) -> OcclusionMap:
+    """Read the map to compare with, before any work is done."""
+    from ..sweep import OcclusionMap
+
+    if not path.is_file():
+        raise ValueError(f"--compare: expected a folder with a map for each --occluder, there is no {path}")
+    return OcclusionMap.load(path)
+
+
+def _compared(m: OcclusionMap, other: OcclusionMap | None, people: Tensor) -> MapComparison | None:
+    """Compare maps; images of one person are not independent.
+
+    A difference of the data or the settings costs the comparison, not the map.
+    """
+    if other is None:
+        return None
+    try:
+        return m.compare(other, groups=people.numpy())
+    except ValueError as error:
+        typer.echo(f"--compare: no comparison ({error})", err=True)
+        return None
 
 
 # -- what to expect ------------------------------------------------------------------------------------
@@ -458,14 +493,14 @@ def _fill(name: str, preparation: Preprocessing) -> Any:
 _FILES = {"map": ".npz", "picture": ".png", "page": ".html", "table": ".csv"}
 
 
-def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
+def _write(m: OcclusionMap, stem: Path, temperature: float, comparison: MapComparison | None) -> None:
     """Write a map, its picture, its page and its table."""
     import numpy as np
 
     from ..files import write_atomically
 
     m.save(stem.with_suffix(_FILES["picture"]))
-    m.to_html(stem.with_suffix(_FILES["page"]))
+    m.to_html(stem.with_suffix(_FILES["page"]), comparison=comparison)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns: dict[str, Any] = {"value": m.values, "standard_error": m.standard_error}
@@ -481,7 +516,7 @@ def _write(m: OcclusionMap, stem: Path, temperature: float) -> None:
     m.save(stem.with_suffix(_FILES["map"]))  # the last file, since the checkpoint is removed after it
 
 
-def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
+def _summary(m: OcclusionMap, stem: Path, comparison: MapComparison | None) -> dict[str, Any]:
     """Return the results for JSON."""
     from ..sweep.estimate import as_json
 
@@ -501,6 +536,8 @@ def _summary(m: OcclusionMap, stem: Path) -> dict[str, Any]:
         **mean,
         "estimate": as_json(m.estimate),
         "estimate_text": None if m.estimate is None else str(m.estimate),
+        "comparison": None if comparison is None else comparison.about(),
+        "comparison_text": None if comparison is None else str(comparison),
         "summary": repr(m),
         "files": {name: str(stem.with_suffix(ending)) for name, ending in _FILES.items()},
     }

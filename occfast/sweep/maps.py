@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .. import checks
 from ..errors import DataError
@@ -20,6 +20,7 @@ from ..files import read_npz, write_atomically, write_npz
 from ..occlude.locations import LocationDistribution
 from ..plots import Image, draw_map, extent, new_figure, png, png_data_uri
 from .checkpoint import Checkpoint, Fingerprint
+from .comparison import MapComparison, compared
 from .difference import MapDifference
 from .estimate import Disagreement, Sampling, as_json, from_json
 from .geometry import SweepGrid
@@ -138,6 +139,35 @@ class OcclusionMap:
             return NotImplemented
         return MapDifference.of(self, other)
 
+    def compare(
+        self,
+        other: OcclusionMap,
+        *,
+        level: float = 0.05,
+        flips: int = 5000,
+        seed: int = 0,
+        groups: ArrayLike | None = None,
+    ) -> MapComparison:
+        """Compare this map with that of another model on the same images, with a paired test over images.
+
+        Images that one of the maps left out (misclassified without an occluder) are left out of both.
+
+        Args:
+            other: Map of the same grid, score and images, in the same order.
+            level: Probability of a false alarm at any position, in (0, 0.5].
+            flips: Number of random sign flips, at least 2; all possible ones if there are fewer.
+            seed: Of the random flips.
+            groups: Integers [N], one for each image given to the sweep, such as the person: images of a group are not
+                independent, and their signs flip together. None: images are independent.
+
+        Raises:
+            TypeError, ValueError: The maps are not of the same images, lack the scores of single images or have fewer
+                than 2 images or groups in common; or an argument is wrong.
+        """
+        if not isinstance(other, OcclusionMap):
+            raise TypeError(f"other: expected an OcclusionMap, got {type(other).__name__}")
+        return compared(self, other, level=level, flips=flips, seed=seed, groups=groups)
+
     # -- pictures --------------------------------------------------------------------------------------
 
     def plot(
@@ -193,14 +223,18 @@ class OcclusionMap:
         j = np.abs(np.arange(width)[:, None] - columns).argmin(1)
         return np.asarray(mean * weight[np.ix_(i, j)])
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
+    def to_html(self, path: str | os.PathLike[str], *, comparison: MapComparison | None = None) -> Path:
         """Write a self-contained page and return its path.
 
         It shows the map, the mean image masked by it, a histogram over locations, the errors and the settings.
+
+        Args:
+            path: The file.
+            comparison: Result of :meth:`compare`, for a section of the page; None: no such section.
         """
         from .page import render
 
-        return write_atomically(path, render(self).encode())
+        return write_atomically(path, render(self, comparison).encode())
 
     def _picture(self) -> Figure:
         figure, ax = new_figure()

@@ -15,11 +15,12 @@ from ..plots import draw_map, extent, gray, new_figure, png_data_uri
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .comparison import MapComparison
     from .maps import OcclusionMap
 
 
-def render(m: OcclusionMap) -> str:
-    """Return the page of a map, with its pictures inside."""
+def render(m: OcclusionMap, comparison: MapComparison | None = None) -> str:
+    """Return the page of a map, with its pictures inside, and with a section for a comparison if there is one."""
     require("a page", "jinja2")
     from importlib.resources import files
 
@@ -31,6 +32,7 @@ def render(m: OcclusionMap) -> str:
         title=f"Occlusion map {m.occluder[0]}×{m.occluder[1]}",
         headline=_headline(m),
         pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m)],
+        comparison=None if comparison is None else _comparison(comparison),
         rows=_rows(m),
         version=_version(),
     )
@@ -79,6 +81,37 @@ def _pictures(m: OcclusionMap) -> list[tuple[Figure, str]]:
     return found
 
 
+def _comparison(comparison: MapComparison) -> dict[str, Any]:
+    """Return the headline, the pictures and the table of the section."""
+    score = comparison.difference.score
+    found = []
+    for draw, text in ((comparison.plot, _DIFFERENCE_TEXT), (comparison.plot_p_values, _P_TEXT)):
+        figure, ax = new_figure(_SIZE)
+        draw(ax=ax)
+        found.append({"uri": png_data_uri(figure), "text": text})
+    about = comparison.about()
+    higher, lower, level = about["higher"], about["lower"], 100 * about["level"]
+    sign = "signs of images" if about["groups"] == about["images"] else f"signs of {about['groups']} groups of images"
+    kind = "(all)" if about["exact"] else "random"
+    rows = [
+        ("mean difference", f"{about['mean']:+.4g} ({score})"),
+        ("images in both maps", f"{about['images']:,}"),
+        ("significant positions", f"{higher + lower:,} of {about['positions']:,}: {higher:,} higher, {lower:,} lower"),
+        ("smallest adjusted p", f"{about['p_value']:.2g}"),
+        ("test", f"largest |t| of all positions, {about['flips']:,} {kind} flips of {sign}"),
+        ("level", f"{level:g} % for all positions together"),
+    ]
+    headline = f"Higher at {higher:,} and lower at {lower:,} of {about['positions']:,} positions"
+    if not higher + lower:
+        headline = f"No significant difference at any of {about['positions']:,} positions"
+    return {"headline": f"{headline} (family-wise level {level:g} %)", "pictures": found, "rows": rows}
+
+
+_DIFFERENCE_TEXT = (
+    "This map minus the other one: red where the occluder hurts more here, blue where it hurts less. Lines surround "
+    "the positions at which the difference is significant."
+)
+_P_TEXT = "p-value of each position, adjusted for the number of positions; dark is small."
 _SIZE = (4.6, 3.8)  # inches
 _MASKED_TEXT = "Mean image, dark where the occluder does no harm."
 _HISTOGRAM_TEXT = "Distribution of the values over locations."

@@ -113,6 +113,39 @@ def test_methods_and_scores(folder: Path, tmp_path: Path, method: str, score: st
     assert ("low,high" in header) == (method == "sampled")
 
 
+def other_factory() -> nn.Module:
+    """Another network of the same people."""
+    net = factory()
+    with torch.no_grad():
+        net[0].weight.mul_(-0.7)
+    return net
+
+
+def test_comparison_with_an_earlier_run(folder: Path, tmp_path: Path) -> None:
+    settings = ("--occluder", "6x5", "--stride", 4, "--keep-misclassified", "--score", "score_drop")
+    first = run(FACTORY, folder, *settings, "-o", tmp_path / "a")
+    assert first["maps"][0]["comparison"] is None
+    other = "tests.cli.test_map:other_factory"
+    out = run(other, folder, *settings, "-o", tmp_path / "b", "--compare", tmp_path / "a")
+    about = out["maps"][0]["comparison"]
+    assert about["images"] == 10 and about["groups"] == 3 and about["flips"] == 4 and about["exact"]
+    mine, theirs = (occfast.OcclusionMap.load(tmp_path / run / "map-6x5.npz") for run in "ba")
+    people = [int(p.parent.name[-1]) for p in sorted(folder.glob("*/*.png"))]
+    assert mine.compare(theirs, groups=people).about() == about
+    assert 'id="comparison"' in Path(out["maps"][0]["files"]["page"]).read_text()
+    # A finished map is compared without being computed again.
+    again = run(other, folder, *settings, "-o", tmp_path / "b", "--compare", tmp_path / "a", "--resume")
+    assert again["maps"][0]["comparison"] == about and again["maps"][0]["seconds"] == out["maps"][0]["seconds"]
+    # Other settings cost the comparison and not the map; a missing folder is named before any work.
+    arguments = [other, folder, "--occluder", "6x5", "--stride", 2, "--score", "score_drop", "-o", tmp_path / "c"]
+    result = CliRunner().invoke(
+        app, ["map", *map(str, arguments), "--compare", str(tmp_path / "a"), "--color", "gray", "--quiet"]
+    )
+    assert result.exit_code == 0 and "no comparison (grid: expected maps with the same grid" in result.output
+    result = CliRunner().invoke(app, ["map", *map(str, arguments), "--compare", str(tmp_path / "none"), "--overwrite"])
+    assert isinstance(result.exception, ValueError) and "--compare: expected a folder" in str(result.exception)
+
+
 def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     common = (FACTORY, folder, "--occluder", "6x5", "--output", tmp_path, "--score", "similarity_drop")
     plain, low = (run(*common, *more)["maps"][0] for more in ((), ("--precision", "bf16", "--overwrite")))

@@ -511,7 +511,7 @@ def test_an_evaluator_that_fails_costs_only_speed(
         return right(self, positions) * (1.01 if fault == "is wrong" else float("nan"))
 
     monkeypatch.setattr(IncrementalEvaluator, "outputs", outputs)
-    monkeypatch.setattr("occfast.sweep.evaluators.scorer._WORTH_IT", 0.0)
+    monkeypatch.setattr("occfast.sweep.evaluators.runner._WORTH_IT", 0.0)
     with caplog.at_level(logging.INFO, "occfast"):
         m = occfast.occlusion_map(net, images(), **GRID)
     assert m.method == "dense" and caplog.text.count("the sweep is dense: ") == 1

@@ -56,6 +56,10 @@ class DenseEvaluator:
         """Take the images [N, C, H, W] that positions refer to, and the occluder's values."""
         self._images, self._fill = images, fill
 
+    def release(self) -> None:
+        """Forget the images."""
+        self._images = self._fill = torch.empty(0)
+
     def outputs(self, positions: Tensor) -> Tensor:
         """Run the model on copies occluded at flat positions [M]; return the outputs [M, K]."""
         copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)

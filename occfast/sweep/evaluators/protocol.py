@@ -39,6 +39,10 @@ class Evaluator(Protocol):
         """Return the outputs [M, K] at flat positions int64 [M]."""
         ...
 
+    def release(self) -> None:
+        """Free the memory of the images; :meth:`start` comes next."""
+        ...
+
     def order(self, positions: Tensor) -> Tensor:
         """Return a permutation [M] of flat positions that brings together what is computed together."""
         ...

@@ -202,6 +202,12 @@ class IncrementalEvaluator:
         assert result is not None
         return result
 
+    def release(self) -> None:
+        """Forget the images and free the memory of their activations."""
+        self._block = None
+        self._forget_graphs()
+        self._buffers = Buffers(self._forget_graphs)
+
     def order(self, positions: Tensor) -> Tensor:
         """Return a permutation [M] of flat positions that brings together those whose rectangles are alike."""
         return torch.argsort(self.plan.group_of(positions.cpu()), stable=True).to(positions.device)
