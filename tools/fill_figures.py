@@ -481,7 +481,40 @@ def _costs() -> dict[str, str]:
             report = json.loads((ROOT / "results" / paper / scale / "report.json").read_text())
             seconds = report["cost"]["seconds"] / len(report["seeds"])
             found[f"reproduce-{paper}-{scale}"] = _duration(seconds)
-    return found
+    return found | _scaling()
+
+
+def _scaling() -> dict[str, str]:
+    """Return the predicted cost of full scale: nothing of it was measured."""
+    rows = {row["paper"]: row for row in _read("scaling")["rows"]}
+    whole = rows["trigueros2018"]
+    nouns = {"maps for P": "positions", "Table 1": "positions", "Table 2, Figure 6": "faces"}
+    cells = [
+        [
+            part if found["steps"] == 1 else f"{part} ({found['steps']:.0f} steps)",
+            f"{found['images'] / 1e6:.1f} million {nouns.get(part, 'images')}",
+            _power(found["flops"]),
+            _duration(found["seconds"]),
+        ]
+        for part, found in whole["parts"].items()
+    ]
+    cells.append(["together", "", "", _duration(whole["seconds"])])
+    maps = [whole["parts"][part] for part in ("maps for P", "Table 1")]
+    return {
+        "scaling-trigueros2018": _table(["part", "work", "operations", "one H100 (predicted)"], cells),
+        "scaling-trigueros2018-eight": _duration(whole["seconds_of_eight"]),
+        "scaling-trigueros2018-spread": _duration(whole["seconds_of_eight_spread"]),
+        "scaling-maps": _duration(sum(part["seconds"] for part in maps)),
+        "scaling-maps-dense": _duration(sum(part["flops"] for part in maps) / whole["rate"]),
+        "scaling-disk": f"{whole['disk'] / 1e9:.1f} GB",
+        "scaling-pdsn": _duration(rows["pdsn-landmarks"]["seconds"]),
+        "scaling-pdsn-spread": _duration(rows["pdsn-landmarks"]["seconds_of_eight_spread"]),
+    }
+
+
+def _power(value: float) -> str:
+    exponent = len(f"{value:.0f}") - 1
+    return f"{value / 10**exponent:.1f}·10" + str(exponent).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _table(header: list[str], cells: list[list[str]]) -> str:
