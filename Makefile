@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all bench gpu-check docs lint format clean
+.PHONY: demo test test-all test-matrix torture bench gpu-check docs lint format clean wheel-check
 
 # constraints.txt pins the tested versions.
 $(READY): pyproject.toml constraints.txt setup.py
@@ -25,6 +25,18 @@ test: $(READY)
 # All tests, including those that take minutes each.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not cuda" $(ARGS)
+
+# Kills, full disks and mutated files for half an hour on two cores: docs/reliability.md.
+torture: $(READY)
+	$(BIN)/python -m tests.torture --report results/torture/report.json $(ARGS)
+
+# Builds the wheel, looks into it, and uses it in a new environment without a compiler.
+wheel-check: $(READY)
+	$(BIN)/python -m tools.wheel_check $(ARGS)
+
+# Compilers, instruction sets, Python and package versions, a cell at a time (see docs/method/native.md).
+test-matrix: $(READY)
+	$(BIN)/python -m tests.matrix $(ARGS)
 
 # Comparisons with peers. JSON and a table are written to bench/results/.
 bench: $(READY)

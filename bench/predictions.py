@@ -1,13 +1,15 @@
 """``python -m bench.predictions``: the speed-ups that ``occfast.explain`` predicts for incremental sweeps.
 
-They are written to ``bench/results/predictions.json``. Predictions count operations and calls, so the file is the same
-on every machine. They cover the networks that occfast ships and several strides, including those that gain little.
+They are written to ``bench/results/predictions.json``. They rest on built-in speeds (``OCCFAST_CALIBRATION=off``), so
+the file is the same on every machine. They cover the networks that occfast ships and several strides, including those
+that gain little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,7 @@ def _normalized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 
 def main() -> None:
+    os.environ["OCCFAST_CALIBRATION"] = "off"
     torch.manual_seed(0)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS / "predictions.json")

@@ -274,7 +274,7 @@ def run(workload: str, occluder: tuple[int, int], options: argparse.Namespace) -
                 "of_positions": grid.positions,
                 "floor": round(floor[name], 2),
                 "of_floor": round(rate / best / floor[name], 2),
-                "predicted": round(evaluators[name].plan.predicted_speedup, 2),
+                "predicted": round(evaluators[name].forecast().speedup, 2),
             }
             beside = f"  floor {row['floor']:.2f}x, {row['of_floor']:.0%} of it, predicted {row['predicted']:.2f}x"
         rows.append(row)

@@ -18,7 +18,7 @@ from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
 from .occlude.locations import LocationDistribution
 from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
-from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map
+from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
     from . import captum, data, evaluate, losses, models, occlude, pdsn, reproduce, train
@@ -51,6 +51,7 @@ __all__ = [
     "models",
     "occlude",
     "occlusion_map",
+    "occlusion_maps",
     "pdsn",
     "plot_score_distributions",
     "reproduce",

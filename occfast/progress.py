@@ -13,6 +13,14 @@ _FIRST_LINE = 10.0  # seconds until the first line where there is no terminal
 _LINE_EVERY = 30.0  # seconds between further lines
 
 
+def printable(text: str) -> str:
+    """Return a text without characters that control a terminal, which names of files may hold.
+
+    They are shown as in Python's ``repr``; so are those that UTF-8 can't hold. Line ends stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 @contextmanager
 def progress(title: str, unit: str, show: bool | Report, note: Callable[[], str] | None = None) -> Iterator[Report]:
     """Report progress on the standard error: a bar with the rate and the time left on a terminal, else lines.

@@ -32,8 +32,10 @@ def figures() -> dict[str, str]:
     parts = (
         _sweeps(),
         _predictions(),
+        _plan(),
         _estimates(),
         _comparisons(),
+        _captum(),
         _calibration(),
         _noise(),
         _losses(),
@@ -42,6 +44,7 @@ def figures() -> dict[str, str]:
         _pdsn(),
         _demo(),
         _costs(),
+        _torture(),
     )
     for part in parts:
         if twice := found.keys() & part.keys():
@@ -144,6 +147,34 @@ def _predictions() -> dict[str, str]:
     return found
 
 
+def _plan() -> dict[str, str]:
+    """Return what ``python -m bench.plan`` found; nothing before it was run."""
+    if not (BENCH / "plan-cpu.json").is_file():
+        return {}
+    content = _read("plan-cpu")
+    found = content["summary"]
+    strides = sorted({row["stride"] for row in content["rows"]})
+    table = [
+        [
+            kind.replace("_", " "),
+            *(
+                f"{_times(row['predicted'])} / {_times(row['measured'])}"
+                for row in content["rows"]
+                if row["kind"] == kind
+            ),
+        ]
+        for kind in dict.fromkeys(row["kind"] for row in content["rows"])
+    ]
+    return {
+        "plan-kinds": str(found["kinds"]),
+        "plan-cases": str(found["cases"]),
+        "plan-within": f"{found['within_1.3']:.0%}".replace("%", " %"),
+        "plan-largest": _times(found["largest_factor"]),
+        "plan-auto-slowest": f"{found['auto_slowest']:.2f}×",
+        "plan-table": _table(["predicted / measured", *(f"stride {stride}" for stride in strides)], table),
+    }
+
+
 def _estimates() -> dict[str, str]:
     found: dict[str, str] = {}
     files = {"": "estimate-cpu", "-40x40": "estimate-40x40-cpu"}
@@ -178,6 +209,14 @@ def _estimates() -> dict[str, str]:
         "truth-variation": f"{truth['total_variation_of_P']:.3f}",
         "two-processes": f"{own['processes']['ratio']:.2f}×",
     }
+
+
+def _captum() -> dict[str, str]:
+    rows = [row for row in _read("captum-occlusion-cpu")["rows"] if row["workload"] == "paper, stride 5"]
+    best = next(row["seconds"] for row in rows if row["best"])
+    seconds = {row["who"]: row["seconds"] for row in rows}
+    names = {"captum-first": "occfast", "captum-kept": "occfast, kept plan"}
+    return {name: _times(best / seconds[who]) for name, who in names.items()}
 
 
 def _comparisons() -> dict[str, str]:
@@ -402,6 +441,54 @@ def _demo_seeds(sizes: tuple[str, ...]) -> dict[str, str]:
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f} %"
+
+
+def _torture() -> dict[str, str]:
+    """Return what kills, full disks, writers and mutated files led to."""
+    report = json.loads((ROOT / "results/torture/report.json").read_text())
+    about, totals = report["about"], report["totals"]
+    counts = ("kills", "at_operations", "runs", "differences", "losses", "half_written", "litter")
+    header = ["command", "kills", "at a file operation", "runs", "differences", "losses", "half files", "litter"]
+    kills = [[row["command"], *(f"{row[name]:,}" for name in counts)] for row in report["kills"]]
+    kills.append(["all", *(f"{sum(row[name] for row in report['kills']):,}" for name in counts)])
+    disks = [
+        [
+            row["command"],
+            f"{row['disks']}, {row['refused']}",
+            f"{row['read_only']['folders']}",
+            f"{pair['pairs']}, {pair['refused']}",
+            f"{len(row['findings']) + len(row['read_only']['findings']) + len(pair['findings'])}",
+        ]
+        for row, pair in zip(report["disks"], report["writers"], strict=True)
+    ]
+    parsers = [
+        [
+            row["parser"],
+            f"{row['inputs']:,}",
+            f"{row['inputs_per_cpu_second']:,}",
+            f"{row['slowest_cpu_seconds']:.2f} s",
+            f"{row['peak_mib']} MiB",
+            f"{len(row['findings'])}",
+        ]
+        for row in report["fuzz"]
+    ]
+    last = about[-1]
+    machine = f"{last['processor']}, {last['cores']} cores, PyTorch {last['torch']}, Python {last['python']}"
+    runs = [["command", "date", "minutes"]]
+    runs += [[f"`{one['command']}`", one["date"], f"{one['minutes']:.0f}"] for one in about]
+    return {
+        "torture-about": _table(runs[0], runs[1:]),
+        "torture-machine": machine,
+        "torture-kills": f"{totals['kills']:,}",
+        "torture-inputs": f"{totals['fuzz_inputs']:,}",
+        "torture-findings": f"{totals['findings']:,}",
+        "torture-full": f"{sum(row['inputs'] >= 1_000_000 for row in report['fuzz'])} of {len(report['fuzz'])}",
+        "torture-commands": _table(header, kills),
+        "torture-disks": _table(
+            ["command", "full disks, refused", "read-only", "two writers, refused", "findings"], disks
+        ),
+        "torture-parsers": _table(["file", "inputs", "a CPU second", "slowest", "memory", "findings"], parsers),
+    }
 
 
 def _calibration() -> dict[str, str]:

@@ -141,7 +141,7 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
                     "network": "W1",
                     "occluder": f"{occluder[0]}x{occluder[1]}",
                     "as": name,
-                    "predicted": evaluator.plan.predicted_speedup,
+                    "predicted": evaluator.forecast().speedup,
                     "dense_positions_per_s": dense[dtype, tf32],
                     "positions_per_s": grid.positions / timing.device,
                     "host_share": timing.host / timing.device,

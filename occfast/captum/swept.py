@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NativeUnavailable
 from ..progress import Report
+from ..sweep.convolution import right_convolutions
 from ..sweep.evaluators.behavior import in_training
 from ..sweep.evaluators.runner import Runner
 from ..sweep.options import Options
@@ -50,7 +51,7 @@ def swept(
     if reason := _obstacle(function, inputs, arguments):
         raise NotSwept(reason)
     images, box = inputs[0], windows[0]
-    with float32_as("ieee"):
+    with float32_as("ieee"), right_convolutions(images):
         clean = as_tensor(function(images.clone(), *arguments)).clone()
         if clean.dim() == 0 or clean.shape[0] != len(images) or not clean.is_floating_point():
             raise NotSwept("the output does not have a row for each image")

@@ -16,6 +16,7 @@ import typer
 from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
+from ..progress import printable
 from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
@@ -62,10 +63,10 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, DataError, MissingPackage, NativeUnavailable, OSError) as error:
-        print(f"occfast: {error}", file=sys.stderr)
+        print(f"occfast: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except ProcessLost as error:
-        print(f"occfast: {error}", file=sys.stderr, flush=True)
+        print(f"occfast: {printable(str(error))}", file=sys.stderr, flush=True)
         os._exit(1)  # the others' connections may never answer again
     except KeyboardInterrupt:
         print("occfast: interrupted", file=sys.stderr)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..progress import printable
+
 if TYPE_CHECKING:
     from ..data import FaceDataset
 
@@ -20,6 +22,13 @@ _SOURCE_HELP = (
     "A folder with a folder for each person; a .rec, .npz, .bin or .mat file; a list of images (.txt, .csv, .lst); or "
     "orl, lfw, celeba, ar, ar10p, followed by :PATH if it is not in $OCCFAST_DATA."
 )
+
+
+def _echo(text: str) -> None:
+    """Print a line; names of files cannot control the terminal."""
+    typer.echo(printable(text))
+
+
 Source = Annotated[str, typer.Argument(metavar="DATASET", help=_SOURCE_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -60,25 +69,25 @@ def show(
         typer.echo(json.dumps({**found.as_dict(), "sheet": None if sheet is None else str(sheet)}, indent=1))
     else:
         fewest, median, most = found.per_person
-        typer.echo(f"{found.kind}: {found.images:,} images of {found.people:,} people")
-        typer.echo(f"images of a person: {fewest} to {most}, median {median:g}")
-        typer.echo(f"opened: {found.examined:,} images, {found.bytes / 1e6:,.1f} MB")
-        typer.echo(f"sizes: {_counts({f'{h}×{w}': n for (h, w), n in found.sizes.items()})}")
-        typer.echo(f"formats: {_counts(found.formats)}")
-        typer.echo(f"landmarks: {'none' if found.landmarks is None else f'on {found.landmarks:,} images'}")
+        _echo(f"{found.kind}: {found.images:,} images of {found.people:,} people")
+        _echo(f"images of a person: {fewest} to {most}, median {median:g}")
+        _echo(f"opened: {found.examined:,} images, {found.bytes / 1e6:,.1f} MB")
+        _echo(f"sizes: {_counts({f'{h}×{w}': n for (h, w), n in found.sizes.items()})}")
+        _echo(f"formats: {_counts(found.formats)}")
+        _echo(f"landmarks: {'none' if found.landmarks is None else f'on {found.landmarks:,} images'}")
         if found.alignment:
-            typer.echo("aligned: {template}, {size[0]}×{size[1]}, {color}, {transform}".format(**found.alignment))
+            _echo("aligned: {template}, {size[0]}×{size[1]}, {color}, {transform}".format(**found.alignment))
         for names in found.repeated[:5]:
-            typer.echo(f"the same file: {', '.join(names)}")
+            _echo(f"the same file: {', '.join(names)}")
         if len(found.repeated) > 5:
-            typer.echo(f"... and {len(found.repeated) - 5} more groups of equal files (--json has all)")
+            _echo(f"... and {len(found.repeated) - 5} more groups of equal files (--json has all)")
         if found.others:
-            typer.echo(f"not taken for images: {len(found.others)} files, {', '.join(found.others[:5])}")
-        typer.echo(f"corrupt: {len(found.corrupt) or 'none'}")
+            _echo(f"not taken for images: {len(found.others)} files, {', '.join(found.others[:5])}")
+        _echo(f"corrupt: {len(found.corrupt) or 'none'}")
         for reason in found.corrupt.values():
-            typer.echo(f"  {reason}")
+            _echo(f"  {reason}")
         if sheet is not None:
-            typer.echo(f"contact sheet: {sheet}")
+            _echo(f"contact sheet: {sheet}")
     if found.corrupt:
         raise typer.Exit(1)
 
@@ -148,9 +157,9 @@ def convert(
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
-        typer.echo(f"{target}: {len(dataset):,} images of {len(dataset.people):,} people")
+        _echo(f"{target}: {len(dataset):,} images of {len(dataset.people):,} people")
         for name, reason in left_out.items():
-            typer.echo(f"left out: {name}: {reason}")
+            _echo(f"left out: {name}: {reason}")
 
 
 def _bad(dataset: FaceDataset, aligned: bool, quiet: bool) -> dict[str, str]:
@@ -207,9 +216,9 @@ def landmarks(
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
-        typer.echo(f"{output}: {len(found.names) - len(found.failures):,} of {len(found.names):,} faces found")
+        _echo(f"{output}: {len(found.names) - len(found.failures):,} of {len(found.names):,} faces found")
         for name, reason in found.failures.items():
-            typer.echo(f"  {name}: {reason}")
+            _echo(f"  {name}: {reason}")
     if found.failures:
         raise typer.Exit(1)
 

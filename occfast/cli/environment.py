@@ -10,8 +10,8 @@ import typer
 
 
 def build(cuda: Annotated[bool, typer.Option("--cuda", help="Also build the CUDA kernels.")] = False) -> None:
-    """Compile the native kernels now instead of at first use."""
-    from ..native import loader
+    """Compile the native kernels now instead of at first use, unless a prebuilt module fits."""
+    from ..native import loader, prebuilt
     from ..native.build import Backend
 
     wanted: list[Backend] = ["cpu", "cuda"] if cuda else ["cpu"]
@@ -19,13 +19,13 @@ def build(cuda: Annotated[bool, typer.Option("--cuda", help="Also build the CUDA
         started = time.perf_counter()
         ready = loader.is_ready(backend)
         loader.module(backend)
-        where = loader.prebuilt_path(backend) or loader.cached_path(backend)
+        where = prebuilt.find(backend) or loader.cached_path(backend)
         how = "was ready" if ready else f"built in {time.perf_counter() - started:.1f} s"
         typer.echo(f"{backend}: {how}: {where}")
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
-    """Check the installation and suggest fixes: compiler, ninja, PyTorch, CUDA, nvcc and cache.
+    """Check the installation and suggest fixes: prebuilt kernels, compiler, PyTorch, CUDA, nvcc and cache.
 
     Exits with status 1 if something that the CPU kernels need is missing.
     """

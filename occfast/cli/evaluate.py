@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import read_json
+from ..errors import DataError
+from ..files import locked, read_json
 from .networks import load_recognizer, prepared
 
 if TYPE_CHECKING:
@@ -232,67 +234,68 @@ def evaluate(
     )
     if protocol == "pairs" and pairs is None:
         raise ValueError("--pairs: expected a list of pairs, which the pairs protocol requires, got none")
-    _check_output(output, resume, overwrite)
-    if protocol == "scores":
-        report = _of_scores(Path(what), folds, models, occlude, output if resume else None)
-    else:
-        from ..data import open_dataset
-        from ..evaluate import Comparison, compare
-        from ..evaluate.fingerprints import fingerprint
-        from ..occlude import named_occlusion
+    with _only_run(output):
+        _check_output(output, resume, overwrite)
+        if protocol == "scores":
+            report = _of_scores(Path(what), folds, models, occlude, output if resume else None)
+        else:
+            from ..data import open_dataset
+            from ..evaluate import Comparison, compare
+            from ..evaluate.fingerprints import fingerprint
+            from ..occlude import named_occlusion
 
-        if not models:
-            raise ValueError("--model: expected a network, got none")
-        source = open_dataset(what, landmarks=landmarks)
-        chosen = _protocols(
-            protocol, source, pairs, pair_count, folds, gallery or 1, impostors or 0.0, count or "people", seed
-        )
-        covers = {name: named_occlusion(name, seed) for name in occlude or []}
-        loaded = {
-            name: load_recognizer(
-                path,
-                tuple(source[0].image.shape),
-                network=network,
-                classes=classes,
-                size=None if size is None else _pair(size),
-                color=color,
-                mean=mean,
-                std=std,
-                trust=trust,
-                device=device,
+            if not models:
+                raise ValueError("--model: expected a network, got none")
+            source = open_dataset(what, landmarks=landmarks)
+            chosen = _protocols(
+                protocol, source, pairs, pair_count, folds, gallery or 1, impostors or 0.0, count or "people", seed
             )
-            for name, path in _model_names(models).items()
-        }
-        if resume:
-            prints = {fingerprint(one.embed) for one in loaded.values()}
-            _check_report(output, {"network": prints, "data": {what}, "protocol": {p.name for p in chosen}})
-        if overwrite:
-            for path in (output / "features").glob("features-*.npz"):
-                path.unlink()
-        reports = {
-            name: compare(
-                chosen,
-                one.embed,
-                prepared(source, one.preprocessing, template, resize, aligned=aligned),
-                one.preprocessing,
-                covers,
-                cover=cover,  # type: ignore[arg-type]
-                flip=flip,  # type: ignore[arg-type]
-                batch_size=batch_size,
-                workers=workers,
-                checkpoint=output / "features",
-                resume=resume,
-                resamples=bootstrap,
-                model_name=name,
-                dataset_name=what,
-                progress=not quiet,
-            )
-            for name, one in loaded.items()
-        }
-        report = next(iter(reports.values()))
-        if len(reports) > 1:
-            report = Comparison.join(reports, **({} if bootstrap is None else {"resamples": bootstrap}))
-    page = report.write(output)
+            covers = {name: named_occlusion(name, seed) for name in occlude or []}
+            loaded = {
+                name: load_recognizer(
+                    path,
+                    tuple(source[0].image.shape),
+                    network=network,
+                    classes=classes,
+                    size=None if size is None else _pair(size),
+                    color=color,
+                    mean=mean,
+                    std=std,
+                    trust=trust,
+                    device=device,
+                )
+                for name, path in _model_names(models).items()
+            }
+            if resume:
+                prints = {fingerprint(one.embed) for one in loaded.values()}
+                _check_report(output, {"network": prints, "data": {what}, "protocol": {p.name for p in chosen}})
+            if overwrite:
+                for path in (output / "features").glob("features-*.npz"):
+                    path.unlink()
+            reports = {
+                name: compare(
+                    chosen,
+                    one.embed,
+                    prepared(source, one.preprocessing, template, resize, aligned=aligned),
+                    one.preprocessing,
+                    covers,
+                    cover=cover,  # type: ignore[arg-type]
+                    flip=flip,  # type: ignore[arg-type]
+                    batch_size=batch_size,
+                    workers=workers,
+                    checkpoint=output / "features",
+                    resume=resume,
+                    resamples=bootstrap,
+                    model_name=name,
+                    dataset_name=what,
+                    progress=not quiet,
+                )
+                for name, one in loaded.items()
+            }
+            report = next(iter(reports.values()))
+            if len(reports) > 1:
+                report = Comparison.join(reports, **({} if bootstrap is None else {"resamples": bootstrap}))
+        page = report.write(output)
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
     else:
@@ -304,6 +307,15 @@ def _check_options(protocol: str, given: Mapping[str, tuple[object, tuple[str, .
     for name, (value, protocols) in given.items():
         if value is not None and protocol not in protocols:
             raise ValueError(f"{name}: only valid with {', '.join(protocols)}, got it with {protocol}")
+
+
+def _only_run(output: Path) -> AbstractContextManager[object]:
+    """Hold the lock of the folder; a folder that can't be written is refused before any work."""
+
+    def busy(holder: str) -> Exception:
+        return ValueError(f"--output: {holder} writes a report into {output}; wait for it or choose another folder")
+
+    return locked(output / ".evaluate.lock", busy)
 
 
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
@@ -323,13 +335,16 @@ def _check_report(output: Path, wanted: Mapping[str, set[str | None]]) -> None:
     if not (output / "report.json").exists():
         return
     found = read_json(output / "report.json")
-    settings, rows = found.get("settings") or {}, found.get("rows") or []
-    networks = [one.get("model") for one in (settings.get("models") or {"": settings}).values()]
-    known = {
-        "network": set(networks) - {None},
-        "data": {settings.get("data")} - {None},  # not recorded by version 0.1.0
-        "protocol": {row.get("protocol") for row in rows},
-    }
+    try:
+        settings, rows = found.get("settings") or {}, found.get("rows") or []
+        networks = [one.get("model") for one in (settings.get("models") or {"": settings}).values()]
+        known = {
+            "network": set(networks) - {None},
+            "data": {settings.get("data")} - {None},  # not recorded by version 0.1.0
+            "protocol": {row.get("protocol") for row in rows},
+        }
+    except (AttributeError, TypeError) as error:
+        raise DataError(f"{output / 'report.json'}: not a report of occfast evaluate ({error})") from error
     for name, before in known.items():
         if before and not before <= wanted[name]:
             raise ValueError(f"--resume: {output} holds a report of another {name}; choose another --output")

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..models import Preprocessing
     from ..sweep import MapComparison, OcclusionMap
     from ..sweep.options import Method
-    from ..sweep.processes import Processes
 
 _BATCH = 64  # images that are read together
 _TIMEOUT = timedelta(minutes=10)  # for a message from another process
@@ -50,14 +49,22 @@ def map_(
         ),
     ],
     occluder: Annotated[
-        list[str] | None, typer.Option(help="Height x width in pixels. Repeat it for more maps.", show_default="20x40")
+        list[str] | None,
+        typer.Option(
+            help="Height x width in pixels, disk:30 or disk:30x20 for a disk or an ellipse, or a black and white "
+            "picture (.png) whose white pixels are covered. Repeat it for more maps.",
+            show_default="20x40",
+        ),
     ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="One map, the average over all --occluder (border clip).")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the maps.")] = Path("maps"),
     score: Annotated[
         str,
         typer.Option(
-            help="error or score_drop for a classifier, similarity_drop for an embedding network (drop of the cosine "
-            "similarity to the image without the occluder)."
+            help="error, score_drop or probability_drop for a classifier; similarity_drop for an embedding network "
+            "(drop of the cosine similarity to the image without the occluder)."
         ),
     ] = "error",
     method: Annotated[
@@ -80,8 +87,14 @@ def map_(
         str,
         typer.Option(help="clip: a center on every pixel, the occluder cut at the edge; valid: whole occluders only."),
     ] = "clip",
+    region: Annotated[
+        str | None,
+        typer.Option(
+            help="TOP,LEFT,BOTTOM,RIGHT in pixels: positions inside this part of the image only.", show_default=False
+        ),
+    ] = None,
     fill: Annotated[
-        str, typer.Option(help="Content of the occluder: black, gray, white, mean (of each image) or noise.")
+        str, typer.Option(help="Content of the occluder: black, gray, white, mean (of each image), noise or blur.")
     ] = "black",
     network: Annotated[
         str | None,
@@ -175,16 +188,20 @@ def map_(
 
     On several processes: torchrun --nproc-per-node 2 -m occfast map …
     """
+    from ..files import read_text
     from ..sweep import occlusion_map
     from ..sweep.processes import Processes
 
-    boxes = list(dict.fromkeys(_pair(text, "--occluder") for text in occluder or ["20x40"]))
-    stems = {box: output / f"map-{box[0]}x{box[1]}" for box in boxes}
+    stems = _occluders(occluder or ["20x40"], average, output)
+    within = None if region is None else _region(region)
     chosen = _method(method, tolerance)
-    others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems.values() if compare}
-    with _processes(device) as place:
+    others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems if compare}
+    with _processes(device) as place, ExitStack() as stack:
         group = Processes()
-        _check_output(list(stems.values()), resume, overwrite, group)
+        with group.guard():  # one process looks, before any of them writes
+            if group.rank == 0:
+                stack.enter_context(_only_run(output))
+                _check_output(list(stems), resume, overwrite)
         network_, preparation, names, faces = _open(
             model,
             dataset,
@@ -197,7 +214,7 @@ def map_(
         if score == "similarity_drop":
             network_, names = embedding(network_), None
         elif people is not None:
-            names = people.read_text(encoding="utf-8").splitlines()
+            names = read_text(people).splitlines()
         labeled = score != "similarity_drop"
         batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
         if labeled:
@@ -206,15 +223,16 @@ def map_(
         if batches.unknown and speak:
             typer.echo(f"{batches.unknown} images of people who are not classes of the network are left out", err=True)
         made, comparisons = {}, {}
-        for box, stem in stems.items():
+        for stem, box in stems.items():
             if speak and not quiet:
-                _announce(box, stride, border, preparation.size, len(batches.dataset), method)
+                _announce(box, stride, border, within, preparation.size, len(batches.dataset), method)
             made[stem] = occlusion_map(
                 network_,
                 batches,
                 occluder=box,
                 stride=stride,
                 border=border,  # type: ignore[arg-type]
+                region=within,
                 fill=content,
                 score=score,  # type: ignore[arg-type]
                 method=chosen,
@@ -254,19 +272,29 @@ def _checkpoint(stem: Path) -> Path:
     return finished if finished.exists() and not unfinished.exists() else unfinished
 
 
-def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool, group: Processes) -> None:
+def _only_run(output: Path) -> AbstractContextManager[object]:
+    """Hold the lock of the folder; a folder that can't be written is refused before the sweep."""
+    from ..files import locked
+
+    def busy(holder: str) -> Exception:
+        return ValueError(f"--output: {holder} writes maps into {output}; wait for it or choose another folder")
+
+    return locked(output / ".map.lock", busy)
+
+
+def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool) -> None:
     """Refuse to lose an earlier run. Nothing is deleted."""
     if resume and overwrite:
         raise ValueError("--resume: not valid together with --overwrite")
-    with group.guard():  # one process looks, before any of them writes
-        if group.rank == 0 and not (resume or overwrite):
-            for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):
-                if path.exists():
-                    what = "an unfinished sweep" if path.suffix == ".checkpoint" else "a map"
-                    raise ValueError(
-                        f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite "
-                        "replaces them; or choose another --output"
-                    )
+    if resume or overwrite:
+        return
+    for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):
+        if path.exists():
+            what = "an unfinished sweep" if path.suffix == ".checkpoint" else "a map"
+            raise ValueError(
+                f"{path} holds {what}: --resume continues the run and keeps finished maps, --overwrite replaces them; "
+                "or choose another --output"
+            )
 
 
 def _earlier(path: Path) -> OcclusionMap:
@@ -295,13 +323,26 @@ def _compared(m: OcclusionMap, other: OcclusionMap | None, people: Tensor) -> Ma
 # -- what to expect ------------------------------------------------------------------------------------
 
 
-def _announce(box: tuple[int, int], stride: int, border: str, size: tuple[int, int], images: int, method: str) -> None:
+def _announce(
+    box: Any,
+    stride: int,
+    border: str,
+    region: tuple[int, int, int, int] | None,
+    size: tuple[int, int],
+    images: int,
+    method: str,
+) -> None:
     """Say how much work a map is before it begins."""
     from ..sweep import SweepGrid
 
-    positions = SweepGrid.over(size, box, stride=stride, border=border).positions  # type: ignore[arg-type]
+    grids = [
+        SweepGrid.over(size, each, stride=stride, border=border, region=region)  # type: ignore[arg-type]
+        for each in (box if isinstance(box, list) else [box])
+    ]
+    positions = sum(grid.positions for grid in grids)
     total = images * positions
-    text = f"occluder {box[0]}x{box[1]}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
+    boxes = ", ".join(grid.occluder_text for grid in grids)
+    text = f"occluder {boxes}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
     if method in ("adaptive", "sampled"):
         text += f" in full; {method} takes a fraction of them"
     elif total > _MANY:
@@ -479,12 +520,49 @@ def _pair(text: str, name: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _occluders(texts: Sequence[str], average: bool, output: Path) -> dict[Path, Any]:
+    """Return the occluder of each map, or the list of them that it averages, by the map's path without its ending."""
+    found = dict(map(_occluder, texts))
+    if average:
+        return {output / "map-average": list(found.values())}
+    return {output / f"map-{name}": occluder for name, occluder in found.items()}
+
+
+def _occluder(text: str) -> tuple[str, Any]:
+    """Return the name of an occluder in file names, and its size or mask."""
+    from ..sweep import disk
+
+    if text.lower().endswith(".png"):
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(text) as picture:
+            covered = np.asarray(picture.convert("L")) > 127
+        if not covered.any():
+            raise ValueError(f"--occluder: {text} has no white pixel")
+        return Path(text).stem, covered
+    kind, _, size = text.rpartition(":")
+    if kind not in ("", "disk"):
+        raise ValueError(f"--occluder: expected height x width as in 20x40, disk:30 or a .png, got {text!r}")
+    height, width = _pair(size if "x" in size.lower() or not kind else f"{size}x{size}", "--occluder")
+    return (f"disk-{height}x{width}", disk((height, width))) if kind else (f"{height}x{width}", (height, width))
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    """Return the numbers that a text such as 10,20,60,80 states."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() and len(part) <= 9 for part in parts):
+        raise ValueError(f"--region: expected top,left,bottom,right as in 10,20,60,80, got {text!r}")
+    top, left, bottom, right = map(int, parts)
+    return top, left, bottom, right
+
+
 def _fill(name: str, preparation: Preprocessing) -> Any:
     shades = {"black": 0.0, "gray": 0.5, "white": 1.0}
     if name in shades:
         return (shades[name] - preparation.mean) / preparation.std
-    if name not in ("mean", "noise"):
-        raise ValueError(f"--fill: expected black, gray, white, mean or noise, got {name!r}")
+    if name not in ("mean", "noise", "blur"):
+        raise ValueError(f"--fill: expected black, gray, white, mean, noise or blur, got {name!r}")
     return name
 
 
@@ -523,6 +601,7 @@ def _summary(m: OcclusionMap, stem: Path, comparison: MapComparison | None) -> d
     mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]} if m.score == "error" else {}
     return {
         "occluder": list(m.occluder),
+        "occluders": m.occluder_text,
         "method": m.method,
         "precision": m.precision,
         "score": m.score,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..progress import printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -89,7 +91,7 @@ def overlap(
         return
     for entry in found:
         how = entry.found_by if entry.similarity is None else f"similarity {entry.similarity:.2f}"
-        typer.echo(f"{entry.person}  =  {entry.matches}  ({how})")
+        typer.echo(printable(f"{entry.person}  =  {entry.matches}  ({how})"))
     typer.echo(f"{people} of {len(a.people)} people of {first} are in {second}: {output}")
 
 

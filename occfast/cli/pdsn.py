@@ -83,7 +83,7 @@ def regions_command(
     """
     from matplotlib.figure import Figure
 
-    from ..files import write_atomically
+    from ..files import read_json, write_atomically
     from ..pdsn import regions
     from ..pdsn.faces import open_faces, read_faces, split
 
@@ -93,9 +93,8 @@ def regions_command(
     points = dataset.landmarks[train]
     if kind.endswith(".json"):
         try:
-            content = json.loads(Path(kind).read_text())
-            found = regions.boxes({str(name): list(box) for name, box in content.items()}, size)
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            found = regions.boxes({name: list(box) for name, box in read_json(kind).items()}, size)
+        except TypeError as error:
             raise ValueError(f"{kind}: expected {{name: [top, left, bottom, right], …}} ({error})") from error
     else:
         found = regions.named(kind, size, points)
@@ -469,10 +468,7 @@ def _classes(trained: Trained, faces: FaceSet, data: str) -> Tensor:
 
 
 def _regions(path: Path) -> Regions:
-    from ..errors import DataError
+    from ..files import read_text
     from ..pdsn import Regions
 
-    try:
-        return Regions.from_json(path.read_text(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({error})") from error
+    return Regions.from_json(read_text(path), str(path))

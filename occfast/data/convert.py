@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import read_json, write_atomically
+from ..files import Lock, locked, read_json, remove, write_atomically
 from ..progress import Report
 from ..progress import progress as show_progress
 from .faces import FaceDataset
@@ -33,6 +33,8 @@ from .landmarks import write_landmarks
 from .record_file import Header, RecordWriter
 
 KINDS = ("folder", "recordio", "npz")
+#: File in a folder that is not converted to its end.
+STATE = ".convert.json"
 _MAX_NAME = 240  # bytes in a part of a path; file systems allow 255, of which a suffix takes a few
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -78,13 +80,18 @@ def convert(
     if pixels and kind != "npz":
         raise ValueError(f"pixels: expected kind 'npz', got {kind!r}")
     _check_names(source, kind)
-    with _only_writer(target), show_progress(f"writing {target.name}", "images", progress) as report:
+    with _only_writer(target) as lock, show_progress(f"writing {target.name}", "images", progress) as report:
+        # The lock goes last: one that a kill left beside a whole target is that of a conversion that had ended.
+        note = f"{kind} {pixels} {_fingerprint(source)}"
+        state = target / STATE if kind == "folder" else target.with_suffix(".rec.part.json")
+        if lock.notes == note and target.exists() and not state.exists():
+            return target
         if kind == "folder":
-            _to_folder(source, target, report)
+            _to_folder(source, target, report, lambda: lock.note(note))
         elif kind == "recordio":
-            _to_recordio(source, target, report)
+            _to_recordio(source, target, report, lambda: lock.note(note))
         else:
-            _to_npz(source, target, pixels, report)
+            _to_npz(source, target, pixels, report, lambda: lock.note(note))
     return target
 
 
@@ -107,24 +114,13 @@ def _check_names(source: FaceDataset, kind: str) -> None:
             _stem(name, source.people[label])
 
 
-@contextlib.contextmanager
-def _only_writer(target: Path) -> Iterator[None]:
+def _only_writer(target: Path) -> contextlib.AbstractContextManager[Lock]:
     """Hold a lock file beside the target; refuse to write while another process holds it."""
-    path = target.with_name(f".{target.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        try:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError as error:
-            raise ValueError(f"{target}: expected no other process that writes it at this moment") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    def busy(holder: str) -> Exception:
+        return ValueError(f"{target}: expected no other process that writes it at this moment, got {holder}")
+
+    return locked(target.with_name(f".{target.name}.lock"), busy)
 
 
 def content(source: FaceDataset, k: int) -> bytes:
@@ -151,8 +147,8 @@ def _has_landmarks(source: FaceDataset) -> bool:
 # Folder
 
 
-def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
-    state = target / ".convert.json"
+def _to_folder(source: FaceDataset, target: Path, report: Report, note: Callable[[], None]) -> None:
+    state = target / STATE
     begun = {"source": _fingerprint(source)}
     if target.exists():
         # A conversion that was killed at once leaves a file of its own, or nothing.
@@ -166,6 +162,7 @@ def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
                 path.unlink()
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(state, json.dumps(begun).encode())
+    note()  # after the state, without which the folder counts as whole
     stems = [
         _stem(name, source.people[label]) for name, label in zip(source.names, source.labels.tolist(), strict=True)
     ]
@@ -187,7 +184,7 @@ def _to_folder(source: FaceDataset, target: Path, report: Report) -> None:
         assert source.landmarks is not None
         write_landmarks(target / "landmarks.csv", names, source.landmarks)
     write_atomically(target / ABOUT, json.dumps(_about(source), indent=1, ensure_ascii=False).encode())
-    state.unlink()
+    remove(state)
 
 
 def _stem(name: str, person: str) -> str:
@@ -213,20 +210,25 @@ def _with_suffix(name: str, data: bytes, source: str) -> str:
 # RecordIO
 
 
-def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
+def _to_recordio(source: FaceDataset, target: Path, report: Report, note: Callable[[], None]) -> None:
     """Write insightface's layout: record 0 states where the images end, and records of the identities follow them."""
     if target.suffix.lower() != ".rec":
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
+    state = target.with_suffix(".rec.part.json")
+    begun = {"source": _fingerprint(source)}
+    resume = state.is_file() and read_json(state) == begun
     if target.exists():
+        if resume and RecordWriter.finish(target):  # killed between the last two names
+            note()
+            remove(state)
+            return
         raise ValueError(f"{target}: expected a new file")
     if len(source) + len(source.people) >= 1 << 24:
         raise ValueError(
             f"source: expected fewer than {1 << 24:,} images and people, which RecordIO's float32 labels hold"
         )
-    state = target.with_suffix(".rec.part.json")
-    begun = {"source": _fingerprint(source)}
-    resume = state.is_file() and read_json(state) == begun
     write_atomically(state, json.dumps(begun).encode())
+    note()
     order = torch.argsort(source.labels, stable=True).tolist()
     count = len(order)
     sizes: set[tuple[int, int]] = set()
@@ -258,17 +260,18 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report) -> None:
             assert source.landmarks is not None
             names = [source.names[k] for k in order]
             write_landmarks(target.with_suffix(".landmarks.csv"), names, source.landmarks[order])
-    state.unlink()
+    remove(state)
 
 
 # .npz
 
 
-def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report) -> None:
+def _to_npz(source: FaceDataset, target: Path, pixels: bool, report: Report, note: Callable[[], None]) -> None:
     if target.suffix.lower() != ".npz":
         raise ValueError(f"target: expected a name that ends in .npz, got {target}")
     if target.exists():
         raise ValueError(f"{target}: expected a new file")
+    note()
     # A kill leaves a part, which has one name, so that the next conversion replaces it.
     part = target.with_name(f".{target.name}.part")
     with _replacing(part, target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

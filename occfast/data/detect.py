@@ -247,7 +247,7 @@ class _Store:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(beside, json.dumps(about, indent=1).encode())
-            path.write_bytes(self._line(self._header))
+            write_atomically(path, self._line(self._header))
 
     def _recover(self, path: Path) -> None:
         """Read the existing results and drop an incomplete last line."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import check_texts
 from .faces import Alignment, EncodedFaces, Face, number_people
 from .images import recolor
 
@@ -165,6 +166,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             held = 0
             for name, info in wanted.items():
                 arrays[name] = _read_array(path, file, archive, info, held)
+                check_texts(arrays[name], f"{path}: {info.filename}")
                 held += 0 if isinstance(arrays[name], np.memmap) else arrays[name].nbytes
             return arrays
     except DataError:

@@ -376,6 +376,17 @@ class RecordWriter:
         for part, name in zip(self._parts, (self.path, self.index), strict=True):
             part.replace(name)
 
+    @staticmethod
+    def finish(path: Path) -> bool:
+        """Give the ``.idx`` its name if a kill came between it and the ``.rec``; return whether both are there."""
+        index = path.with_suffix(".idx")
+        records, lines = (Path(f"{name}.part") for name in (path, index))
+        if records.exists() or not path.is_file():
+            return False
+        if lines.is_file():
+            lines.replace(index)
+        return index.is_file()
+
     def __enter__(self) -> RecordWriter:
         return self
 

@@ -93,7 +93,7 @@ class Embeddings:
             for part in (about["preprocessing"], about["preprocessing"].get("alignment") or {}):
                 if part.get("color") == "grey":
                     part["color"] = "gray"
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: damaged features ({error})") from error
         return cls(features, names, labels, covered, about)
 

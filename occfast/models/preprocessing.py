@@ -94,7 +94,7 @@ class Preprocessing:
                 if isinstance(part, dict) and part.get("color") == "grey":
                     part["color"] = "gray"
             return cls(size=(int(height), int(width)), **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{source}: not a description of preprocessing ({error})") from error
 
     def require(self, other: Preprocessing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import NativeUnavailable
 from . import loader
 from .build import Backend
 
@@ -26,7 +27,12 @@ def backend() -> dict[str, str | None]:
             why = "this PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
             reasons.append(f"cuda: {why}")
             return None
-        if loader.is_ready(name):
+        try:
+            ready = loader.is_ready(name)
+        except NativeUnavailable as error:
+            reasons.append(f"{name}: {error}")
+            return None
+        if ready:
             reasons.append(f"{name}: ready")
             return "native"
         if reason := loader.missing(name):

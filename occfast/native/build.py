@@ -1,7 +1,7 @@
-"""Sources, flags and cache key of the native modules.
+"""Sources, compilers, flags and cache key of the native modules.
 
-The build at first use (``loader.py``), ``occfast build``, ``setup.py`` with ``OCCFAST_AOT=1`` and the tests that
-compile the CUDA kernels without a GPU all use these.
+The build at first use (``loader.py``), ``occfast build``, ``setup.py`` and the tests that compile the CUDA kernels
+without a GPU all use these.  ``setup.py`` imports this where PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 Backend = Literal["cpu", "cuda"]
+
+#: Variants of the CPU kernels that a wheel holds: values of ``-march`` for each ``platform.machine()``, the best first.
+#: Each level contains the next, so a processor that can run one can run those after it.
+VARIANTS = {"x86_64": ("x86-64-v4", "x86-64-v3", "x86-64-v2"), "aarch64": ("armv8-a",)}
 
 #: Compute capabilities that the tests compile for, and that are built without a visible GPU.
 CUDA_ARCHITECTURES = ("80", "90", "100")
@@ -62,14 +67,29 @@ def sources(backend: Backend) -> list[Path]:
     return [root / "bindings.cpp", *kernels]
 
 
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """Return the hash of everything under ``csrc`` that is compiled."""
+    root, content = source_root(), hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
+            content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()
+
+
+def python_abi() -> str:
+    """Return the name of Python's binary interface, for example "cpython-311-x86_64-linux-gnu"."""
+    return sysconfig.get_config_var("SOABI") or sys.version
+
+
 def march() -> str:
-    """Return the value of ``-march``: ``OCCFAST_MARCH``, by default "native"."""
-    return os.environ.get("OCCFAST_MARCH", "native")
+    """Return the value of ``-march`` for a build: ``OCCFAST_MARCH``, by default "native"."""
+    return os.environ.get("OCCFAST_MARCH") or "native"
 
 
-def cxx_flags(backend: Backend) -> list[str]:
-    """Return the flags of the C++ compiler for the sources of a backend."""
-    return [*_CXX_FLAGS, f"-march={march()}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
+def cxx_flags(backend: Backend, target: str | None = None) -> list[str]:
+    """Return the flags of the C++ compiler for a backend, with ``-march=target`` or that of :func:`march`."""
+    return [*_CXX_FLAGS, f"-march={target or march()}", *(["-DOCCFAST_CUDA"] if backend == "cuda" else [])]
 
 
 def nvcc_flags(architectures: tuple[str, ...] = ()) -> list[str]:
@@ -93,12 +113,10 @@ def compiler() -> str | None:
     return None
 
 
-def ninja() -> str | None:
-    """Return the ninja program, on the path or from the wheel of that name; None if there is none."""
-    if path := shutil.which("ninja"):
-        return path
-    beside = Path(sys.executable).parent / "ninja"
-    return str(beside) if beside.exists() else None
+def compiler_command() -> list[str]:
+    """Return the command of the C++ compiler, with the options that ``CXX`` names; empty if there is none."""
+    path = compiler()
+    return [path, *os.environ.get("CXX", "").split()[1:]] if path else []
 
 
 def nvcc() -> str | None:
@@ -107,6 +125,17 @@ def nvcc() -> str | None:
     if home and (path := shutil.which("nvcc", path=str(Path(home) / "bin"))):
         return path
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+@lru_cache(maxsize=8)
+def version_of(*command: str) -> str:
+    """Return the line of ``--version`` that names the version of a compiler."""
+    try:
+        shown = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown ({type(error).__name__})"
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    return next((line for line in lines if "release" in line), lines[0] if lines else "unknown")
 
 
 @lru_cache(maxsize=1)
@@ -127,12 +156,16 @@ def instruction_set() -> str:
 
 @dataclass(frozen=True)
 class BuildKey:
-    """Everything that the content of a built module depends on."""
+    """Everything that the content of a built module depends on.
+
+    PyTorch's version is not among it: ``csrc`` includes no header of PyTorch, and a module links to none of its
+    libraries.  ``compilers`` is empty on a machine without a compiler.
+    """
 
     backend: str
-    torch: str
     python: str
     instruction_set: str
+    compilers: str
     flags: str
     sources: str
 
@@ -147,7 +180,10 @@ def cuda_architectures() -> tuple[str, ...]:
     ``OCCFAST_CUDA_ARCHITECTURES`` (for example "90,100"), else those of the visible GPUs, else all tested ones.
     """
     if chosen := os.environ.get("OCCFAST_CUDA_ARCHITECTURES"):
-        return tuple(part.strip() for part in chosen.split(",") if part.strip())
+        parts = tuple(part.strip() for part in chosen.split(",") if part.strip())
+        if not parts or not all(re.fullmatch(r"\d{2,3}", part) for part in parts):
+            raise ValueError(f"OCCFAST_CUDA_ARCHITECTURES: expected numbers such as 90,100, got {chosen!r}")
+        return parts
     import torch
 
     if torch.cuda.is_available():
@@ -158,23 +194,18 @@ def cuda_architectures() -> tuple[str, ...]:
 
 def key(backend: Backend) -> BuildKey:
     """Return the cache key of a build of the present sources on this machine."""
-    import torch
-
-    root = source_root()
-    content = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
-            content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     flags = cxx_flags(backend)
+    compilers = [version_of(*compiler_command())] if compiler() else []
     if backend == "cuda":
         flags += nvcc_flags(cuda_architectures())
+        compilers += [version_of(program)] if (program := nvcc()) else []
     return BuildKey(
         backend=backend,
-        torch=torch.__version__,
-        python=sysconfig.get_config_var("SOABI") or sys.version,
+        python=python_abi(),
         instruction_set=instruction_set(),
+        compilers="; ".join(compilers),
         flags=" ".join(flags),
-        sources=content.hexdigest(),
+        sources=source_digest(),
     )
 
 

@@ -1,7 +1,7 @@
-"""Find a native module: prebuilt, from the cache, or built now.
+"""Find a native module: prebuilt in a wheel, from the cache, or built now.
 
-The first use of a native op builds a module once for each key (see ``build.py``), under a file lock, so any number of
-processes may start at the same time.  Importing compiles nothing.
+Where no prebuilt module fits, the first use of a native op builds one once for each key (see ``build.py``), under a
+file lock, so any number of processes may start at the same time.  Importing compiles nothing.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
+import sysconfig
 import threading
 import time
-import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ..errors import NativeUnavailable
 from ..files import write_atomically
-from . import build
+from . import build, prebuilt
 from .build import Backend
+from .compile import CompileError, build_module, check_cuda_version
 
 _REFERENCE_HINT = "or set OCCFAST_BACKEND=reference to run the (slower) PyTorch twins"
 _modules: dict[str, ModuleType] = {}
@@ -80,46 +80,39 @@ def module(backend: Backend) -> ModuleType:
 
 def is_ready(backend: Backend) -> bool:
     """Return whether :func:`module` returns without compiling."""
-    return backend in _modules or prebuilt_path(backend) is not None or cached_path(backend) is not None
-
-
-def prebuilt_path(backend: Backend) -> Path | None:
-    """Return the module that ``OCCFAST_AOT=1 pip install`` built for this processor, Python and torch, or None."""
-    marker = Path(__file__).with_name(f"occfast_{backend}.json")
-    if not marker.is_file():
-        return None
-    try:
-        stated = json.loads(marker.read_text())
-        key, path = stated["key"], marker.with_name(stated["module"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        warnings.warn(
-            f"{marker} is damaged ({type(error).__name__}: {error}), so the prebuilt module is not used; "
-            "reinstall occfast",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return path if key == build.key(backend).digest() and path.is_file() else None
+    return backend in _modules or prebuilt.find(backend) is not None or cached_path(backend) is not None
 
 
 def _prebuilt(backend: Backend) -> ModuleType | None:
-    path = prebuilt_path(backend)
-    return _import(backend, path) if path else None
+    path = prebuilt.find(backend)
+    if path is None:
+        return None
+    if backend == "cpu":
+        prebuilt.provide_openmp()
+    return _import(backend, path, "reinstall occfast, or set OCCFAST_MARCH=native to compile the kernels here")
 
 
 def cached_path(backend: Backend) -> Path | None:
     """Return the module in the cache, or None.
 
     A module counts only if it has the digest that ``finished`` states.  A killed build leaves no such file.  A module
-    that was cut or damaged is built again instead of being mapped, which could end the process.
+    that was cut or damaged is built again instead of being mapped, which could end the process.  On a machine
+    without a compiler, a module counts whichever version of a compiler built it.
     """
-    folder = cache_folder(backend)
-    path = folder / f"occfast_{backend}.so"
-    try:
-        stated = json.loads((folder / "finished").read_text())
-        return path if stated["sha256"] == _digest(path) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    key = build.key(backend)
+    folders = [cache_folder(backend)]
+    if not key.compilers:
+        folders = sorted(path.parent for path in cache_root().glob(f"{backend}-*/finished"))
+    for folder in folders:
+        path = folder / f"occfast_{backend}.so"
+        try:
+            stated = json.loads((folder / "finished").read_text())
+            same = all(stated[name] == value for name, value in asdict(key).items() if name != "compilers")
+            if same and stated["sha256"] == _digest(path):
+                return path
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _digest(path: Path) -> str:
@@ -131,8 +124,9 @@ def _cached(backend: Backend) -> ModuleType | None:
     return _import(backend, path) if path else None
 
 
-def _import(backend: Backend, path: Path) -> ModuleType:
-    name = f"occfast_{backend}"
+def _import(backend: Backend, path: Path, cure: str = "delete it and run `occfast build`") -> ModuleType:
+    # pybind11 keeps modules by name, so another file needs another name; Python takes what follows the last point.
+    name = f"{path.as_posix().replace('.', '_')}.occfast_{backend}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     try:
@@ -140,14 +134,14 @@ def _import(backend: Backend, path: Path) -> ModuleType:
         spec.loader.exec_module(loaded)
     except ImportError as error:
         raise NativeUnavailable(
-            f"the native module {path} can't be loaded: {error}; delete it and run `occfast build`, {_REFERENCE_HINT}"
+            f"the native module {path} can't be loaded: {error}; {cure}, {_REFERENCE_HINT}"
         ) from error
     return loaded
 
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that is released when its process ends (PyTorch's own lock file survives a killed build)."""
+    """Hold a lock that is released when its process ends."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
@@ -166,8 +160,11 @@ def missing(backend: Backend) -> str | None:
             else "no C++ compiler (c++, g++, clang++) on the path"
         )
         return f"{what}; install one (Debian: apt-get install g++) or set CXX"
-    if build.ninja() is None:
-        return "no ninja; run `pip install ninja`"
+    if importlib.util.find_spec("pybind11") is None:
+        return "no pybind11; run `pip install pybind11`"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"no {header}; install the headers of this Python (Debian: apt-get install python3-dev)"
     if backend == "cuda":
         import torch
 
@@ -198,14 +195,15 @@ def _built(backend: Backend) -> ModuleType:
         started = time.perf_counter()
         print(f"occfast: compiling the {backend} kernels (once, under a minute) ...", file=sys.stderr, flush=True)
         _clear(folder)
-        loaded = _compile(backend, folder)
+        _compile(backend, folder)
+        loaded = _import(backend, folder / f"occfast_{backend}.so")
         _finish(backend, folder)
         print(f"occfast: compiled in {time.perf_counter() - started:.0f} s into {folder}", file=sys.stderr, flush=True)
         return loaded
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a killed or damaged build left, PyTorch's lock included; ninja would take it for up to date."""
+    """Remove what a killed or damaged build left."""
     for path in folder.iterdir():
         if path.name != "building" and path.is_file():
             path.unlink()
@@ -220,43 +218,20 @@ def _finish(backend: Backend, folder: Path) -> None:
     write_atomically(folder / "finished", json.dumps(stated, indent=1).encode())
 
 
-def _compile(backend: Backend, folder: Path) -> ModuleType:
-    from torch.utils import cpp_extension
-
-    options: dict[str, Any] = {"extra_cflags": build.cxx_flags(backend), "extra_ldflags": ["-fopenmp"]}
-    environment = {"MAX_JOBS": os.environ.get("MAX_JOBS", str(max(1, os.cpu_count() or 1)))}
-    if not os.environ.get("CXX", "").split():  # PyTorch would try c++ alone
-        environment["CXX"] = str(build.compiler())
-    if found := build.ninja():  # the ninja of a wheel lies beside python, which need not be on the path
-        environment["PATH"] = f"{Path(found).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    if backend == "cuda":
-        architectures = build.cuda_architectures()
-        options["extra_cuda_cflags"] = [*build.nvcc_flags(architectures), "-Xcompiler", "-fPIC"]
-        options["with_cuda"] = True
-        environment["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{a[:-1]}.{a[-1]}" for a in architectures)
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+def _compile(backend: Backend, folder: Path) -> None:
     try:
-        loaded: ModuleType = cpp_extension.load(
-            name=f"occfast_{backend}",
-            sources=[str(path) for path in build.sources(backend)],
-            extra_include_paths=[str(build.source_root())],
-            build_directory=str(folder),
-            verbose=bool(os.environ.get("OCCFAST_VERBOSE")),
-            **options,
-        )
-    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        architectures: tuple[str, ...] = ()
+        if backend == "cuda":
+            check_cuda_version()
+            architectures = build.cuda_architectures()
+        build_module(backend, folder, build.march(), architectures)
+    except (CompileError, OSError) as error:
         raise NativeUnavailable(
             f"the {backend} kernels did not compile with {build.compiler()}:\n{error}\n"
             f"set OCCFAST_VERBOSE=1 to see the commands, {_REFERENCE_HINT}"
         ) from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    return loaded
+    for path in folder.glob("*.o"):
+        path.unlink()
 
 
 def forget() -> None:

@@ -233,7 +233,7 @@ def _read_anchors(folder: Path) -> dict[str, Tensor]:
             raise ValueError("not six points")
     except DataError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: expected {{name: {{a: [x, y], …, f: [x, y]}}}} ({error!r})") from error
     return anchors
 

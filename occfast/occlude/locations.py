@@ -244,7 +244,7 @@ class LocationDistribution:
                 torch.from_numpy(content["column_centers"]),
                 (height, width),
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise DataError(f"{path}: incomplete LocationDistribution ({error})") from error
 
     def __repr__(self) -> str:

@@ -133,7 +133,7 @@ class NoisyOccluder(nn.Module):
         self.intensity = _interval(intensity, "intensity", 0.0, 1.0)
         self.p = checks.number(p, "p", 0.0, 1.0)
         self.seed = checks.seed(seed)
-        self.value_range = _interval(value_range, "value_range", -3.4e38, 3.4e38)
+        self.value_range = _interval(value_range, "value_range", -1.7e38, 1.7e38)  # differences fit float32
         if self.value_range[0] == self.value_range[1]:
             raise ValueError(f"value_range: expected two different numbers, got {tuple(value_range)!r}")
         if color not in ("channels", "gray"):

@@ -204,7 +204,7 @@ class MaskDictionary:
             )
         except DataError:
             raise
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{path}: damaged MaskDictionary ({error})") from error
 
 

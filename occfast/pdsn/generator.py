@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import DataError
+from ..files import remove
 from ..progress import Report
 from ..progress import progress as show_progress
 from . import tensor_files as files
@@ -117,7 +118,7 @@ class Generators(nn.Module):
             loaded = cls(regions, about["channels"], kernel=about["kernel"], base=about["base"])
             loaded.load_state_dict(content["state"])
             loaded.history = [GeneratorEpoch(**epoch) for epoch in about["history"]]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DataError(f"{path}: damaged file of mask generators ({error})") from error
         return loaded.eval()
 
@@ -350,7 +351,7 @@ def train_generators(
                     last = time.monotonic()
         generators = trainer.finish()
     if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+        remove(checkpoint)
     return generators
 
 
@@ -495,11 +496,15 @@ class _Trainer:
         content = files.read_checkpoint(path, _CHECKPOINT, self.settings)
         if content is None:
             return False
-        self.generators.load_state_dict(content["generators"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.best = content["best"]
-        self.watch = _Progress(**json.loads(content["watch"]))
-        self.generators.history = [GeneratorEpoch(**epoch) for epoch in json.loads(content["history"])]
+        with files.whole(path):
+            self.generators.load_state_dict(content["generators"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            for each, state in zip(self.generators.each, content["best"], strict=True):
+                if _shapes(each.state_dict()) != _shapes(state):
+                    raise ValueError("best weights of another shape")
+            self.best = content["best"]
+            self.watch = _Progress(**json.loads(content["watch"]))
+            self.generators.history = [GeneratorEpoch(**epoch) for epoch in json.loads(content["history"])]
         return True
 
 
@@ -513,6 +518,10 @@ def _check_pairs(regions: Regions, images: Tensor, labels: Tensor, boxes: Tensor
         raise TypeError(f"labels: expected dtype int64, got {str(labels.dtype).removeprefix('torch.')}")
     if boxes is not None and boxes.shape != (len(images), len(regions), 4):
         raise ValueError(f"boxes: expected shape [{len(images)}, {len(regions)}, 4], got {list(boxes.shape)}")
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -250,7 +250,16 @@ class Regions:
                 landmarks=tuple(tuple(map(int, points)) for points in about["landmarks"]),
                 spread={name: tuple(map(float, values)) for name, values in about["spread"].items()},
             )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            RuntimeError,  # of torch, for numbers beyond int64
+        ) as error:
             raise DataError(f"{source}: not a description of regions ({error})") from error
 
 

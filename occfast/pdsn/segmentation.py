@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import DataError
+from ..files import remove
 from ..progress import Report
 from ..progress import progress as show_progress
 from . import tensor_files as files
@@ -370,9 +371,12 @@ def train_segmentation(
     if checkpoint is not None and resume:
         content = files.read_checkpoint(Path(checkpoint), _CHECKPOINT, settings)
     if content is not None:
-        network.load_state_dict(content["state"])
-        optimizer.load_state_dict(content["optimizer"])
-        best, history = content["best"], [SegmentationEpoch(**epoch) for epoch in json.loads(content["history"])]
+        assert checkpoint is not None
+        with files.whole(checkpoint):
+            network.load_state_dict(content["best"])
+            network.load_state_dict(content["state"])
+            optimizer.load_state_dict(content["optimizer"])
+            best, history = content["best"], [SegmentationEpoch(**epoch) for epoch in json.loads(content["history"])]
     last = time.monotonic()
     with show_progress("segmentation", "epochs", progress) as report:
         while len(history) < epochs and not _stagnates([epoch.loss for epoch in history], patience):
@@ -423,7 +427,7 @@ def train_segmentation(
     network.load_state_dict(best)
     network.eval()
     if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
+        remove(checkpoint)
     return history
 
 

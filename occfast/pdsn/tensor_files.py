@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         DataError: The file is damaged or of another kind.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise DataError(f"{path}: expected a regular file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -58,7 +62,10 @@ def read_checkpoint(path: Path, kind: str, settings: dict[str, Any]) -> dict[str
     if not path.exists():
         return None
     content = read(path, kind)
-    mine, theirs = json.loads(json.dumps(settings)), json.loads(content["settings"])
+    try:
+        mine, theirs = json.loads(json.dumps(settings)), dict(json.loads(content["settings"]))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: not a whole checkpoint ({error})") from error
     different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if different:
         raise ValueError(
@@ -66,3 +73,13 @@ def read_checkpoint(path: Path, kind: str, settings: dict[str, Any]) -> dict[str
             "pass resume=False to start anew, or another path"
         )
     return content
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise DataError where the content of a checkpoint is not what was written."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{os.fspath(path)}: not a whole checkpoint ({reason})") from error

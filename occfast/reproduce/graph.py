@@ -30,7 +30,7 @@ import torch
 from .._version import __version__
 from ..data import FaceDataset
 from ..errors import DataError, ProcessLost
-from ..files import read_json, write_atomically
+from ..files import read_json, remove, write_atomically
 from ..progress import Report as Progress
 from .processes import Heartbeat, ProcessGroup
 
@@ -204,7 +204,7 @@ class Graph:
                 int(content["processes"]),
                 content["finished"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path}: incomplete result ({error}); delete its folder to repeat the step") from error
 
     def levels(self) -> list[list[Step]]:
@@ -312,24 +312,26 @@ class _Run:
     def step(self, step: Step) -> None:
         """Run a step unless it is finished."""
         graph, main = self.graph, not step.together or self.group.rank == 0
+        folder = graph.folder(step.name)
         if graph.done(step.name) is not None:
+            if main:
+                remove(folder / BEGUN)  # a kill just after the result
             self.report()
             return
         if step.together:
             self.heartbeat.meet()  # joining a process group would wait for a dead process for half an hour
-        folder = graph.folder(step.name)
         folder.mkdir(parents=True, exist_ok=True)
         needs = {name: done for name in step.needs if (done := graph.done(name)) is not None}
         if missing := [name for name in step.needs if name not in needs]:
             raise DataError(f"{graph.root}: the result of the step {missing[0]!r} is gone")
-        before = float(read_json(folder / BEGUN).get("seconds", 0.0)) if (folder / BEGUN).exists() else 0.0
+        before = _seconds(folder / BEGUN)
         if main:
             self.say(f"{step.name} …")
             _begin(folder, before)
         start = time.perf_counter()
         shown = self.progress is True and main
         try:
-            with contextlib.nullcontext() if step.together else _unaccompanied():
+            with self.heartbeat.watching() if step.together else _unaccompanied():
                 result = step.make(StepContext(folder, needs, self.device, shown))
         except BaseException as error:
             if main:  # the cost of an interrupted attempt counts; a kill loses this part of it
@@ -356,7 +358,7 @@ class _Run:
             "result": result,
         }
         write_atomically(folder / DONE, (json.dumps(content, indent=1) + "\n").encode())
-        (folder / BEGUN).unlink(missing_ok=True)
+        remove(folder / BEGUN)
         self.say(f"{step.name}: {_brief(result)}{seconds:.1f} s")
         self.report()
 
@@ -387,6 +389,14 @@ class _Run:
 def _begin(folder: Path, seconds: float) -> None:
     content = {"seconds": seconds, "versions": _versions()}
     write_atomically(folder / BEGUN, json.dumps(content).encode())
+
+
+def _seconds(path: Path) -> float:
+    """Return the time of interrupted attempts at a step."""
+    before = read_json(path).get("seconds", 0.0) if path.exists() else 0.0
+    if isinstance(before, bool) or not isinstance(before, int | float):
+        raise DataError(f"{path}: expected seconds, got {before!r:.80}; delete its folder to repeat the step")
+    return float(before)
 
 
 def _versions() -> dict[str, str]:

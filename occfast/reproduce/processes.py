@@ -6,13 +6,15 @@ one whose file stops changing, or that reports an error, ends the run in all oth
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two beats, without a beat until a process counts as lost, and until it must have started.
 BEAT, SILENCE, START = 2.0, 120.0, 600.0
+#: Seconds that a process has to notice by itself that it waits for a lost one.
+GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Heartbeat:
         self._peers: dict[int, _Peer] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._started = time.monotonic()
+        self._watched = False
+        self._lost: float | None = None  # when another process was found lost
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -180,9 +186,32 @@ class Heartbeat:
         """Whether all other processes have finished."""
         return all(peer.beat is not None and peer.beat["status"] == "finished" for peer in self._peers.values())
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """End this process if another one is lost during the block, in which PyTorch may wait for it without end.
+
+        A connection that breaks is an error at once; a process that died before it connected gives none.
+        """
+        self._lost, self._watched = None, True
+        try:
+            yield
+        finally:
+            self._watched = False
+
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
             self._write()
+            if not self._watched:
+                continue
+            try:
+                self.check()
+            except ProcessLost as lost:
+                now = time.monotonic()
+                self._lost = now if self._lost is None else self._lost
+                if now - self._lost > GRACE and self._watched:
+                    self._write(status="failed", error=f"ProcessLost: {lost}")
+                    print(f"occfast: {lost}; --resume continues", file=sys.stderr, flush=True)
+                    os._exit(1)  # the thread that waits can't be interrupted
 
     def _write(self, **changes: Any) -> None:
         with self._lock:

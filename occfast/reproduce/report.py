@@ -21,7 +21,7 @@ import torch
 
 from .._version import __version__
 from ..errors import DataError
-from ..files import read_json, write_atomically
+from ..files import read_bytes, read_json, write_atomically
 from ..plots import png_data_uri
 from .graph import Done
 from .values import Claim, Finding, Number
@@ -247,7 +247,7 @@ class Report:
                 for k in range(1, 10)
                 if (folder / f"figure-{k}.png").is_file()
             ]
-            return cls(
+            made = cls(
                 paper=content["paper"],
                 title=content.get("title") or f"{content['paper']}: the paper beside occfast ({content['scale']})",
                 lead=content.get("lead", ""),
@@ -266,7 +266,7 @@ class Report:
                         one["name"],
                         one["caption"],
                         one["alt"],
-                        (folder / Path(one["file"]).name).read_bytes(),
+                        read_bytes(folder / Path(one["file"]).name),
                         one.get("command", ""),
                     )
                     for one in pictures
@@ -287,9 +287,11 @@ class Report:
                 ],
                 environment=content["environment"],
             )
-        except OSError as error:
-            raise DataError(f"{error.filename}: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            made.to_markdown()  # fails where a value is of another kind
+            return made
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{path}: incomplete report ({type(error).__name__}: {error})") from error
 
     # -- writing ---------------------------------------------------------------------------------------

@@ -1,20 +1,29 @@
 """Occlusion maps: positions of the occluder, evaluation of the network, results."""
 
-from .api import occlusion_map
+from .api import occlusion_map, occlusion_maps
 from .comparison import MapComparison
+from .curves import Curves, deletion_insertion
 from .difference import MapDifference
 from .evaluators.incremental.explain import explain
+from .evaluators.incremental.rates import calibrate
 from .geometry import SweepGrid
 from .maps import OcclusionMap
 from .options import Adaptive, Sampled
+from .shapes import band, disk
 
 __all__ = [
     "Adaptive",
+    "Curves",
     "MapComparison",
     "MapDifference",
     "OcclusionMap",
     "Sampled",
     "SweepGrid",
+    "band",
+    "calibrate",
+    "deletion_insertion",
+    "disk",
     "explain",
     "occlusion_map",
+    "occlusion_maps",
 ]

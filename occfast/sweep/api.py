@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -25,17 +26,41 @@ from .options import Method, Options, device_of
 from .precision import float32_as, lowered
 from .processes import Processes
 from .source import Source
-from .types import Border, Fill, ImageInput, LabelInput, Precision, Score
+from .types import Border, Fill, ImageInput, LabelInput, Occluder, Precision, Region, Score
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of :func:`occlusion_map` that :func:`occlusion_maps` takes too."""
+
+    stride: checks.Pair
+    border: Border
+    region: Region | None
+    fill: Fill
+    method: Method
+    skip_misclassified: bool | None
+    precision: Precision | None
+    seed: int
+    batch_size: int | None
+    memory_limit: int | str | None
+    device: torch.device | str | None
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    progress: bool | Report
+    group: dist.ProcessGroup | Literal[False] | None
 
 
 def occlusion_map(
     model: Callable[[Tensor], Tensor],
     images: ImageInput,
     labels: LabelInput | None = None,
-    occluder: checks.Pair = (20, 40),
+    occluder: Occluder = (20, 40),
     *,
     stride: checks.Pair = 1,
     border: Border = "clip",
+    region: Region | None = None,
     fill: Fill = 0.0,
     score: Score = "error",
     method: Method = "auto",
@@ -63,16 +88,24 @@ def occlusion_map(
         labels: Integers [N], classes in [0, K), as a tensor, an array or a list. For "similarity_drop": None (each
             image is compared with itself without an occluder) or reference embeddings, floating-point [N, K].  None
             where ``images`` is an iterable.
-        occluder: (height, width) in pixels.
+        occluder: (height, width) in pixels; a mask bool [height, width] of the pixels that it covers, such as
+            :func:`~occfast.sweep.disk` returns; or a list of these, over which each image's map is averaged.
         stride: Pixels between neighboring centers, an int or (rows, columns).
         border: "clip": a center on every pixel, the occluder cut at the edge (the paper); "valid": whole occluders
             only. :class:`SweepGrid` has the exact centers.
+        region: Top, left, bottom and right in pixels of the part of the image in which centers lie; None: all of it.
         fill: Content of the occluder: a number, one number for each channel, "mean" (of each image and channel),
-            "noise" (one seeded pattern, uniform over each image's range), or a tensor that broadcasts to [C, H, W].
+            "noise" (one seeded pattern, uniform over each image's range), "blur" (the image, blurred with a standard
+            deviation of a tenth of its shorter side), a tensor that broadcasts to [C, H, W] or, with one row for each
+            image given, to [N, C, H, W]; or a function of images [n, C, H, W] that returns a tensor that broadcasts to
+            them.
         score: Recorded at each position and averaged over images.
             "error": 1 where the class of the largest output (the lowest of equals) differs from the label (Eq. 3);
             "score_drop": the label's output without the occluder minus that with it;
-            "similarity_drop": the drop of the cosine similarity to the reference embedding.
+            "probability_drop": the same drop of the label's softmax probability;
+            "similarity_drop": the drop of the cosine similarity to the reference embedding;
+            or a function of outputs [m, K] and their labels [m, ...] (None without labels) that returns m
+            floating-point numbers, of which the drop is recorded.
         method: "dense": one forward pass for each position. "incremental": recompute only what the occluder changes;
             equal to "dense" up to rounding. "auto": "incremental" where the model allows it and it is faster, else
             "dense"; ``OcclusionMap.method`` is the one that ran. Two methods estimate the map from a fraction of the
@@ -109,6 +142,88 @@ def occlusion_map(
         occfast.ProcessLost: Another process of the group died or raised.
         occfast.NativeUnavailable: The kernels can't be built.
     """
+    found = _maps(
+        model=model,
+        images=images,
+        labels=labels,
+        occluder=occluder,
+        score=score,
+        stride=stride,
+        border=border,
+        region=region,
+        fill=fill,
+        method=method,
+        skip_misclassified=skip_misclassified,
+        precision=precision,
+        seed=seed,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        device=device,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+        group=group,
+        many=False,
+    )
+    return found[0]
+
+
+def occlusion_maps(
+    model: Callable[[Tensor], Tensor],
+    images: ImageInput,
+    labels: LabelInput | None = None,
+    occluder: Occluder = (20, 40),
+    *,
+    score: Score = "score_drop",
+    **options: Unpack[SweepOptions],
+) -> list[OcclusionMap]:
+    """Compute an occlusion map for each of several targets in one sweep.
+
+    Args:
+        model, images, occluder: As for :func:`occlusion_map`.
+        labels: Integers [N, T]: T classes for each image, or [N] for one.
+        score: "score_drop" or "probability_drop".
+        **options: The other arguments of :func:`occlusion_map`. ``method`` is "auto", "dense" or "incremental". A
+            ``checkpoint`` is removed after all maps have been saved.
+
+    Returns:
+        T maps.
+
+    Raises:
+        TypeError, ValueError: As for :func:`occlusion_map`.
+    """
+    named: dict[str, Any] = {**_DEFAULTS, **options}
+    unknown = named.keys() - _DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"occlusion_maps() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    return _maps(model=model, images=images, labels=labels, occluder=occluder, score=score, **named, many=True)
+
+
+def _maps(
+    *,
+    model: Callable[[Tensor], Tensor],
+    images: ImageInput,
+    labels: LabelInput | None,
+    occluder: Occluder,
+    stride: checks.Pair,
+    border: Border,
+    region: Region | None,
+    fill: Fill,
+    score: Score,
+    method: Method,
+    skip_misclassified: bool | None,
+    precision: Precision | None,
+    seed: int,
+    batch_size: int | None,
+    memory_limit: int | str | None,
+    device: torch.device | str | None,
+    checkpoint: str | os.PathLike[str] | None,
+    resume: bool,
+    progress: bool | Report,
+    group: dist.ProcessGroup | Literal[False] | None,
+    many: bool,
+) -> list[OcclusionMap]:
+    """Check the arguments of a sweep and run it."""
     options = Options.checked(
         occluder=occluder,
         stride=stride,
@@ -121,6 +236,7 @@ def occlusion_map(
         memory_limit=memory_limit,
         skip_misclassified=skip_misclassified,
         precision=precision,
+        region=region,
     )
     show = checks.progress(progress)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint), resume=checks.flag(resume, "resume"))
@@ -137,6 +253,7 @@ def occlusion_map(
     )
     processes = Processes(group)
     sweep = kinds.get(options.method, ExactSweep)(lowered(model, precision), source, options, processes, file)
+    sweep.many = many
     with (
         torch.no_grad(),
         float32_as("tf32" if options.precision == "tf32" else "ieee"),
@@ -145,3 +262,11 @@ def occlusion_map(
         ) as sweep.report,
     ):
         return sweep.run()
+
+
+#: Defaults of the arguments that :func:`occlusion_maps` passes on.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(occlusion_map).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "score"
+}

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..files import read_npz, write_npz
+from ..files import read_npz, remove, write_npz
 from .evaluators.behavior import TOLERANCE
-from .geometry import SweepGrid
 
 _KIND = "occfast.sweep.checkpoint"
 _OTHER = "delete it, name another file or pass resume=False"
@@ -30,11 +29,11 @@ class SweepState:
     """Results of a sweep so far.
 
     Attributes:
-        total, squares: Sums over images of the scores and of their squares, float64 [positions].
+        total, squares: Sums over images of the scores and of their squares, float64 [targets * positions].
         image_sum: Sum of the images, float64 [C, H, W].
-        per_image: Scores of each image, uint8 or float32 [n, positions], in parts.
+        per_image: Scores of each image, uint8 or float32 [n, targets * positions], in parts.
         indices: Numbers of the images used, int64 [n], in parts; None where an older version did not record them.
-        partial: Scores of the block under way, float64 [n, positions].
+        partial: Scores of the block under way, float64 [occluders * targets * n, positions].
         next: Positions of that block, in the order of the sweep, that are done.
         seen: Images in finished blocks.
         used, skipped: Of those, images in the sums and misclassified images left out.
@@ -43,6 +42,7 @@ class SweepState:
         digest: Hash of the images and labels so far.
         keep_per_image: Whether ``per_image`` is kept.
         tally: Counts of a method.
+        further: (method, batch size, layout) for each occluder after the first.
         samples: Scores that "sampled" estimates from, in parts.
     """
 
@@ -63,11 +63,12 @@ class SweepState:
     digest: str = ""
     keep_per_image: bool = True
     tally: dict[str, float] = field(default_factory=dict)
+    further: list[tuple[str, int, str]] = field(default_factory=list)
     samples: list[NDArray[Any]] = field(default_factory=list)
 
-    def check(self, grid: SweepGrid, shape: list[int]) -> None:
-        """Raise ValueError for a state that no sweep of this grid and of images of this shape [C, H, W] can have."""
-        positions = grid.positions
+    def check(self, positions: int, targets: int, shape: list[int]) -> None:
+        """Raise ValueError for a state that no sweep of so many positions and of images [C, H, W] can have."""
+        table = targets * positions
         counts = (self.next, self.seen, self.used, self.skipped, self.batch_size)
         _expect(all(type(count) is int and count >= 0 for count in counts), "counts are not numbers of at least 0")
         _expect(self.used + self.skipped == self.seen, "used and skipped images are not those seen")
@@ -75,13 +76,19 @@ class SweepState:
         _expect(self.layout in ("", "contiguous", "channels_last"), f"unknown layout {self.layout!r}")
         _expect(self.method in ("", "dense", "incremental"), f"unknown method {self.method!r}")
         _expect(isinstance(self.digest, str) and isinstance(self.keep_per_image, bool), "wrong types")
+        _expect(isinstance(self.further, list), "choices for further occluders are not a list")
+        for choice in self.further:
+            _expect(isinstance(choice, (list, tuple)) and len(choice) == 3, "a further occluder has no three choices")
+            _expect(choice[0] in ("", "dense", "incremental"), f"unknown method {choice[0]!r}")
+            _expect(type(choice[1]) is int and choice[1] >= 0, "counts are not numbers of at least 0")
+            _expect(choice[2] in ("", "contiguous", "channels_last"), f"unknown layout {choice[2]!r}")
         numbers = isinstance(self.tally, dict) and all(type(value) in (int, float) for value in self.tally.values())
         _expect(numbers and np.isfinite(list(self.tally.values())).all(), "the tally is not made of numbers")
         arrays: list[tuple[Any, tuple[type, ...], list[int]]] = [
-            (self.total, (np.float64,), [positions]),
-            (self.squares, (np.float64,), [positions]),
+            (self.total, (np.float64,), [table]),
+            (self.squares, (np.float64,), [table]),
             (self.image_sum, (np.float64,), shape),
-            *((part, (np.uint8, np.float32), [self.used, positions]) for part in self.per_image),
+            *((part, (np.uint8, np.float32), [self.used, table]) for part in self.per_image),
             *((part, (np.int64,), [self.used]) for part in self.indices or []),
             *((part, (np.uint8, np.float64), [len(part) if part.ndim else 0]) for part in self.samples),
         ]
@@ -216,7 +223,7 @@ class Checkpoint:
         content: dict[str, Any] = {
             "kind": _KIND,
             "stamp": json.dumps(self.origin.settings),
-            "counts": json.dumps({name: getattr(state, name) for name in _COUNTS}),
+            "counts": json.dumps({**{name: getattr(state, name) for name in _COUNTS}, "further": state.further}),
             "total": state.total,
             "squares": state.squares,
             "image_sum": state.image_sum,
@@ -252,13 +259,14 @@ class Checkpoint:
         return content
 
     def load(
-        self, content: dict[str, NDArray[Any]], grid: SweepGrid, shape: list[int], dtype: torch.dtype
+        self, content: dict[str, NDArray[Any]], positions: int, targets: int, shape: list[int], dtype: torch.dtype
     ) -> SweepState:
         """Return the state that a checkpoint holds.
 
         Args:
             content: From :meth:`read`.
-            grid, shape, dtype: Grid of the resumed sweep, and shape [C, H, W] and dtype of its images.
+            positions, targets: Of each image in the resumed sweep.
+            shape, dtype: Of its images, [C, H, W].
 
         Raises:
             DataError: The file is damaged.
@@ -276,13 +284,14 @@ class Checkpoint:
                 indices=[content["indices"]] if "indices" in content else None,
                 samples=[content["samples"]] if "samples" in content else [],
                 **{name: counts[name] for name in _COUNTS},
+                further=counts.get("further", []),  # files of earlier versions have none
             )
             _expect(isinstance(theirs, dict), "the settings are not an object")
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{self.path}: not a complete checkpoint ({_reason(error)})") from error
         self.require(Fingerprint(theirs, content.get("outputs")), dtype)
         try:
-            state.check(grid, shape)
+            state.check(positions, targets, shape)
         except (ValueError, TypeError) as error:
             raise DataError(f"{self.path}: not a complete checkpoint ({_reason(error)})") from error
         self._mine = self._identity()
@@ -314,10 +323,15 @@ class Checkpoint:
                 f"{difference:.2g} of the largest; {_OTHER}"
             )
 
+    def shared(self, count: int) -> list[CheckpointPart]:
+        """Return parts for several maps: the file is deleted when all of them have been removed."""
+        left = set(range(count))
+        return [CheckpointPart(self, number, left) for number in range(count)]
+
     def remove(self) -> None:
         """Delete the file, unless it has been replaced by something else."""
         if self._mine is not None and self._identity() == self._mine:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -325,6 +339,21 @@ class Checkpoint:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
+
+
+@dataclass
+class CheckpointPart:
+    """Share of one of several maps in a checkpoint."""
+
+    whole: Checkpoint
+    number: int
+    left: set[int]
+
+    def remove(self) -> None:
+        """Delete the file if this is the last part."""
+        self.left.discard(self.number)
+        if not self.left:
+            self.whole.remove()
 
 
 def _reason(error: Exception) -> str:

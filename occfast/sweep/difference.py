@@ -42,6 +42,11 @@ class MapDifference:
         Raises:
             ValueError: Their grids or scores differ.
         """
+        if first.further != second.further:
+            boxes = first.occluder_text, second.occluder_text
+            raise ValueError(
+                f"occluder: expected maps with the same occluders to subtract, got {boxes[0]} and {boxes[1]}"
+            )
         for name, one, other in (("grid", first.grid, second.grid), ("score", first.score, second.score)):
             if one != other:
                 raise ValueError(f"{name}: expected maps with the same {name} to subtract, got {one} and {other}")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import Pair, choice, pair
-from .types import Border
+from ..checks import Pair, choice, integer, pair
+from .shapes import OccluderMask, checked_occluder
+from .types import Border, Region, Shape
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SweepGrid:
         border: "clip" or "valid", see :meth:`over`.
         first: Row and column of the first center, in pixels.
         rows, columns: Number of centers along each axis.
+        mask: The pixels of its box that the occluder covers; None: all.
+        region: Top, left, bottom and right of the part of the image in which centers lie; None: all of it.
     """
 
     image: tuple[int, int]
@@ -36,13 +39,18 @@ class SweepGrid:
     first: tuple[int, int]
     rows: int
     columns: int
+    mask: OccluderMask | None = None
+    region: tuple[int, int, int, int] | None = None
 
     @classmethod
-    def over(cls, image: Pair, occluder: Pair, *, stride: Pair = 1, border: Border = "clip") -> SweepGrid:
+    def over(
+        cls, image: Pair, occluder: Shape, *, stride: Pair = 1, border: Border = "clip", region: Region | None = None
+    ) -> SweepGrid:
         """Return the grid for images of a size.
 
         Args:
-            image, occluder: (height, width) in pixels, or one int for both.
+            image: (height, width) in pixels, or one int for both.
+            occluder: (height, width) in pixels, one int for both, or a mask bool [height, width].
             stride: Pixels between neighboring centers, an int or (rows, columns).
             border: "clip": centers at 0, stride, 2 stride, ... below the image's size, the occluder cut at the edge
                 (trigueros2018 has a center on every pixel). "valid": whole occluders only, the first center at h // 2.
@@ -50,24 +58,37 @@ class SweepGrid:
         Raises:
             TypeError, ValueError: An argument is wrong, or the occluder is larger than the image.
         """
-        size, box, step = pair(image, "image"), pair(occluder, "occluder"), pair(stride, "stride")
+        size, step = pair(image, "image"), pair(stride, "stride")
+        box, mask = checked_occluder(occluder)
         choice(border, "border", ("clip", "valid"))
         if box[0] > size[0] or box[1] > size[1]:
             raise ValueError(
                 f"occluder: expected at most the image's {size[0]}x{size[1]} pixels, got {box[0]}x{box[1]}"
             )
-        if border == "clip":
-            first = (0, 0)
-            counts = [(s + t - 1) // t for s, t in zip(size, step, strict=True)]
-        else:
-            first = (box[0] // 2, box[1] // 2)
-            counts = [(s - b) // t + 1 for s, b, t in zip(size, box, step, strict=True)]
-        return cls(size, box, step, border, first, counts[0], counts[1])
+        within = None if region is None else checked_region(region)
+        top, left, bottom, right = within or (0, 0, *size)
+        if bottom > size[0] or right > size[1]:
+            raise ValueError(f"region: expected a part of the image's {size[0]}x{size[1]} pixels, got {within}")
+        lows, highs = [top, left], [bottom, right]
+        if border == "valid":
+            lows = [max(low, b // 2) for low, b in zip(lows, box, strict=True)]
+            highs = [min(high, s - b + b // 2 + 1) for high, s, b in zip(highs, size, box, strict=True)]
+        counts = [-(-(high - low) // t) for low, high, t in zip(lows, highs, step, strict=True)]
+        if min(counts) < 1:
+            raise ValueError(
+                f"region: expected room for a whole occluder of {box[0]}x{box[1]} around a center, got {within}"
+            )
+        return cls(size, box, step, border, (lows[0], lows[1]), counts[0], counts[1], mask, within)
 
     @property
     def positions(self) -> int:
         """Number of centers."""
         return self.rows * self.columns
+
+    @property
+    def occluder_text(self) -> str:
+        """The occluder as people write it: "20x40", or "mask 20x40" if it is no rectangle."""
+        return ("" if self.mask is None else "mask ") + f"{self.occluder[0]}x{self.occluder[1]}"
 
     @property
     def centers(self) -> tuple[Tensor, Tensor]:
@@ -94,3 +115,13 @@ class SweepGrid:
             min(top + self.occluder[0], self.image[0]),
             min(left + self.occluder[1], self.image[1]),
         )
+
+
+def checked_region(region: Region) -> tuple[int, int, int, int]:
+    """Return top, left, bottom and right. Raises TypeError or ValueError for anything else."""
+    if isinstance(region, (str, bytes)) or not hasattr(region, "__len__") or len(region) != 4:
+        raise TypeError(f"region: expected (top, left, bottom, right), got {region!r}")
+    top, left, bottom, right = (integer(value, "region", 0) for value in region)
+    if top >= bottom or left >= right:
+        raise ValueError(f"region: expected top < bottom and left < right, got {(top, left, bottom, right)}")
+    return top, left, bottom, right

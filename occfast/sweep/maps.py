@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..files import read_npz, write_atomically, write_npz
 from ..occlude.locations import LocationDistribution
 from ..plots import Image, draw_map, extent, new_figure, png, png_data_uri
-from .checkpoint import Checkpoint, Fingerprint
+from .checkpoint import Checkpoint, CheckpointPart, Fingerprint
 from .comparison import MapComparison, compared
 from .difference import MapDifference
 from .estimate import Disagreement, Sampling, as_json, from_json
@@ -35,6 +35,7 @@ _OPTIONAL = ("per_image", "interval", "bias", "image_indices")
 _LABELS = {
     "error": "classification error rate",
     "score_drop": "mean drop of the label's output",
+    "probability_drop": "mean drop of the label's probability",
     "similarity_drop": "mean drop of the cosine similarity",
 }
 
@@ -55,8 +56,10 @@ class OcclusionMap:
             kept.
         image_indices: Numbers of the images used among those given, int64 [n_images], one for each row of
             ``per_image``; None in files of earlier versions.
-        grid: The centers.
-        score: The quantity: "error", "score_drop" or "similarity_drop".
+        grid: The centers, and the occluder.
+        further: Grids of further occluders over which the map is an average, with the same centers; () for one.
+        score: The quantity: "error", "score_drop", "probability_drop", "similarity_drop", or "drop of NAME" for a
+            function.
         method: The method that ran: "dense", "incremental", "adaptive" or "sampled".
         n_images: Number of images in the mean.
         n_skipped: Number of images left out because the model misclassifies them without an occluder.
@@ -92,13 +95,24 @@ class OcclusionMap:
     bias: NDArray[np.float64] | None = None
     precision: str | None = None
     image_indices: NDArray[np.int64] | None = None
+    further: tuple[SweepGrid, ...] = ()
     fingerprint: Fingerprint | None = field(default=None, repr=False)
-    _checkpoint: Checkpoint | None = field(default=None, repr=False)
+    _checkpoint: Checkpoint | CheckpointPart | None = field(default=None, repr=False)
 
     @property
     def occluder(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) in pixels; of the first one if there are several."""
         return self.grid.occluder
+
+    @property
+    def grids(self) -> tuple[SweepGrid, ...]:
+        """Grid of each occluder."""
+        return (self.grid, *self.further)
+
+    @property
+    def occluder_text(self) -> str:
+        """The occluders, as people write them."""
+        return ", ".join(grid.occluder_text for grid in self.grids)
 
     @property
     def centers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -114,14 +128,21 @@ class OcclusionMap:
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
 
-    def every_pixel(self) -> NDArray[np.float64]:
+    def every_pixel(self, image_index: int | None = None) -> NDArray[np.float64]:
         """Return the values at every pixel, float64 [H, W].
 
         They are interpolated linearly between the centers and constant beyond the outermost ones.
+
+        Args:
+            image_index: Number of an image among those given, for its own map; None: the mean map.
+
+        Raises:
+            ValueError: There is no map of that image.
         """
         rows, columns = self.centers
+        values = self.values if image_index is None else self._of_image(image_index)
         height, width = self.grid.image
-        down = np.stack([np.interp(np.arange(height), rows, column) for column in self.values.T], 1)
+        down = np.stack([np.interp(np.arange(height), rows, column) for column in values.T], 1)
         return np.stack([np.interp(np.arange(width), columns, row) for row in down])
 
     def distribution(self, temperature: float = 0.4) -> LocationDistribution:
@@ -194,7 +215,9 @@ class OcclusionMap:
             image = self.mean_image
         values = self.values if image_index is None else self._of_image(image_index)
         limits = (0.0, max(float(values.max()), 1e-9)) if self.score == "error" else None
-        label = _LABELS[self.score] if image_index is None else f"{self.score}, image {image_index}"
+        label = f"{self.score}, image {image_index}"
+        if image_index is None:
+            label = _LABELS.get(self.score, f"mean {self.score}")
         return draw_map(values, extent(*self.centers), ax=ax, image=image, label=label, limits=limits)
 
     def _of_image(self, image_index: int) -> NDArray[Any]:
@@ -282,6 +305,9 @@ class OcclusionMap:
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
                 content[name] = getattr(self, name)
+        for number, each in enumerate(self.grids):
+            if each.mask is not None:
+                content[f"mask{number}"] = each.mask.covered
         if self.fingerprint is not None and self.fingerprint.outputs is not None:
             content["outputs"] = self.fingerprint.outputs
         written = write_npz(path, **content)
@@ -295,6 +321,8 @@ class OcclusionMap:
             "occluder": self.grid.occluder,
             "stride": self.grid.stride,
             "border": self.grid.border,
+            "region": self.grid.region,
+            "further": [each.occluder for each in self.further],
             "score": self.score,
             "method": self.method,
             "precision": self.precision,
@@ -320,7 +348,16 @@ class OcclusionMap:
             raise DataError(f"{path}: not a saved OcclusionMap")
         try:
             about = json.loads(str(content["about"]))
-            grid = SweepGrid.over(about["image"], about["occluder"], stride=about["stride"], border=about["border"])
+            grids = [
+                SweepGrid.over(
+                    about["image"],
+                    _occluder(content, number, size),
+                    stride=about["stride"],
+                    border=about["border"],
+                    region=about.get("region"),  # None in files of earlier versions
+                )
+                for number, size in enumerate([about["occluder"], *about.get("further", [])])
+            ]
             origin = about.get("fingerprint")
             loaded = cls(
                 values=content["values"],
@@ -328,7 +365,8 @@ class OcclusionMap:
                 estimate=from_json(about.get("estimate")),
                 precision=about.get("precision"),  # None in files of earlier versions, which had no other
                 **{name: content.get(name) for name in _OPTIONAL},  # type: ignore[arg-type]
-                grid=grid,
+                grid=grids[0],
+                further=tuple(grids[1:]),
                 mean_image=content["mean_image"],
                 fingerprint=None if origin is None else Fingerprint.of(origin, content.get("outputs")),
                 **{
@@ -337,7 +375,7 @@ class OcclusionMap:
                 },
             )
             _check(loaded)
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DataError(f"{path}: not a complete OcclusionMap ({reason})") from error
         return loaded
@@ -347,9 +385,19 @@ class OcclusionMap:
         low = f" in {self.precision}" if self.precision else ""
         skipped = f" ({self.n_skipped} misclassified ones left out)" if self.n_skipped else ""
         return (
-            f"OcclusionMap({self.grid.rows}x{self.grid.columns} centers, occluder {self.occluder}, "
+            f"OcclusionMap({self.grid.rows}x{self.grid.columns} centers, occluder {self.occluder_text}, "
             f"{self.n_images} images{skipped}, {mean}, {self.method}{low})"
         )
+
+
+def _occluder(content: dict[str, Any], number: int, size: list[int]) -> Any:
+    """Return the mask of an occluder in a file, or its size if it is a rectangle."""
+    mask = content.get(f"mask{number}")
+    if mask is None:
+        return size
+    if mask.dtype != np.bool_ or list(mask.shape) != size:
+        raise ValueError(f"mask{number} is {mask.dtype} {list(mask.shape)}, expected bool {size}")
+    return mask
 
 
 def _check(m: OcclusionMap) -> None:
@@ -359,7 +407,8 @@ def _check(m: OcclusionMap) -> None:
     for name in ("n_skipped", "n_evaluations"):
         checks.integer(getattr(m, name), name, 0)
     checks.number(m.seconds, "seconds", 0.0)
-    checks.choice(m.score, "score", _LABELS)
+    if not (isinstance(m.score, str) and m.score.startswith("drop of ")):
+        checks.choice(m.score, "score", _LABELS)
     checks.choice(m.method, "method", ("dense", "incremental", "adaptive", "sampled"))
     if m.precision is not None:
         checks.choice(m.precision, "precision", ("tf32", "bf16"))

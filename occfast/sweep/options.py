@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..native import ops
 from .evaluators.behavior import in_training
+from .geometry import checked_region
 from .precision import PRECISIONS
-from .types import Border, Fill, MethodName, Precision, Score
+from .shapes import OccluderMask, checked_occluder
+from .types import Border, Fill, MethodName, Precision, Score, ScoreName
 
 EXACT = ("auto", "dense", "incremental")
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 _LARGEST = 3.4e38  # of float32
 
@@ -105,9 +109,10 @@ def _widths(bandwidth: Any) -> tuple[float, float]:
 class Options:
     """Arguments of :func:`~occfast.sweep.occlusion_map` that decide what is computed, checked."""
 
-    occluder: tuple[int, int]
+    occluders: tuple[tuple[int, int] | OccluderMask, ...]
     stride: tuple[int, int]
     border: Border
+    region: tuple[int, int, int, int] | None
     fill: Fill
     score: Score
     method: MethodName
@@ -123,17 +128,18 @@ class Options:
     def checked(
         cls,
         *,
-        occluder: checks.Pair,
+        occluder: Any,
         stride: checks.Pair,
         border: str,
         fill: Fill,
-        score: str,
+        score: Any,
         method: Method,
         seed: int,
         batch_size: int | None,
         memory_limit: int | str | None,
         skip_misclassified: bool | None,
         precision: str | None,
+        region: Any = None,
     ) -> Options:
         """Check each argument as it came from the caller.
 
@@ -141,7 +147,7 @@ class Options:
             TypeError, ValueError: Naming the argument.
         """
         name = _name_of(method)
-        kind = checks.choice(score, "score", ops.SCORES)
+        kind = score if callable(score) else checks.choice(score, "score", SCORES)
         if isinstance(method, Adaptive) and kind == "error" and (method.tolerance or 0.0) > 0.5:
             raise ValueError(
                 f"tolerance: expected the probability of a wrong label, at most 0.5, got {method.tolerance!r}"
@@ -152,13 +158,22 @@ class Options:
             "score": kind,
             "precision": None if precision is None else checks.choice(precision, "precision", PRECISIONS),
         }
+        occluders = _occluders(occluder)
+        if len(occluders) > 1 and name not in EXACT:
+            raise ValueError(f"occluder: expected one for method={name!r}, got {len(occluders)}")
+        if len(occluders) > 1 and border == "valid":
+            raise ValueError(
+                "occluder: expected one for border='valid', since occluders of other sizes have other centers, got "
+                f"{len(occluders)}"
+            )
         return cls(
-            occluder=checks.pair(occluder, "occluder"),
+            occluders=occluders,
+            region=None if region is None else checked_region(region),
             stride=checks.pair(stride, "stride"),
             fill=checked_fill(fill),
             method=name,
             seed=checks.seed(seed),
-            batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1),
+            batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1, 2**31 - 1),
             memory_limit=None if memory_limit is None else checks.memory(memory_limit, "memory_limit"),
             skip_misclassified=skip,
             adaptive=method if isinstance(method, Adaptive) else Adaptive(),
@@ -171,20 +186,81 @@ class Options:
         fill: Any = self.fill
         if isinstance(fill, Tensor):
             fill = f"tensor {list(fill.shape)}, sum {float(fill.double().sum()):.17g}"
+        elif callable(fill):
+            fill = _named(fill)
+        boxes = [_stated_occluder(each) for each in self.occluders]
         own = {"adaptive": vars(self.adaptive), "sampled": vars(self.sampled)}.get(self.method, {})
         return {
-            "occluder": list(self.occluder),
+            "occluder": boxes[0] if len(boxes) == 1 else boxes,
             "stride": list(self.stride),
             "border": self.border,
             "fill": fill if isinstance(fill, (str, float)) else list(fill),
-            "score": self.score,
+            "score": self.score_name,
             "method": self.method,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "skip_misclassified": self.skip_misclassified,
             "precision": self.precision,
+            **({} if self.region is None else {"region": list(self.region)}),
             **{name: value for name, value in own.items() if value is not None},
         }
+
+    @property
+    def score_name(self) -> str:
+        """The name of the score; of a function also a hash of its code."""
+        return _named(self.score) if callable(self.score) else self.score
+
+    @property
+    def score_label(self) -> str:
+        """The name of the score in a map."""
+        if callable(self.score):
+            return f"drop of {getattr(self.score, '__name__', type(self.score).__name__)}"
+        return self.score
+
+    @property
+    def binary(self) -> bool:
+        """Whether scores of single images are 0 or 1."""
+        return self.score == "error" and len(self.occluders) == 1
+
+
+def _occluders(occluder: Any) -> tuple[tuple[int, int] | OccluderMask, ...]:
+    """Return one occluder, or those of a list."""
+    several = isinstance(occluder, (list, tuple)) and any(
+        isinstance(each, (list, tuple, np.ndarray, Tensor, OccluderMask)) for each in occluder
+    )
+    found = []
+    for each in occluder if several else [occluder]:
+        size, mask = checked_occluder(each)
+        found.append(size if mask is None else mask)
+    return tuple(found)
+
+
+def _stated_occluder(occluder: tuple[int, int] | OccluderMask) -> Any:
+    if isinstance(occluder, OccluderMask):
+        return f"mask {occluder.size[0]}x{occluder.size[1]}, {occluder.digest}"
+    return list(occluder)
+
+
+def _named(function: Callable[..., Any]) -> str:
+    """Return the name of a function and a hash of its code and of the simple values in it, to tell it from others."""
+    if isinstance(function, functools.partial):
+        simple = repr(
+            ([_simple(each) for each in function.args], {k: _simple(v) for k, v in function.keywords.items()})
+        )
+        return f"{_named(function.func)} with {hashlib.sha256(simple.encode()).hexdigest()[:12]}"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return f"function {name}"
+    cells = [_simple(cell.cell_contents) for cell in function.__closure__ or ()]
+    defaults = [_simple(each) for each in function.__defaults__ or ()]
+    parts = repr((code.co_code, [_simple(each) for each in code.co_consts], code.co_names, cells, defaults))
+    return f"function {name}, {hashlib.sha256(parts.encode()).hexdigest()[:12]}"
+
+
+def _simple(value: Any) -> Any:
+    """Return a value whose text is the same in every process, else the name of its type."""
+    return value if isinstance(value, (bool, int, float, str, bytes, type(None))) else type(value).__qualname__
 
 
 def _name_of(method: Any) -> MethodName:
@@ -227,35 +303,44 @@ def device_of(model: object, device: torch.device | str | None) -> torch.device 
     return devices.pop() if devices else wanted
 
 
-_FILLS = "a number, a number for each channel, 'mean', 'noise' or a tensor"
+_FILLS = "a number, a number for each channel, 'mean', 'noise', 'blur', a tensor or a function"
+_BLUR = 0.1  # standard deviation of "blur" in the image's shorter side
 
 
 def checked_fill(fill: object) -> Fill:
-    """Return a fill as "mean", "noise", a float, a list of floats or a tensor of at most three dimensions.
+    """Return a fill as "mean", "noise", "blur", a float, a list of floats, a function or a tensor.
 
     Raises:
         TypeError, ValueError: It is something else, or not finite.
     """
     if isinstance(fill, str):
-        if fill not in ("mean", "noise"):
+        if fill not in ("mean", "noise", "blur"):
             raise ValueError(f"fill: expected {_FILLS}, got {fill!r}")
         return fill  # type: ignore[return-value]
     if isinstance(fill, Tensor) or hasattr(fill, "__dlpack__"):
         tensor = checks.as_tensor(fill, "fill")
         if tensor.dtype == torch.bool or tensor.is_complex():
             raise TypeError(f"fill: expected real numbers, got {str(tensor.dtype).removeprefix('torch.')}")
-        if tensor.dim() > 3:
-            raise ValueError(f"fill: expected a tensor that broadcasts to [C, H, W], got {list(tensor.shape)}")
+        if tensor.dim() > 4:
+            raise ValueError(f"fill: expected a tensor that broadcasts to [N, C, H, W], got {list(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError("fill: expected finite numbers, got NaN or infinity")
         return tensor
+    if callable(fill):
+        return fill
     if isinstance(fill, Sequence):
         return [checks.number(value, "fill", -_LARGEST, _LARGEST) for value in fill]
     return checks.number(fill, "fill", -_LARGEST, _LARGEST)
 
 
-def fill_for(fill: Any, images: Tensor, seed: int) -> Tensor:
+def fill_for(fill: Any, images: Tensor, seed: int, indices: Tensor) -> Tensor:
     """Return a fill that :func:`checked_fill` returned, for a block of images.
+
+    Args:
+        fill: The fill.
+        images: [n, C, H, W].
+        seed: Of "noise".
+        indices: Numbers of the images among those given, int64 [n].
 
     Returns:
         Four dimensions that broadcast to those of the images, with their dtype and device.
@@ -264,14 +349,20 @@ def fill_for(fill: Any, images: Tensor, seed: int) -> Tensor:
         ValueError: Its shape does not fit, or the images' dtype can't hold its values.
     """
     _, channels, height, width = images.shape
-    if fill == "noise":
+    if isinstance(fill, str) and fill == "noise":
         # The same pattern for every block, drawn on the CPU so that it is the same on every device.
         pattern = torch.rand((1, channels, height, width), generator=torch.Generator().manual_seed(seed))
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         return low + (high - low) * pattern.to(images.device, images.dtype)
+    if isinstance(fill, str) and fill == "blur":
+        return blurred(images, _BLUR * min(height, width))
     if isinstance(fill, str):
         return images.double().mean((2, 3), keepdim=True).to(images.dtype)
-    if isinstance(fill, Tensor):
+    if isinstance(fill, Tensor) and fill.dim() == 4:
+        made = _of_images(fill, images, indices)
+    elif callable(fill):
+        made = _computed(fill, images)
+    elif isinstance(fill, Tensor):
         made = _broadcast(fill, channels, height, width)[None]
     elif isinstance(fill, Sequence):
         if len(fill) != channels:
@@ -283,6 +374,49 @@ def fill_for(fill: Any, images: Tensor, seed: int) -> Tensor:
     if not bool(made.isfinite().all()):
         raise ValueError(f"fill: expected numbers that {str(images.dtype).removeprefix('torch.')} can hold, got larger")
     return made
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Return images [n, C, H, W] convolved with a Gaussian of a standard deviation in pixels.
+
+    At the border the kernel is normalized over the pixels inside.
+    """
+    found = images.double()
+    for axis in (2, 3):
+        at = torch.arange(images.shape[axis], dtype=torch.float64, device=images.device)
+        weights = torch.exp(-0.5 * ((at[:, None] - at) / sigma) ** 2)
+        found = torch.tensordot(found, weights / weights.sum(0), dims=([2], [0]))  # the other axis is next
+    return found.to(images.dtype)
+
+
+def _of_images(fill: Tensor, images: Tensor, indices: Tensor) -> Tensor:
+    """Return the rows of a fill [N, C, H, W] that belong to images."""
+    last = int(indices.max())
+    if fill.shape[0] != 1 and last >= fill.shape[0]:
+        raise ValueError(f"fill: expected one for each image, got {fill.shape[0]} for at least {last + 1}")
+    chosen = fill if fill.shape[0] == 1 else fill[indices.to(fill.device)]
+    if any(size not in (1, whole) for size, whole in zip(chosen.shape[1:], images.shape[1:], strict=True)):
+        raise ValueError(
+            f"fill: expected a tensor that broadcasts to {['N', *images.shape[1:]]}, got {list(fill.shape)}"
+        )
+    return chosen
+
+
+def _computed(fill: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return what a function makes of images, with four dimensions."""
+    found = fill(images.clone())
+    if not isinstance(found, Tensor):
+        raise TypeError(f"fill: expected a function that returns a tensor, got {type(found).__name__}")
+    if found.dim() > 4 or any(
+        size not in (1, whole) for size, whole in zip(found.shape[::-1], reversed(images.shape), strict=False)
+    ):
+        raise ValueError(
+            f"fill: expected a function that returns a tensor that broadcasts to {list(images.shape)}, got "
+            f"{list(found.shape)}"
+        )
+    if not bool(found.isfinite().all()):
+        raise ValueError("fill: expected a function that returns finite numbers, got NaN or infinity")
+    return found.reshape((1,) * (4 - found.dim()) + tuple(found.shape))
 
 
 def _broadcast(fill: Tensor, channels: int, height: int, width: int) -> Tensor:

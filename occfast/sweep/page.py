@@ -29,7 +29,7 @@ def render(m: OcclusionMap, comparison: MapComparison | None = None) -> str:
     template = files("occfast.sweep").joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
-        title=f"Occlusion map {m.occluder[0]}×{m.occluder[1]}",
+        title=f"Occlusion map {m.occluder_text}".replace("x", "×"),
         headline=_headline(m),
         pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m)],
         comparison=None if comparison is None else _comparison(comparison),
@@ -56,9 +56,13 @@ def _headline(m: OcclusionMap) -> str:
 def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
     rate = m.n_evaluations / m.seconds if m.seconds > 0 else float("nan")
     rows: list[tuple[str, Any]] = [
-        ("occluder (height × width)", f"{m.occluder[0]} × {m.occluder[1]} pixels"),
+        ("occluder (height × width)", m.occluder_text.replace("x", " × ") + " pixels"),
         ("image (height × width)", f"{m.grid.image[0]} × {m.grid.image[1]} pixels"),
-        ("centers", f"{m.grid.rows} × {m.grid.columns}, stride {m.grid.stride}, border {m.grid.border!r}"),
+        (
+            "centers",
+            f"{m.grid.rows} × {m.grid.columns}, stride {m.grid.stride}, border {m.grid.border!r}"
+            + ("" if m.grid.region is None else f", region {m.grid.region}"),
+        ),
         ("score", m.score),
         ("method", m.method),
         ("precision", m.precision or "the images' own"),

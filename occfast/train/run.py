@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import files
 from ..errors import ProcessLost
 from .checkpoint import load_checkpoint
 from .log import SCORES, STEPS, VALIDATIONS
@@ -60,9 +58,9 @@ def claim(
 
 def clear(output: Path) -> None:
     """Delete the files of an earlier run; other files stay."""
-    files = [CHECKPOINT, BEST, LAST, RECIPE, SPLIT, STEPS, VALIDATIONS, SCORES, *_HEADS]
-    for path in [*(output / name for name in files), *output.glob("not-finite-*.txt")]:
-        path.unlink(missing_ok=True)
+    names = [CHECKPOINT, BEST, LAST, RECIPE, SPLIT, STEPS, VALIDATIONS, SCORES, *_HEADS]
+    for path in [*(output / name for name in names), *output.glob("not-finite-*.txt")]:
+        files.remove(path)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
 
 
@@ -85,46 +83,17 @@ def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
                 )
 
 
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> contextlib.AbstractContextManager[files.Lock]:
     """Hold the lock of a folder, so that no second run writes into it; the system releases it if the process dies.
 
     Raises:
         ValueError: If another process holds it; the message names the process.
     """
-    made = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / _LOCK
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise ValueError(
-                f"output: {holder} is training in {output}; wait for it or choose another folder"
-            ) from None
-        try:
-            same = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            break
-        file.close()  # the former holder removed this file in between
-    try:
-        file.truncate(0)
-        began = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {began})\n")
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-        if made:
-            with contextlib.suppress(OSError):  # nothing was written into it
-                output.rmdir()
+
+    def busy(holder: str) -> Exception:
+        return ValueError(f"output: {holder} is training in {output}; wait for it or choose another folder")
+
+    return files.locked(output / _LOCK, busy)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..data import FaceDataset
+from ..errors import DataError
 from ..files import write_atomically
 from ..losses import BatchTripletLoss, LargeMarginCosine, Mining, TripletLoss
 from ..models import Preprocessing, build, feature_size
@@ -260,19 +261,33 @@ class _Session:
         if found is not None:
             tensors, values = found
             changed = self._check_data(values.get("data"), split_rows(faces, rest, held), data_changed)
-            self.engine.load_state(tensors, values)
+            self._restore(tensors, values)
             if changed:
                 self.engine.restart_epoch()
-            self.best, self.best_epoch, self.stale = values["best"], values["best_epoch"], values["stale"]
-            self.latest = values["latest"]
-            self.stopped = values["stopped"]
-            self.meter.load(values["meter"])
         if self.main:
             if overwrite:
                 clear(output)
             self.log = Log(output, self.engine.step, recipe.log.tensorboard)
             write_split(output / SPLIT, faces, rest, held)
             write_atomically(output / RECIPE, to_yaml(recipe).encode())
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Restore what :meth:`_checkpoint` wrote; raise DataError if it is not whole."""
+        try:
+            self.engine.load_state(tensors, values)
+            best, epoch, latest = values["best"], values["best_epoch"], values["latest"]
+            for name, value in (("best", best), ("best_epoch", epoch), ("latest", latest)):
+                if value is not None:
+                    checks.number(value, name)
+            self.best, self.best_epoch, self.latest = best, epoch, latest
+            self.stale = checks.integer(values["stale"], "stale", 0)
+            self.stopped = cast("Any", checks.choice(values["stopped"], "stopped", ("", "early")))
+            self.meter.load(values["meter"])
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            if str(error).startswith("checkpoint: "):  # says that it belongs to another network
+                raise
+            why = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise DataError(f"{self.output / CHECKPOINT}: not a whole checkpoint ({why})") from error
 
     def _check_people(self, start: str) -> None:
         """Refuse a classifier of other people, which fits if their number is the same."""

@@ -134,10 +134,12 @@ def load(
         name = str(spec["name"])
         spec = {"name": name, "classes": spec["classes"], "arguments": dict(spec["arguments"])}
         preprocessing = Preprocessing.from_json(json.dumps(metadata["preprocessing"]), str(path))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a whole description of a network ({error})") from error
     if name not in NETWORKS and not trust:
         raise ValueError(f"{path}: is for the network {name}, whose code runs only with trust=True (--trust)")
+    if name in NETWORKS:
+        _check_size(spec, preprocessing, state, str(path))
     built = _built(spec, preprocessing)
     load_into(built, state, source=str(path))
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
@@ -145,6 +147,18 @@ def load(
 
 
 _UNDESCRIBED = "no architecture is recorded in this file; name it with network= (--network), or use load_into"
+
+
+def _check_size(spec: dict[str, Any], preprocessing: Preprocessing, state: dict[str, Tensor], source: str) -> None:
+    """Refuse a description whose network is not that of the weights, before it takes memory."""
+    try:
+        with torch.device("meta"):
+            described = _built(spec, preprocessing).state_dict()
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{source}: not a whole description of a network ({' '.join(str(error).split())})") from error
+    wanted, found = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (described, state))
+    if wanted > 2 * found + 1000:  # smaller differences are named by load_into
+        raise DataError(f"{source}: describes a network of {wanted:,} numbers, got {found:,}")
 
 
 def _built(spec: dict[str, Any], preprocessing: Preprocessing) -> nn.Module:

@@ -146,6 +146,34 @@ def test_comparison_with_an_earlier_run(folder: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError) and "--compare: expected a folder" in str(result.exception)
 
 
+def test_shapes_regions_and_averages(folder: Path, tmp_path: Path) -> None:
+    covered = np.zeros((6, 9), np.uint8)
+    covered[1:4, 2:8] = 255
+    Image.fromarray(covered).save(tmp_path / "patch.png")
+    settings = ("--stride", 3, "--region", "2,3,20,15", "--score", "probability_drop", "--fill", "blur")
+    out = run(
+        FACTORY,
+        folder,
+        *("--occluder", "disk:7", "--occluder", tmp_path / "patch.png", "--occluder", "5x4"),
+        *(*settings, "-o", tmp_path / "maps"),
+    )
+    assert [m["occluders"] for m in out["maps"]] == ["mask 7x7", "3x6", "5x4"]
+    assert [Path(m["files"]["map"]).stem for m in out["maps"]] == ["map-disk-7x7", "map-patch", "map-5x4"]
+    maps = [occfast.OcclusionMap.load(m["files"]["map"]) for m in out["maps"]]
+    assert all(m.values.shape == (6, 4) and m.score == "probability_drop" for m in maps)
+    boxes = ("--occluder", "disk:7", "--occluder", "5x4", "--average")
+    (mean,) = run(FACTORY, folder, *boxes, *settings, "-o", tmp_path / "mean")["maps"]
+    assert Path(mean["files"]["map"]).name == "map-average.npz" and mean["occluders"] == "mask 7x7, 5x4"
+    found = occfast.OcclusionMap.load(mean["files"]["map"]).values
+    np.testing.assert_allclose(found, (maps[0].values + maps[2].values) / 2, rtol=1e-5, atol=1e-7)
+    for wrong, message in (
+        (("--occluder", "ring:7"), "--occluder: expected height x width as in 20x40, disk:30 or a .png, got 'ring:7'"),
+        (("--region", "1,2,3"), "--region: expected top,left,bottom,right as in 10,20,60,80, got '1,2,3'"),
+    ):
+        result = CliRunner().invoke(app, ["map", FACTORY, str(folder), *wrong, "-o", str(tmp_path / "wrong")])
+        assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
 def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     common = (FACTORY, folder, "--occluder", "6x5", "--output", tmp_path, "--score", "similarity_drop")
     plain, low = (run(*common, *more)["maps"][0] for more in ((), ("--precision", "bf16", "--overwrite")))

@@ -207,6 +207,25 @@ def test_a_kill_leaves_no_litter_once_the_conversion_is_done(source: Folder, tmp
     assert not kept
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("last", [".lock", ".part.json", ".convert.json"])
+def test_a_kill_at_the_very_end(source: Folder, tmp_path: Path, target: str, last: str) -> None:
+    """The target is whole already; the same command ends well, and a third one is refused."""
+    program = (
+        "import os, sys; from occfast.data import Folder; from occfast.data.convert import convert\n"
+        f"sys.addaudithook(lambda event, given: event == 'os.remove' and str(given[0]).endswith({last!r}) and os._exit(9))\n"
+        f"convert(Folder({str(source.root)!r}), {str(tmp_path / target)!r}, progress=False)"
+    )
+    code = subprocess.run([sys.executable, "-c", program], check=False).returncode
+    states = {"folder": ".convert.json", "out/train.rec": ".part.json"}
+    assert code == (9 if last in (".lock", states.get(target)) else 0)
+    if code == 9:
+        same(open_dataset(convert(source, tmp_path / target, progress=False)), source)
+    with pytest.raises(ValueError, match="expected a new f"):
+        convert(source, tmp_path / target, progress=False)
+    assert not [path.name for path in tmp_path.rglob(".*")]
+
+
 def test_a_kill_in_the_first_write_is_gone_over(source: Folder, tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "..convert.json.abcd1234").write_bytes(b"{")  # the first file, half written

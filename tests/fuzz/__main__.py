@@ -2,7 +2,7 @@
 
 Files are mutated at random from small ones that are read; those that reach an outcome not seen before are kept and
 mutated further.  Each parser runs in a process of its own under limits of memory and of time for a file.  Whatever is
-not a DataError is a finding, as are starting a program, opening a file to write or a connection; its file is kept.
+not an error that the documentation names is a finding, as are starting a program, opening a file to write or a connection; its file is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import traceback
 import warnings
 from pathlib import Path
 
-from occfast import DataError
 from tests.fuzz.parsers import targets
 
 MEMORY = 3 << 30  # of address space above what is there when it begins
@@ -64,7 +63,7 @@ def mutate(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return bytes(out[:100_000])
 
 
-def outcome(error: DataError | None) -> str:
+def outcome(error: Exception | None) -> str:
     """Return the kind of an outcome: the message without its numbers, and its cause."""
     if error is None:
         return "read"
@@ -85,7 +84,7 @@ def fuzz(name: str, seconds: float, seed: int, folder: Path) -> int:
             raise RuntimeError(f"forbidden: {event} {arguments}")
 
     for content in target.seeds:  # imports what it imports, before the limits and the watch
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(*target.errors):
             target.parse(content, work)
     sys.addaudithook(watch)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -99,7 +98,7 @@ def fuzz(name: str, seconds: float, seed: int, folder: Path) -> int:
     corpus, seen, findings, runs, slowest = list(target.seeds), set[str](), 0, 0, 0.0
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        content = mutate(chance, chance.choice(corpus), corpus)
+        content = target.mutate(chance, chance.choice(corpus), corpus, mutate)
         runs += 1
         begun = time.monotonic()
         try:
@@ -108,7 +107,7 @@ def fuzz(name: str, seconds: float, seed: int, folder: Path) -> int:
             try:
                 target.parse(content, work)
                 ended = outcome(None)
-            except DataError as error:
+            except target.errors as error:
                 ended = outcome(error)
             finally:
                 signal.alarm(0)

@@ -351,6 +351,10 @@ def heads(draw: Draw, shape: torch.Size) -> nn.Module:
     choices: list[Callable[[], nn.Module]] = [
         lambda: Apply("mean", lambda m, x: m[0](x.mean((2, 3))), fc),
         lambda: Apply("mean by dim()", lambda m, x: m[0](x.mean(dim=(x.dim() - 2, x.dim() - 1))), fc),
+        lambda: Apply("sum", lambda m, x: m[0](torch.sum(x.sigmoid(), (2, 3)) / 50), fc),
+        lambda: Apply(
+            "generalized mean", lambda m, x: m[0](x.clamp(min=1e-3).pow(3).mean((-2, -1), keepdim=True)[..., 0, 0]), fc
+        ),
         lambda: Apply("pool", lambda m, x: m[0](flat(F.adaptive_avg_pool2d(x, 1))), fc),
         lambda: Apply("pool by size", lambda m, x: m[0](flat(F.avg_pool2d(x, (x.size(2), x.size(3))))), fc),
         lambda: Apply("pool by shape", lambda m, x: m[0](flat(F.avg_pool2d(x, x.shape[2:]))), fc),
@@ -439,6 +443,21 @@ def network(seed: int) -> tuple[nn.Module, Tensor, SweepGrid]:
     return Network([*layers, head], draw.choice(("forward", "forward", "instance"))).eval(), images, grid
 
 
+def as_program(model: nn.Module, images: Tensor, draw: Draw) -> nn.Module:
+    """Return a network as it is or, now and then, as a TorchScript or ``torch.export`` program."""
+    chance = draw.random()
+    if chance < 0.8:
+        return model
+    if chance < 0.97:
+        made = torch.jit.trace(model, images, check_trace=False)
+        return torch.jit.freeze(made) if draw.random() < 0.3 else made  # type: ignore[no-any-return]
+    try:
+        exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    except Exception:  # it holds what torch.export refuses
+        return model
+    return exported.module()  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def check(seed: int) -> str:
     """Compare the evaluators on a network with brute force.
@@ -451,6 +470,7 @@ def check(seed: int) -> str:
     """
     model, images, grid = network(seed)
     draw = random.Random(seed)
+    handed_over = as_program(model, images, draw)
     positions = torch.tensor(
         [
             n * grid.positions + p
@@ -466,11 +486,11 @@ def check(seed: int) -> str:
         top, left, bottom, right = grid.window(p)
         covered = images[n : n + 1].clone()
         covered[:, :, top:bottom, left:right] = fill.expand_as(images)[n : n + 1, :, top:bottom, left:right]
-        expected.append(model(covered))
+        expected.append(handed_over(covered))
     truth = torch.cat(expected)
     if not truth.isfinite().all():
         return "infinite"
-    dense = DenseEvaluator(model, grid)
+    dense = DenseEvaluator(handed_over, grid)
     dense.start(images, fill)
     for layout in ("contiguous", "channels_last"):
         dense.set_layout(layout)
@@ -479,7 +499,7 @@ def check(seed: int) -> str:
         options: dict[str, Any] = draw.choice(
             ({}, {}, {"fuse": False}, {"expected": 5}, {"most_classes": 1, "batch": 3})
         )
-        evaluator = IncrementalEvaluator(model, grid, images, **options)
+        evaluator = IncrementalEvaluator(handed_over, grid, images, **options)
     except (BatchDependent, NotDeterministic):
         raise
     except NotIncremental as reason:
@@ -487,7 +507,7 @@ def check(seed: int) -> str:
         return str(reason)
     evaluator.start(images, fill)
     same(evaluator.outputs(positions), truth, "incremental")
-    return "incremental"
+    return "incremental" if handed_over is model else f"incremental, {type(handed_over).__name__}"
 
 
 def same(found: Tensor, truth: Tensor, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import scipy.io
 import torch
 from PIL import Image
 
+from occfast import DataError
 from occfast.data import AR10P, Npz, RecordIO, VerificationBin, read_landmarks
 from occfast.data.celeba import read_identities
 from occfast.data.images import decode, probe, read_pgm
@@ -24,17 +26,39 @@ from occfast.data.overlap import read_exclude
 from occfast.data.pairs import read_pairs
 from occfast.data.record_file import Header, encode_record
 from occfast.data.recordio import read_property
+from occfast.evaluate.scores import read_scores
 from occfast.files import read_json
 from occfast.occlude.face_masks import MaskTemplate
 from tests.data.pictures import encode, pixels
+from tests.fuzz.containers import Mutate, mutate_json, mutate_safetensors, mutate_zip
+from tests.fuzz.saved import saved
 
 
 @dataclass(frozen=True)
 class Target:
-    """A parser: files that it reads, and how it is called with a folder to put one in."""
+    """A parser: files that it reads, and how it is called with a folder to put one in.
+
+    Attributes:
+        seeds: The files.
+        parse: Reads a file's content, or raises one of ``errors``.
+        container: Kind of file whose inside is mutated too: "zip", "json", "safetensors" or none.
+        errors: Errors that the documentation names.
+    """
 
     seeds: list[bytes]
     parse: Callable[[bytes, Path], object]
+    container: str = ""
+    errors: tuple[type[Exception], ...] = (DataError,)
+
+    def mutate(self, chance: random.Random, data: bytes, others: list[bytes], plain: Mutate) -> bytes:
+        """Change a file: its bytes by ``plain``, or mostly what lies in the container."""
+        if not self.container or chance.random() < 0.2:
+            return plain(chance, data, others)
+        if self.container == "zip":
+            return mutate_zip(chance, data, others, plain)
+        if self.container == "json":
+            return mutate_json(chance, data, plain)
+        return mutate_safetensors(chance, data, plain)
 
 
 def _at(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
@@ -150,6 +174,10 @@ def _template(content: bytes, folder: Path) -> object:
 
 _POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 _TABLE = ",".join(["image", "identity", *(f"{p}_{a}" for p in _POINTS for a in "xy")]) + "\n"
+_CELEBA = (
+    b"2\nlefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y\n"
+)
+_CELEBA += b"1.jpg 1 2 3 4 5 6 7 8 9 10\n2.jpg 1 2 3 4 5 6 7 8 9 10\n"
 _PAIR = ([encode(pixels(k, 5, 4)) for k in range(4)], [True, False])
 
 
@@ -176,7 +204,7 @@ def targets() -> dict[str, Target]:
             ],
             _at("a.bin", lambda path: _use(VerificationBin(path))),
         ),
-        "npz": Target([_npz(np.savez), _npz(np.savez_compressed)], _at("a.npz", lambda path: _use(Npz(path)))),
+        "npz": Target([_npz(np.savez), _npz(np.savez_compressed)], _at("a.npz", lambda path: _use(Npz(path))), "zip"),
         "mat": Target([_mat(True), _mat(False)], _at("a.mat", AR10P)),
         "landmarks": Target(
             [(_TABLE + "a.jpg,7" + ",1.5" * 10 + "\r\n" + '"b,c",8' + "," * 10 + "\n").encode()],
@@ -196,6 +224,17 @@ def targets() -> dict[str, Target]:
         ),
         "exclude": Target([b'person,similarity\n"Ann, B",0.9\n', b"identity\n7\n"], _at("a.csv", read_exclude)),
         "template": Target([encode(np.concatenate([pixels(1), pixels(2, channels=1)], 2), "PNG")], _template),
-        "anchors": Target([_anchors()], _anchor_file),
+        "anchors": Target([_anchors()], _anchor_file, "json"),
         "json": Target([b'{"people": ["a"], "alignment": null}'], _at("a.json", read_json)),
+        "celeba landmarks": Target([_CELEBA], _at("a.txt", read_landmarks)),
+        "identity table": Target(
+            [b"image,identity\na.jpg,7\n", (_TABLE + "a.jpg,7" + ",1.5" * 10).encode()], _at("a.csv", read_identities)
+        ),
+        "scores": Target(
+            [b"score,same,fold\n0.5,1,0\n0.25,0,1\n", b"same;score\ntrue;1e-3\n"], _at("a.csv", read_scores)
+        ),
+        **{
+            name: Target(seeds, _at(file, read), container, errors)
+            for name, file, seeds, read, container, errors in saved()
+        },
     }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-from occfast.native import loader
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = (
@@ -40,12 +38,12 @@ def python(code: str, timeout: float = 300, **changes: str) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a cache that three processes filled at the same time, with the lock of a killed build."""
+    """Return a cache that three processes filled at the same time, with what a killed build left."""
     cache = tmp_path_factory.mktemp("cache")
     folder = python("from occfast.native import loader; print(loader.cache_folder('cpu'))", OCCFAST_CACHE=str(cache))
     Path(folder.stdout.strip()).mkdir(parents=True)
-    (Path(folder.stdout.strip()) / "lock").touch()  # PyTorch's own lock, which would block for ever
-    started = time.monotonic()
+    (Path(folder.stdout.strip()) / "occfast_cpu.so").write_bytes(b"cut")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", USE],
@@ -59,7 +57,8 @@ def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], results
     assert sum("compiled in" in err for _, err in results) == 1  # one of them built, the others waited
-    assert time.monotonic() - started < 120  # 60 s alone on two cores; other tests may run beside it
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < 120  # seconds of all processors, whatever else runs; 30 to 40 in 2026
     return cache
 
 
@@ -94,6 +93,28 @@ def test_changed_flags_do_not_reuse_a_module(fresh_cache: Path) -> None:
     code = "from occfast.native import loader; print(loader.cached_path('cpu'))"
     assert python(code, OCCFAST_CACHE=str(fresh_cache)).stdout.strip().endswith(".so")
     assert python(code, OCCFAST_CACHE=str(fresh_cache), OCCFAST_MARCH="x86-64-v2").stdout.strip() == "None"
+
+
+def test_a_module_is_used_after_its_compiler_is_gone_or_replaced(fresh_cache: Path, tmp_path: Path) -> None:
+    """Without a compiler a module of any counts; another version of a compiler builds its own."""
+    code = "from occfast.native import loader; print(loader.cached_path('cpu'))"
+    assert python(code, OCCFAST_CACHE=str(fresh_cache), PATH="/nowhere", CXX="").stdout.strip().endswith(".so")
+    done = python(USE, OCCFAST_CACHE=str(fresh_cache), PATH="/nowhere", CXX="")
+    assert done.returncode == 0 and "compiling" not in done.stderr, done.stderr
+    newer = tmp_path / "g++"
+    newer.write_text("#!/bin/sh\necho 'g++ 99.1.0'\n")
+    newer.chmod(0o755)
+    assert python(code, OCCFAST_CACHE=str(fresh_cache), CXX=str(newer)).stdout.strip() == "None"
+
+
+def test_a_module_does_not_depend_on_pytorch(fresh_cache: Path) -> None:
+    """The same binary serves every version of PyTorch: the key leaves it out, and nothing of it is linked."""
+    [library] = fresh_cache.glob("cpu-*/occfast_cpu.so")
+    assert "torch" not in json.loads((library.parent / "finished").read_text())
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not on the path")
+    needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    assert "NEEDED" in needed and "torch" not in needed and "libc10" not in needed
 
 
 def test_without_a_compiler_the_error_names_it(tmp_path: Path) -> None:
@@ -137,19 +158,11 @@ def test_a_module_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     assert "NativeUnavailable: the native module" in done.stderr and "run `occfast build`" in done.stderr
 
 
-@pytest.mark.parametrize("marker", ["", "[]", "{}", '{"key": 1, "module": 2}', "\x00"])
-def test_a_damaged_marker_of_a_prebuilt_module_is_reported(marker: str, monkeypatch, tmp_path: Path) -> None:
-    (tmp_path / "occfast_cpu.json").write_text(marker)
-    monkeypatch.setattr(loader, "__file__", str(tmp_path / "loader.py"))
-    with pytest.warns(RuntimeWarning, match=r"occfast_cpu\.json is damaged .* reinstall occfast"):
-        assert loader.prebuilt_path("cpu") is None
-
-
 def compiler_folder(tmp_path: Path) -> str:
-    """Return a path with g++ and its helper programs, but without c++."""
+    """Return a path with g++ and its helper programs, but without c++ and ninja."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("g++", "ninja", "as", "ld", "which", "sh"):
+    for name in ("g++", "as", "ld"):
         if found := shutil.which(name):
             (folder / name).symlink_to(found)
     return str(folder)
@@ -206,7 +219,7 @@ def test_doctor_and_build(fresh_cache: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert found["CPU kernels"]["found"] == "compiled"
-    assert {"C++ compiler", "ninja", "PyTorch", "nvcc", "GPU", "cache"} <= found.keys()
+    assert {"prebuilt kernels", "C++ compiler", "PyTorch", "nvcc", "GPU", "cache"} <= found.keys()
     broken = run("doctor", OCCFAST_CACHE=str(tmp_path), PATH="/nowhere")
     assert broken.returncode == 1
     assert "apt-get install g++" in broken.stdout and "Traceback" not in broken.stderr
@@ -215,46 +228,3 @@ def test_doctor_and_build(fresh_cache: Path, tmp_path: Path) -> None:
     missing = run("build", OCCFAST_CACHE=str(tmp_path), PATH="/nowhere")
     assert missing.returncode == 2
     assert missing.stderr.count("\n") == 1 and missing.stderr.startswith("occfast: the cpu kernels can't be built")
-
-
-def test_ahead_of_time(tmp_path: Path) -> None:
-    """A wheel with prebuilt modules is used without a compiler and without a cache."""
-    source = tmp_path / "source"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
-    for folder in ("csrc", "occfast"):  # the working tree, not the last commit
-        subprocess.run(["cp", "-r", str(ROOT / folder), str(source)], check=True)
-    subprocess.run(["cp", str(ROOT / "setup.py"), str(ROOT / "pyproject.toml"), str(source)], check=True)
-    target = tmp_path / "site"
-    built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-build-isolation",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(target),
-            str(source),
-        ],
-        env={**environment(OCCFAST_AOT="1", OCCFAST_CACHE=str(tmp_path / "cache")), "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    assert (target / "occfast" / "native" / "occfast_cpu.so").is_file()
-    assert (target / "occfast" / "csrc" / "core" / "philox.h").is_file()
-    done = subprocess.run(
-        [sys.executable, "-c", USE + "; print(occfast.__file__, occfast.backend())"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(PYTHONPATH=str(target), OCCFAST_CACHE="/dev/null", PATH="/none"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(target) in done.stdout and "'cpu': 'native'" in done.stdout

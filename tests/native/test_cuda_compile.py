@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pybind11
 import pytest
 import torch
 
-from occfast.native import build, loader
+from occfast.native import build, compile, loader
 
 pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="nvcc is neither on the path nor under CUDA_HOME")
 #: What only the module of the CPU has: on a GPU the libraries of PyTorch do it.
@@ -96,7 +97,10 @@ def _runtime_folder() -> Path | None:
 
 
 def test_the_module_links_and_defines_every_function(objects):
-    """The whole of ``occfast_cuda``, built as on a machine with a GPU and imported; no kernel runs."""
+    """The whole of ``occfast_cuda``, linked as on a machine with a GPU and imported; no kernel runs.
+
+    The nvcc on the path may be a script that calls the real one, so nothing is known of where its libraries are.
+    """
     runtime = _runtime_folder()
     if runtime is None:
         pytest.skip("libcudart.so is not beside nvcc")
@@ -109,25 +113,10 @@ def test_the_module_links_and_defines_every_function(objects):
     include = [f"-I{folder}" for folder in (sysconfig.get_path("include"), pybind11.get_include(), build.source_root())]
     module = objects / "occfast_cuda.so"
     compiler, bindings = str(build.compiler()), str(build.source_root() / "bindings.cpp")
-    for command in (
-        [
-            compiler,
-            "-std=c++17",
-            "-O1",
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-DOCCFAST_CUDA",
-            "-DTORCH_EXTENSION_NAME=occfast_cuda",
-            *include,
-            "-c",
-            bindings,
-            "-o",
-            parts[0],
-        ],
-        [compiler, "-shared", *parts, f"-L{runtime}", "-lcudart", f"-Wl,-rpath,{runtime}", "-o", str(module)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DOCCFAST_CUDA"]
+    command += ["-DTORCH_EXTENSION_NAME=occfast_cuda", *include, "-c", bindings, "-o", parts[0]]
+    compile.run([(command, Path(parts[0]))])
+    compile.run([compile.link_job("cuda", [Path(part) for part in parts], module)])
     # A function that api.h declares and no file defines would be an undefined symbol at the import (RTLD_NOW).
     # The module of the CPU, whose functions have the same names, is loaded first, with its symbols for everyone.
     code = f"""
@@ -151,7 +140,8 @@ else:
     assert {torch.cuda.is_available()}
 print(*sorted(name for name in dir(module) if name[0] != "_"))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(runtime)}  # a CUDA build of PyTorch brings the library
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     names = {name for name in dir(loader.module("cpu")) if name[0] != "_"}
     assert names >= CPU_ONLY and set(done.stdout.split()) == names - CPU_ONLY

@@ -305,7 +305,7 @@ from occfast.reproduce import processes
 from occfast.reproduce.graph import Graph, Step, Work
 from occfast.errors import ProcessLost
 
-processes.BEAT = 0.2
+processes.BEAT, processes.GRACE = 0.2, 0.5
 if len(sys.argv) > 3:
     processes.SILENCE = processes.START = float(sys.argv[3])
 
@@ -321,6 +321,8 @@ def slow(context):
 
 # The first is rank 0's, the second rank 1's.
 made = [Step("fast", fast, work=Work(2.0)), Step("slow", slow, work=Work(1.0)), Step("last", fast, needs=("slow",))]
+if sys.argv[2] == "together":  # as a process waits for another one in PyTorch
+    made = [Step("slow", slow, together=True)]
 try:
     Graph(made, Path(sys.argv[1]), {}).run("cpu", progress=False)
 except (ProcessLost, ValueError) as error:
@@ -334,7 +336,9 @@ def by_hand(folder: Path, rank: int, *arguments: str, size: int = 2) -> subproce
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     command = [sys.executable, str(folder / "script.py"), str(folder / "steps"), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(path: Path, pattern: str) -> None:
@@ -352,6 +356,21 @@ def test_a_killed_process_ends_the_others(tmp_path):
         processes_[1].kill()
         out, _ = processes_[0].communicate(timeout=60)  # it was not waited for: a zombie must not count as alive
         assert processes_[0].returncode == 3 and out.startswith("ProcessLost process 1 of 2 died"), out
+    finally:
+        for one in processes_:
+            one.kill()
+            one.wait()
+
+
+def test_a_killed_process_ends_others_that_wait_for_it_in_pytorch(tmp_path):
+    processes_ = [by_hand(tmp_path, rank, "together") for rank in range(2)]
+    try:
+        wait_for(tmp_path / "steps", "slow-*/begun")
+        time.sleep(1)
+        processes_[1].kill()
+        _, said = processes_[0].communicate(timeout=60)
+        assert processes_[0].returncode == 1 and said.startswith("occfast: process 1 of 2 died (pid "), said
+        assert said.endswith("; --resume continues\n") and said.count("\n") == 1
     finally:
         for one in processes_:
             one.kill()

@@ -131,7 +131,7 @@ def test_explain_and_the_limit_of_memory() -> None:
     plan = explain(networks.Yi().eval(), 100, (20, 20))
     # 8.3 times less work at best; common sizes of rectangles cost a little of it.
     assert 7 < plan.speedup < 8.4
-    assert plan.layers[0].dense == pytest.approx(100 * 100 * (9 * 32 + 4 * 32))
+    assert plan.layers[0].label == "conv 3x3" and 0 < plan.layers[0].cost < plan.layers[0].dense
     assert plan.layers[1].shared and not plan.layers[-1].shared
     assert "predicted speed-up" in str(plan) and len(str(plan).splitlines()) == len(plan.layers) + 2
     refused = explain(networks.Yi(), 100, 20)
@@ -280,7 +280,7 @@ def test_random_architectures(
 @pytest.mark.parametrize("first", range(0, 150, 15))
 def test_random_networks(first: int) -> None:
     endings = [fuzz.check(seed) for seed in range(first, first + 15)]
-    assert endings.count("incremental") >= 10
+    assert sum(ending.startswith("incremental") for ending in endings) >= 10
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -318,5 +318,5 @@ def test_a_browser_shows_the_page(map_, tmp_path):
 
 
 def test_repr_and_torch_inputs(map_):
-    assert "OcclusionMap(9x5 centers, occluder (5, 4), 6 images" in repr(map_)
+    assert "OcclusionMap(9x5 centers, occluder 5x4, 6 images" in repr(map_)
     assert isinstance(map_.distribution().probabilities, torch.Tensor)

@@ -110,6 +110,42 @@ def test_epochs_cannot_be_extended_and_the_error_says_how_to_go_on(tmp_path: Pat
     assert train(recipe("classify", "epochs=3", start[0]), tmp_path / "more", progress=False).epochs == 3
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")
+def test_a_killed_process_is_one_line_in_the_others(tmp_path: Path) -> None:
+    """Started by hand, as srun and mpirun do: nobody else ends the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = ["data.name=tests.train.tiny:Patterns", "network.name=tests.train.tiny:Net", "data.template=null"]
+    settings += ["epochs=100000", "batch.size=12", "log.checkpoint=1", "log.tensorboard=false", "device=cpu"]
+    command = [sys.executable, "-m", "occfast", "train", "A", *settings, "-q", "-o", str(tmp_path / "run")]
+    common = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        until = time.monotonic() + 200
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+            assert both[0].poll() is None and time.monotonic() < until, both[0].communicate()
+            time.sleep(0.05)
+        both[1].kill()
+        _, said = both[0].communicate(timeout=100)
+        assert both[0].returncode == 1 and "Traceback" not in said, said
+        assert re.search(r"^occfast: process 0 of 2 lost another one .*--resume continues from the last", said, re.M)
+    finally:
+        for one in both:
+            one.kill()
+            one.wait()
+
+
 # -- code -----------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import checks
+from ...files import remove
 from ...losses.cosface import LargeMarginCosine
 from ...models import ResNet, build
 from ...occlude.locations import LocationDistribution
@@ -182,7 +183,7 @@ def train_base(
                         break
     found_best = load_network(best_path)
     for file in (checkpoint, best_path, best_path.with_name(f"{best_path.stem}-head.safetensors")):
-        file.unlink(missing_ok=True)
+        remove(file)
     return found_best
 
 

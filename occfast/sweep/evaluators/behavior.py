@@ -28,9 +28,14 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 1e-2, tor
 _DIM, _DIMMER = 0.6180339887, 0.2360679775
 
 
+def is_exported(model: nn.Module) -> bool:
+    """Return whether a model is a program of ``torch.export``."""
+    return isinstance(model, fx.GraphModule) and "eval" in vars(model)
+
+
 def in_training(model: nn.Module) -> bool:
     """Return whether any module is in training mode. Programs of ``torch.export`` have no modes."""
-    if isinstance(model, fx.GraphModule) and "eval" in vars(model):
+    if is_exported(model):
         return False
     return any(getattr(module, "training", False) for module in model.modules())
 

@@ -41,7 +41,7 @@ class DenseEvaluator:
 
     def __init__(self, model: Callable[[Tensor], Tensor], grid: SweepGrid) -> None:
         self._plain = model
-        self._grid = grid.native()
+        self._grid, self._mask = grid.native(), grid.mask
         self._images = torch.empty(0)
         self._fill = torch.empty(0)
         self._model = model
@@ -62,7 +62,12 @@ class DenseEvaluator:
 
     def outputs(self, positions: Tensor) -> Tensor:
         """Run the model on copies occluded at flat positions [M]; return the outputs [M, K]."""
-        copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
+        if self._mask is None:
+            copies = ops.occlude_positions(self._images, self._fill, positions, self._grid)
+        else:
+            copies = occlude_with_mask(
+                self._images, self._fill, positions, self._grid, self._mask.tensor(self._images.device)
+            )
         return self._model(_arranged(copies, self.layout))
 
     def order(self, positions: Tensor) -> Tensor:
@@ -147,6 +152,27 @@ class DenseEvaluator:
                 raise
             return 0.0, time.perf_counter() - started
         return batch / min(times[1:]), time.perf_counter() - started
+
+
+def occlude_with_mask(images: Tensor, fill: Tensor, positions: Tensor, grid: list[int], mask: Tensor) -> Tensor:
+    """Return copies of images with the covered pixels of an occluder filled at flat positions, [M, C, H, W].
+
+    Args:
+        images: [N, C, H, W].
+        fill: Broadcasts to the images.
+        positions: int64 [M].
+        grid: From :meth:`SweepGrid.native`.
+        mask: The covered pixels, bool [height, width] of the occluder.
+    """
+    rows, columns, first_row, first_column, row_step, column_step, h, w = grid
+    n, p = positions // (rows * columns), positions % (rows * columns)
+    top = first_row + p // columns * row_step - h // 2
+    left = first_column + p % columns * column_step - w // 2
+    i = torch.arange(images.shape[2], device=images.device) - top[:, None]  # row of the occluder, [M, H]
+    j = torch.arange(images.shape[3], device=images.device) - left[:, None]
+    inside = ((i >= 0) & (i < h))[:, :, None] & ((j >= 0) & (j < w))[:, None, :]
+    covered = inside & mask[i.clamp(0, h - 1)[:, :, None], j.clamp(0, w - 1)[:, None, :]]
+    return torch.where(covered[:, None], fill.expand_as(images)[n], images[n])
 
 
 def _arranged(images: Tensor, layout: str) -> Tensor:

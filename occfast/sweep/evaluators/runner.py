@@ -17,11 +17,11 @@ from ..precision import float32_as
 from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncremental, compared_outputs, example
 from .dense import DenseEvaluator
 from .incremental.evaluator import IncrementalEvaluator
+from .incremental.rates import built_in
 from .protocol import Evaluator
 
 _log = logging.getLogger("occfast")
 
-_WORTH_IT = 1.1  # predicted speed-up from which "auto" sweeps incrementally
 _CHECKED = 6  # positions compared with the dense sweep on every call; eight took 2.2 % of a map of W1
 _CHECK_ANY = 4  # images from which the compared positions are on any image, not on the first
 #: Allowed difference between the outputs of the two sweeps, relative to the largest. TF32 has the mantissa of float16,
@@ -165,11 +165,16 @@ class Runner:
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
-        if method != "incremental" and not self.method and incremental.plan.predicted_speedup < _WORTH_IT:
+        if method == "incremental" or self.method:
+            return incremental
+        # Processes must choose alike, and their machines may differ.
+        speeds = None if self._measured else built_in(images.device, images.dtype)
+        forecast = incremental.forecast(images.shape[0], speeds)
+        if not forecast.worth_it:
             whole = incremental.plan.whole_from
             _log.info(
                 "the sweep is dense: an incremental one would be %.2f times as fast%s",
-                incremental.plan.predicted_speedup,
+                forecast.speedup,
                 f"; {whole} needs whole maps" if whole else "",
             )
             return dense

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +13,55 @@ from ...native.reference import cosine, first_largest
 from ..geometry import SweepGrid
 from ..options import Options, fill_for
 from ..source import Block
+from ..types import ScoreFunction
 from .runner import Runner, checked_outputs
 
 _CLEAN_BATCH = 16  # images in a forward pass without an occluder
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What outputs are scored with.
+
+    Attributes:
+        labels: [n, ...]: classes, or whatever a score function takes.
+        references: Embeddings, float64 [n, K].
+        baseline: Value without an occluder, float64 [n].
+        function: Value of outputs and labels; None: a native score.
+    """
+
+    labels: Tensor | None = None
+    references: Tensor | None = None
+    baseline: Tensor | None = None
+    function: ScoreFunction | None = None
+
+
+def _probability(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the softmax probability of the labels, float64 [n]."""
+    assert labels is not None
+    return outputs.double().softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+_FUNCTIONS: dict[str, ScoreFunction] = {"probability_drop": _probability}
+OF_LABELS = ("score_drop", "probability_drop")  # scores with a target class, of which there may be several
+
+
+def _called(function: ScoreFunction, outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return a score function's values, float64 [n].
+
+    Raises:
+        TypeError, ValueError: They are something else.
+    """
+    found = function(outputs, labels)
+    if not isinstance(found, Tensor) or not (found.is_floating_point() or found.dtype == torch.bool):
+        got = str(found.dtype).removeprefix("torch.") if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"score: expected a function that returns floating-point numbers [n], got {got}")
+    if found.shape != (len(outputs),):
+        raise ValueError(
+            f"score: expected a function that returns one number for each output, [{len(outputs)}], got "
+            f"{list(found.shape)}"
+        )
+    return found.double()
 
 
 class Scorer(Runner):
@@ -33,12 +80,14 @@ class Scorer(Runner):
 
     Attributes:
         kept: int64 [n], numbers of the images taken within their block.
-        scores: float64 [n, P] of the images taken; 0 where nothing was scored.
+        parts: float64 [T, n, P], the scores of the images taken for each of T targets; 0 where nothing was scored.
+        scores: float64 [n, P], those of the first target.
         method, batch_size, layout: Choices; "" and 0 before the first :meth:`start`.
     """
 
     images: Tensor
     kept: Tensor
+    parts: Tensor
     scores: Tensor
 
     def __init__(
@@ -63,11 +112,13 @@ class Scorer(Runner):
         self.images, labels, clean = self._screen(block)
         self._first = block.first
         n = self.images.shape[0]
-        self.scores = torch.zeros(n, self.grid.positions, dtype=torch.float64, device=self.images.device)
+        targets = labels.shape[1] if labels is not None and self._several(labels) else 1
+        self.parts = torch.zeros(targets, n, self.grid.positions, dtype=torch.float64, device=self.images.device)
+        self.scores = self.parts[0]
         self._bad = torch.zeros(1, dtype=torch.int32, device=self.images.device)
         if n:
             self._targets = self._targets_of(labels, clean)
-            self._fill = fill_for(self.options.fill, self.images, self.options.seed)
+            self._fill = fill_for(self.options.fill, self.images, self.options.seed, block.indices[self.kept])
         return n
 
     def _screen(self, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -81,39 +132,58 @@ class Scorer(Runner):
         if not bool(outputs.isfinite().all()):
             wrong = int((~outputs.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
-        classes = outputs.shape[1]
+        classes, score = outputs.shape[1], self.options.score
         self.kept = torch.arange(images.shape[0])
-        if classes == 1 and self.options.score != "score_drop":
+        if classes == 1 and score in ("error", "probability_drop", "similarity_drop"):
             raise ValueError(
-                f"model: expected outputs [n, K] with K of at least 2 for score={self.options.score!r}, got [n, 1]; a "
+                f"model: expected outputs [n, K] with K of at least 2 for score={score!r}, got [n, 1]; a "
                 "single logit x with threshold t has the class scores torch.cat([t - x, x - t], 1)"
             )
-        if self.options.score == "similarity_drop":
+        if score == "similarity_drop":
             _check_references(labels, classes)
             return images, labels, outputs
+        if callable(score) and not self.options.skip_misclassified:
+            return images, labels, outputs
         if labels is None:
-            raise ValueError(f"labels: expected int64 [N] for score={self.options.score!r}, got None")
-        if labels.dtype != torch.int64 or labels.dim() != 1:
-            raise TypeError(f"labels: expected int64 [N], got {str(labels.dtype)[6:]} {list(labels.shape)}")
+            raise ValueError(f"labels: expected int64 [N] for score={self.options.score_name!r}, got None")
+        several = score in OF_LABELS and labels.dim() == 2 and labels.shape[1] > 0
+        if labels.dtype != torch.int64 or not (labels.dim() == 1 or several):
+            wanted = "int64 [N] or [N, targets]" if score in OF_LABELS else "int64 [N]"
+            raise TypeError(f"labels: expected {wanted}, got {str(labels.dtype)[6:]} {list(labels.shape)}")
         low, high = (int(v) for v in labels.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(f"labels: expected classes in [0, {classes}), got values from {low} to {high}")
         if self.options.skip_misclassified:
+            if several:
+                raise ValueError("skip_misclassified: expected False with several targets for each image, got True")
             right = first_largest(outputs) == labels
             self.kept = right.nonzero()[:, 0].cpu()
             return images[right], labels[right], outputs[right]
         return images, labels, outputs
 
-    def _targets_of(self, labels: Tensor | None, clean: Tensor) -> dict[str, Tensor | None]:
-        if self.options.score == "error":
-            return {"labels": labels, "references": None, "baseline": None}
-        if self.options.score == "score_drop":
-            assert labels is not None
-            baseline = clean.double().gather(1, labels[:, None])[:, 0]
-            return {"labels": labels, "references": None, "baseline": baseline}
-        mine = clean.double()
-        references = mine if labels is None else labels.double()
-        return {"labels": None, "references": references, "baseline": cosine(mine, references)}
+    def _several(self, labels: Tensor) -> bool:
+        """Return whether labels are several targets of each image."""
+        return self.options.score in OF_LABELS and labels.dim() == 2
+
+    def _targets_of(self, labels: Tensor | None, clean: Tensor) -> list[_Target]:
+        """Return what each target is scored with."""
+        score = self.options.score
+        if score == "error":
+            return [_Target(labels=labels)]
+        if score == "similarity_drop":
+            mine = clean.double()
+            references = mine if labels is None else labels.double()
+            return [_Target(references=references, baseline=cosine(mine, references))]
+        function = _FUNCTIONS.get(score) if isinstance(score, str) else score
+        found = []
+        for each in labels.unbind(1) if labels is not None and self._several(labels) else [labels]:
+            if function is None:
+                assert each is not None
+                baseline = clean.double().gather(1, each[:, None])[:, 0]
+            else:
+                baseline = _called(function, clean, each)
+            found.append(_Target(labels=each, baseline=baseline, function=function))
+        return found
 
     # -- some of them at a time ------------------------------------------------------------------------
 
@@ -132,19 +202,34 @@ class Scorer(Runner):
 
         Positions run in batches. The batch size is halved if memory runs out.
         """
-        kind = ops.SCORES[self.options.score]
-        targets = (self._targets["labels"], self._targets["references"], self._targets["baseline"])
         for started, outputs in self.run(positions.to(self.scores.device) - self._start):
             part = started + self._start
             if self.margins:
                 self._score_margins(outputs, part)
-            else:
-                ops.sweep_score(outputs, part, self.grid.positions, kind, self.scores, self._bad, *targets)
+                continue
+            for target, scores in zip(self._targets, self.parts, strict=True):
+                if target.function is None:
+                    self._score_natively(outputs, part, target, scores)
+                else:
+                    self._score_by_function(outputs, part, target, scores)
         if self.scores.device.type == "cpu":  # reading the flag of a GPU waits for the GPU
             self.check_finite()
 
+    def _score_natively(self, outputs: Tensor, positions: Tensor, target: _Target, scores: Tensor) -> None:
+        assert isinstance(self.options.score, str)
+        kind = ops.SCORES[self.options.score]
+        given = target.labels, target.references, target.baseline
+        ops.sweep_score(outputs, positions, self.grid.positions, kind, scores, self._bad, *given)
+
+    def _score_by_function(self, outputs: Tensor, positions: Tensor, target: _Target, scores: Tensor) -> None:
+        assert target.function is not None and target.baseline is not None
+        rows = positions // self.grid.positions
+        values = _called(target.function, outputs, None if target.labels is None else target.labels[rows])
+        scores.view(-1)[positions] = target.baseline[rows] - values
+        self._bad |= ~(outputs.isfinite().all() & values.isfinite().all())
+
     def _score_margins(self, outputs: Tensor, positions: Tensor) -> None:
-        labels = self._targets["labels"]
+        labels = self._targets[0].labels
         assert labels is not None
         own = labels[positions // self.grid.positions][:, None]
         others = outputs.scatter(1, own, -torch.inf).amax(1).double()

@@ -157,9 +157,9 @@ class AdaptiveSweep(Sweep):
         """Return the number of positions evaluated so far, checks included."""
         return int(self.state.tally.get("evaluated", 0))
 
-    def result(self, **more: Any) -> OcclusionMap:
+    def result(self, target: int = 0, **more: Any) -> OcclusionMap:
         """Return the map, with the disagreement that the checks found."""
         state = self.state
         tolerance = None if self.options.score == "error" else state.tally.get("tolerances", 0.0) / max(1, state.used)
         estimate = Disagreement.of(max(1, state.used) * self.grid.positions, state.tally, tolerance)
-        return super().result(method="adaptive", estimate=estimate, **more)
+        return super().result(target, method="adaptive", estimate=estimate, **more)

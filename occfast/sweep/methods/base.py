@@ -18,10 +18,11 @@ from ...errors import DataError
 from ...native import ops
 from ...progress import Report
 from ..checkpoint import Checkpoint, Fingerprint, SweepState, different_outputs, fingerprint
-from ..evaluators.scorer import Scorer
+from ..convolution import right_convolutions
+from ..evaluators.scorer import OF_LABELS, Scorer
 from ..geometry import SweepGrid
 from ..maps import MAP_KIND, OcclusionMap
-from ..options import Options, check_model
+from ..options import EXACT, Options, check_model
 from ..precision import check_precision
 from ..processes import Processes
 from ..source import Block, Source
@@ -37,11 +38,19 @@ class Sweep(ABC):
     """One call of :func:`~occfast.sweep.occlusion_map`, in one of the processes that share it.
 
     Subclasses choose the positions to score in :meth:`visit`.
+
+    Attributes:
+        grids: Positions of each occluder; ``grid`` is the first, and all have the same centers.
+        scorers: Scorer of each occluder; ``scorer`` is the first.
     """
 
+    grids: list[SweepGrid]
     grid: SweepGrid
     state: SweepState
+    scorers: list[Scorer]
     scorer: Scorer
+    targets: int  # for each image
+    many = False  # whether there may be several
 
     def __init__(
         self,
@@ -75,13 +84,14 @@ class Sweep(ABC):
         """Return whether no further images are needed."""
         return False
 
-    def run(self) -> OcclusionMap:
-        """Sweep all images, or continue where the checkpoint ends."""
+    def run(self) -> list[OcclusionMap]:
+        """Sweep all images, or continue where the checkpoint ends; return a map for each target."""
         end = 0
         try:
             for block in self._blocks():
                 if not self.begun:
-                    self._begin(block)
+                    with right_convolutions(block.images):
+                        self._begin(block)
                 end = block.first + block.images.shape[0]
                 if self.saved is not None:
                     if end >= self.saved_from.seen and not self.saved_from.whole:
@@ -92,26 +102,33 @@ class Sweep(ABC):
                     if end == self.state.seen and self.state.partial is None:
                         self._check_same_data()
                 elif not self.finished():
-                    self._block(block)
+                    with right_convolutions(block.images):
+                        self._block(block)
                 self.digest = self.source.digest.hexdigest()
                 if self.saved is None and end >= self.state.seen and self.finished():
                     break
             if self.saved is not None:
-                return self._saved(end)
+                return [self._saved(end)]
             if end < self.state.seen:
                 raise ValueError(f"checkpoint: {_OTHER_DATA}")
         except BaseException:
             if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
                 self.save()
             raise
-        result = self.result()
+        results = self.results()
         if self.checkpoint is None:
-            return result
+            return results
         if self.advanced:
             self.save()
+        if self.targets > 1:
+            kept = self.checkpoint.shared(self.targets)
+            return [
+                replace(each, _checkpoint=None if self.processes.rank else part)
+                for each, part in zip(results, kept, strict=True)
+            ]
         whole = not self.finished()
         origin = replace(self.checkpoint.origin, images=self.digest, seen=self.state.seen, whole=whole)
-        return replace(result, fingerprint=origin, _checkpoint=None if self.processes.rank else self.checkpoint)
+        return [replace(results[0], fingerprint=origin, _checkpoint=None if self.processes.rank else self.checkpoint)]
 
     def _saved(self, end: int) -> OcclusionMap:
         """Return the finished map that the checkpoint's file holds, if it is of these images."""
@@ -124,12 +141,27 @@ class Sweep(ABC):
     def _begin(self, block: Block) -> None:
         check_precision(self.options.precision, block.images)
         size = (int(block.images.shape[-2]), int(block.images.shape[-1]))
-        self.grid = SweepGrid.over(size, self.options.occluder, stride=self.options.stride, border=self.options.border)
+        options = self.options
+        self.grids = [
+            SweepGrid.over(size, each, stride=options.stride, border=options.border, region=options.region)
+            for each in options.occluders
+        ]
+        self.grid = self.grids[0]
+        labels = block.labels
+        several = labels is not None and labels.dim() == 2 and options.score in OF_LABELS
+        self.targets = labels.shape[1] if several and labels is not None else 1
+        if self.targets > 1 and options.method not in EXACT:
+            raise ValueError(f"labels: expected int64 [N] for method={options.method!r}, got several targets each")
+        if self.targets > 1 and not self.many:
+            raise ValueError("labels: expected int64 [N]; several targets of an image are for occfast.occlusion_maps")
         self.dtype = block.images.dtype
         shape = list(block.images.shape[1:])
         if self.checkpoint or self.processes:
             with self.processes.guard():
-                origin = fingerprint(self.model, {**self.options.stated(), "image": shape}, block.images)
+                settings = {**options.stated(), "image": shape}
+                if self.targets > 1:
+                    settings["targets"] = self.targets
+                origin = fingerprint(self.model, settings, block.images)
             self.processes.assert_equal({**origin.settings, "checkpoint": self.checkpoint is not None})
             for rank, theirs in enumerate(self.processes.all(origin.outputs)):
                 if different_outputs(origin.outputs, theirs, self.dtype) is not None:
@@ -145,22 +177,20 @@ class Sweep(ABC):
             assert loaded.fingerprint is not None
             self.saved, self.saved_from, loaded = loaded, loaded.fingerprint, None
         self.state = loaded or SweepState(
-            total=np.zeros(self.grid.positions),
-            squares=np.zeros(self.grid.positions),
+            total=np.zeros(self.targets * self.grid.positions),
+            squares=np.zeros(self.targets * self.grid.positions),
             image_sum=np.zeros(shape),
             batch_size=self.options.batch_size or 0,
             layout="channels_last" if self.options.batch_size else "",  # the faster one, nearly always
         )
         state = self.state
-        self.scorer = Scorer(
-            self.model,
-            self.grid,
-            self.options,
-            measured=not self.processes,
-            method=state.method,
-            batch_size=state.batch_size,
-            layout=state.layout,
-        )
+        first = state.method, state.batch_size, state.layout
+        choices = [first, *(state.further or [first] * (len(self.grids) - 1))]
+        self.scorers = [
+            Scorer(self.model, grid, options, measured=not self.processes, method=how, batch_size=size, layout=layout)
+            for grid, (how, size, layout) in zip(self.grids, choices, strict=True)
+        ]
+        self.scorer = self.scorers[0]
         self.begun = True
 
     def _load(self, checkpoint: Checkpoint, shape: list[int]) -> OcclusionMap | SweepState | None:
@@ -170,6 +200,11 @@ class Sweep(ABC):
             return None
         path = checkpoint.path
         if str(content["kind"]) == MAP_KIND:
+            if self.targets > 1:
+                raise ValueError(
+                    f"checkpoint: {str(path)!r} is a map, but a sweep of several targets keeps a file of its own; name "
+                    "another one, or pass resume=False to replace it"
+                )
             m = OcclusionMap.load(path)
             if m.fingerprint is None:
                 raise ValueError(
@@ -178,7 +213,7 @@ class Sweep(ABC):
                 )
             checkpoint.require(m.fingerprint, self.dtype)
             return m
-        state = checkpoint.load(content, self.grid, shape, self.dtype)
+        state = checkpoint.load(content, self.grid.positions, self.targets, shape, self.dtype)
         try:
             self.check_state(state)
         except ValueError as error:
@@ -187,7 +222,7 @@ class Sweep(ABC):
 
     def check_state(self, state: SweepState) -> None:
         """Raise ValueError for a state that this method can't have saved."""
-        kept = np.uint8 if self.options.score == "error" else np.float32
+        kept = np.uint8 if self.options.binary else np.float32
         if any(part.dtype != kept for part in state.per_image):
             raise ValueError("scores of single images have another dtype")
         if state.keep_per_image and state.used and not state.per_image:
@@ -207,23 +242,27 @@ class Sweep(ABC):
     def _block(self, block: Block) -> None:
         self._images = block.images.shape[0]
         with self.processes.guard():
-            n = self.scorer.take(block)
+            for scorer in self.scorers:
+                n = scorer.take(block)
             if self.state.partial is not None:
                 self._check_same_data()
-                if list(self.state.partial.shape) != list(self.scorer.scores.shape):
+                if list(self.state.partial.shape) != [len(self.scorers) * self.targets * n, self.grid.positions]:
                     raise ValueError("checkpoint: the model is right about other images than it was")
-                self.scorer.scores.copy_(torch.from_numpy(self.state.partial))
+                parts = torch.from_numpy(self.state.partial).split(self.targets * n)
+                for scorer, part in zip(self.scorers, parts, strict=True):
+                    scorer.parts.copy_(part.view(scorer.parts.shape))
             images = self.scorer.images
         if n:
             self.visit(n)
             with self.processes.guard():
-                self.scorer.check_finite()
+                for scorer in self.scorers:
+                    scorer.check_finite()
         state = self.state
         indices = block.indices[self.scorer.kept].numpy()
         # One assignment, so that an interrupt finds the state before the block or after it.
         self.state = replace(
             state,
-            **self.earned(self.scorer.scores),
+            **self.earned(self._combined()),
             indices=None if state.indices is None else [*state.indices, indices],
             image_sum=state.image_sum + images.double().sum(0).cpu().numpy(),
             partial=None,
@@ -234,12 +273,19 @@ class Sweep(ABC):
         )
         self.advanced = True
 
+    def _combined(self) -> Tensor:
+        """Return the scores of the block, float64 [n, targets * positions]: means over the occluders."""
+        parts = self.scorer.parts
+        if len(self.scorers) > 1:
+            parts = torch.stack([scorer.parts for scorer in self.scorers]).mean(0)
+        return parts.transpose(0, 1).reshape(parts.shape[1], parts.shape[0] * parts.shape[2])
+
     def earned(self, scores: Tensor) -> dict[str, Any]:
         """Return the running sums and the per-image maps with a block's scores added."""
         state = self.state
         total, squares = (torch.tensor(v, device=scores.device) for v in (state.total, state.squares))
         ops.sweep_accumulate(scores, total, squares)
-        kept = torch.uint8 if self.options.score == "error" else torch.float32
+        kept = torch.uint8 if self.options.binary else torch.float32
         per_image = [*state.per_image, scores.to(kept).cpu().numpy()] if state.keep_per_image else []
         keep = state.keep_per_image and sum(part.nbytes for part in per_image) <= _KEEP_BYTES
         if state.keep_per_image and not keep:
@@ -254,13 +300,13 @@ class Sweep(ABC):
 
     # -- the work of several processes -----------------------------------------------------------------
 
-    def add(self, positions: Tensor) -> None:
-        """Exchange the scores of flat positions, each of which one process has scored."""
+    def add(self, positions: Tensor, scorer: Scorer | None = None) -> None:
+        """Exchange the scores of flat positions of an occluder, each of which one process has scored."""
         if self.processes:
-            flat = self.scorer.scores.view(-1)
-            part = flat[positions]
+            flat = (scorer or self.scorer).parts.flatten(1)
+            part = flat[:, positions].contiguous()
             self.processes.add(part)
-            flat[positions] = part
+            flat[:, positions] = part
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -268,7 +314,8 @@ class Sweep(ABC):
         """Save a checkpoint if the last one is old enough."""
         self.advanced = True
         if self.checkpoint and self.processes.rank == 0 and self.checkpoint.due():
-            self.scorer.check_finite()
+            for scorer in self.scorers:
+                scorer.check_finite()
             self.save()
 
     def save(self) -> None:
@@ -276,7 +323,10 @@ class Sweep(ABC):
         if self.checkpoint is None or self.processes.rank:
             return
         state, scorer = self.state, self.scorer
-        state.partial = scorer.scores.cpu().numpy() if state.next else None
+        state.partial = None
+        if state.next:
+            state.partial = torch.cat([each.parts.flatten(0, 1) for each in self.scorers]).cpu().numpy()
+        state.further = [(each.method, each.batch_size, each.layout) for each in self.scorers[1:]]
         state.method, state.batch_size, state.layout = scorer.method, scorer.batch_size, scorer.layout
         now = time.perf_counter()
         state.seconds, self.started = state.seconds + now - self.started, now
@@ -306,12 +356,17 @@ class Sweep(ABC):
 
     def evaluations(self) -> int:
         """Return the number of positions evaluated so far."""
-        return self.state.used * self.grid.positions + self.state.next
+        return self.state.used * len(self.grids) * self.grid.positions + self.state.next
 
-    def result(self, **more: Any) -> OcclusionMap:
+    def results(self) -> list[OcclusionMap]:
+        """Return the map of each target for the images used so far."""
+        return [self.result(target) for target in range(self.targets)]
+
+    def result(self, target: int = 0, **more: Any) -> OcclusionMap:
         """Return the map of the images used so far.
 
         Args:
+            target: Number of the target.
             **more: Fields of the map to replace.
 
         Raises:
@@ -324,7 +379,8 @@ class Sweep(ABC):
                 "the labels and the scaling of the images, or pass skip_misclassified=False"
             )
         shape = (grid.rows, grid.columns)
-        mean, error = self.mean_and_error()
+        mine = slice(target * grid.positions, (target + 1) * grid.positions)
+        mean, error = (each[mine] for each in self.mean_and_error())
         stated = self.options.stated()
         settings = {
             "fill": stated["fill"],
@@ -334,14 +390,18 @@ class Sweep(ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
             "skip misclassified": self.options.skip_misclassified,
         }
-        per_image = np.concatenate(state.per_image).reshape(n, *shape) if state.per_image else None
+        if self.targets > 1:
+            settings["target"] = f"{target} of {self.targets}"
+        per_image = None
+        if state.per_image:
+            per_image = np.ascontiguousarray(np.concatenate(state.per_image)[:, mine]).reshape(n, *shape)
         return replace(
             OcclusionMap(
                 values=mean.reshape(shape),
                 standard_error=error.reshape(shape),
                 per_image=per_image,
                 grid=grid,
-                score=self.options.score,
+                score=self.options.score_label,
                 method=self.scorer.method,
                 n_images=n,
                 n_skipped=state.skipped,
@@ -351,6 +411,7 @@ class Sweep(ABC):
                 image_indices=None if state.indices is None else np.concatenate(state.indices),
                 settings=settings,
                 precision=self.options.precision,
+                further=tuple(self.grids[1:]),
             ),
             **more,
         )

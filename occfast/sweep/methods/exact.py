@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from ..evaluators.scorer import Scorer
 from .base import Sweep
 
 _PIECES = 12  # at least, of a block whose images are cut, so that processes can share a single image
@@ -23,20 +24,27 @@ class ExactSweep(Sweep):
 
     def visit(self, n: int) -> None:
         """Score all positions of the ``n`` images."""
-        positions, scorer, group = self.grid.positions, self.scorer, self.processes
+        for number, scorer in enumerate(self.scorers):
+            self._visit(scorer, n, number * n * self.grid.positions)
+
+    def _visit(self, scorer: Scorer, n: int, before: int) -> None:
+        """Score all positions of one occluder; those of earlier occluders are the first ``before`` of the block."""
+        positions, group = self.grid.positions, self.processes
+        if self.state.next >= before + n * positions:
+            return
         with group.guard():
             at_once = scorer.images_at_once()
         at_once = group.broadcast(at_once)
         for first in range(0, n, at_once):
             last = min(first + at_once, n)
             start, end = first * positions, last * positions
-            if self.state.next >= end:
+            if self.state.next >= before + end:
                 continue
             with group.guard():
                 scorer.start(first, last)
                 order = scorer.alike(torch.arange(start, end, device=scorer.scores.device))
             whole = -(-_PIECES // (last - first))  # pieces of an image
-            while (done := self.state.next) < end:
+            while (done := self.state.next - before) < end:
                 cut = scorer.method != "dense"  # whose batches are small already
                 piece = min(scorer.batch_size, -(-positions // whole)) if cut else scorer.batch_size
                 stop = min(end, done + self._pieces * group.size * piece)
@@ -45,8 +53,8 @@ class ExactSweep(Sweep):
                 with group.guard():
                     for k in group.mine(len(pieces)):
                         scorer.score(pieces[k])
-                self.add(order[done - start : stop - start])
-                self.state.next = stop
+                self.add(order[done - start : stop - start], scorer)
+                self.state.next = before + stop
                 self.save_if_due()
                 self.report(*self._progress(n))
                 self._pace(time.perf_counter() - began)
@@ -62,4 +70,5 @@ class ExactSweep(Sweep):
     def _progress(self, n: int) -> tuple[int, int | None]:
         """Return the positions done and, if known, the number of all; images to come count as classified correctly."""
         to_come = self.images_to_come()
-        return self.evaluations(), None if to_come is None else (self.state.used + n + to_come) * self.grid.positions
+        each = len(self.grids) * self.grid.positions
+        return self.evaluations(), None if to_come is None else (self.state.used + n + to_come) * each

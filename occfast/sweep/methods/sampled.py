@@ -142,7 +142,7 @@ class SampledSweep(Sweep):
         """Return the smoothed mean over images and its standard error, each [positions]."""
         return self._final.values.numpy().ravel(), self._final.standard_error.numpy().ravel()
 
-    def result(self, **more: Any) -> OcclusionMap:
+    def result(self, target: int = 0, **more: Any) -> OcclusionMap:
         """Return the map with intervals, bias and the statement of its precision."""
         if not self.state.used:
             return super().result()
@@ -174,5 +174,5 @@ class SampledSweep(Sweep):
         )
         interval = torch.stack(m.interval(quantile)).numpy()
         return super().result(
-            method="sampled", estimate=estimate, interval=interval, bias=m.bias.numpy(), per_image=None, **more
+            target, method="sampled", estimate=estimate, interval=interval, bias=m.bias.numpy(), per_image=None, **more
         )

@@ -11,6 +11,7 @@ Keeping clean activations and recomputing rectangles is the idea of Krypton (Nak
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from .builder import DenseRef, NotFollowed, StepBuilder, two
 from .operations import follow
 from .steps import Derived, MapRef, Step
 from .trace import module_of
+from .work import Work, added, of_node
 
 _SIZES = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point"}
 _SIZE_ATTRIBUTES = ("shape", "ndim", "device", "dtype")
@@ -40,6 +42,8 @@ class Analysis:
         sized: Nodes whose value is made of batch sizes, which is computed anew for each batch.
         program: Steps and nodes of ``sized`` in the order in which to evaluate them.
         last_use: For each entry of the program that is the last to read some steps, those steps.
+        dense: Work of the whole network for one image.
+        work: Work of each step for one image: of its whole map, without its convolution.
         output: Index of the step that computes the outputs.
 
     Raises:
@@ -67,6 +71,17 @@ class Analysis:
             entries, key=lambda entry: position[builder.first[entry.index] if isinstance(entry, Step) else entry]
         )
         self.last_use = self._last_uses()
+        work = {node: of_node(traced, node, builder.shown) for node in traced.graph.nodes}
+        self.dense = added(*work.values())
+        self.work: dict[int, Work] = {
+            step.index: added(*(work[node] for node in self._evaluated(step) if not step.conv or node is not first))
+            for step in self.steps
+            for first in [builder.first[step.index]]
+        }
+
+    def _evaluated(self, step: Step) -> list[fx.Node]:
+        """Return the nodes whose values are computed with a step."""
+        return [node for node, value in self.values.items() if _owner(value) == step.index]
 
     def _last_uses(self) -> dict[int, list[int]]:
         final: dict[int, int] = {}
@@ -74,7 +89,7 @@ class Analysis:
             node = entry.node if isinstance(entry, Step) else entry
             if isinstance(entry, Step):
                 final.update(dict.fromkeys(entry.inputs, k))
-                if entry.is_map or entry.folded is not None:
+                if entry.is_map or entry.folded is not None or entry.pooled is not None:
                     continue
             for value in map(self.values.get, node.all_input_nodes):
                 if isinstance(value, DenseRef):
@@ -83,6 +98,13 @@ class Analysis:
         for source, k in final.items():
             last_use.setdefault(k, []).append(source)
         return last_use
+
+
+def _owner(value: Any) -> int | None:
+    """Return the step with which a value is computed; None if that is no step."""
+    if isinstance(value, Derived):
+        return value.ref.step
+    return value.step if isinstance(value, (MapRef, DenseRef)) else None
 
 
 def _output(builder: StepBuilder, node: fx.Node) -> fx.Node:
@@ -117,7 +139,7 @@ def _visit(b: StepBuilder, node: fx.Node, fold_tail: bool) -> None:
         b.values[node] = b.shown[node]
         return
     try:
-        if fold_tail and _fold_tail(b, node):
+        if fold_tail and (_fold_tail(b, node) or _pool(b, node)):
             return
         follow(b, node)
     except NotFollowed:
@@ -158,7 +180,8 @@ def _dense(b: StepBuilder, node: fx.Node) -> None:
         if isinstance(value, (MapRef, Derived)):
             inputs.append(value.ref.step if isinstance(value, Derived) else value.step)
     label = "" if module is None else type(module).__name__.lower()
-    b.add(node, "dense", inputs, label=label, description=_description(b.traced, node), macs=macs)
+    numbers = shown[0].numel() if isinstance(shown, Tensor) and shown.dim() else 0
+    b.add(node, "dense", inputs, label=label, description=_description(b.traced, node), macs=macs, numbers=numbers)
 
 
 def _description(traced: fx.GraphModule, node: fx.Node) -> str:
@@ -226,6 +249,29 @@ def _fold_tail(b: StepBuilder, node: fx.Node) -> bool:
     return True
 
 
+def _pool(b: StepBuilder, node: fx.Node) -> bool:
+    """Follow the mean or the sum of a whole map, which changes by that of the rectangle."""
+    ref, source = b.operand(node), node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(ref, MapRef) or ref.channels_last or not b.is_map(source):
+        return False
+    sums = node.target in ("sum", torch.sum) and _of_the_map(b, node)
+    if not sums and not _averages(b, node, b.shown[source]):
+        return False
+    shown, step = b.shown[node], b.steps[ref.step]
+    area = 1 if sums else step.size[0] * step.size[1]
+    tail, dtype = tuple(shown.shape[1:]), shown.dtype
+    b.add(
+        node,
+        "dense",
+        [ref.step],
+        label="sum" if sums else "mean",
+        description=_description(b.traced, node),
+        numbers=shown[0].numel(),
+        pooled=lambda sums: (sums / area).to(dtype).view(-1, *tail),
+    )
+    return True
+
+
 def _averages(b: StepBuilder, node: fx.Node, shown: Tensor) -> bool:
     """Return whether a node takes the mean of its first argument over the whole map."""
     size = tuple(shown.shape[-2:])
@@ -243,11 +289,11 @@ def _averages(b: StepBuilder, node: fx.Node, shown: Tensor) -> bool:
             node, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override", padding=0
         )
         return two(kernel) == size and two(padding) == (0, 0) and divisor is None
-    if node.target in ("mean", torch.mean):
-        dims = b.bind(node, "dim")[0]
-        return (
-            isinstance(dims, (tuple, list))
-            and sorted(int(d) % 4 for d in dims) == [2, 3]
-            and node.kwargs.get("dtype") is None
-        )
-    return False
+    return node.target in ("mean", torch.mean) and _of_the_map(b, node)
+
+
+def _of_the_map(b: StepBuilder, node: fx.Node) -> bool:
+    """Return whether a node works along rows and columns, in the dtype of its argument."""
+    dims = b.bind(node, "dim")[0]
+    given = isinstance(dims, (tuple, list)) and sorted(int(d) % 4 for d in dims) == [2, 3]
+    return given and node.kwargs.get("dtype") is None

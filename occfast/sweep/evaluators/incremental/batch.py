@@ -74,6 +74,7 @@ class Activations:
         kept: Maps without an occluder, by step.
         full: Maps of images that are all fill, of the shared steps.
         strips: Maps that the positions of the image in progress share.
+        sums: Sums of maps without an occluder over their pixels, float64 [n, C, 1, 1], of the steps that are pooled.
     """
 
     images: Tensor
@@ -81,6 +82,7 @@ class Activations:
     kept: dict[int, Tensor]
     full: dict[int, Tensor]
     strips: Strips
+    sums: dict[int, Tensor] = field(default_factory=dict)
 
 
 class StepRunner:
@@ -243,6 +245,8 @@ class BatchRun:
                 continue
             elif entry.folded is not None:
                 values[entry.index] = entry.folded(self._whole(entry.inputs[0]))
+            elif entry.pooled is not None:
+                values[entry.index] = entry.pooled(self._sum(entry.inputs[0]))
             elif entry.is_map:
                 values[entry.index] = self._rectangle(entry)
             else:
@@ -344,12 +348,27 @@ class BatchRun:
             return self._values[source]
         return self._read(source, self._at("zero"), *step.size, 0.0)
 
+    def _sum(self, source: int) -> Tensor:
+        """Return the sum of the full map of a step over its pixels, float64 [M, C]."""
+        known = source in self._values and source in self._block.sums
+        if not known or pastes(self._runner.steps[source], self._rows, self._columns):
+            return pixel_sum(self._whole(source))
+        kept, origins = self._block.kept[source], self._at(source)
+        size = tuple(self._values[source].shape[-2:])
+        before = ops.gather_windows(kept, self._n, origins, *size, None, None, 0.0)
+        change = pixel_sum(self._values[source]) - pixel_sum(before)
+        return self._block.sums[source][self._n].flatten(1) + change
+
     def _rectangle(self, step: Step) -> Tensor:
         runner, rows, columns = self._runner, self._rows, self._columns
         if step.kind == "input":
             # The occluder's window, cut at the edge: the image with the fill laid over it.
             origins, block = self._at("occluder"), self._block
             fill = ops.gather_windows(block.fill, self._n, origins, *self._grid.occluder, None, None, 0.0)
+            if self._grid.mask is not None:
+                under = ops.gather_windows(block.images, self._n, origins, *self._grid.occluder, None, None, 0.0)
+                fill = torch.where(self._grid.mask.tensor(under.device), fill, under)
+                fill = fill.contiguous(memory_format=torch.channels_last)
             size = rows.extents[0].length, columns.extents[0].length
             return ops.gather_windows(block.images, self._n, self._at(0), *size, fill, origins, 0.0)  # type: ignore[no-any-return]
         inputs = []
@@ -405,6 +424,16 @@ class BatchRun:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def pastes(step: Step, rows: AxisLayout, columns: AxisLayout) -> bool:
+    """Return whether a sum is taken of the whole map, as the rectangles are more than half of it."""
+    return 2 * rows.extents[step.index].length * columns.extents[step.index].length > step.size[0] * step.size[1]
+
+
+def pixel_sum(maps: Tensor) -> Tensor:
+    """Return the sums of maps [M, C, h, w] over their pixels, float64 [M, C], so that differences of sums are exact."""
+    return maps.sum((2, 3), dtype=torch.float64)
 
 
 class MapRecorder(fx.Interpreter):

@@ -11,15 +11,19 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from ....native import ops
 from ...geometry import SweepGrid
 from ...memory import available_bytes
 from ...precision import float32_as
 from ..behavior import TOLERANCE, NotIncremental, agree, compared_outputs, example
 from .analysis import Analysis
-from .batch import Activations, BatchRun, Buffers, MapRecorder, StepRunner, Strips, compute_strips
+from .batch import Activations, BatchRun, Buffers, MapRecorder, StepRunner, Strips, compute_strips, pastes, pixel_sum
 from .builder import first_line
 from .cuda_graphs import Graphs, OnCuda
+from .defaults import BLOCK
+from .forecast import Forecast
 from .layout import AxisLayout, plan
+from .rates import Rates, is_calibrated, rates
 from .steps import Step
 from .trace import trace
 
@@ -82,7 +86,7 @@ class IncrementalEvaluator:
         try:
             with torch.no_grad():
                 wide, pair = _wide(model, example(images))
-                traced = trace(wide)
+                traced = trace(wide, pair)
                 lowered = traced if pair.dtype == images.dtype else copy.deepcopy(traced).to(images.dtype)
                 self._analysis = Analysis(lowered, pair.to(images.dtype), fold_tail)
                 outputs = _compared(wide, traced, pair)
@@ -93,7 +97,7 @@ class IncrementalEvaluator:
                 device=images.device,
                 expected=expected,
                 most_classes=most_classes,
-                share_early=share_early,
+                share_early=share_early and grid.mask is None,  # shared pieces are made of rectangles
                 memory_limit=memory_limit,
             )
         except NotIncremental:
@@ -105,6 +109,7 @@ class IncrementalEvaluator:
         self._element_size = images.element_size()
         self._memory = 1 << 62  # bytes for the rectangles of a batch
         self._runner = StepRunner(self._analysis, fuse, images)
+        self._like = images[:0]
         self._block: Activations | None = None
         self._buffers = Buffers(self._forget_graphs)
         device = images.device
@@ -114,6 +119,29 @@ class IncrementalEvaluator:
 
     def set_layout(self, layout: str) -> None:
         """Do nothing: there is one memory format."""
+
+    def forecast(self, images: int = 1, speeds: Rates | None = None) -> Forecast:
+        """Predict the time of a dense and of this sweep.
+
+        Args:
+            images: Images that are swept.
+            speeds: Seconds for each kind of work; None: of this machine, which are measured the first time.
+        """
+        like = self._like
+        block, fused = ops.convolution_block(like), frozenset(self._runner.fused)
+        if speeds is None and not is_calibrated(like.device) and like.device.type == "cpu":
+            # Built-in speeds, for a forecast that is the same on every machine.
+            block = BLOCK
+            fused = frozenset(step.index for step in self.plan.steps if step.conv and step.conv.groups == 1)
+        return Forecast(
+            self._analysis,
+            self.plan,
+            rates(like.device, like.dtype) if speeds is None else speeds,
+            block,
+            fused,
+            lambda group: self._batch or self._largest_batch(*self.plan.axes_of(group)),
+            images,
+        )
 
     def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
         """Return how many images to start at once, so that half of the memory holds their activations.
@@ -165,7 +193,14 @@ class IncrementalEvaluator:
         if self.plan.shared:
             shared = {node: step for node, step in keep.items() if step.index < self.plan.shared}
             full = self._recorded("full", covered, shared)[1]
-        self._block = Activations(given, covered, kept, full, Strips())
+        sums: dict[int, Tensor] = {}
+        for step in self.plan.steps:
+            if step.pooled is not None:
+                sum_of = pixel_sum(kept[step.inputs[0]])[:, :, None, None]
+                if not bool(sum_of.isfinite().all()):
+                    continue  # a difference would be NaN
+                sums[step.inputs[0]] = self._buffers.hold(("sum", step.inputs[0]), sum_of.shape, sum_of).copy_(sum_of)
+        self._block = Activations(given, covered, kept, full, Strips(), sums)
         return outputs
 
     @torch.no_grad()
@@ -237,7 +272,11 @@ class IncrementalEvaluator:
         """Return how many positions have windows and results that stay in the cache and within memory."""
         largest, steps = self._element_size, self.plan.steps
         for step in steps[1:]:
+            if step.pooled is not None and not self._pastes(step, rows, columns):
+                continue
             if not step.is_map:
+                whole = step.numbers + sum(steps[k].channels * steps[k].size[0] * steps[k].size[1] for k in step.inputs)
+                largest = max(largest, whole * self._element_size)
                 continue
             v, h = rows.extents[step.index].length, columns.extents[step.index].length
             if step.index < self.plan.shared and rows.ends is not None and columns.ends is not None:
@@ -248,6 +287,10 @@ class IncrementalEvaluator:
                 numbers += sum(steps[k].channels * v * h * stride for k in step.inputs)
             largest = max(largest, numbers * step.dtype.itemsize)
         return int(max(1, min(256, _CACHE // largest, self._memory // (4 * largest))))
+
+    def _pastes(self, step: Step, rows: AxisLayout, columns: AxisLayout) -> bool:
+        source = step.inputs[0]
+        return source < self.plan.shared or pastes(self.plan.steps[source], rows, columns)
 
     def _size(self, count: int, most: int) -> int:
         """Return the size of the batches that ``count`` positions are cut into: evenly or, for graphs, in few sizes."""

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ....checks import integer
 from ...geometry import SweepGrid
 from ..behavior import NotIncremental
 from .evaluator import IncrementalEvaluator
-from .layout import Layer
+from .forecast import Layer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Explanation:
     """The plan of a sweep; ``print`` shows it as a table.
 
     Attributes:
-        layers: The work of each layer.
+        layers: The time of each layer, of calls and of the set-up.
         reason: Why the model can't be swept incrementally; "" if it can.
         whole_from: The first layer that needs a whole map; "" if none does.
     """
@@ -38,13 +39,13 @@ class Explanation:
         if self.reason:
             return f"swept densely: {self.reason}"
         dense = sum(layer.dense for layer in self.layers) or 1.0
-        lines = [f"{'layer':<28}{'map':>11}{'rectangle':>15}{'dense work':>12}{'of it done':>12}"]
+        lines = [f"{'layer':<28}{'map':>11}{'rectangle':>15}{'dense time':>12}{'of it spent':>12}"]
         for layer in self.layers:
             size = "whole" if layer.size is None else f"{layer.size[0]}x{layer.size[1]}"
             rectangle = "" if layer.rectangle is None else f"{layer.rectangle[0]:.1f}x{layer.rectangle[1]:.1f}"
-            share = layer.cost / layer.dense if layer.dense else 0.0
+            spent = layer.cost / (layer.dense or dense)
             lines.append(
-                f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {share:>11.1%}"
+                f"{layer.label[:27]:<28}{size:>11}{rectangle:>15}{layer.dense / dense:>11.1%} {spent:>11.1%}"
                 + (" shared" if layer.shared else "")
             )
         whole = f"; whole maps from {self.whole_from} on" if self.whole_from else ""
@@ -59,6 +60,7 @@ def explain(
     stride: int | tuple[int, int] = 1,
     border: Literal["clip", "valid"] = "clip",
     channels: int | None = None,
+    images: int = 1,
 ) -> Explanation:
     """Return the plan of an incremental sweep, or the reason why the sweep is dense.
 
@@ -69,6 +71,7 @@ def explain(
         stride: Distance of neighboring positions, (rows, columns) or one number for both.
         border: As for :func:`~occfast.occlusion_map`.
         channels: Channels of the images; None: those of the model's first convolution, else 3.
+        images: Images to sweep, among which the set-up is divided.
 
     Example:
         >>> print(explain(model, size=(100, 100), occluder=(20, 40)))
@@ -79,10 +82,9 @@ def explain(
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = channels or (first.in_channels if first is not None else 3)
     like = next(model.parameters(), torch.empty(0))
-    images = torch.rand((2, channels, *grid.image), generator=torch.Generator().manual_seed(0))
+    pair = torch.rand((2, channels, *grid.image), generator=torch.Generator().manual_seed(0))
     try:
-        evaluator = IncrementalEvaluator(model, grid, images.to(dtype=like.dtype, device=like.device))
+        evaluator = IncrementalEvaluator(model, grid, pair.to(dtype=like.dtype, device=like.device))
     except NotIncremental as error:
         return Explanation([], str(error))
-    layers = [*evaluator.plan.layers(), Layer("overhead of calls", None, None, 0.0, evaluator.plan.calls)]
-    return Explanation(layers, whole_from=evaluator.plan.whole_from)
+    return Explanation(evaluator.forecast(integer(images, "images", 1)).rows(), whole_from=evaluator.plan.whole_from)

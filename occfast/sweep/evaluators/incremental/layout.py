@@ -84,24 +84,21 @@ class AxisLayout:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A row of the printed plan.
+class Share:
+    """What a sweep computes of a step.
 
     Attributes:
-        label: Name of the layer.
-        size: Size of the map; None if it is computed as a whole.
-        rectangle: Mean size over positions of the rectangle that is computed.
-        dense, cost: Work per position of the dense and of the incremental sweep, in multiply-adds; moving a number
-            counts as four.
+        step: The step, which is computed on a map.
+        rows, columns: Mean size over positions of the rectangle that is computed.
+        pixels: Mean number of pixels for each position, the strips that positions share included.
         shared: Whether positions share most of it.
     """
 
-    label: str
-    size: tuple[int, int] | None
-    rectangle: tuple[float, float] | None
-    dense: float
-    cost: float
-    shared: bool = False
+    step: Step
+    rows: float
+    columns: float
+    pixels: float
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -187,14 +184,11 @@ class Layout:
         """Return what is computed of a step for each grid row: its rectangle or, if it is shared, its two ends."""
         return _lengths(self.intervals[axis][step.index], step.index < self.shared)
 
-    def layers(self) -> list[Layer]:
-        """Return the work of each layer, averaged over the positions of the grid."""
+    def shares(self) -> list[Share]:
+        """Return what is computed of each step that has a map, averaged over the positions of the grid."""
         found = []
         for step in self.steps:
-            if step.kind == "input":
-                continue
-            if not step.is_map:
-                found.append(Layer(step.label, None, None, step.unfolded or step.macs, step.macs))
+            if step.kind == "input" or not step.is_map:
                 continue
             shared = step.index < self.shared
             rows, columns = (self._mean_length(step, axis, shared) for axis in (0, 1))
@@ -203,10 +197,7 @@ class Layout:
                 lengths = [ends.length[step.index] for ends in self.strips]
                 strips = lengths[0] * self.grid.rows * step.size[1] + lengths[1] * self.grid.columns * step.size[0]
                 pixels += 2 * strips / self.expected
-            area = step.size[0] * step.size[1]
-            found.append(
-                Layer(step.label, step.size, (rows, columns), step.cost * area, step.cost * pixels, shared=shared)
-            )
+            found.append(Share(step, rows, columns, pixels, shared))
         return found
 
     def _mean_length(self, step: Step, axis: int, shared: bool) -> float:
@@ -225,13 +216,12 @@ class Layout:
 
     @cached_property
     def work(self) -> float:
-        """Multiply-adds per position, including :attr:`calls`."""
-        return sum(layer.cost for layer in self.layers()) + self.calls
+        """Multiply-adds per position of what depends on the layout, including :attr:`calls`.
 
-    @property
-    def predicted_speedup(self) -> float:
-        """Work of the dense sweep over the work of this one."""
-        return sum(layer.dense for layer in self.layers()) / self.work if self.work else 1.0
+        The layout is chosen by this count, which is the same on every machine, so that the same call gives the same
+        bits.
+        """
+        return sum(share.step.cost * share.pixels for share in self.shares()) + self.calls
 
     @property
     def whole_from(self) -> str:
@@ -267,9 +257,15 @@ def plan(
     intervals = _intervals(steps, grid)
     expected = grid.positions if expected is None else expected
     shared = _choose_shared(steps, intervals, expected, memory_limit) if share_early else 0
+    strips: tuple[EdgeLayout, ...] = ()
+    if shared:
+        counts = (grid.rows, grid.columns)
+        strips = tuple(_edge_layout(steps[:shared], axis, intervals[axis], np.arange(counts[axis])) for axis in (0, 1))
+
+    made: dict[tuple[int, bytes], AxisLayout] = {}
 
     def of(most: int) -> Layout:
-        return _with_classes(steps, grid, intervals, shared, most, entries, expected, device)
+        return _with_classes(steps, grid, intervals, shared, most, entries, expected, device, strips, made)
 
     tried = map(of, _CLASSES if most_classes is None else (most_classes,))
     best = min(tried, key=lambda layout: layout.work)
@@ -332,6 +328,8 @@ def _with_classes(
     entries: int,
     expected: int,
     device: torch.device,
+    strips: tuple[EdgeLayout, ...],
+    made: dict[tuple[int, bytes], AxisLayout],
 ) -> Layout:
     labels, groups = [], []
     for axis in (0, 1):
@@ -348,18 +346,16 @@ def _with_classes(
         for k, members in enumerate(groups[axis]):
             label[members] = k
         labels.append(torch.from_numpy(label))
-    strips: tuple[EdgeLayout, ...] = ()
-    if shared:
-        strips = tuple(
-            _edge_layout(steps[:shared], axis, intervals[axis], np.arange(len(labels[axis]))) for axis in (0, 1)
-        )
-    rows, columns = (
-        tuple(
-            _axis_layout(steps, grid, axis, intervals[axis], members, shared, strips[axis] if strips else None)
-            for members in groups[axis]
-        )
-        for axis in (0, 1)
-    )
+
+    def laid_out(axis: int, members: Ints) -> AxisLayout:
+        key = axis, members.tobytes()
+        if key not in made:
+            made[key] = _axis_layout(
+                steps, grid, axis, intervals[axis], members, shared, strips[axis] if strips else None
+            )
+        return made[key]
+
+    rows, columns = (tuple(laid_out(axis, members) for members in groups[axis]) for axis in (0, 1))
     return Layout(
         grid,
         tuple(steps),

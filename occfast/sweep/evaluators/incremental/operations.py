@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ...convolution import convolve
 from .builder import DenseRef, NotFollowed, StepBuilder, axes, two
 from .steps import Conv, Derived, MapRef
 from .trace import is_alias
@@ -450,7 +451,7 @@ def _conv(
         label=f"conv {kernel[0]}x{kernel[1]}" + (f" /{strides[0]}" if max(strides) > 1 else ""),
         conv=Conv(weights, biases, strides, dilations, groups),
         macs=weight.numel(),  # [out, in / groups, kh, kw]: a pixel of the output uses each weight once
-        run=lambda x: F.conv2d(x, weights, biases, strides, 0, dilations, groups),
+        run=lambda x: convolve(x, weights, biases, strides, (0, 0), dilations, groups),
         axes=axes(kernel, strides, pads, dilations),
     )
 

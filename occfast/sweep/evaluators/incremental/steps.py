@@ -43,7 +43,7 @@ class Step:
     """One step of the incremental pass.
 
     ``run`` takes the windows of the inputs, [M, C, h, w] each, and returns the rectangle of the output. A dense step
-    works on whole maps: it evaluates its graph node, or calls ``folded``.
+    works on whole maps: it evaluates its graph node, or calls ``folded`` or ``pooled``.
 
     Attributes:
         index: Position in the list of steps.
@@ -55,12 +55,14 @@ class Step:
         after: Functions applied to each pixel of the result.
         padding_value: Value outside the input map.
         macs: Multiply-adds per pixel of the output; for a dense step, per image.
+        numbers: Of the output of a dense step, per image.
         label: Name in the printed plan.
         description: Name in messages.
         channels_last: Whether the value of ``node`` is [N, H, W, C].
         conv: Set for a convolution.
         folded: Function of the whole input map that replaces a convolution and the average after it.
         unfolded: Multiply-adds per image of what ``folded`` replaces.
+        pooled: Function of the sum of the input map over its pixels, float64 [M, C], for a mean of the whole map.
         counts: Divisors of rows and columns, for average pooling with incomplete windows at the border.
     """
 
@@ -76,12 +78,14 @@ class Step:
     after: tuple[Callable[[Tensor], Tensor], ...] = ()
     padding_value: float = 0.0
     macs: int = 0
+    numbers: int = 0
     label: str = ""
     description: str = ""
     channels_last: bool = False
     conv: Conv | None = None
     folded: Callable[[Tensor], Tensor] | None = None
     unfolded: int = 0
+    pooled: Callable[[Tensor], Tensor] | None = None
     counts: tuple[Tensor, Tensor] | None = None
 
     @property

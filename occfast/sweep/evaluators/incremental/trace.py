@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..behavior import NotIncremental, in_training
+from ..behavior import NotIncremental, in_training, is_exported
+from .aten import in_plain_terms
+from .script import as_graph
 
 _ALIAS_MODULES = (
     nn.Identity,
@@ -124,10 +126,14 @@ _IN_PLACE_OPERATORS = {
 }
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, images: Tensor) -> fx.GraphModule:
     """Return a functional copy of a model in evaluation mode: batch norm is folded, nothing works in place.
 
     The model itself is not changed.
+
+    Args:
+        model: The model.
+        images: Example images, on which a TorchScript program is run.
 
     Raises:
         NotIncremental: A graph of tensors can't hold the model, or its outputs would depend on more than their own
@@ -138,11 +144,19 @@ def trace(model: nn.Module) -> fx.GraphModule:
     model = _unwrapped(model)
     _check(model)
     try:
-        root = _Root(_without_parametrizations(copy.deepcopy(model)))
-        traced = fx.GraphModule(root, _Tracer(root.model).trace(root))
+        if isinstance(model, torch.jit.ScriptModule):
+            traced = as_graph(model, images)
+        elif is_exported(model):
+            traced = _of_export(copy.deepcopy(model))
+        else:
+            root = _Root(_without_parametrizations(copy.deepcopy(model)))
+            traced = fx.GraphModule(root, _Tracer(root.model).trace(root))
+    except NotIncremental:
+        raise
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise NotIncremental(f"torch.fx can't trace it: {reason}") from error
+    in_plain_terms(traced)
     for node in traced.graph.nodes:
         if node.op == "call_function" and not node.args and "input" in node.kwargs and _of_torch(node.target):
             kwargs = dict(node.kwargs)
@@ -154,6 +168,21 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def _of_export(program: Any) -> fx.GraphModule:
+    """Return the graph of a program of ``torch.export`` without its checks of the input, which are hooks as well."""
+    graph = program.graph
+    for node in reversed(graph.nodes):
+        name = str(getattr(node.target, "__name__", node.target))
+        if not node.users and (node.target == "_guards_fn" or name.startswith(("_assert", "sym_constrain"))):
+            graph.erase_node(node)
+    output = next(node for node in graph.nodes if node.op == "output")
+    results = output.args[0]
+    if isinstance(results, (tuple, list)) and len(results) == 1 and graph._codegen.pytree_info.out_spec.is_leaf():
+        output.args = (results[0],)
+    graph.set_codegen(fx.graph.CodeGen())
+    return fx.GraphModule(program, graph)
 
 
 class _Root(nn.Module):
@@ -212,8 +241,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _check(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise NotIncremental("it is TorchScript, which torch.fx can't trace")
     training = in_training(model)
     for name, module in model.named_modules():
         where = f"module {name or '(the model)'} ({type(module).__name__})"
@@ -223,7 +250,7 @@ def _check(model: nn.Module) -> None:
             hook
             for kind in ("_forward_hooks", "_forward_pre_hooks")
             for hook in (getattr(module, kind, None) or {}).values()
-            if not isinstance(hook, _WEIGHT_HOOKS)
+            if not isinstance(hook, _WEIGHT_HOOKS) and not is_exported(module)
         ]
         if hooks:
             raise NotIncremental(f"{where} has forward hooks, which a trace would lose")
@@ -380,19 +407,55 @@ def _fold_batch_norm(traced: fx.GraphModule) -> None:
         if node.op == "call_module":
             calls[node.target] = calls.get(node.target, 0) + 1
     for node in list(traced.graph.nodes):
-        norm = module_of(traced, node)
         before = node.args[0] if node.args else None
-        if (
-            not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-            or not isinstance(before, fx.Node)
-            or len(before.users) != 1
-        ):
+        if not isinstance(before, fx.Node) or len(before.users) != 1:
             continue
-        conv = module_of(traced, before)
-        if type(conv) is nn.Conv2d and calls[str(before.target)] == 1:
+        norm, conv = module_of(traced, node), module_of(traced, before)
+        if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            if type(conv) is not nn.Conv2d or calls[str(before.target)] > 1:
+                continue
             name = f"_folded_{len(calls)}"
             calls[name] = 1
             traced.add_module(name, fuse_conv_bn_eval(conv, norm))
             before.target = name
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
+        elif not (
+            node.target is F.batch_norm and before.target in _CONVOLUTIONS and _folded_call(traced, node, before)
+        ):
+            continue
+        before.meta["batch_norm"] = True  # the dense sweep computes it
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+
+
+_CONVOLUTIONS = (F.conv2d, torch.conv2d)
+
+
+def _folded_call(traced: fx.GraphModule, norm: fx.Node, conv: fx.Node) -> bool:
+    """Fold a call of batch norm into that of a convolution, as programs have them; return whether it could be."""
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, norm.args[1:], strict=False)) | dict(norm.kwargs)
+    weights = [conv.args[k] if len(conv.args) > k else conv.kwargs.get(n) for k, n in ((1, "weight"), (2, "bias"))]
+    tensors = [*weights, *(given.get(name) for name in names[:4])]
+    if given.get("training", False) is not False or weights[0] is None or any(t is None for t in tensors[2:4]):
+        return False
+    if not all(t is None or (isinstance(t, fx.Node) and t.op == "get_attr") for t in tensors):
+        return False
+    weight, bias, mean, variance, gain, shift = (
+        _attribute(traced, t) if isinstance(t, fx.Node) else None for t in tensors
+    )
+    eps = given.get("eps", 1e-5)
+    folded = fuse_conv_bn_weights(weight, bias, mean, variance, eps, gain, shift)  # type: ignore[arg-type]
+    made = []
+    for value in folded:
+        name = f"_folded_weight_{len(traced._buffers)}"
+        traced.register_buffer(name, value.detach())
+        with traced.graph.inserting_before(conv):
+            made.append(traced.graph.get_attr(name))
+    kwargs = {key: value for key, value in conv.kwargs.items() if key not in ("weight", "bias")}
+    conv.args, conv.kwargs = (conv.args[0], *made, *conv.args[3:]), kwargs
+    return True
+
+
+def _attribute(traced: fx.GraphModule, node: fx.Node) -> Tensor:
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(traced.get_submodule(owner), name)  # type: ignore[no-any-return]
