@@ -86,5 +86,7 @@ def test_predicted_costs_use_the_measured_speed_of_the_sweep() -> None:
 @pytest.mark.parametrize("paper", get_args(Paper))
 def test_scaling_is_what_the_dry_run_predicts(paper: Paper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCCFAST_DATA", raising=False)
-    (row,) = (row for row in json.loads((ROOT / "bench/results/scaling.json").read_text())["rows"] if row["paper"] == paper)
+    (row,) = (
+        row for row in json.loads((ROOT / "bench/results/scaling.json").read_text())["rows"] if row["paper"] == paper
+    )
     assert scaling(paper, row["rate"]) == row, "run python -m bench.scaling"
