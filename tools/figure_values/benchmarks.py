@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from statistics import mean
 
-from tools.figure_values.formats import BENCH, duration, markdown, percent, power, read, row_of, times
+from tools.figure_values.formats import BENCH, change, duration, markdown, percent, power, read, row_of, times
 
 #: Of trigueros2018 at full scale, a third with each occluder: docs/guides/scaling.md.
 PAPER_POSITIONS = 240e6
