@@ -1,6 +1,6 @@
 """``python -m bench.occluder_pixels``: nanoseconds per painted pixel of the noisy occluder, by instruction set.
 
-One thread paints 256 boxes of 20×40 in gray uint8 images in place. Each instruction set has its own process, whose
+One thread paints 2,048 boxes of 20×40 in gray uint8 images in place. Each instruction set has its own process, whose
 kernels are compiled for it (``OCCFAST_MARCH``). The best of 40 calls counts.
 """
 
@@ -37,7 +37,7 @@ _BOX = (20, 40)
 def pixels() -> dict[str, float]:
     """Measure this process's kernels."""
     torch.set_num_threads(1)
-    images = torch.zeros(256, 1, 100, 100, dtype=torch.uint8)
+    images = torch.zeros(2048, 1, 100, 100, dtype=torch.uint8)
     # Boxes lie inside the images, so that each paints all of its pixels.
     rows, columns = torch.arange(20, 80), torch.arange(30, 70)
     centers = LocationDistribution(torch.full((60, 40), 1 / 2400, dtype=torch.float64), rows, columns, (100, 100))
