@@ -1,7 +1,7 @@
 """Package the C++ sources with the Python package, and build the modules that a wheel brings.
 
 ``pip wheel .`` and ``pip install .`` compile the CPU kernels for several levels of processors, from the same sources
-and flags as the build at first use.  ``pip install -e .`` compiles nothing.  ``OCCFAST_PREBUILD`` changes what is
+and flags as the build at first use. ``pip install -e .`` compiles nothing. ``OCCFAST_PREBUILD`` changes what is
 built: variants of ``build.VARIANTS`` and "cuda", separated by commas, or "none".
 """
 

@@ -1,9 +1,9 @@
 // The native interface of occfast.
 //
-// cpu/ and cuda/ each define every function below, except those at the end, which only cpu/ defines.  Most take
+// cpu/ and cuda/ each define every function below, except those at the end, which only cpu/ defines. Most take
 // one struct with their arguments, and bindings.cpp makes the same structs available in Python, where every field
-// is given by name.  Tensors are passed as addresses with sizes and strides in elements.  occfast/native/ops/
-// checks them first, so no header of PyTorch is needed and a build takes seconds.  A function returns 0, or a
+// is given by name. Tensors are passed as addresses with sizes and strides in elements.  occfast/native/ops/
+// checks them first, so no header of PyTorch is needed and a build takes seconds. A function returns 0, or a
 // cudaError_t that error_text explains.
 #pragma once
 
@@ -38,7 +38,7 @@ int workers(ExecContext context);
 
 // Occluded copies: out[m] = images[n] with window p of the grid replaced by fill, where positions[m] =
 // n * grid.positions() + p.  out [count, C, H, W] has the layout of images (contiguous or channels_last).  fill
-// has stride 0 along dimensions that are broadcast.  Elements of itemsize bytes are moved, never interpreted.
+// has stride 0 along dimensions that are broadcast. Elements of itemsize bytes are moved, never interpreted.
 struct OccludePositions {
   const void* images;
   void* out;
@@ -59,7 +59,7 @@ int occlude_positions(const OccludePositions& args, ExecContext context);
 enum class Score : int { kError, kScoreDrop, kSimilarityDrop };
 
 // Scores of occluded copies.  outputs [count, classes] is contiguous, of kFloat32 or kFloat64.  positions is as
-// above, with per_image positions per image.  Each element of scores [images, per_image] that has a position is
+// above, with per_image positions per image. Each element of scores [images, per_image] that has a position is
 // written.  *bad is set to 1 if any output is NaN or infinite.
 struct SweepScore {
   const void* outputs;
@@ -92,7 +92,7 @@ int sweep_accumulate(const SweepAccumulate& args, ExecContext context);
 // Windows of occluded maps.  out[m] [height, width, C] is the window of maps[images[m]] whose first pixel is
 // origins[m] (row, column), after patches[m] was laid over the map with its first pixel at patch_origins[m].
 // Both may extend beyond the map: the window reads padding there, and the patch is clipped.  maps [N, H, W, C],
-// patches [count, patch_height, patch_width, C] (or null) and out are dense.  Elements of itemsize bytes (2, 4 or
+// patches [count, patch_height, patch_width, C] (or null) and out are dense. Elements of itemsize bytes (2, 4 or
 // 8) are moved, never interpreted.  padding holds the bits of one element.
 struct GatherWindows {
   const void* maps;
@@ -110,7 +110,7 @@ struct GatherWindows {
 
 int gather_windows(const GatherWindows& args, ExecContext context);
 
-// The parts of a map along one axis that an occluder changes.  Rows [low, high) may differ from the clean map.
+// The parts of a map along one axis that an occluder changes. Rows [low, high) may differ from the clean map.
 // Those before full_low depend on the first edge of the occluder alone, those from full_high on its last edge
 // alone, and the rest equal the map of a fully occluded image.  strip and corner hold the first row of the strip
 // and of the corner that contain the rows of the first edge, and of the last.
@@ -120,11 +120,11 @@ struct Cuts {
 };
 
 // Windows as in GatherWindows, of maps that are assembled from pieces: the clean map, the map of a fully occluded
-// image, strips that all positions of a grid row (or column) share, and up to four corners per position.  Window e
+// image, strips that all positions of a grid row (or column) share, and up to four corners per position. Window e
 // belongs to position m = e % count, which lies on image images[m] in grid row rows[m] and grid column columns[m].
 // row_strips [2, strip_rows, strip_height, W, C] and column_strips [2, strip_columns, H, strip_width, C] hold the
 // first and the last edge.  corners [row edges, column edges, count, corner_height, corner_width, C] holds the
-// edges from first_edge (row, column) on, column_edges of them per row edge.  Empty pieces may be null.
+// edges from first_edge (row, column) on, column_edges of them per row edge. Empty pieces may be null.
 struct GatherPieces {
   const void* maps;
   const void* full;
@@ -171,7 +171,7 @@ struct DrawOccluders {
 int draw_occluders(const DrawOccluders& args, ExecContext context);
 
 // Paints drawn occluders.  out is either images itself, or another tensor of the same layout, which then receives
-// the whole batch.  Intensities 0 and 1 are stored as low and high (for kUint8 as 0 and 255).  *outside, unless
+// the whole batch. Intensities 0 and 1 are stored as low and high (for kUint8 as 0 and 255).  *outside, unless
 // null, is set to 1 if a floating-point image has NaN or a value outside [low, high].
 struct PaintOccluders {
   const void* images;
@@ -208,7 +208,7 @@ int center_rows(const CenterRows& args, ExecContext context);
 
 // First half of the loss.  values [rows, columns] holds the products of the centered embeddings a [rows, dim] and
 // b [columns, dim] before the call and their distances after it.  counts [rows, columns] receives the number of
-// triplets w that a pair is selected in, as -w for a positive pair and w for a negative one.  With
+// triplets w that a pair is selected in, as -w for a positive pair and w for a negative one. With
 // params.statistics, nearest [2, rows] receives the distance of each anchor's nearest positive and negative
 // (infinite if there is none), and histogram [2, bins], zero before, the numbers of positive and negative pairs in
 // bins over [0, *top] (own: each pair once).
@@ -234,8 +234,8 @@ struct MineTriplets {
 int mine_triplets(const MineTriplets& args, ExecContext context);
 
 // Second half: replaces the distances in values [rows, columns] by the matrix of the gradient.  own: a symmetric
-// matrix whose product with the embeddings is the gradient.  Otherwise a matrix S, with row_sums and column_sums:
-// the gradients are row_sums a + S b and column_sums b + S' a.  Of pairs, the sizes and own are read.
+// matrix whose product with the embeddings is the gradient. Otherwise a matrix S, with row_sums and column_sums:
+// the gradients are row_sums a + S b and column_sums b + S' a. Of pairs, the sizes and own are read.
 struct TripletWeights {
   void* values;
   Dtype dtype;
@@ -277,7 +277,7 @@ int64_t convolution_block(Dtype dtype);
 int convolve_windows(const GatherWindows& args, const Convolution& conv, ExecContext context);
 int convolve_pieces(const GatherPieces& args, const Convolution& conv, ExecContext context);
 
-// out [m, n], contiguous, = A [m, k] B [k, n], each with any strides.  symmetric: B is A transposed.  Every sum
+// out [m, n], contiguous, = A [m, k] B [k, n], each with any strides.  symmetric: B is A transposed. Every sum
 // has one order, whatever the number of threads.  kFloat32 and kFloat64.
 struct MatrixProduct {
   const void* a;

@@ -1,5 +1,5 @@
-// Definition of the Python module.  It is compiled against cpu/ as occfast_cpu, and against cuda/ with the macro
-// OCCFAST_CUDA as occfast_cuda.  The structs, functions and enumerations of api.h keep their names.
+// Definition of the Python module. It is compiled against cpu/ as occfast_cpu, and against cuda/ with the macro
+// OCCFAST_CUDA as occfast_cuda. The structs, functions and enumerations of api.h keep their names.
 #include <stdexcept>
 #include <string>
 
@@ -120,7 +120,7 @@ static const char* name_of(Slot value) {
   return nullptr;
 }
 
-// Returns {name: value} of an enumeration.  Its values are below 64.
+// Returns {name: value} of an enumeration. Its values are below 64.
 template <class E> static py::dict table() {
   py::dict names;
   for (int value = 0; value < 64; ++value)

@@ -1,6 +1,6 @@
-// Structs of api.h as Python classes.  Every field is a required keyword argument.
+// Structs of api.h as Python classes. Every field is a required keyword argument.
 //
-// These are plain C types instead of pybind11 classes, because a sweep makes several objects per batch.  The
+// These are plain C types instead of pybind11 classes, because a sweep makes several objects per batch. The
 // fields of a call are compared with the expected names in order, so an object costs little more than the
 // conversion of its fields.  pybind11 would build a dictionary, look every name up as a new string and register
 // the object.
@@ -66,7 +66,7 @@ template <class T, std::enable_if_t<std::is_enum_v<T>, int> = 0> const char* rea
   return name_of(to) ? nullptr : "a value of the enumeration";
 }
 
-// Reads at most `most` numbers from a sequence.  Returns their number, or -1 if there are more or an element has
+// Reads at most `most` numbers from a sequence. Returns their number, or -1 if there are more or an element has
 // another type.
 template <class T> Py_ssize_t read_sequence(PyObject* value, T* to, Py_ssize_t most) {
   PyObject* items = PySequence_Fast(value, "not a sequence");
@@ -115,7 +115,7 @@ struct Fields {
     return -1;
   }
 
-  // Fills a struct from the arguments of a call.  Returns false with a Python error if they do not fit.
+  // Fills a struct from the arguments of a call. Returns false with a Python error if they do not fit.
   bool read(PyObject* const* arguments, Py_ssize_t positional, PyObject* names, void* to) const {
     if (positional > 0) {
       PyErr_Format(PyExc_TypeError, "%s: every field must be given by name", name);

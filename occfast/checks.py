@@ -154,7 +154,8 @@ def _range(noun: str, low: float, high: float, above: float | None) -> str:
     if above is not None:
         return f"{noun} above {above:g}" + (f" and at most {high:g}" if math.isfinite(high) else "")
     if math.isfinite(low) and math.isfinite(high):
-        return f"{noun} in [{low:g}, {high:g}]"
+        whole = noun == "an int"  # whose large bounds have all of their digits
+        return f"{noun} in [{low:.0f}, {high:.0f}]" if whole else f"{noun} in [{low:g}, {high:g}]"
     if math.isfinite(low):
         return f"{noun} of at least {low:g}"
     return f"{noun} of at most {high:g}" if math.isfinite(high) else f"a finite {noun.removeprefix('a ')}"

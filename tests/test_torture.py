@@ -42,8 +42,9 @@ def test_thousands_of_files(tmp_path: Path) -> None:
     fast = [name for name in targets() if name not in slow]
     only = [word for name in fast for word in ("--only", name)]
     report = torture(tmp_path, "fuzz", *only, "--inputs", "80", "--workers", "1", "--minutes", "0", "--seed", "7")
-    assert {row["parser"] for row in report["fuzz"]} >= set(fast)
-    assert report["totals"]["fuzz_inputs"] == 80 * len(fast) and report["totals"]["findings"] == 0
+    parsers = {row["parser"] for row in report["fuzz"]}
+    assert parsers >= set(fast)  # --only also takes names that begin alike
+    assert report["totals"]["fuzz_inputs"] == 80 * len(parsers) and report["totals"]["findings"] == 0
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from bench.harness import RESULTS, environment, write
 from occfast import (
     BatchTripletLoss,
     LocationDistribution,
@@ -171,8 +172,8 @@ def demo() -> None:
 def triplet() -> None:
     """Draw score distributions before and after training with the batch triplet loss, as in Figure 4.
 
-    A small network is trained on 30 people; the other 10 are shown. The table of triplets by mining is printed, for
-    results/recorded.json.
+    A small network is trained on 30 people; the other 10 are shown. The triplets of each mining are counted in
+    bench/results/triplet-mining.json.
     """
     torch.manual_seed(0)
     images, labels = orl()
@@ -201,15 +202,11 @@ def triplet() -> None:
     after = look()
     figure = plot_score_distributions({"before": before, "after": after})
     save(figure, "triplet.png")
-    print("| mining | mined triplets | mean d_ap | mean d_an | var d_ap | var d_an |")
-    print("| --- | --- | --- | --- | --- | --- |")
     minings: tuple[Mining, ...] = ("all", "violating", "semihard", "semihard_random", "hardest")
-    for mining in minings:
-        s = look(mining).as_dict()
-        print(
-            f"| `{mining}` | {s['n_triplets']:,.0f} | {s['mean_ap']:.3f} | {s['mean_an']:.3f} | {s['var_ap']:.4f} | "
-            f"{s['var_an']:.4f} |"
-        )
+    write(
+        RESULTS / "triplet-mining.json",
+        environment() | {"rows": [{"mining": mining, **look(mining).as_dict()} for mining in minings]},
+    )
     s = after.as_dict()
     print({k: round(v, 3) for k, v in s.items()}, before.as_dict()["pair_decidability"])
 

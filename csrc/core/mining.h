@@ -1,7 +1,7 @@
 // Mining and statistics of triplets without a list of triplets.
 //
 // Every mining strategy is a function of pairs: an anchor-positive pair counts the negatives it is selected
-// with, an anchor-negative pair the positives.  The two counts, the mean distances and the number of triplets
+// with, an anchor-negative pair the positives. The two counts, the mean distances and the number of triplets
 // determine the loss and its whole gradient.
 #pragma once
 
@@ -22,7 +22,7 @@ struct TripletParams {
   uint32_t step;
 };
 
-// rows anchors against columns candidates, both with dim coordinates.  The candidates of the class of anchor i
+// rows anchors against columns candidates, both with dim coordinates. The candidates of the class of anchor i
 // are members[start[i]] ... members[stop[i] - 1].  own: the candidates are the anchors themselves, and (i, i) is
 // not a pair.
 struct Pairs {
@@ -31,7 +31,7 @@ struct Pairs {
   const int64_t *members, *start, *stop;
 };
 
-// Layout of a record: the sums over one anchor, or over the batch.  A moment takes three doubles: a weight, a
+// Layout of a record: the sums over one anchor, or over the batch. A moment takes three doubles: a weight, a
 // mean and a sum of squared deviations.
 enum Slot : int {
   kPositivePairs = 0, // moments over pairs
@@ -51,16 +51,16 @@ constexpr int kPieces = 64; // runs of anchors that are summed in parallel; a co
 
 // -- distances ----------------------------------------------------------------------------------------
 
-// A value near the mean of a coordinate, to be subtracted before products are taken.  Distances do not depend
-// on the origin, and products lose least precision about the center.  Few bits suffice, and they keep the
-// differences of coordinates of few bits exact, so that equal distances stay equal.  The mean is rounded to 20
+// A value near the mean of a coordinate, to be subtracted before products are taken. Distances do not depend
+// on the origin, and products lose least precision about the center. Few bits suffice, and they keep the
+// differences of coordinates of few bits exact, so that equal distances stay equal. The mean is rounded to 20
 // bits for float64 and 8 for float32 by Veltkamp's splitting.
 template <class T> OCCFAST_HD double near_mean(double mean) {
   const double spread = mean * (sizeof(T) == 8 ? 8589934593.0 : 35184372088833.0); // 2^33 + 1, 2^45 + 1
   return spread - (spread - mean);
 }
 
-// |a - b|^2 from the product a b and the squared lengths.  NaN stays NaN.
+// |a - b|^2 from the product a b and the squared lengths. NaN stays NaN.
 template <class T> OCCFAST_HD T square_from_product(T product, T a_square, T b_square) {
   const T square = (a_square + b_square) - (product + product);
   return square < 0 ? T{0} : square;
@@ -72,7 +72,7 @@ template <class T> OCCFAST_HD bool is_close(T square, T a_square, T b_square) {
   return square * T{64} < a_square + b_square;
 }
 
-// The cosine distance of unit vectors is |a - b|^2 / 2.  A negative squared length marks an embedding of length
+// The cosine distance of unit vectors is |a - b|^2 / 2. A negative squared length marks an embedding of length
 // 0, whose cosine with any other is defined as 0 and whose distance is therefore 1.
 template <class T> OCCFAST_HD T distance_of(Distance kind, T square, T a_square, T b_square) {
   if (kind == Distance::kEuclidean) return square_root(square);

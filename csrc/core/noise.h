@@ -1,8 +1,8 @@
 // The noise of one occluder pixel and the random numbers of one occluder, from (seed, sample, pixel).
 //
 // The functions use IEEE addition, subtraction, multiplication and square root in a fixed order, and both
-// compilers run without contraction of multiply and add.  So the CPU, a GPU and the PyTorch twin in
-// occfast/native/reference/ return the same bits.  F is float or a pack of floats, W uint32_t or a pack of
+// compilers run without contraction of multiply and add. So the CPU, a GPU and the PyTorch twin in
+// occfast/native/reference/ return the same bits. F is float or a pack of floats, W uint32_t or a pack of
 // words (cpu/lanes.h): one definition serves the threads of a GPU and the vector registers of a CPU.
 #pragma once
 
@@ -15,15 +15,15 @@ enum NoiseKind : int { kSaltAndPepper = 0, kSpeckle = 1, kGaussian = 2, kNoNoise
 constexpr int kNoiseKinds = 4;
 constexpr uint8_t kNotOccluded = 255; // stored in place of a kind for a sample without an occluder
 
-// A Philox counter is (block, stream, low half of the sample id, high half).  Each purpose has its own stream.
+// A Philox counter is (block, stream, low half of the sample id, high half). Each purpose has its own stream.
 enum Stream : uint32_t { kPixels = 0, kOccluder = 1, kTriplet = 2 };
 
 // The 24 high bits of a word as a float32 in [0, 1): every value is exact.
 template <class W> OCCFAST_HD auto uniform24(W word) { return number(word >> 8) * 5.9604644775390625e-08f; }
 
-// Natural logarithm of a positive, normal float32.  The absolute error is below 1e-6 for x in (0, 1].
+// Natural logarithm of a positive, normal float32. The absolute error is below 1e-6 for x in (0, 1].
 template <class F> OCCFAST_HD F natural_log(F x) {
-  // Split x = m 2^e with m in [sqrt(1/2), sqrt(2)).  The offset shifts the octaves that the exponent field
+  // Split x = m 2^e with m in [sqrt(1/2), sqrt(2)). The offset shifts the octaves that the exponent field
   // counts, so that each begins at sqrt(1/2).
   const auto bits = to_bits(x) + (0x3F800000u - 0x3F3504F3u);
   const F e = number(bits >> 23) - 127.0f;
@@ -40,8 +40,8 @@ template <class F> OCCFAST_HD F natural_log(F x) {
   return q * d + e * 0.693147181f;
 }
 
-// A standard normal from one word.  The low bit is the sign and the 23 high bits give the tail probability p in
-// (0, 1/2), so the values are exactly symmetric and at most 5.42.  With x = 1 - 2p and w = -ln(4p(1 - p)), the
+// A standard normal from one word. The low bit is the sign and the 23 high bits give the tail probability p in
+// (0, 1/2), so the values are exactly symmetric and at most 5.42. With x = 1 - 2p and w = -ln(4p(1 - p)), the
 // quantile is x times a polynomial, in w below kTail and in sqrt(w) from kTail on.
 constexpr float kTail = 5.0f;
 
@@ -117,7 +117,7 @@ OCCFAST_HD int64_t integer_between(int64_t low, int64_t high, uint32_t word) {
   return low + static_cast<int64_t>((uint64_t{word} * static_cast<uint64_t>(high - low + 1)) >> 32);
 }
 
-// The first index whose cumulative probability exceeds u.  Cells of probability 0 are never drawn.
+// The first index whose cumulative probability exceeds u. Cells of probability 0 are never drawn.
 OCCFAST_HD int64_t inverse_cdf(const double* cdf, int64_t count, double u) {
   int64_t low = 0, high = count - 1;
   while (low < high) {

@@ -12,7 +12,7 @@ struct NoiseKinds {
   int kind[kNoiseKinds];
 };
 
-// The distribution of occluders, apart from their location.  Sizes are in pixels, both ends included.
+// The distribution of occluders, apart from their location. Sizes are in pixels, both ends included.
 struct OccluderParams {
   uint64_t seed;
   float probability; // of an occluder on a sample

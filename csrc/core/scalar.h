@@ -1,4 +1,4 @@
-// Element types of images, and the conversion of a value in [0, 1] to each.  Conversion rounds to nearest, with
+// Element types of images, and the conversion of a value in [0, 1] to each. Conversion rounds to nearest, with
 // ties to even for the 16-bit floats and upwards for uint8.
 #pragma once
 
@@ -37,7 +37,7 @@ OCCFAST_HD BFloat16 bfloat16_from_float(float value) {
 // The value of a binary16, exactly.
 OCCFAST_HD float float_from_half(Half half) {
   const uint32_t sign = uint32_t{half.bits & 0x8000u} << 16, magnitude = half.bits & 0x7FFFu;
-  // The product shifts the exponent.  It is exact and turns subnormals into normals.
+  // The product shifts the exponent. It is exact and turns subnormals into normals.
   const float value = from_bits(magnitude << 13) * 5.192296858534828e+33f; // 2^112
   return from_bits(sign | (magnitude >= 0x7C00u ? 0x7F800000u | (magnitude << 13) : to_bits(value)));
 }

@@ -10,7 +10,7 @@ struct Window {
   int64_t top, left, bottom, right;
 };
 
-// The occluder about a center, clipped to the image.  Height h about row i covers rows i - h / 2 to
+// The occluder about a center, clipped to the image. Height h about row i covers rows i - h / 2 to
 // i - h / 2 + h - 1.
 OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int64_t width, int64_t image_height,
                                int64_t image_width) {
@@ -19,7 +19,7 @@ OCCFAST_HD Window window_about(int64_t row, int64_t column, int64_t height, int6
                 smaller(left + width, image_width)};
 }
 
-// A regular grid of occluder centers.  The position of a center is its grid row * columns + its grid column.
+// A regular grid of occluder centers. The position of a center is its grid row * columns + its grid column.
 struct Grid {
   int64_t rows, columns;
   int64_t first_row, first_column;

@@ -1,7 +1,7 @@
 // Windows of occluded activations, and their convolution, on the CPU.
 //
-// A convolution gathers a few windows into a buffer that stays in the cache and multiplies from there.  Windows
-// are never written to memory, and the cost of a rectangle is that of its pixels.  The inner loop is a register
+// A convolution gathers a few windows into a buffer that stays in the cache and multiplies from there. Windows
+// are never written to memory, and the cost of a rectangle is that of its pixels. The inner loop is a register
 // tile: a few pixels times two registers of channels.
 #include <algorithm>
 #include <cstring>
@@ -160,7 +160,7 @@ template <class T, int... P> Multiply<T> multiply_for(int64_t pixels, std::integ
   return kTable[pixels - 1];
 }
 
-// T is the type of the sums.  The bits of its numbers are gathered as U.
+// T is the type of the sums. The bits of its numbers are gathered as U.
 template <class T, class U, class Gather>
 void convolve(const Gather& g, const Convolution& conv, ExecContext context) {
   const int64_t C = g.shape.c, O = conv.channels, n_taps = conv.kernel[0] * conv.kernel[1];

@@ -1,6 +1,6 @@
 // Matrix products in which every sum has one order, whatever the number of threads.
 //
-// A library may split a sum over its threads.  Here the threads share out the rows of the result, and the sum over
+// A library may split a sum over its threads. Here the threads share out the rows of the result, and the sum over
 // k runs in blocks that depend on its length alone.
 #pragma once
 

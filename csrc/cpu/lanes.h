@@ -1,6 +1,6 @@
 // Eight vector registers of floats or of words as one value, for the templates of core/noise.h.
 //
-// A polynomial is a chain of products and sums, each of which waits for the one before.  A step of the chain takes
+// A polynomial is a chain of products and sums, each of which waits for the one before. A step of the chain takes
 // six cycles, in which the units of a core start 24 operations, so eight registers are processed at a time.
 #pragma once
 
@@ -113,7 +113,7 @@ OCCFAST_HD bool any(MaskLanes m) {
 #endif
 }
 
-// One normal in 148 lies in the tail.  The root and the polynomial of the tail are computed only for registers
+// One normal in 148 lies in the tail. The root and the polynomial of the tail are computed only for registers
 // that contain one.
 template <int N> OCCFAST_HD Floats<N> normal_ratio(const Floats<N>& w) {
   Floats<N> value = normal_center(w);
@@ -134,8 +134,8 @@ template <int N> OCCFAST_HD void store(const Floats<N>& x, float* to) {
 
 // -- Philox --------------------------------------------------------------------------------------------
 //
-// A word occupies the low half of a 64-bit lane, where one instruction multiplies 32 x 32 -> 64 bits.  Compilers
-// do not find this for 512-bit registers.  The high halves hold leftovers, which neither the products nor the
+// A word occupies the low half of a 64-bit lane, where one instruction multiplies 32 x 32 -> 64 bits. Compilers
+// do not find this for 512-bit registers. The high halves hold leftovers, which neither the products nor the
 // interleaving at the end read.
 
 #if defined(__AVX512F__)

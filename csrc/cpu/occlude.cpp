@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kStep = 256; // counters whose pixels are drawn before they are stored
 
-// Copies a row by two moves of a fixed length, which may overlap.  A call of memcpy for each row of a box would
+// Copies a row by two moves of a fixed length, which may overlap. A call of memcpy for each row of a box would
 // cost as much as its pixels.
 template <int64_t kBytes> OCCFAST_HD void copy_ends(const char* from, char* to, int64_t bytes) {
   char first[kBytes], last[kBytes];

@@ -7,7 +7,7 @@
 
 namespace occfast {
 
-// Calls body(first, last) on pieces of [0, count), each at least grain long.  Inside another parallel region it
+// Calls body(first, last) on pieces of [0, count), each at least grain long. Inside another parallel region it
 // runs serially, like the operators of PyTorch.
 template <class Body> void parallel_for(int64_t count, int64_t grain, ExecContext context, const Body& body) {
   const int64_t pieces =
@@ -24,7 +24,7 @@ template <class Body> void parallel_for(int64_t count, int64_t grain, ExecContex
   }
 }
 
-// Calls body(task) for every task of [0, count).  Each thread takes the next task when it is free.
+// Calls body(task) for every task of [0, count). Each thread takes the next task when it is free.
 template <class Body> void parallel_tasks(int64_t count, ExecContext context, const Body& body) {
   const int64_t team = omp_in_parallel() ? 1 : larger<int64_t>(1, smaller<int64_t>(context.threads, count));
 #pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(team)) if (team > 1)

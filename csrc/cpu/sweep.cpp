@@ -48,7 +48,7 @@ template <class T> void occlude(const OccludePositions& args, ExecContext contex
 
 template <class T> double score_of(const T* row, int64_t classes, Score kind, int64_t label,
                                    const double* reference, double baseline, bool& finite) {
-  // The sum of zero times each value is NaN exactly if a value is not finite.  It vectorizes.
+  // The sum of zero times each value is NaN exactly if a value is not finite. It vectorizes.
   T poison = 0;
   for (int64_t k = 0; k < classes; ++k) poison += row[k] * T{0};
   finite = poison == T{0};

@@ -50,7 +50,7 @@ template <Distance kind, class T> void distances_of_row(T* row, int64_t columns,
   }
 }
 
-// With few bins, negatives are counted in pairs, as a cell of a square table.  This halves the increments, and
+// With few bins, negatives are counted in pairs, as a cell of a square table. This halves the increments, and
 // fewer of them wait for the previous one, which is often in the same bin.
 struct Histograms {
   explicit Histograms(int bins)
@@ -156,7 +156,7 @@ inline void advance(const float* table, int step, const Lanes<float>& x, Mask<fl
 }
 #endif
 
-// The number of pairs (negative, limit) with the negative below the limit, for `finite` finite negatives.  A
+// The number of pairs (negative, limit) with the negative below the limit, for `finite` finite negatives. A
 // binary search in a register treats seven limits at a time.
 template <class T>
 int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits, int64_t finite) {
@@ -183,7 +183,7 @@ int64_t count_below(const Work<T>& work, int64_t columns, std::vector<T>& limits
   return below;
 }
 
-// Counts the violating and the hard triplets, without the counts of each pair.  A negative is hard if it is below
+// Counts the violating and the hard triplets, without the counts of each pair. A negative is hard if it is below
 // both limits of is_hard(): the number after the distance of the positive, and the limit of a violation.
 template <class T> void compare_totals(Work<T>& work, int64_t columns, T margin, T closest, int64_t finite) {
   std::vector<T>&far = work.sorted, &hard = work.hard_below;
@@ -218,7 +218,7 @@ void search(const std::vector<T>& sorted, const T* value, int64_t columns, int32
 // Puts NaN last: sorting needs an order, and the loss is NaN in any case.
 template <class T> T sort_key(T distance) { return distance == distance ? distance : infinity<T>(); }
 
-// The counts of compare(), from sorted positives.  Adding the margin keeps their order, so the positives that a
+// The counts of compare(), from sorted positives. Adding the margin keeps their order, so the positives that a
 // negative does not violate come first, and so do those nearer than it.
 template <bool semihard, class T> void rank(Work<T>& work, int64_t columns, T margin) {
   const auto positives = static_cast<int32_t>(work.positive.size());
@@ -285,7 +285,7 @@ void draw(Work<T>& work, const TripletParams& params, int64_t anchor, int64_t co
   }
 }
 
-// The moment of weighted numbers from sums shifted by one of them.  The square of the mean, which is subtracted,
+// The moment of weighted numbers from sums shifted by one of them. The square of the mean, which is subtracted,
 // is then at most the number of them times the variance.
 void store_moment(double weight, double first, double second, double shift, double* moment) {
   moment[0] = weight;
@@ -319,8 +319,8 @@ template <class T> void negative_moments(const Work<T>& work, const T* row, int6
   sums.store(shift, selected);
 }
 
-// Computes the moment of the finite negatives and returns the least (infinite if there is none).  Differences and
-// the sums of the four steps of a block are in T, at a cost of a few units in the last place.  Blocks are summed
+// Computes the moment of the finite negatives and returns the least (infinite if there is none). Differences and
+// the sums of the four steps of a block are in T, at a cost of a few units in the last place. Blocks are summed
 // in double.
 template <class T> T all_negatives(const Work<T>& work, int64_t columns, double* moment) {
   using Values = Lanes<T>;

@@ -8,7 +8,7 @@
 
 #include "../api.h"
 
-// The largest number of blocks along an axis.  Kernels loop over their grid, so any cap is correct; the tests set
+// The largest number of blocks along an axis. Kernels loop over their grid, so any cap is correct; the tests set
 // a small one to make them loop.
 #ifndef OCCFAST_MAX_BLOCKS
 #define OCCFAST_MAX_BLOCKS 65535
@@ -24,7 +24,7 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(smaller<int64_t>((items + per_block - 1) / per_block, OCCFAST_MAX_BLOCKS));
 }
 
-// Enqueues a kernel on the stream and returns the error of doing so, without waiting for the kernel.  An empty
+// Enqueues a kernel on the stream and returns the error of doing so, without waiting for the kernel. An empty
 // grid is a success without a launch.
 template <class... Parameters, class... Arguments> int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                                               size_t shared_bytes, ExecContext context,

@@ -36,9 +36,9 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
   for (int64_t k = rest + threadIdx.x; k < last; k += kThreads) to[k] = from[k];
 }
 
-// A quad is four pixels of a row (the last one may have fewer), which share one Philox counter.  Consecutive quads
+// A quad is four pixels of a row (the last one may have fewer), which share one Philox counter. Consecutive quads
 // are contiguous in memory in both layouts: (C, H) rows of W elements, or for channels_last H rows of W pixels
-// with C elements each.  A block copies the range of its quads and waits, then each thread paints those of its
+// with C elements each. A block copies the range of its quads and waits, then each thread paints those of its
 // quads that the box intersects.
 template <class T> __global__ void __launch_bounds__(kThreads)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,

@@ -8,7 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kUnroll = 4; // loads in flight per thread
 
-// The three axes of an image, slowest first: (C, H, W), or (H, W, C) for channels_last.  The kernel depends on the
+// The three axes of an image, slowest first: (C, H, W), or (H, W, C) for channels_last. The kernel depends on the
 // layout through them alone.
 template <class Number> struct Axes {
   Number outer, middle, inner;
@@ -19,7 +19,7 @@ template <class Number> struct Axes {
         inner(static_cast<Number>(channels_last ? channel : column)) {}
 };
 
-// A block writes kThreads * kUnroll words of copy m at a time.  The grid is (copies, tiles of a copy).  An image
+// A block writes kThreads * kUnroll words of copy m at a time. The grid is (copies, tiles of a copy). An image
 // is read once for each of its positions and stays in the cache, so writing dominates the cost.
 template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
     occlude_kernel(const T* images, T* out, const T* fill, const int64_t* positions, int64_t count, Shape shape,
@@ -112,7 +112,7 @@ template <class T> __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// One warp per row.  Reductions are butterflies in a fixed order, so scores do not depend on the launch.
+// One warp per row. Reductions are butterflies in a fixed order, so scores do not depend on the launch.
 template <class T> __global__ void __launch_bounds__(kThreads)
     score_kernel(const T* outputs, const int64_t* positions, int64_t count, int64_t classes, int64_t images,
                  int64_t per_image, Score kind, const int64_t* labels, const double* references,

@@ -1,4 +1,4 @@
-// Batch triplet loss on a GPU, one block per anchor.  Counts are integers, so the order of their sums is free. The
+// Batch triplet loss on a GPU, one block per anchor. Counts are integers, so the order of their sums is free. The
 // order of every floating-point sum depends neither on the grid nor on the device.
 #include "launch.cuh"
 
@@ -53,7 +53,7 @@ template <class T> __device__ __forceinline__ Best<T> block_best(Best<T> mine) {
 
 // -- preparation --------------------------------------------------------------------------------------
 
-// A block sums kTile columns.  Each of its eight rows of threads sums every eighth row.
+// A block sums kTile columns. Each of its eight rows of threads sums every eighth row.
 template <class T> __global__ void __launch_bounds__(kThreads)
     mean_kernel(const T* rows, int64_t n, int64_t dim, double* mean) {
   constexpr int height = kThreads / kTile;
@@ -116,7 +116,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 // -- mining -------------------------------------------------------------------------------------------
 
 // While a row is mined, a count below kMarked belongs to a positive or to the anchor itself, and is INT32_MIN plus
-// the number of negatives that select it.  The last step turns it into the -w of api.h.
+// the number of negatives that select it. The last step turns it into the -w of api.h.
 constexpr int32_t kMarked = INT32_MIN / 2;
 
 // The row of an anchor, for its block.  own is the column of the anchor, or -1.
@@ -186,7 +186,7 @@ moments_of_positives(const Row<T>& row, const Weigh& weigh, double* moment, doub
   moments(row, row.stop - row.start, column, weigh, moment, moment_shift);
 }
 
-// Compares every positive with every negative.  A thread counts for its own columns.  The counts of a positive are
+// Compares every positive with every negative. A thread counts for its own columns. The counts of a positive are
 // summed over the threads, as integers in any order.
 template <class T>
 __device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semihard, bool write, double* record) {
@@ -227,7 +227,7 @@ __device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semiha
   record[kHardTriplets] = hard;
 }
 
-// Draws one semi-hard negative for each positive that has any.  Each thread searches one run of columns.
+// Draws one semi-hard negative for each positive that has any. Each thread searches one run of columns.
 template <class T>
 __device__ __forceinline__ void draw(const Row<T>& row, const TripletParams& params, int64_t anchor, T margin) {
   __shared__ int found[kThreads];

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def for_metric_learning(loss: BatchTripletLoss | TripletLoss) -> nn.Module:
     """Wrap a loss for pytorch-metric-learning's ``CrossBatchMemory`` and ``DistributedLossWrapper``.
 
-    The wrapper is called as the loss itself.  Pairs in ``indices_tuple`` (four tensors) are candidates, among whose
-    triplets the loss's ``mining`` selects; triplets (three tensors) are used as they are.  ``CrossBatchMemory`` passes
+    The wrapper is called as the loss itself. Pairs in ``indices_tuple`` (four tensors) are candidates, among whose
+    triplets the loss's ``mining`` selects; triplets (three tensors) are used as they are. ``CrossBatchMemory`` passes
     all pairs of the batch with its memory, without those of an image with itself.
 
     Args:

@@ -20,7 +20,7 @@ class LargeMarginCosine(nn.Module):
         z_j = s (cos θ_j - m [j = y])
 
     Cosines are computed in float32 (float64 for float64 features), also under autocast: multiplied by the scale, the
-    rounding of half precision would reach whole units.  A zero row has cosine 0 with every class.
+    rounding of half precision would reach whole units. A zero row has cosine 0 with every class.
 
     Args:
         in_features: Size D of the features, at least 1.
@@ -46,14 +46,14 @@ class LargeMarginCosine(nn.Module):
 
         Args:
             features: Floating point [N, D] with N at least 1, on the device of the weights; need not be normalized.
-            labels: Integers [N] in [0, K).  Without labels no margin is subtracted, as in evaluation.
+            labels: Integers [N] in [0, K). Without labels no margin is subtracted, as in evaluation.
 
         Returns:
             float32 [N, K] (float64 for float64 features).
 
         Raises:
             TypeError, ValueError: If an argument has a wrong type, shape or device, or if a label lies outside
-                [0, K).  Label values are checked on the CPU only: on a GPU, reading them would wait for the device.
+                [0, K). Label values are checked on the CPU only: on a GPU, reading them would wait for the device.
         """
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features: expected shape [N, {self.in_features}], got {list(features.shape)}")

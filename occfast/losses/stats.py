@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class TripletStats:
     """Statistics of one batch as a triplet loss saw it.
 
-    All values are detached tensors on the device of the embeddings; reading one waits for the device.  Distances are
+    All values are detached tensors on the device of the embeddings; reading one waits for the device. Distances are
     those of the loss's ``distance``; ``ap`` stands for anchor-positive, ``an`` for anchor-negative.  "Candidates" are
-    all triplets that the labels allow.  Properties marked * need a loss with ``statistics=True`` and raise ValueError
+    all triplets that the labels allow. Properties marked * need a loss with ``statistics=True`` and raise ValueError
     otherwise.
     """
 

@@ -81,14 +81,14 @@ class _Triplets(nn.Module):
             indices_tuple: Triplets to use in place of mining, int64: (anchors, positives, negatives), or pairs
                 (anchors, positives, anchors, negatives), as pytorch-metric-learning's miners return them.
             ref_emb, ref_labels: Source of positives and negatives, [M, D] and [M]; by default the batch itself, in
-                which no item is its own positive.  ``ref_emb`` receives a gradient too.
+                which no item is its own positive. ``ref_emb`` receives a gradient too.
 
         Returns:
             A scalar: float64 for float64 embeddings, else float32.
 
         Raises:
             TypeError, ValueError: If an argument has a wrong dtype, shape or device; if all labels are equal, which
-                leaves no triplet; with ``check_finite``, if embeddings are NaN or infinite.  Equal labels are
+                leaves no triplet; with ``check_finite``, if embeddings are NaN or infinite. Equal labels are
                 detected on the CPU, and on a GPU with ``check_finite``.
             NotImplementedError: In forward-mode differentiation.
             RuntimeError: If ``mining="semihard_random"`` is recomputed by activation checkpointing.
@@ -236,14 +236,14 @@ class BatchTripletLoss(_Triplets):
 
         L = (1 - β)(μ_ap - μ_an + α) + β(σ²_ap + σ²_an)
 
-    μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets.  The mined set
-    counts as constant: the gradient is that of the formula for this set.  Triplets are never listed; memory is O(B²).
+    μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets. The mined set
+    counts as constant: the gradient is that of the formula for this set. Triplets are never listed; memory is O(B²).
 
-    If nothing is mined, the loss and its gradient are 0.  A batch of one class is an error.  Second derivatives and
+    If nothing is mined, the loss and its gradient are 0. A batch of one class is an error. Second derivatives and
     forward-mode derivatives raise an error.
 
     Args:
-        margin: α >= 0.  The paper's 0.5 applies to squared distances of unit vectors.
+        margin: α >= 0. The paper's 0.5 applies to squared distances of unit vectors.
         beta: β in [0, 1]; 0 gives Eq. 7, 1 the variances alone.
         mining: Rule that selects triplets by the distances d_ap and d_an of a positive and a negative from the anchor:
 
@@ -253,11 +253,11 @@ class BatchTripletLoss(_Triplets):
               the call;
             - ``"hardest"``: the farthest positive and the nearest negative of each anchor (the first among equals);
             - ``"all"``: every triplet.
-        distributed: Mine over the batches of all ranks.  Every rank returns the loss of the global batch (in rank
+        distributed: Mine over the batches of all ranks. Every rank returns the loss of the global batch (in rank
             order; sizes may differ) and gives its own embeddings *world size* times that loss's gradient.
             DistributedDataParallel averages gradients over the ranks, so parameters receive exactly the gradient of
-            the global loss.  Divide by the number of ranks where gradients are summed instead.  Scale the loss
-            equally on every rank.  Each call waits once for the batch sizes.
+            the global loss. Divide by the number of ranks where gradients are summed instead. Scale the loss
+            equally on every rank. Each call waits once for the batch sizes.
         distance: ``"squared_euclidean"`` (the paper's), ``"euclidean"`` (derivative 0 at distance 0) or ``"cosine"``
             (1 - cosine; an embedding of length 0 has distance 1 from everything and receives no gradient).
         statistics: Also compute the statistics in :attr:`stats` that the loss itself does not need.
@@ -307,7 +307,7 @@ class BatchTripletLoss(_Triplets):
 class TripletLoss(_Triplets):
     r"""Triplet loss (S1 Eqs. 5-7): the mean of max(0, d_ap - d_an + α) over the mined triplets.
 
-    ``mining="violating"`` gives Eq. 7, ``"all"`` the mean over all triplets that the labels allow.  Arguments,
+    ``mining="violating"`` gives Eq. 7, ``"all"`` the mean over all triplets that the labels allow. Arguments,
     behavior across processes and statistics are those of :class:`BatchTripletLoss`.
     """
 

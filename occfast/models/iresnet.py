@@ -46,8 +46,8 @@ class IResNet(nn.Module):
         feature_size: Size of an embedding.
         dropout: Probability in [0, 1) of dropping an entry of the last maps in training.
 
-    The input is float ``[N, channels, *size]``.  State dicts of arcface_torch's iresnet18 to iresnet100 (112×112 RGB,
-    embeddings of 512 numbers) load unchanged.  As there, the scale of the last norm stays 1.
+    The input is float ``[N, channels, *size]``. State dicts of arcface_torch's iresnet18 to iresnet100 (112×112 RGB,
+    embeddings of 512 numbers) load unchanged. As there, the scale of the last norm stays 1.
 
     Raises:
         TypeError, ValueError: If an argument has a wrong type or value; the message names it.

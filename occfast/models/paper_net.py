@@ -20,7 +20,7 @@ class PaperNet(nn.Module):
     Args:
         classes: Number of classes, at least 1; None for a network that returns features.
         width: Factor of every number of channels (rounded, at least 1), > 0; 1.0 is the paper's network.
-        batch_norm: Batch normalization after each convolution, which then has no bias.  The network of Yi et al. has
+        batch_norm: Batch normalization after each convolution, which then has no bias. The network of Yi et al. has
             none; with it a narrow network learns from a few hundred faces in minutes.
         dropout: Probability in [0, 1) of dropping a feature in training.
         channels: Channels of the input images.

@@ -41,7 +41,7 @@ def build(
 
     Args:
         name: One of :data:`NETWORKS`, or ``module:function`` for an importable function or class that returns a
-            module.  Modules in the current folder are importable too.
+            module. Modules in the current folder are importable too.
         classes: Number of classes; None for a network that returns features.
         channels: Channels of its images.
         size: (height, width) of its images.
@@ -152,7 +152,7 @@ def _module(name: str) -> ModuleType:
         there = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
         if error.name != top or str(folder) in sys.path or not there:
             raise
-        # An installed command does not search the current folder, as `python -m` does.  Last, so that it hides nothing.
+        # An installed command does not search the current folder, as `python -m` does. Last, so that it hides nothing.
         sys.path.append(str(folder))
         importlib.invalidate_caches()
         return importlib.import_module(name)

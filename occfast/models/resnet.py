@@ -69,10 +69,10 @@ class ResNet(nn.Module):
         classes: Number of classes, at least 1; None for a network that returns features.
         channels: Channels of the input images (1: gray, 3: color).
         width: Channels of the first stage; later stages have 2, 4 and 8 times as many.
-        stem_pool: Max pooling before the first stage, as in the paper.  Without it, maps are twice as large along each
+        stem_pool: Max pooling before the first stage, as in the paper. Without it, maps are twice as large along each
             axis (128×96: 8×6 instead of 4×3), and the network takes about four times as long.
 
-    The input is float [N, channels, H, W] with H and W at least 32 (pdsn-landmarks: 128×96).  State dicts of
+    The input is float [N, channels, H, W] with H and W at least 32 (pdsn-landmarks: 128×96). State dicts of
     torchvision's ResNets of the same sizes load unchanged.
 
     Raises:

@@ -14,7 +14,7 @@ def backend() -> dict[str, str | None]:
 
     Returns:
         Under "cpu" and "cuda": "native" (a module is loaded, prebuilt or cached), "native, built at first use",
-        "reference" (the PyTorch twins) or None (not available).  Under "reason": the reasons, in words.
+        "reference" (the PyTorch twins) or None (not available). Under "reason": the reasons, in words.
     """
     import torch
 

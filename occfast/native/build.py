@@ -1,7 +1,7 @@
 """Sources, compilers, flags and cache key of the native modules.
 
 The build at first use (``loader.py``), ``occfast build``, ``setup.py`` and the tests that compile the CUDA kernels
-without a GPU all use these.  ``setup.py`` imports this where PyTorch is not installed.
+without a GPU all use these. ``setup.py`` imports this where PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ VARIANTS = {"x86_64": ("x86-64-v4", "x86-64-v3", "x86-64-v2"), "aarch64": ("armv
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# No fast-math.  Contraction is off so that the noise has the same bits on every device.  The next two flags drop errno
-# and floating-point traps, which nothing here reads, so that loops vectorize.  Symbols are hidden because both modules
+# No fast-math. Contraction is off so that the noise has the same bits on every device. The next two flags drop errno
+# and floating-point traps, which nothing here reads, so that loops vectorize. Symbols are hidden because both modules
 # define the same functions: if one of them is loaded with RTLD_GLOBAL, the other must not call its functions.
 _CXX_FLAGS = (
     "-O3",
@@ -159,7 +159,7 @@ class BuildKey:
     """Everything that the content of a built module depends on.
 
     PyTorch's version is not among it: ``csrc`` includes no header of PyTorch, and a module links to none of its
-    libraries.  ``compilers`` is empty on a machine without a compiler.
+    libraries. ``compilers`` is empty on a machine without a compiler.
     """
 
     backend: str

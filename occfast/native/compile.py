@@ -1,7 +1,7 @@
 """Compile the native modules.
 
 The build at first use (``loader.py``) calls :func:`build_module`, ``setup.py`` calls :func:`prebuild`, which makes the
-modules of a wheel from the same sources and flags.  ``setup.py`` imports this where PyTorch is not installed.
+modules of a wheel from the same sources and flags. ``setup.py`` imports this where PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(jobs: Iterable[Job]) -> None:
     """Run commands at the same time, ``MAX_JOBS`` at most, by default one for each core.
 
     Raises:
-        CompileError: One of them failed.  Those that have not begun are dropped.
+        CompileError: One of them failed. Those that have not begun are dropped.
     """
     limit = os.environ.get("MAX_JOBS", "")
     pool = ThreadPoolExecutor(int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1)

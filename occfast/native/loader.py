@@ -1,7 +1,7 @@
 """Find a native module: prebuilt in a wheel, from the cache, or built now.
 
 Where no prebuilt module fits, the first use of a native op builds one once for each key (see ``build.py``), under a
-file lock, so any number of processes may start at the same time.  Importing compiles nothing.
+file lock, so any number of processes may start at the same time. Importing compiles nothing.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def _prebuilt(backend: Backend) -> ModuleType | None:
 def cached_path(backend: Backend) -> Path | None:
     """Return the module in the cache, or None.
 
-    A module counts only if it has the digest that ``finished`` states.  A killed build leaves no such file.  A module
-    that was cut or damaged is built again instead of being mapped, which could end the process.  On a machine
+    A module counts only if it has the digest that ``finished`` states. A killed build leaves no such file. A module
+    that was cut or damaged is built again instead of being mapped, which could end the process. On a machine
     without a compiler, a module counts whichever version of a compiler built it.
     """
     key = build.key(backend)

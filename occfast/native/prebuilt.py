@@ -1,7 +1,7 @@
 """The modules that a wheel brings: which of them fits this machine.
 
-``modules.json`` beside them states what they were made for.  A module is used if it can run here, not only where the
-same build would give it.  This is the one place that asks what the processor can run.
+``modules.json`` beside them states what they were made for. A module is used if it can run here, not only where the
+same build would give it. This is the one place that asks what the processor can run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import NativeUnavailable
 from . import build
 from .build import Backend
 
-#: Folder of the modules in an installed wheel.  A checkout has none.
+#: Folder of the modules in an installed wheel. A checkout has none.
 FOLDER = Path(__file__).with_name("prebuilt")
 
 
@@ -34,7 +34,7 @@ def find(backend: Backend) -> Path | None:
 def choose(backend: Backend) -> tuple[Path | None, str]:
     """Return the module of the wheel to use, or None, and the reason in words.
 
-    The best variant of the CPU kernels that this processor can run, or the one that ``OCCFAST_MARCH`` names.  Any
+    The best variant of the CPU kernels that this processor can run, or the one that ``OCCFAST_MARCH`` names. Any
     other value of ``OCCFAST_MARCH``, such as "native", asks for a build.
 
     Raises:
@@ -123,7 +123,7 @@ def cuda_misfit(architectures: list[str], nvcc: str) -> str | None:
     """Return why a CUDA module cannot run here, or None.
 
     It runs on GPUs of the same major capability and the same or a later minor one, and, since it holds PTX of the
-    newest architecture, on all later GPUs.  It needs PyTorch's CUDA runtime, compatible within a major version.
+    newest architecture, on all later GPUs. It needs PyTorch's CUDA runtime, compatible within a major version.
     """
     import torch
 
@@ -145,7 +145,7 @@ def cuda_misfit(architectures: list[str], nvcc: str) -> str | None:
 def provide_openmp() -> None:
     """Make the functions of OpenMP visible, which the modules of a wheel take from PyTorch's library.
 
-    PyTorch's wheels load it for every library of the process.  Where one does not, the library that is loaded is opened
+    PyTorch's wheels load it for every library of the process. Where one does not, the library that is loaded is opened
     again for all, so that both share their threads; or else that of the system.
 
     Raises:

@@ -59,7 +59,7 @@ class MapComparison:
 
     @property
     def significant(self) -> NDArray[np.bool_]:
-        """Whether the maps differ at each position, bool [rows, columns]: an adjusted p-value of at most the level."""
+        """Positions where the maps differ (adjusted p-value of at most the level), bool [rows, columns]."""
         return self.p_values <= self.level
 
     def counts(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ oneDNN 3.12 (in PyTorch 2.13) computes two kinds of convolutions wrongly there, 
 - A stride along columns that equals the kernel's width, with 16 or 24 input channels and others.
 
 Both equal convolutions with a stride of 1 along columns, which are right: the only column of an output does not depend
-on the stride, and kernels side by side see the columns below them as channels.  ``docs/method/upstream-faults.md``
+on the stride, and kernels side by side see the columns below them as channels. ``docs/method/upstream-faults.md``
 shows the faults.
 """
 

@@ -1,6 +1,6 @@
 """Files of tensors: checkpoints and weights.
 
-Both are safetensors archives: tensors by name, and everything else as JSON in the metadata.  They hold no pickle and
+Both are safetensors archives: tensors by name, and everything else as JSON in the metadata. They hold no pickle and
 are never left half written.
 """
 
@@ -123,9 +123,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
 
-    Only tensors and plain containers are unpickled from the last two.  A state dict inside other dictionaries is found
+    Only tensors and plain containers are unpickled from the last two. A state dict inside other dictionaries is found
     under ``state_dict``, ``model``, ``net_state_dict``, ``backbone``, arcface_torch's ``state_dict_backbone`` and
-    similar keys.  The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are removed if all
+    similar keys. The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are removed if all
     names have them; :func:`~occfast.train.load_into` removes others that the network does not have.
 
     Raises:

@@ -1,8 +1,8 @@
 """Training loop that everything in occfast trains with.
 
 The loop is a generator of optimizer steps: logging, validation and checkpoints are the caller's, and the whole state
-can be saved and restored between two steps.  Batches, their order and the random numbers of augmentation are those of
-the global batch in every process.  Each process computes its share, so a run does not depend on their number.
+can be saved and restored between two steps. Batches, their order and the random numbers of augmentation are those of
+the global batch in every process. Each process computes its share, so a run does not depend on their number.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ class Engine:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything that further steps depend on: tensors by name, and JSON values.
 
-        Every process must call it, between two steps.  Sample ids follow from the epoch and the order, so augmentation
+        Every process must call it, between two steps. Sample ids follow from the epoch and the order, so augmentation
         has no state of its own.
 
         Raises:

@@ -57,7 +57,7 @@ def export_onnx(
     """Write a network as ONNX for batches of any size, and compare onnxruntime with PyTorch.
 
     The input is named "images": float32 [N, C, H, W], prepared as the metadata entry "preprocessing" of the file says
-    (:meth:`occfast.models.Preprocessing.from_json` reads it).  The output has the name ``output``.
+    (:meth:`occfast.models.Preprocessing.from_json` reads it). The output has the name ``output``.
 
     Args:
         trained: Network, from :func:`occfast.train.load_network`.

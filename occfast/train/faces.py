@@ -58,8 +58,8 @@ def split(faces: FaceDataset, part: ValidationPart, min_images: int, seed: int) 
     """Split the images into training and validation.
 
     An image (``by="images"``) or a person (``by="people"``) is kept out of training if a hash of its name and of the
-    seed lies below ``part.share``, so other images or people do not matter.  One image of each person always stays in
-    training with "images"; at least one image or two people are kept out.  People with fewer than ``min_images`` images
+    seed lies below ``part.share``, so other images or people do not matter. One image of each person always stays in
+    training with "images"; at least one image or two people are kept out. People with fewer than ``min_images`` images
     are in neither part.
 
     Returns:
@@ -115,7 +115,7 @@ def fingerprint(faces: FaceDataset, rest: Tensor, held: Tensor, gray: bool, pixe
         faces: Data set.
         rest, held: Indices of the images for training and for validation.
         gray: Convert sampled images to gray, else to RGB.
-        pixels: Images that are in memory, uint8; all of them count.  Otherwise one image of each of up to 2,048 people
+        pixels: Images that are in memory, uint8; all of them count. Otherwise one image of each of up to 2,048 people
             is read.
 
     Returns:

@@ -25,7 +25,7 @@ class Jitter:
         gain: Largest change of contrast about the middle gray, as a fraction.
         offset: Largest change of brightness, where black is 0 and white is 1.
 
-    All but ``flip`` are drawn uniformly between minus and plus the largest value.  Pixels beyond the edge repeat it.
+    All but ``flip`` are drawn uniformly between minus and plus the largest value. Pixels beyond the edge repeat it.
 
     Raises:
         TypeError, ValueError: If a value is no number, negative or too large.

@@ -25,7 +25,7 @@ class Log:
 
     ``steps.csv`` holds means since the previous row, ``validations.csv`` the result of each validation, and
     ``scores.jsonl`` the score distributions (histograms of the distances of pairs of one person and of two) of each
-    validation that computes features.  TensorBoard's files hold all of them.
+    validation that computes features. TensorBoard's files hold all of them.
 
     Args:
         folder: Folder of the run.

@@ -62,7 +62,7 @@ def fit(
     """Train a classifier with AdamW; the learning rate rises linearly, then falls along a cosine to 0.
 
     The order of the images, the transform and dropout depend on ``seed`` alone: a run repeats to the bit on the same
-    machine with as many threads, if PyTorch's kernels do.  PyTorch's global generator keeps its state.
+    machine with as many threads, if PyTorch's kernels do. PyTorch's global generator keeps its state.
 
     Args:
         model: Module from the transform's output to logits [B, K]; trained in place and left in ``eval`` mode.

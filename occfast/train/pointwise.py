@@ -1,8 +1,8 @@
 """A workaround for a fault of oneDNN: weight gradients of strided 1×1 convolutions with few channels.
 
 On processors with AVX-512, oneDNN (in PyTorch 2.13 and others) computes the weight gradient of a float32 1×1
-convolution with a stride above 1, channels_last and fewer than 16 input channels by writing outside its buffer.  The
-heap is damaged, and the process aborts some time later.  To reproduce it, run the backward pass of ``nn.Conv2d(4, 8, 1,
+convolution with a stride above 1, channels_last and fewer than 16 input channels by writing outside its buffer. The
+heap is damaged, and the process aborts some time later. To reproduce it, run the backward pass of ``nn.Conv2d(4, 8, 1,
 stride=2)`` on [16, 4, 50, 50] under an allocator that puts a guard page behind each buffer.
 
 Such a convolution equals one of stride 1 on every second pixel, which does not go that way.

@@ -1,7 +1,7 @@
 """Recipes: settings of a training run, read from YAML by OmegaConf.
 
 A file states what differs from the defaults; ``extends`` names a recipe to start from (a packaged one or a file beside
-it), and overrides ``key.key=value`` come last.  Unknown keys are refused.
+it), and overrides ``key.key=value`` come last. Unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fal
     Args:
         recipe: Name of a packaged recipe (:func:`names`) or path of a YAML file.
         overrides: "key.key=value" each, with YAML values.
-        trust: Accept code (``module:function``) that a file names.  Code that an override names is always accepted.
+        trust: Accept code (``module:function``) that a file names. Code that an override names is always accepted.
 
     Raises:
         ValueError: If the recipe or a key is unknown, a value is missing or of a wrong kind, or a file names code

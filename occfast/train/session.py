@@ -121,7 +121,7 @@ def train(
 
     The folder ``output`` receives ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
     (:func:`occfast.train.load_network` reads them), ``split.csv``, ``steps.csv``, ``validations.csv``,
-    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``.  Under ``torchrun``, every process calls this
+    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``. Under ``torchrun``, every process calls this
     function.
 
     Args:

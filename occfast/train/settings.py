@@ -52,7 +52,7 @@ class ValidationPart:
     """Validation during training.
 
     Attributes:
-        share: Share of the images (or people) kept out of training; 0 for no validation.  The name of each and the seed
+        share: Share of the images (or people) kept out of training; 0 for no validation. The name of each and the seed
             alone decide about it, so adding others does not move it.
         by: "images": other images of the same people; "people": other people.
         metric: "accuracy" (share of images assigned to the right person), "verification" (accuracy over pairs in ten

@@ -135,7 +135,7 @@ def _answers(logits: Tensor) -> Tensor:
 def verification_accuracy(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int = 0, folds: int = 10) -> float:
     """Compute the accuracy of verification by cosine similarity over random pairs.
 
-    As many pairs of one person as of two are drawn.  Accuracy and thresholds are those of
+    As many pairs of one person as of two are drawn. Accuracy and thresholds are those of
     :func:`occfast.evaluate.verification`: each fold uses the best threshold on the others.
 
     Args:

@@ -1,7 +1,7 @@
 """Trained networks as files: weights together with what is needed to use them.
 
 ``<name>.safetensors`` holds the state dict of the network and nothing else, so any tool can load it; the metadata
-describe the network and the preparation of its images.  A head that training needed beside the network, such as the
+describe the network and the preparation of its images. A head that training needed beside the network, such as the
 large margin cosine classifier, is in ``<name>-head.safetensors``.
 """
 

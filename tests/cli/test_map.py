@@ -334,7 +334,7 @@ def test_resume_and_overwrite(folder: Path, tmp_path: Path, capsys, monkeypatch)
         assert np.array_equal(a.values, b.values) and a.n_evaluations == b.n_evaluations
     assert {p.suffix for p in maps.iterdir()} == {".npz", ".png", ".html", ".csv"} and len(list(maps.iterdir())) == 8
 
-    # All is finished: nothing is swept.  Another image is noticed.
+    # All is finished: nothing is swept. Another image is noticed.
     visits.clear()
     assert run(*common[:2], *common[4:], *both, "--resume")["maps"] == out["maps"] and not visits
     picture = next(folder.glob("*/0.png"))

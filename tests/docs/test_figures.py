@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from bench.predictions import predict
+from bench.scaling import scaling
+from occfast.reproduce import Paper
+from occfast.reproduce.trigueros2018.steps import SWEEP_SPEEDUP
 from tests.docs.pages import outside
 from tools import fill_figures
 
@@ -50,13 +54,6 @@ def _typed(text: str) -> list[str]:
     return [line for line in text.split("\n") if MEASURED.search(line)]
 
 
-@pytest.mark.parametrize("name", json.loads((ROOT / "results/recorded.json").read_text()))
-def test_recorded_numbers_say_where_they_are_from(name: str) -> None:
-    entry = json.loads((ROOT / "results/recorded.json").read_text())[name]
-    assert set(entry) in ({"command", "note", "text"}, {"command", "note", "header", "rows"})
-    assert all(isinstance(entry[key], str) and entry[key] for key in ("command", "note"))
-
-
 def test_figures_follow_the_files() -> None:
     adaptive = json.loads((ROOT / "bench/results/estimate-cpu.json").read_text())["adaptive"]["adaptive"]
     assert fill_figures.figures()["adaptive-captum"] == f"{adaptive['times_captum']:.0f}×"
@@ -78,3 +75,18 @@ def test_readme_shows_slow_cases_too() -> None:
 def test_predictions_are_what_explain_says(case: tuple[str, tuple[int, int], int]) -> None:
     rows = json.loads((ROOT / "bench/results/predictions.json").read_text())["rows"]
     assert predict(*case) in rows, "run python -m bench.predictions"
+
+
+def test_predicted_costs_use_the_measured_speed_of_the_sweep() -> None:
+    known = fill_figures.figures()
+    for (height, width), speedup in SWEEP_SPEEDUP.items():
+        assert f"{speedup:.1f}×" == known[f"sweep-{height}x{width}-plain"], "bench/results/sweep-cpu.json"
+
+
+@pytest.mark.parametrize("paper", get_args(Paper))
+def test_scaling_is_what_the_dry_run_predicts(paper: Paper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OCCFAST_DATA", raising=False)
+    (row,) = (
+        row for row in json.loads((ROOT / "bench/results/scaling.json").read_text())["rows"] if row["paper"] == paper
+    )
+    assert scaling(paper, row["rate"]) == row, "run python -m bench.scaling"

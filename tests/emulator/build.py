@@ -1,7 +1,7 @@
 """Compile CUDA sources for the emulator (``cuda_runtime.h`` beside this file) with the sanitizers on.
 
 ``module()`` builds a drop-in for ``occfast_cuda`` whose kernels run on the CPU, ``program(source)`` an
-executable.  Builds are kept in occfast's cache under a hash of sources and flags.
+executable. Builds are kept in occfast's cache under a hash of sources and flags.
 """
 
 from __future__ import annotations

@@ -5,18 +5,18 @@
 // cudaLaunchKernelEx runs before the call returns.  tests/emulator/build.py makes a pybind11 module or a
 // program from any list of .cu files, with AddressSanitizer and UBSan.
 //
-// Blocks run one after the other.  The threads of a block are fibers (ucontext) on the operating system's
-// thread that launched the kernel, so a run is deterministic and needs no locks.  A fiber runs until it
+// Blocks run one after the other. The threads of a block are fibers (ucontext) on the operating system's
+// thread that launched the kernel, so a run is deterministic and needs no locks. A fiber runs until it
 // reaches a barrier or a warp operation, and continues when the threads it waits for have arrived.  1,024
 // real threads and their barriers would be hundreds of times slower, and AddressSanitizer's interface for
-// fibers finds errors on their stacks.  Odd blocks run their threads last to first, so that a missing
-// barrier causes an error in one order or the other.  The program ends with a message if a thread never
+// fibers finds errors on their stacks. Odd blocks run their threads last to first, so that a missing
+// barrier causes an error in one order or the other. The program ends with a message if a thread never
 // reaches a barrier or warp operation, if a shuffle reads a lane that takes no part, or if lanes of one mask
 // reach different operations.  __trap() ends the launch, which returns cudaErrorLaunchFailure.
 //
 // The emulator does not detect races between blocks or within a warp, nor misuse of caches and memory order.
 // __shared__ arrays keep the values of the previous block, as they may on a GPU.  Dynamic shared memory
-// starts as 0xCD bytes and its end is guarded.  Not emulated: textures, cooperative groups, __activemask,
+// starts as 0xCD bytes and its end is guarded. Not emulated: textures, cooperative groups, __activemask,
 // streams (all work is immediate), device-side launches.
 #pragma once
 
@@ -124,7 +124,7 @@ constexpr size_t kSharedBytes = 48 * 1024, kSharedBytesOptIn = 227 * 1024; // as
 
 struct Trap {};
 
-// A warp operation of the lanes of a mask.  It is complete when all running lanes of the mask have arrived.  Two
+// A warp operation of the lanes of a mask. It is complete when all running lanes of the mask have arrived. Two
 // banks of values are used in turn, since no lane arrives a second time before all have left the first.
 struct Meeting {
   uint32_t mask = 0, arrived = 0, present[2] = {0, 0};
@@ -281,7 +281,7 @@ inline std::unique_ptr<Fiber> new_fiber() {
   return fiber;
 }
 
-// Runs one block.  Returns false if a thread trapped.
+// Runs one block. Returns false if a thread trapped.
 inline bool run_block(uint3 block) {
   blockIdx = block;
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;

@@ -43,7 +43,7 @@ def test_a_tie_counts_against_the_recognizer() -> None:
 
 
 def test_open_set_by_hand() -> None:
-    # Known probes at 1° (person 7, right), 42° (3, right), 80° says 9 and is 3: wrong.  Strangers at 20°, 65°, 5°.
+    # Known probes at 1° (person 7, right), 42° (3, right), 80° says 9 and is 3: wrong. Strangers at 20°, 65°, 5°.
     probes = torch.tensor([at(a) for a in (1, 42, 80, 20, 65, 5)])
     r = identification(GALLERY, LABELS, probes, [7, 3, 3, 100, 101, 102], fars=(0.01, 1 / 3, 2 / 3, 1.0))
     assert (r.n_known, r.n_unknown) == (3, 3) and r.rank.tolist()[3:] == [0, 0, 0]

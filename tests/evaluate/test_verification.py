@@ -95,12 +95,12 @@ def test_equal_error_rate_agrees_with_a_root_of_scikit_learns_curve() -> None:
 
 
 def test_folds_by_hand() -> None:
-    # Three folds of two pairs.  Fold 0 is evaluated at the threshold of the other four pairs, and so on.
+    # Three folds of two pairs. Fold 0 is evaluated at the threshold of the other four pairs, and so on.
     scores = np.array([0.9, 0.1, 0.8, 0.3, 0.35, 0.6])
     same = np.array([True, False, True, False, True, False])
     v = verification(scores, same, 3)
     # Without fold 0: 0.8 + | 0.6 - | 0.35 + | 0.3 -: cuts at 0.7 and at 0.325 both decide 3 of 4 correctly; the strictest wins.
-    # Without fold 1: 0.9 + | 0.6 - | 0.35 + | 0.1 -: likewise 0.75 and 0.225.  Without fold 2 everything: 0.55.
+    # Without fold 1: 0.9 + | 0.6 - | 0.35 + | 0.1 -: likewise 0.75 and 0.225. Without fold 2 everything: 0.55.
     assert v.thresholds == pytest.approx([0.7, 0.75, 0.55])
     assert v.fold_accuracies.tolist() == [1.0, 1.0, 0.0]
     assert v.accuracy == pytest.approx(2 / 3)

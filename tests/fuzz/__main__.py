@@ -1,7 +1,7 @@
 """Long fuzzing of every parser, outside the tests: ``python -m tests.fuzz --seconds 60``.
 
 Files are mutated at random from small ones that are read; those that reach an outcome not seen before are kept and
-mutated further.  Each parser runs in a process of its own under limits of memory and of time for a file.  Whatever is
+mutated further. Each parser runs in a process of its own under limits of memory and of time for a file. Whatever is
 not an error that the documentation names is a finding, as are starting a program, opening a file to write or a connection; its file is kept.
 """
 

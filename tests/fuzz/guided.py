@@ -1,6 +1,6 @@
 """The same parsers under atheris, which is guided by coverage: ``python -m tests.fuzz.guided rec -max_total_time=60``.
 
-The first argument names a parser of :mod:`tests.fuzz.parsers`; the others are libFuzzer's.  Needs ``pip install atheris``.
+The first argument names a parser of :mod:`tests.fuzz.parsers`; the others are libFuzzer's. Needs ``pip install atheris``.
 Anything but an error that the documentation names ends the run with the file that provoked it.
 """
 

@@ -2,8 +2,8 @@
 
 Networks are drawn from a grammar of idioms that people write: views, sizes as arguments, slices, pads, splits, modules
 that are used twice, attention, squeeze-and-excitation, norms, pooling with odd arguments, in-place operations and
-changes of the dtype.  The dense and the incremental evaluator must give what the untouched network gives for one image
-and one position at a time.  A finding is printed with its seed, which ``--seed N --count 1`` runs again.
+changes of the dtype. The dense and the incremental evaluator must give what the untouched network gives for one image
+and one position at a time. A finding is printed with its seed, which ``--seed N --count 1`` runs again.
 """
 
 from __future__ import annotations

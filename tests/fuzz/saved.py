@@ -95,7 +95,7 @@ def _read_checkpoint(path: Path) -> object:
     file.origin = Fingerprint({"seed": 0, "weights": "ab"}, np.zeros(3))
     content = file.read()
     assert content is not None
-    return file.load(content, _GRID, [1, 6, 5], torch.float32) if "stamp" in content else content
+    return file.load(content, _GRID.positions, 1, [1, 6, 5], torch.float32) if "stamp" in content else content
 
 
 def _features() -> bytes:

@@ -61,7 +61,7 @@ def differing(found: Results, expected: Results, products: bool) -> list[str]:
     Args:
         found: Results.
         expected: Results of another build.
-        products: Whether sums of products are to be equal to the bit as well.  Otherwise they are to agree up to
+        products: Whether sums of products are to be equal to the bit as well. Otherwise they are to agree up to
             rounding.
     """
     wrong = sorted(found.keys() ^ expected.keys())

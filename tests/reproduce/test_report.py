@@ -210,7 +210,10 @@ def test_stored_results_render(folder):
         ({"kind": "other"}, "expected a report"),
         ({"version": 3}, "expected a report"),
         ({"tables": [{"name": "Table 1"}]}, "incomplete report"),
-        ({"pictures": [{"name": "F", "caption": "", "alt": "", "file": "../../gone.png"}]}, r"gone\.png: No such file"),
+        (
+            {"pictures": [{"name": "F", "caption": "", "alt": "", "file": "../../gone.png"}]},
+            r"gone\.png: can.t be read: No such file",
+        ),
     ],
 )
 def test_damaged_reports_are_refused(report, tmp_path, change, match):

@@ -6,10 +6,15 @@ Trains small networks on 50×50 faces of ORL and, if $OCCFAST_DATA has it, of LF
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.harness import RESULTS, environment, write
 from occfast import Adaptive as AdaptiveMethod
 from occfast import OcclusionMap
 from occfast import Sampled as SampledMethod
@@ -19,11 +24,16 @@ from tests.sweep.face_maps import FLAT, WIDE, full, looked_up
 PART = 64  # images that a sampled map uses, where it uses a part
 
 
-def covered(m: OcclusionMap, truth: OcclusionMap) -> float:
-    """Return the share of locations whose interval holds the full sweep."""
+def held(m: OcclusionMap, truth: OcclusionMap) -> NDArray[np.bool_]:
+    """Return whether the interval of each location holds the full sweep."""
     assert m.interval is not None
     low, high = m.interval
-    return float(((low <= truth.values + 1e-12) & (truth.values <= high + 1e-12)).mean())
+    return (low <= truth.values + 1e-12) & (truth.values <= high + 1e-12)
+
+
+def covered(m: OcclusionMap, truth: OcclusionMap) -> float:
+    """Return the share of locations whose interval holds the full sweep."""
+    return float(held(m, truth).mean())
 
 
 def variation(m: OcclusionMap, truth: OcclusionMap) -> float:
@@ -34,12 +44,15 @@ def variation(m: OcclusionMap, truth: OcclusionMap) -> float:
 
 @dataclass
 class Sampled:
-    """Statistics over seeds. used, of: images; covered: mean and [seeds]; error, stated: root mean squares of the true
-    error and of standard error plus bias; standard_error, bias: root mean squares; variation: mean."""
+    """Statistics over seeds. used, of: images; covered: mean and [seeds]; highest, elsewhere: covered where the true map
+    is in its highest tenth, and where it is not; error, stated: root mean squares of the true error and of standard
+    error plus bias; standard_error, bias: root mean squares; variation: mean."""
 
     used: int
     of: int
     covered: float
+    highest: float
+    elsewhere: float
     runs: list[float]
     error: float
     stated: float
@@ -56,6 +69,8 @@ def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sam
     (used,) = {m.n_images for m in maps}
     assert used == (PART if part else truth.n_images)
     runs = [covered(m, truth) for m in maps]
+    highest = truth.values >= np.quantile(truth.values, 0.9)
+    where = np.mean([held(m, truth) for m in maps], axis=0)
     error = float(np.mean([(m.values - truth.values) ** 2 for m in maps]))
     bias = float(np.mean([m.bias**2 for m in maps if m.bias is not None]))
     variance = float(np.mean([m.standard_error**2 for m in maps]))
@@ -63,6 +78,8 @@ def sampled(data: str, occluder: tuple[int, int], part: bool, seeds: int) -> Sam
         used,
         truth.n_images,
         float(np.mean(runs)),
+        float(where[highest].mean()),
+        float(where[~highest].mean()),
         runs,
         error**0.5,
         (variance + bias) ** 0.5,
@@ -89,15 +106,36 @@ def adaptive(
     truth = full(data, occluder)
     assert truth.per_image is not None
     full_maps = truth.per_image[:images]
-    held, different, evaluated = [], [], []
+    inside, different, evaluated = [], [], []
     with looked_up(data, occluder) as call:
         for seed in range(seeds):
             m = call(images, method=AdaptiveMethod(check=0.05, tolerance=tolerance), seed=seed)
             assert isinstance(m.estimate, Disagreement)
             different.append(float((m.per_image != full_maps).mean()))
-            held.append(m.estimate.low <= different[-1] <= m.estimate.high)
+            inside.append(m.estimate.low <= different[-1] <= m.estimate.high)
             evaluated.append(m.n_evaluations)
-    return Adaptive(float(np.mean(held)), float(np.mean(different)), full_maps.size / float(np.mean(evaluated)))
+    return Adaptive(float(np.mean(inside)), float(np.mean(different)), full_maps.size / float(np.mean(evaluated)))
+
+
+def measure(data: list[str], occluders: list[tuple[int, int]], seeds: int) -> list[dict[str, Any]]:
+    """Measure every data set and occluder; an entry each, with the statistics of all images, of 64, and of adaptive."""
+    rows = []
+    for name in data:
+        for occluder in occluders:
+            truth = full(name, occluder)
+            found = {part: sampled(name, occluder, part == "part", seeds) for part in ("all", "part")}
+            row: dict[str, Any] = {
+                "data": name,
+                "occluder": occluder,
+                "image": truth.grid.image,
+                "stride": truth.grid.stride,
+                "mean_error_rate": float(truth.values.mean()),
+                "sampled": {part: asdict(statistics) for part, statistics in found.items()},
+                "adaptive": asdict(adaptive(name, occluder, seeds)),
+            }
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
 
 
 def main() -> None:
@@ -105,32 +143,12 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=("orl", "lfw"), default=["orl", "lfw"])
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--pixels", nargs="+", type=int, default=[*WIDE, *FLAT, 10, 10], help="height width ...")
-    parser.add_argument("--adaptive", action="store_true", help="nothing of sampled maps")
+    parser.add_argument("--output", type=Path, default=RESULTS / "calibration.json")
     options = parser.parse_args()
-    if not options.adaptive:
-        print(
-            "| data, occluder | mean error rate | images used | covered | worst, best run | rms error "
-            "| stated: standard error, bias | TV of P | adaptive: held, disagreement |"
-        )
-    for data in options.data:
-        for height, width in zip(options.pixels[::2], options.pixels[1::2], strict=True):
-            truth = full(data, (height, width))
-            a = adaptive(data, (height, width), options.seeds)
-            if options.adaptive:
-                print(
-                    f"{data.upper()}, {2 * height}×{2 * width}: held {a.held:.0%}, disagreement {a.truth:.2%}, "
-                    f"{a.fewer:.1f} times fewer evaluations",
-                    flush=True,
-                )
-                continue
-            for part in (False, True):
-                s = sampled(data, (height, width), part, options.seeds)
-                print(
-                    f"| {data.upper()}, {2 * height}×{2 * width} | {truth.values.mean():.1%} | {s.used} of {s.of} "
-                    f"| {s.covered:.1%} | {min(s.runs):.0%}, {max(s.runs):.0%} | {s.error:.3f} "
-                    f"| {s.standard_error:.3f}, {s.bias:.3f} | {s.variation:.3f} | {a.held:.0%}, {a.truth:.2%} |",
-                    flush=True,
-                )
+    occluders = list(zip(options.pixels[::2], options.pixels[1::2], strict=True))
+    result = environment() | {"seeds": options.seeds, "rows": measure(options.data, occluders, options.seeds)}
+    write(options.output, result)
+    print(f"written to {options.output}")
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def test_fills_that_are_refused():
         ([True], TypeError),
         (None, TypeError),
         (np.array(["a"]), TypeError),
-        (torch.zeros(1, 1, 1, 1), ValueError),
+        (torch.zeros(3, 1, 1, 1), ValueError),  # rows for three images, of which there are two
         (np.array(np.nan), ValueError),
         (torch.zeros(4, 17, 3), ValueError),
         (torch.zeros(16, 3), ValueError),

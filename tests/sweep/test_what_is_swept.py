@@ -362,7 +362,7 @@ BAD = {
         ValueError,
         "region: expected room for a whole occluder of 7x6",
     ),
-    "fill count": (dict(fill=torch.zeros(2, 3, 1, 1)), ValueError, "fill: expected one for each image, got 2 for at"),
+    "fill count": (dict(fill=torch.zeros(2, 3, 1, 1)), ValueError, "fill: expected one for each image, got 2 for 3"),
     "fill rows": (dict(fill=torch.zeros(3, 3, 5, 1)), ValueError, "fill: expected a tensor that broadcasts"),
     "fill function": (dict(fill=lambda x: 3), TypeError, "fill: expected a function that returns a tensor, got int"),
     "fill result": (dict(fill=lambda x: x[:, :2]), ValueError, "fill: expected a function that returns a tensor that"),

@@ -1,6 +1,6 @@
 """Kill, starve and fuzz occfast, and write what happened to a JSON file: ``python -m tests.torture``.
 
-By default for at most 30 minutes on two cores, as ``make torture`` does.  The exit status is 1 if anything was found.
+By default for at most 30 minutes on two cores, as ``make torture`` does. The exit status is 1 if anything was found.
 docs/reliability.md says what is promised and attacked.
 """
 

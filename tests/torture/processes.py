@@ -1,7 +1,7 @@
 """Commands in forked children of a process that has imported everything, so that a kill costs tenths of a second.
 
 A child counts its file operations under the output folder (opening for writing, renaming, removing, making folders,
-fsync).  It can be told to kill itself just before one of them, which hits every moment between two states of the disk;
+fsync). It can be told to kill itself just before one of them, which hits every moment between two states of the disk;
 the parent kills at random times too, which hits the rest.
 """
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.stages import chain
 from occfast import OcclusionMap, cli, occlusion_map
 from occfast.data import ORL, Subset
-from occfast.train import Result, load_network, load_recipe, train
+from occfast.train import load_network, load_recipe, train
 from occfast.train.log import read_rows
 from occfast.train.recipe import names
 
@@ -109,59 +110,6 @@ def test_commands(tmp_path: Path) -> None:
 
 
 # -- A → map → A20x40 → C --------------------------------------------------------------------------------------
-
-
-def chain(
-    folder: Path, people: int, width: float, epochs: tuple[int, int, int], batch: int, stride: int
-) -> tuple[Result, ...]:
-    """Run the paper's stages on the first people of ORL: train on eight images of each, without the fifth of the people
-    that evaluates all three stages, and use the other two images for the map."""
-    orl = ORL()
-    number = torch.arange(10 * people)
-    known = Subset(orl, number[number % 10 < 8])
-    common = [
-        "data.name=orl",
-        "data.std=0.25",
-        f"network.arguments={{width: {width}, batch_norm: true}}",
-        "jitter={flip: 0.5, shift: 0.05, scale: 0.1, turn: 8.0, gain: 0.2, offset: 0.1}",
-        "optimizer.name=adamw",
-        "optimizer.weight_decay=1e-4",
-        "validation.by=people",
-        "validation.metric=verification",
-        "validation.share=0.2",
-        "validation.every=2",
-        "log.tensorboard=false",
-        f"batch.size={batch}",
-    ]
-
-    def stage(recipe: str, name: str, *overrides: str) -> Result:
-        return train(load_recipe(recipe, [*common, *overrides]), folder / name, faces=known, progress=False)
-
-    a = stage("A", "A", f"epochs={epochs[0]}", "optimizer.learning_rate=4e-3")
-    network = load_network(a.weights)
-    labels = {person: k for k, person in enumerate(network.people)}
-    shown = [face for face in Subset(orl, number[number % 10 >= 8]) if orl.people[face.label] in labels]
-    m = occlusion_map(
-        network.classifier(),
-        network.preprocessing(torch.stack([face.image for face in shown])),
-        torch.tensor([labels[orl.people[face.label]] for face in shown]),
-        occluder=(20, 40),
-        stride=stride,
-        progress=False,
-    )
-    placed = f"occluder.locations={m.save(folder / 'map.npz')}"
-    b = stage("A20x40", "A20x40", f"start={a.weights}", placed, f"epochs={epochs[1]}", "optimizer.learning_rate=2e-3")
-    # The best of few validations on few people is partly luck, which the next stage would have to live up to.
-    c = stage(
-        "C",
-        "C",
-        f"start={folder / 'A20x40' / 'last.safetensors'}",
-        f"epochs={epochs[2]}",
-        "optimizer.learning_rate=3e-4",
-        f"batch.size={8 * len(network.people)}",
-        "validation.every=4",
-    )
-    return a, b, c
 
 
 def test_chain_small(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The native ops: schemas, checks, fakes and dispatch.
 
 Every op is registered with ``torch.library`` under ``torch.ops.occfast``, for CPU and CUDA, so it works with
-``torch.compile`` and ``torch.library.opcheck``.  Arguments are checked here, once for all backends.  The native modules
-receive addresses in structs with named fields (``csrc/api.h``).  Importing this compiles nothing.
+``torch.compile`` and ``torch.library.opcheck``. Arguments are checked here, once for all backends. The native modules
+receive addresses in structs with named fields (``csrc/api.h``). Importing this compiles nothing.
 """
 
 from .common import IMAGE_DTYPES, dense, is_channels_last

@@ -408,8 +408,8 @@ def _fake_gather_pieces(
 #: ``(maps [N,C,H,W], images int64 [M], origins int64 [M,2], height, width, patches [M,C,h,w], patch_origins
 #: int64 [M,2], padding) -> [M,C,height,width]`` channels_last: the window of map ``images[m]`` that begins at
 #: (row, column) ``origins[m]``, with ``patches[m]`` laid over the map at ``patch_origins[m]`` and ``padding``
-#: outside the map.  Maps and patches in channels_last are not copied.  With ``weights`` and ``bias`` from
-#: :func:`pack_convolution` (CPU only) the windows are convolved and [M,channels,h',w'] is returned.  ``geometry``
+#: outside the map. Maps and patches in channels_last are not copied. With ``weights`` and ``bias`` from
+#: :func:`pack_convolution` (CPU only) the windows are convolved and [M,channels,h',w'] is returned. ``geometry``
 #: holds kernel, stride and dilation, rows and columns each, and 1 to apply ReLU.
 gather_windows = register(
     "gather_windows(Tensor maps, Tensor images, Tensor origins, int height, int width, Tensor? patches, "
@@ -421,9 +421,9 @@ gather_windows = register(
 
 #: As ``gather_windows``, from a map that is assembled from pieces (``csrc/api.h``): clean ``maps`` and fully occluded
 #: ``full`` [N,C,H,W]; ``row_strips`` [2R,C,h,W] and ``column_strips`` [2Q,C,H,w], the R (Q) of the first edge of the
-#: occluder first; ``corners`` [4M,C,h,w] in the order top left, top right, bottom left, bottom right.  ``edges`` holds
-#: the first row edge and the first column edge of the corners that are given, and their numbers.  Position m is on
-#: image ``images[m]``, in grid row ``rows[m]`` and column ``columns[m]``.  Window e belongs to position e % M.
+#: occluder first; ``corners`` [4M,C,h,w] in the order top left, top right, bottom left, bottom right. ``edges`` holds
+#: the first row edge and the first column edge of the corners that are given, and their numbers. Position m is on
+#: image ``images[m]``, in grid row ``rows[m]`` and column ``columns[m]``. Window e belongs to position e % M.
 #: ``row_cuts`` int64 [R,8] and ``column_cuts`` [Q,8] hold the fields of ``Cuts``.
 gather_pieces = register(
     "gather_pieces(Tensor maps, Tensor full, Tensor images, Tensor rows, Tensor columns, Tensor row_cuts, "

@@ -402,7 +402,7 @@ _PAINT = (
     "Tensor(b!)? outside=None)"
 )
 
-#: A copy of the images with drawn occluders painted on it.  ``low`` and ``high`` are the values of intensities 0 and 1.
+#: A copy of the images with drawn occluders painted on it. ``low`` and ``high`` are the values of intensities 0 and 1.
 #: ``outside`` int32 [1] is set to 1 if a floating-point image has NaN or a value outside [low, high].
 paint_occluders = register(
     f"paint_occluders(Tensor images, {_PAINT} -> Tensor", _paint_occluders, _fake_paint_occluders

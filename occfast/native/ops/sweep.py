@@ -185,8 +185,8 @@ def _sweep_accumulate(scores: Tensor, total: Tensor, squares: Tensor) -> None:
     call(native, "sweep_accumulate", scores.device, arguments)
 
 
-#: ``(images [N,C,H,W], fill broadcast to it, positions int64 [M], grid int[8]) -> [M,C,H,W]``.  Copy m is image
-#: ``positions[m] // P`` with window ``positions[m] % P`` of the P windows of the grid replaced by ``fill``.  The grid:
+#: ``(images [N,C,H,W], fill broadcast to it, positions int64 [M], grid int[8]) -> [M,C,H,W]``. Copy m is image
+#: ``positions[m] // P`` with window ``positions[m] % P`` of the P windows of the grid replaced by ``fill``. The grid:
 #: rows, columns, first row, first column, row step, column step, occluder height, occluder width.
 occlude_positions = register(
     "occlude_positions(Tensor images, Tensor fill, Tensor positions, int[] grid) -> Tensor",
@@ -196,7 +196,7 @@ occlude_positions = register(
 
 #: ``(outputs [M,K], positions int64 [M], per_image, kind, scores float64 [N,per_image], bad int32 [1],
 #: labels int64 [N], references float64 [N,K], baseline float64 [N])``: writes ``scores`` at the positions and sets
-#: ``bad`` if an output is not finite.  ``kind`` is a :class:`Score`.
+#: ``bad`` if an output is not finite. ``kind`` is a :class:`Score`.
 sweep_score = register(
     "sweep_score(Tensor outputs, Tensor positions, int per_image, int kind, Tensor(a!) scores, Tensor(b!) bad, "
     "Tensor? labels, Tensor? references, Tensor? baseline) -> ()",

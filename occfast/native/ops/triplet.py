@@ -44,7 +44,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _multiply(a: Tensor, b: Tensor, symmetric: bool = False) -> Tensor:
-    """Return ``a @ b``.  On a CPU every sum has one order, whatever the number of threads."""
+    """Return ``a @ b``. On a CPU every sum has one order, whatever the number of threads."""
     native = module_for(a.device)
     if native is None or a.device.type == "cuda":
         with _full_precision(a.device):
@@ -335,7 +335,7 @@ def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 #: ``(embeddings [B,D] float32 or float64, labels int64 [B], references [M,D], reference_labels [M], ...)``, with a
 #: :class:`Distance` and a :class:`Mining` -> loss, totals float64 [22] (:class:`Slot`), nearest [2,B], histogram int64
 #: [2,bins], its upper edge float64 [1], the squared lengths of the embeddings float64 [B] and of the embeddings minus
-#: their mean [B], and the tensors that the backward needs.  ``gradient=False`` skips computing those.
+#: their mean [B], and the tensors that the backward needs. ``gradient=False`` skips computing those.
 triplet_loss = register(
     "triplet_loss(Tensor embeddings, Tensor labels, Tensor? references, Tensor? reference_labels, int distance, "
     "int mining, bool hinge, float margin, float beta, int seed, int step, bool statistics, int bins, float top, "
@@ -345,7 +345,7 @@ triplet_loss = register(
     _fake_triplet_loss,
 )
 
-#: The gradients with respect to the embeddings and the references (empty without references).  ``embeddings`` is
+#: The gradients with respect to the embeddings and the references (empty without references). ``embeddings`` is
 #: passed only to record whether it requires a gradient, so that a second derivative raises an error.
 triplet_loss_backward = register(
     "triplet_loss_backward(Tensor grad, Tensor matrix, Tensor row_sums, Tensor column_sums, Tensor a, Tensor b, "

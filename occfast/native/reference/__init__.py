@@ -1,6 +1,6 @@
 """A PyTorch twin of every native op: the oracle of the tests and the baseline of the benchmarks.
 
-``OCCFAST_BACKEND=reference`` runs the twins instead of the native modules.  ``ops`` has checked their arguments and
+``OCCFAST_BACKEND=reference`` runs the twins instead of the native modules. ``ops`` has checked their arguments and
 documents meanings, shapes and dtypes.
 """
 

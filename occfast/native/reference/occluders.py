@@ -90,7 +90,7 @@ def normals(words: Tensor) -> Tensor:
     p = ((words >> 9).float() + 0.5) * 2.0**-24
     x = 1.0 - 2.0 * p
     w = -natural_log(4.0 * p * (1.0 - p))
-    # PyTorch's sqrt of float32 on a CPU may be off by one unit.  The sqrt of float64 rounds to the right float32.
+    # PyTorch's sqrt of float32 on a CPU may be off by one unit. The sqrt of float64 rounds to the right float32.
     root = w.clamp(min=0).double().sqrt().float()
     tail = _polynomial(root - 3.0, _TAIL)
     z = torch.where(w < 5.0, _polynomial(w - 2.5, _CENTER), tail) * x

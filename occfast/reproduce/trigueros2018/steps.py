@@ -29,8 +29,8 @@ from ..graph import Graph, Step, StepContext, Work
 from .settings import FIGURE_6, SIZES, TABLE_2, Settings, size_of, times
 from .sources import Sources, split_by_person
 
-# Speed of the exact sweep over plain dense PyTorch on W1 with a center on every pixel: bench/results/sweep-cpu.md.
-_SWEEP_SPEEDUP = {(20, 20): 7.39, (20, 40): 7.42, (40, 40): 5.21}
+#: Speed of the exact sweep over plain dense PyTorch on W1 with a center on every pixel: bench/results/sweep-cpu.json.
+SWEEP_SPEEDUP = {(20, 20): 7.39, (20, 40): 7.42, (40, 40): 5.21}
 
 
 def plan(settings: Settings, sources: Sources, root: Path) -> Graph:
@@ -153,7 +153,7 @@ class _Seed:
                 positions,
                 "sweep",
                 disk=positions // 10 + 50_000,
-                speedup=_SWEEP_SPEEDUP[size],
+                speedup=SWEEP_SPEEDUP[size],
             ),
         )
 

@@ -71,6 +71,8 @@ class Runner:
         self.method, self.batch_size, self.layout = method, batch_size, layout
         self._given, self._resumed = (method, batch_size, layout), bool(method)
         self._measured = measured
+        #: Images that the choice of the evaluator counts on, whatever part of them this process begins with.
+        self.expected_images: int | None = None
         self._evaluator: Evaluator | None = None
         self._checked = False
 
@@ -169,7 +171,7 @@ class Runner:
             return incremental
         # Processes must choose alike, and their machines may differ.
         speeds = None if self._measured else built_in(images.device, images.dtype)
-        forecast = incremental.forecast(images.shape[0], speeds)
+        forecast = incremental.forecast(self.expected_images or images.shape[0], speeds)
         if not forecast.worth_it:
             whole = incremental.plan.whole_from
             _log.info(

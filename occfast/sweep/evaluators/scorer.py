@@ -112,6 +112,7 @@ class Scorer(Runner):
         self.images, labels, clean = self._screen(block)
         self._first = block.first
         n = self.images.shape[0]
+        self.expected_images = n
         targets = labels.shape[1] if labels is not None and self._several(labels) else 1
         self.parts = torch.zeros(targets, n, self.grid.positions, dtype=torch.float64, device=self.images.device)
         self.scores = self.parts[0]

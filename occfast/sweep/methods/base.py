@@ -87,6 +87,8 @@ class Sweep(ABC):
     def run(self) -> list[OcclusionMap]:
         """Sweep all images, or continue where the checkpoint ends; return a map for each target."""
         end = 0
+        if self.source.total is not None:
+            self._check_fill(self.source.total)
         try:
             for block in self._blocks():
                 if not self.begun:
@@ -111,6 +113,8 @@ class Sweep(ABC):
                 return [self._saved(end)]
             if end < self.state.seen:
                 raise ValueError(f"checkpoint: {_OTHER_DATA}")
+            if not self.finished():
+                self._check_fill(end)
         except BaseException:
             if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
                 self.save()
@@ -192,6 +196,12 @@ class Sweep(ABC):
         ]
         self.scorer = self.scorers[0]
         self.begun = True
+
+    def _check_fill(self, images: int) -> None:
+        """Raise ValueError if the fill is one for each image, but of another number of images."""
+        fill = self.options.fill
+        if isinstance(fill, Tensor) and fill.dim() == 4 and fill.shape[0] not in (1, images):
+            raise ValueError(f"fill: expected one for each image, got {fill.shape[0]} for {images}")
 
     def _load(self, checkpoint: Checkpoint, shape: list[int]) -> OcclusionMap | SweepState | None:
         """Return what the checkpoint's file holds for this sweep: its state, or the finished map."""

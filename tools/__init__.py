@@ -1,0 +1,1 @@
+"""Scripts of the maintainers: figures of the docs, and checks of wheels."""
