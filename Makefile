@@ -16,11 +16,11 @@ $(READY): pyproject.toml constraints.txt setup.py
 demo: $(READY)
 	$(BIN)/occfast demo --output demo $(ARGS)
 
-# Two processes, a file of tests at a time; WORKERS=0 runs all in one.
+# Two processes of one thread, a file of tests at a time; WORKERS=0 runs all in one.
 WORKERS ?= 2
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not cuda" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not cuda" $(ARGS)
 
 # All tests, including those that take minutes each.
 test-all: $(READY)
