@@ -150,7 +150,7 @@ def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]
     from omegaconf import OmegaConf
 
     start = OmegaConf.select(merged, "start", throw_on_missing=False)
-    if start is None or not Path(str(start)).is_file() or Path(str(start)).suffix != ".safetensors":
+    if start is None or not _is_file(Path(str(start))) or Path(str(start)).suffix != ".safetensors":
         return
     spec = read_about(str(start)).get("network")
     if not isinstance(spec, dict) or not {"name", "arguments"} <= spec.keys():
@@ -160,6 +160,14 @@ def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]
         sources["network.name"] = str(start)
     if "arguments" not in stated and merged.network.name == spec["name"]:
         merged.network.arguments = dict(spec["arguments"])
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there; a name that no file system can hold is no error."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _modernize(content: DictConfig) -> None:

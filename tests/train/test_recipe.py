@@ -125,3 +125,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str) -
         load(path)
     with pytest.raises(ValueError, match=r"recipe: expected a YAML file or one of A, A20x20, .* got 'nowhere'"):
         load("nowhere")
+
+
+def test_a_start_that_no_file_system_can_name_is_no_file() -> None:
+    assert load("A20x40", ["data.name=orl", f"start={'a' * 300}.safetensors", "occluder.locations=p.npz"]).start
