@@ -18,6 +18,7 @@ from torch import nn
 
 from occfast import __version__
 from occfast.native import build
+from occfast.native.processor import model_name
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Default folder of the results.
@@ -90,12 +91,7 @@ def command() -> str:
 
 def processor() -> str:
     """Return the processor's name, or the architecture if the system does not state a name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return model_name() or platform.processor() or platform.machine()
 
 
 def installed(package: str) -> str | None:

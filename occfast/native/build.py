@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from . import processor
+
 Backend = Literal["cpu", "cuda"]
 
 #: Variants of the CPU kernels that a wheel holds: values of ``-march`` for each ``platform.machine()``, the best first.
@@ -75,6 +77,11 @@ def source_digest() -> str:
         if path.suffix in {".h", ".cpp", ".cu", ".cuh"}:
             content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return content.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def python_abi() -> str:
@@ -143,15 +150,7 @@ def instruction_set() -> str:
     """Return what ``-march`` stands for: its value, or for "native" the machine and the features of its processor."""
     if march() != "native":
         return march()
-    features = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                features = " ".join(sorted(line.split(":", 1)[1].split()))
-                break
-    except OSError:
-        features = platform.processor()
-    return f"{platform.machine()} {features}"
+    return f"{platform.machine()} {' '.join(sorted(processor.features())) or platform.processor()}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ modules of a wheel from the same sources and flags. ``setup.py`` imports this wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -201,7 +200,7 @@ def prebuild(wanted: Sequence[str], target: Path, work: Path) -> None:
     for path in target.glob("*.map"):
         path.unlink()
     for module in modules:
-        module["sha256"] = hashlib.sha256((target / module["file"]).read_bytes()).hexdigest()
+        module["sha256"] = build.file_digest(target / module["file"])
     stated = {
         "python": build.python_abi(),
         "machine": machine,

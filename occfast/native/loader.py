@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import json
 import os
@@ -108,15 +107,11 @@ def cached_path(backend: Backend) -> Path | None:
         try:
             stated = json.loads((folder / "finished").read_text())
             same = all(stated[name] == value for name, value in asdict(key).items() if name != "compilers")
-            if same and stated["sha256"] == _digest(path):
+            if same and stated["sha256"] == build.file_digest(path):
                 return path
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cached(backend: Backend) -> ModuleType | None:
@@ -214,7 +209,7 @@ def _finish(backend: Backend, folder: Path) -> None:
     path = folder / f"occfast_{backend}.so"
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    stated = {**build.key(backend).__dict__, "sha256": _digest(path)}
+    stated = {**asdict(build.key(backend)), "sha256": build.file_digest(path)}
     write_atomically(folder / "finished", json.dumps(stated, indent=1).encode())
 
 

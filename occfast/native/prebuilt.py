@@ -7,7 +7,6 @@ same build would give it. This is the one place that asks what the processor can
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import platform
@@ -101,7 +100,7 @@ def _cuda_name(architectures: list[str]) -> str:
 def _check_digest(path: Path, stated: dict[str, Any]) -> None:
     """Refuse a module that was cut: mapping it could end the process."""
     [wanted] = [module["sha256"] for module in stated["modules"] if module["file"] == path.name]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+    if build.file_digest(path) != wanted:
         raise ValueError(f"{path.name} was changed or cut")
 
 

@@ -22,6 +22,7 @@ import torch
 from .._version import __version__
 from ..errors import DataError
 from ..files import read_bytes, read_json, write_atomically
+from ..native import processor
 from ..plots import png_data_uri
 from .graph import Done
 from .values import Claim, Finding, Number
@@ -415,19 +416,10 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor.model_name() or platform.processor(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def duration(seconds: float) -> str:

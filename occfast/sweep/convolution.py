@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..native import processor
 
 _HALF = (torch.float16, torch.bfloat16)
 _convolution = torch.ops.aten.convolution.default
@@ -44,60 +45,34 @@ def convolve(
     if images.dtype in _HALF and images.device.type == "cpu" and stride[-1] > 1:
         reach = (weight.shape[-1] - 1) * dilation[-1] + 1
         if reach <= images.shape[-1] + 2 * padding[-1] < reach + stride[-1]:
-            return _one_column(images, weight, bias, stride, padding, dilation, groups)
-        if weight.shape[-1] == stride[-1] == reach and padding[-1] == 0 and groups == 1:
-            return _side_by_side(images, weight, bias, stride, padding, dilation)
-    return _convolved(images, weight, bias, stride, padding, dilation, groups)
-
-
-def _convolved(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+            images, stride, padding = _one_column(images, reach, stride, padding)
+        elif weight.shape[-1] == stride[-1] == reach and padding[-1] == 0 and groups == 1:
+            images, weight, stride = _side_by_side(images, weight, stride)
     zeros = [0] * len(stride)
     result: Tensor = _convolution(images, weight, bias, stride, padding, dilation, False, zeros, groups)
     return result
 
 
 def _one_column(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Convolve the columns that the only output column depends on."""
-    behind = (weight.shape[-1] - 1) * dilation[-1] + 1 - padding[-1] - images.shape[-1]
+    images: Tensor, reach: int, stride: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, list[int], list[int]]:
+    """Return the columns that the only output column depends on, with the stride and the padding to convolve them."""
+    behind = reach - padding[-1] - images.shape[-1]
     if padding[-1] or behind:
         images = F.pad(images, (padding[-1], behind))
-    return _convolved(images, weight, bias, [*stride[:-1], 1], [*padding[:-1], 0], dilation, groups)
+    return images, [*stride[:-1], 1], [*padding[:-1], 0]
 
 
-def _side_by_side(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """Convolve with kernels that do not overlap along columns: the columns of each become channels."""
+def _side_by_side(images: Tensor, weight: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Return images and kernels that do not overlap along columns, the columns of each kernel as channels."""
     width = stride[-1]
-    count = images.shape[-1] // width
 
-    def folded(x: Tensor, columns: int) -> Tensor:  # [N, C, ..., columns * width] to [N, width * C, ..., columns]
+    def folded(x: Tensor) -> Tensor:  # [N, C, ..., W] to [N, width * C, ..., W // width]
+        columns = x.shape[-1] // width
         last = x.movedim(1, -1)[..., : columns * width, :]
         return last.reshape(*last.shape[:-2], columns, -1).movedim(-1, 1)
 
-    given = folded(images, count), folded(weight, 1)
-    return _convolved(*given, bias, [*stride[:-1], 1], padding, dilation, 1)
+    return folded(images), folded(weight), [*stride[:-1], 1]
 
 
 class _RightConvolutions(TorchDispatchMode):
@@ -125,9 +100,4 @@ def right_convolutions(images: Tensor) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def has_amx() -> bool:
     """Return whether the processor multiplies 16-bit matrices with AMX."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return not {"amx_bf16", "amx_fp16"}.isdisjoint(flags)
+    return not processor.features().isdisjoint({"amx_bf16", "amx_fp16"})

@@ -16,10 +16,11 @@ import xml.etree.ElementTree as ElementTree
 from functools import lru_cache
 from pathlib import Path
 
+from occfast.native.processor import features
 from tests.poisoned import build as poisoned
 
 from . import kernels
-from .cells import CELLS, Cell, features, processor
+from .cells import CELLS, Cell, processor
 from .environments import ROOT, NotHere, compiler_version, interpreter, prepare, versions
 from .report import Result, load, save
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
+
+from occfast.native.processor import features, model_name
 
 #: Tests whose results depend on the compiler or the processor.
 NATIVE = (
@@ -110,26 +111,8 @@ CELLS: tuple[Cell, ...] = (
 )
 
 
-def features() -> set[str]:
-    """Return the features of the processor, as Linux names them."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return set()
-
-
 def processor() -> str:
     """Return the model of the processor and the widest instruction sets that it has."""
-    model = platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    model = model_name() or platform.machine()
     wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in features()]
     return f"{model} ({', '.join(wide)})" if wide else model

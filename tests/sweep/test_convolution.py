@@ -60,12 +60,15 @@ def test_equals_pytorch(kernel: int, stride: int, padding: int, dilation: int, w
     if kernel == stride and padding == 0 and groups == dilation == 1:
         assert not seen.wrong()
     # In float64 the other ways differ by rounding only.
-    wide = images.double(), weight.double(), bias.double()
+    wide, kernels = images.double(), weight.double()
+    reach = (kernel - 1) * dilation + 1
     others = []
     if expected.shape[-1] == 1:
-        others.append(convolution._one_column(*wide, *given, groups))
+        columns, *how = convolution._one_column(wide, reach, *given[:2])
+        others.append(F.conv2d(columns, kernels, bias.double(), *how, given[2], groups))
     if kernel == stride and padding == 0 and dilation == 1:
-        others.append(convolution._side_by_side(*wide, *given))
+        *folded, step = convolution._side_by_side(wide, kernels, given[0])
+        others.append(F.conv2d(*folded, bias.double(), step, *given[1:]))
     for exact in others:
         torch.testing.assert_close(exact, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 

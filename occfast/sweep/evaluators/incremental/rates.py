@@ -24,7 +24,7 @@ from torch import Tensor
 from .... import __version__
 from ....errors import NativeUnavailable
 from ....files import write_atomically
-from ....native import loader, ops
+from ....native import loader, ops, processor
 from ....native.build import instruction_set
 from .defaults import SECONDS
 from .work import INPUTS, OUTPUTS
@@ -127,20 +127,12 @@ def _key(dtype: torch.dtype) -> str:
             "format": _FORMAT,
             "occfast": __version__,
             "torch": torch.__version__,
-            "processor": _processor(),
+            "processor": processor.model_name(),
             "instructions": instruction_set(),
             "threads": torch.get_num_threads(),
             "dtype": str(dtype).removeprefix("torch."),
         }
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _path(key: str) -> Path | None:
