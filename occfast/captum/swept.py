@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NativeUnavailable
 from ..progress import Report
+from ..sweep.checkpoint import add_tensor
 from ..sweep.convolution import right_convolutions
 from ..sweep.evaluators.behavior import in_training
 from ..sweep.evaluators.runner import Runner
@@ -108,10 +109,7 @@ def _key(
         hooks = [len(vars(module).get(kind, ())) for kind in ("_forward_hooks", "_forward_pre_hooks")]
         digest.update(repr((name, id(module), id(vars(module).get("forward")), sorted(simple.items()), hooks)).encode())
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
-            if plain.numel():
-                digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+            add_tensor(digest, "", tensor)
     return digest.hexdigest(), id(function), box, rank, images.dtype, images.device
 
 

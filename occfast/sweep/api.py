@@ -204,40 +204,17 @@ def _maps(
     model: Callable[[Tensor], Tensor],
     images: ImageInput,
     labels: LabelInput | None,
-    occluder: Occluder,
-    stride: checks.Pair,
-    border: Border,
-    region: Region | None,
-    fill: Fill,
-    score: Score,
-    method: Method,
-    skip_misclassified: bool | None,
     precision: Precision | None,
-    seed: int,
-    batch_size: int | None,
-    memory_limit: int | str | None,
     device: torch.device | str | None,
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
     progress: bool | Report,
     group: dist.ProcessGroup | Literal[False] | None,
     many: bool,
+    **more: Any,
 ) -> list[OcclusionMap]:
-    """Check the arguments of a sweep and run it."""
-    options = Options.checked(
-        occluder=occluder,
-        stride=stride,
-        border=border,
-        fill=fill,
-        score=score,
-        method=method,
-        seed=seed,
-        batch_size=batch_size,
-        memory_limit=memory_limit,
-        skip_misclassified=skip_misclassified,
-        precision=precision,
-        region=region,
-    )
+    """Check the arguments of a sweep, of which ``more`` are those of :meth:`Options.checked` alone, and run it."""
+    options = Options.checked(precision=precision, **more)
     show = checks.progress(progress)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint), resume=checks.flag(resume, "resume"))
     kinds: dict[str, type[Sweep]] = {"adaptive": AdaptiveSweep, "sampled": SampledSweep}

@@ -165,12 +165,18 @@ def fingerprint(model: Callable[[Tensor], Tensor], settings: dict[str, Any], ima
     if isinstance(model, nn.Module):
         for name, tensor in model.state_dict().items():
             if isinstance(tensor, torch.Tensor):
-                plain = tensor.detach().cpu().contiguous()
-                digest.update(f"{name}{plain.dtype}{list(plain.shape)}".encode())
-                digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+                add_tensor(digest, name, tensor)
     stated = {**settings, "weights": digest.hexdigest()[:16], "torch": torch.__version__}
     probe = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(0))[None]
     return Fingerprint(json.loads(json.dumps(stated)), _outputs(model, probe.to(images.device, images.dtype)))
+
+
+def add_tensor(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    """Add the name, the dtype, the shape and the numbers of a tensor to a digest."""
+    plain = tensor.detach().cpu().contiguous()
+    digest.update(f"{name}{plain.dtype}{list(plain.shape)}".encode())
+    if plain.numel():
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _outputs(model: Callable[[Tensor], Tensor], image: Tensor) -> NDArray[np.float64] | None:

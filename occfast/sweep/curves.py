@@ -16,7 +16,7 @@ from ..native.reference import cosine
 from ..plots import shown_axes
 from .evaluators.runner import checked_outputs
 from .maps import OcclusionMap
-from .options import check_model, checked_fill, device_of, fill_for
+from .options import check_fill_count, check_model, checked_fill, device_of, fill_for
 from .precision import float32_as
 from .source import Source
 from .types import Fill, ImageInput, LabelInput
@@ -118,8 +118,11 @@ def deletion_insertion(
     if not callable(score):
         checks.choice(score, "score", _SCORES)
     found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    source = Source(images, labels, device_of(model, device))
+    if source.total is not None:
+        check_fill_count(content, source.total)
     with float32_as("ieee"):
-        for block in Source(images, labels, device_of(model, device)).blocks(_BLOCK):
+        for block in source.blocks(_BLOCK):
             filled = fill_for(content, block.images, seed, block.indices).expand_as(block.images)
             value = _score(score, model, block.images, block.labels, size)
             for k, image in enumerate(block.images):
@@ -130,6 +133,7 @@ def deletion_insertion(
                 deleted = [torch.where(mask, filled[k], image) for mask in inside]
                 inserted = [torch.where(mask, image, filled[k]) for mask in inside]
                 found.append((value(k, deleted), value(k, inserted)))
+    check_fill_count(content, len(found))
     deletion, insertion = (np.stack(curves) for curves in zip(*found, strict=True))
     name = score if isinstance(score, str) else getattr(score, "__name__", "score")
     return Curves(np.linspace(0.0, 1.0, count + 1), deletion, insertion, name)

@@ -376,6 +376,12 @@ def fill_for(fill: Any, images: Tensor, seed: int, indices: Tensor) -> Tensor:
     return made
 
 
+def check_fill_count(fill: object, images: int) -> None:
+    """Raise ValueError for a fill that is one for each image, but of another number of images."""
+    if isinstance(fill, Tensor) and fill.dim() == 4 and fill.shape[0] not in (1, images):
+        raise ValueError(f"fill: expected one for each image, got {fill.shape[0]} for {images}")
+
+
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Return images [n, C, H, W] convolved with a Gaussian of a standard deviation in pixels.
 

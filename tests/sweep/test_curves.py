@@ -91,3 +91,8 @@ def test_bad_input(tiny_net, faces, labels, name):
     given = dict(labels=labels, saliency=np.zeros((17, 14)), steps=2) | change
     with pytest.raises(error, match=message):
         deletion_insertion(tiny_net, faces, **given)
+
+
+def test_a_fill_for_each_image_has_as_many_rows_as_images(tiny_net, faces, labels):
+    with pytest.raises(ValueError, match="fill: expected one for each image, got 7 for 6"):
+        deletion_insertion(tiny_net, faces, labels, np.zeros((17, 14)), fill=torch.zeros(7, 1, 1, 1))

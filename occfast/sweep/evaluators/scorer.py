@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from ...native import ops
 from ...native.reference import cosine, first_largest
-from ..geometry import SweepGrid
-from ..options import Options, fill_for
+from ..options import fill_for
 from ..source import Block
 from ..types import ScoreFunction
 from .runner import Runner, checked_outputs
@@ -70,13 +68,7 @@ class Scorer(Runner):
     :meth:`take` selects the images of a block, :meth:`start` prepares some of them and :meth:`score` evaluates
     positions. Flat position ``n * P + p`` is position p of the grid's P on image n of those taken.
 
-    Args:
-        model: Module or function from images [n, C, H, W] to outputs [n, K].
-        grid: The positions.
-        options: Options of the sweep.
-        measured: Whether a dense sweep may choose its batch size by measuring. Otherwise the batch size is fixed, so
-            that several processes choose alike.
-        method, batch_size, layout: Choices of the sweep that is resumed.
+    The arguments are those of :class:`Runner`.
 
     Attributes:
         kept: int64 [n], numbers of the images taken within their block.
@@ -89,21 +81,8 @@ class Scorer(Runner):
     kept: Tensor
     parts: Tensor
     scores: Tensor
-
-    def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        grid: SweepGrid,
-        options: Options,
-        *,
-        measured: bool = True,
-        method: str = "",
-        batch_size: int = 0,
-        layout: str = "",
-    ) -> None:
-        super().__init__(model, grid, options, measured=measured, method=method, batch_size=batch_size, layout=layout)
-        #: With score="error": score the largest other output minus the label's, which is above 0 for a wrong class.
-        self.margins = False
+    #: With score="error": score the largest other output minus the label's, which is above 0 for a wrong class.
+    margins: bool = False
 
     # -- the images of a block -------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..convolution import right_convolutions
 from ..evaluators.scorer import OF_LABELS, Scorer
 from ..geometry import SweepGrid
 from ..maps import MAP_KIND, OcclusionMap
-from ..options import EXACT, Options, check_model
+from ..options import EXACT, Options, check_fill_count, check_model
 from ..precision import check_precision
 from ..processes import Processes
 from ..source import Block, Source
@@ -88,7 +88,7 @@ class Sweep(ABC):
         """Sweep all images, or continue where the checkpoint ends; return a map for each target."""
         end = 0
         if self.source.total is not None:
-            self._check_fill(self.source.total)
+            check_fill_count(self.options.fill, self.source.total)
         try:
             for block in self._blocks():
                 if not self.begun:
@@ -114,7 +114,7 @@ class Sweep(ABC):
             if end < self.state.seen:
                 raise ValueError(f"checkpoint: {_OTHER_DATA}")
             if not self.finished():
-                self._check_fill(end)
+                check_fill_count(self.options.fill, end)
         except BaseException:
             if self.advanced:  # an interrupt or an error loses nothing; a refused checkpoint stays as it was
                 self.save()
@@ -196,12 +196,6 @@ class Sweep(ABC):
         ]
         self.scorer = self.scorers[0]
         self.begun = True
-
-    def _check_fill(self, images: int) -> None:
-        """Raise ValueError if the fill is one for each image, but of another number of images."""
-        fill = self.options.fill
-        if isinstance(fill, Tensor) and fill.dim() == 4 and fill.shape[0] not in (1, images):
-            raise ValueError(f"fill: expected one for each image, got {fill.shape[0]} for {images}")
 
     def _load(self, checkpoint: Checkpoint, shape: list[int]) -> OcclusionMap | SweepState | None:
         """Return what the checkpoint's file holds for this sweep: its state, or the finished map."""
