@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..progress import Report as Progress
-from .experiment import Experiment
+from .experiment import Experiment, Request
 from .report import Report
 
 Paper = Literal["trigueros2018", "pdsn-landmarks"]
@@ -65,22 +65,26 @@ def prepare(
     folder = Path(output) / paper / "-".join(parts)
     if not command:
         command = f"occfast reproduce {paper} --scale {scale} --seeds {','.join(map(str, seeds))}"
-    if paper == "trigueros2018":
-        from .trigueros2018.experiment import prepare as prepare_paper
-    else:
+    if paper == "pdsn-landmarks":
         from .pdsn_landmarks.experiment import prepare as prepare_paper
+    elif scale == "trunk":
+        from .trigueros2018.trunk.experiment import prepare as prepare_paper
+    else:
+        from .trigueros2018.experiment import prepare as prepare_paper
     return prepare_paper(
-        scale,
-        folder,
-        Path(output) / paper / "steps",
-        seeds=seeds,
-        tables=tables,
-        figures=figures,
-        data=dict(data or {}),
-        root=None if root is None else Path(root),
-        exclude=None if exclude is None else Path(exclude),
-        settings=dict(settings or {}),
-        command=command,
+        Request(
+            scale,
+            folder,
+            Path(output) / paper / "steps",
+            seeds=tuple(seeds),
+            tables=tables,
+            figures=figures,
+            data=dict(data or {}),
+            root=None if root is None else Path(root),
+            exclude=None if exclude is None else Path(exclude),
+            settings=dict(settings or {}),
+            command=command,
+        )
     )
 
 

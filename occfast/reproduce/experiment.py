@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,43 @@ from .cost import Rates, forward_flops
 from .graph import Done, Graph
 from .processes import ProcessGroup
 from .report import Report
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; see :func:`occfast.reproduce.prepare`.
+
+    Attributes:
+        scale: the scale.
+        folder: folder of the report.
+        steps: folder of the finished steps.
+        seeds: each seed is one complete run.
+        tables, figures: numbers of those to make; None: all.
+        data: data by role.
+        root: folder of the data sets; None: $OCCFAST_DATA.
+        exclude: CSV list of people to leave out of training.
+        settings: values that replace those of the scale.
+        command: shown in the report.
+    """
+
+    scale: str
+    folder: Path
+    steps: Path
+    seeds: tuple[int, ...]
+    tables: Iterable[int] | None
+    figures: Iterable[int] | None
+    data: Mapping[str, str]
+    root: Path | None
+    exclude: Path | None
+    settings: Mapping[str, Any]
+    command: str
+
+    def wanted(self, tables: Sequence[int], figures: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tables and figures to make, of which these are all."""
+        return (
+            tuple(tables if self.tables is None else self.tables),
+            tuple(figures if self.figures is None else self.figures),
+        )
 
 
 @dataclass(frozen=True)

@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 
 from ...models import build
-from ..experiment import Experiment
+from ..experiment import Experiment, Request
 from .report import report
 from .settings import Settings
 from .sources import Sources
 from .steps import plan, targets
 
 
-def prepare(
-    scale: str,
-    folder: Path,
-    steps: Path,
-    *,
-    seeds: Sequence[int],
-    tables: Iterable[int] | None,
-    figures: Iterable[int] | None,
-    data: Mapping[str, str],
-    root: Path | None,
-    exclude: Path | None,
-    settings: Mapping[str, Any],
-    command: str,
-) -> Experiment:
-    """Prepare an experiment; the arguments are those of :func:`occfast.reproduce.prepare`."""
-    if scale == "trunk":
-        from .trunk.experiment import prepare as prepare_trunk
-
-        return prepare_trunk(
-            folder,
-            steps,
-            seeds=seeds,
-            tables=tables,
-            figures=figures,
-            data=data,
-            root=root,
-            exclude=exclude,
-            settings=settings,
-            command=command,
-        )
-    chosen = Settings.of(scale, seeds=tuple(seeds), **settings)
-    sources = Sources(scale, data, root, exclude)
-    graph = plan(chosen, sources, steps)
-    wanted = chosen.tables if tables is None else tuple(tables), chosen.figures if figures is None else tuple(figures)
-    graph = graph.only(targets(graph, chosen, *wanted))
+def prepare(request: Request) -> Experiment:
+    """Prepare the experiment that is asked for."""
+    chosen = Settings.of(request.scale, seeds=request.seeds, **request.settings)
+    sources = Sources(request.scale, request.data, request.root, request.exclude)
+    graph = plan(chosen, sources, request.steps)
+    wanted = request.wanted(chosen.tables, chosen.figures)
     return Experiment(
-        graph, folder, sources.here, lambda done: report(chosen, sources, done, command, *wanted), probe(chosen)
+        graph.only(targets(graph, chosen, *wanted)),
+        request.folder,
+        sources.here,
+        lambda done: report(chosen, sources, done, request.command, *wanted),
+        probe(chosen),
     )
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ....evaluate import PairProtocol, verification
+from ....evaluate import PairProtocol, pair_scores, verification
 from ..steps import distributions
 from .heads import Network
 
@@ -31,7 +30,7 @@ def measure(
     """
     used, index = pairs.index.unique(return_inverse=True)
     embedded = network.embed(features[used])
-    scores = torch.cat([(embedded[a] * embedded[b]).sum(1) for a, b in zip(*_halves(index), strict=True)])
+    scores = pair_scores(embedded, embedded, *index.unbind(1))
     found = verification(scores, pairs.same, pairs.folds)
     assert found.accuracy is not None and found.accuracy_std is not None and found.correct is not None
     return (
@@ -44,8 +43,3 @@ def measure(
         np.asarray(found.correct),
         scores.numpy(),
     )
-
-
-def _halves(index: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    first, second = index.unbind(1)
-    return first.split(4096), second.split(4096)
