@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.__main__ import mutate
+from tests.fuzz.mutations import mutate
 from tests.fuzz.parsers import targets
 
 TARGETS = targets()
