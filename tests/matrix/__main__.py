@@ -139,10 +139,12 @@ def _run_tests(cell: Cell, folder: Path, log: Path, pythons: list[Path], existin
     result.versions = {**found, **result.versions}
     junit = folder / "junit.xml"
     junit.unlink(missing_ok=True)
-    rest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", SELECTION, *cell.tests]
-    shown = [f"{name}={value}" for name, value in cell.environment.items()]
+    variables = {"OMP_NUM_THREADS": "1", **cell.environment}
+    rest = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "-m", SELECTION]
+    rest += cell.tests
+    shown = [f"{name}={value}" for name, value in variables.items()]
     result.command = shlex.join([*shown, "python", *rest])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **cell.environment}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     if cell.poisoned:
         if reason := poisoned.missing():
             raise NotHere(reason)

@@ -21,7 +21,7 @@ from .cells import Packages
 ROOT = Path(__file__).resolve().parents[2]
 #: Parts of the package that the tests use; tests of packages that are not installed are skipped.
 _EXTRAS = ("demo", "export", "fetch", "detect")
-_TOOLS = ("pytest", "pytest-benchmark", "pytest-timeout", "hypothesis", "setuptools", "wheel")
+_TOOLS = ("pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist", "hypothesis", "setuptools>=77", "wheel")
 
 
 class NotHere(Exception):
