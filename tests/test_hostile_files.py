@@ -24,6 +24,7 @@ from occfast.cli.pdsn import _regions
 from occfast.evaluate.embedding import Embeddings
 from occfast.files import write_npz
 from occfast.models import Preprocessing
+from occfast.models.tensor_files import read_tensors, write_tensors
 from occfast.occlude.locations import LocationDistribution
 from occfast.pdsn import tensor_files
 from occfast.pdsn.regions import Regions
@@ -31,7 +32,7 @@ from occfast.progress import printable
 from occfast.reproduce.graph import Graph, Step
 from occfast.sweep import OcclusionMap
 from occfast.train import load_network, train
-from occfast.train.checkpoint import load_checkpoint, read_tensors, save_checkpoint, write_tensors
+from occfast.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.fuzz.saved import saved
 from tests.train.tiny import recipe
 

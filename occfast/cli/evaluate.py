@@ -135,14 +135,22 @@ def evaluate(
         typer.Option(help="gray, RGB or BGR.", show_default="as the weights record", rich_help_panel="Network"),
     ] = None,
     mean: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="The input is (pixel / 255 - mean) / std.",
+            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
             show_default="as recorded, else 0.5",
             rich_help_panel="Network",
         ),
     ] = None,
-    std: Annotated[float | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
+    std: Annotated[str | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
+            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
+            rich_help_panel="Network",
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -254,20 +262,25 @@ def evaluate(
             loaded = {
                 name: load_recognizer(
                     path,
-                    tuple(source[0].image.shape),
+                    source,
                     network=network,
                     classes=classes,
                     size=None if size is None else _pair(size),
                     color=color,
                     mean=mean,
                     std=std,
+                    preset=preset,
                     trust=trust,
                     device=device,
+                    template=template,
+                    resize=resize,
+                    aligned=aligned,
+                    quiet=quiet,
                 )
                 for name, path in _model_names(models).items()
             }
             if resume:
-                prints = {fingerprint(one.embed) for one in loaded.values()}
+                prints = {fingerprint(one.embed) for one, _ in loaded.values()}
                 _check_report(output, {"network": prints, "data": {what}, "protocol": {p.name for p in chosen}})
             if overwrite:
                 for path in (output / "features").glob("features-*.npz"):
@@ -276,8 +289,8 @@ def evaluate(
                 name: compare(
                     chosen,
                     one.embed,
-                    prepared(source, one.preprocessing, template, resize, aligned=aligned),
-                    one.preprocessing,
+                    prepared(source, how, template, resize, aligned=aligned, preset=one.template),
+                    how,
                     covers,
                     cover=cover,  # type: ignore[arg-type]
                     flip=flip,  # type: ignore[arg-type]
@@ -290,7 +303,7 @@ def evaluate(
                     dataset_name=what,
                     progress=not quiet,
                 )
-                for name, one in loaded.items()
+                for name, (one, how) in loaded.items()
             }
             report = next(iter(reports.values()))
             if len(reports) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .networks import embedding, load_any, prepared
+from .networks import load_recognizer, prepared
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from ..data import FaceDataset
-    from ..models import Preprocessing
+    from ..models import Preprocessing, Recognizer
     from ..sweep import MapComparison, OcclusionMap
     from ..sweep.options import Method
 
@@ -35,8 +34,9 @@ def map_(
     model: Annotated[
         str,
         typer.Argument(
-            help="Network: weights that occfast train wrote (.safetensors); TorchScript (.pt); other weights "
-            "(.safetensors or .pt) with --network; or module:function.",
+            help="Network: weights that occfast train wrote (.safetensors); ONNX (.onnx); TorchScript (.pt); other "
+            "weights (.safetensors, .pt or .pth) with --network; torch.export (.pt2) with --trust; a folder with one "
+            "of these; or module:function.",
             show_default=False,
         ),
     ],
@@ -116,10 +116,21 @@ def map_(
         str | None, typer.Option(help="gray, RGB or BGR.", show_default="as the weights record, else the images'")
     ] = None,
     mean: Annotated[
-        float | None,
-        typer.Option(help="The input is (pixel / 255 - mean) / std.", show_default="as the weights record, else 0.5"),
+        str | None,
+        typer.Option(
+            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
+            show_default="as the weights record, else 0.5",
+        ),
     ] = None,
-    std: Annotated[float | None, typer.Option(help="See --mean.", show_default=False)] = None,
+    std: Annotated[str | None, typer.Option(help="See --mean.", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
+            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
+            show_default=False,
+        ),
+    ] = None,
     template: Annotated[
         str | None, typer.Option(help="Align faces to this template.", show_default="as the weights record")
     ] = None,
@@ -202,17 +213,27 @@ def map_(
             if group.rank == 0:
                 stack.enter_context(_only_run(output))
                 _check_output(list(stems), resume, overwrite)
-        network_, preparation, names, faces = _open(
+        found, preparation, faces = _open(
             model,
             dataset,
             landmarks,
-            {"network": network, "classes": classes, "trust": trust},
-            {"size": size and _pair(size, "--size"), "color": color, "mean": mean, "std": std},
+            {
+                "network": network,
+                "classes": classes,
+                "trust": trust,
+                "size": size and _pair(size, "--size"),
+                "color": color,
+                "mean": mean,
+                "std": std,
+                "preset": preset,
+                "device": str(place),
+                "quiet": quiet,
+            },
             {"template": template, "resize": resize, "aligned": aligned},
         )
-        network_, content = network_.to(place), _fill(fill, preparation)
+        network_, names, content = found.network, found.people, _fill(fill, preparation)
         if score == "similarity_drop":
-            network_, names = embedding(network_), None
+            network_, names = found.embedding(), None
         elif people is not None:
             names = read_text(people).splitlines()
         labeled = score != "similarity_drop"
@@ -220,6 +241,8 @@ def map_(
         if labeled:
             _check_classes(network_, next(iter(batches))[0].to(place), names, faces.people)
         speak = group.rank == 0
+        if found.note and speak:
+            typer.echo(f"{model}: {found.note}; every position takes a whole forward pass", err=True)
         if batches.unknown and speak:
             typer.echo(f"{batches.unknown} images of people who are not classes of the network are left out", err=True)
         made, comparisons = {}, {}
@@ -411,42 +434,31 @@ def _processes(device: str) -> Iterator[torch.device]:
 
 
 def _open(
-    model: str,
-    dataset: str,
-    landmarks: Path | None,
-    loading: dict[str, Any],
-    preprocessing: dict[str, Any],
-    alignment: dict[str, Any],
-) -> tuple[nn.Module, Preprocessing, list[str] | None, FaceDataset]:
+    model: str, dataset: str, landmarks: Path | None, loading: dict[str, Any], alignment: dict[str, Any]
+) -> tuple[Recognizer, Preprocessing, FaceDataset]:
     """Open the network and the faces.
 
     Args:
         model, dataset, landmarks: As on the command line.
-        loading: Options of :func:`load_any`.
-        preprocessing: Attributes of :class:`Preprocessing` in place of the recorded ones; None: as recorded.
+        loading: Options of :func:`load_recognizer`.
         alignment: Options of :func:`prepared`.
 
     Returns:
-        The network, its preprocessing, the names of its classes (None: not known), and the faces as it expects them.
+        The network, its preprocessing, and the faces as it expects them.
     """
     from ..data import open_dataset
-    from ..models import Preprocessing
 
     source = open_dataset(dataset, landmarks=landmarks)
-    shape = source[0].image.shape
-    given = {name: value for name, value in preprocessing.items() if value is not None}
-    plain = Preprocessing(**{"size": (shape[1], shape[2]), "color": "gray" if shape[0] == 1 else "RGB", **given})
-    loaded = load_any(model, channels=plain.channels, size=plain.size, **loading)
-    preparation = plain if loaded.preprocessing is None else dataclasses.replace(loaded.preprocessing, **given)
+    found, preparation = load_recognizer(model, source, **loading, **alignment)
     template, resize, aligned = (alignment[name] for name in ("template", "resize", "aligned"))
-    faces = prepared(source, preparation, template, resize, aligned=aligned)
-    found = tuple(faces[0].image.shape[1:])
-    if found != tuple(preparation.size):
+    faces = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)
+    size = tuple(faces[0].image.shape[1:])
+    if size != tuple(preparation.size):
         raise ValueError(
             "dataset: expected images of {}x{}, the size of the network's input, got {}x{}; align them with "
-            "--template, or resize cropped ones with --resize".format(*preparation.size, *found)
+            "--template, or resize cropped ones with --resize".format(*preparation.size, *size)
         )
-    return loaded.network, preparation, loaded.people, faces
+    return found, preparation, faces
 
 
 class _Batches:
@@ -560,7 +572,7 @@ def _region(text: str) -> tuple[int, int, int, int]:
 def _fill(name: str, preparation: Preprocessing) -> Any:
     shades = {"black": 0.0, "gray": 0.5, "white": 1.0}
     if name in shades:
-        return (shades[name] - preparation.mean) / preparation.std
+        return preparation.scaled(shades[name])
     if name not in ("mean", "noise", "blur"):
         raise ValueError(f"--fill: expected black, gray, white, mean, noise or blur, got {name!r}")
     return name

@@ -56,12 +56,12 @@ def overlap(
     found = shared_names(a.people, b.people)
     if weights is not None:
         from ..evaluate import embed
-        from .networks import load_network, prepared
+        from .networks import load_recognizer, prepared
 
-        network, preprocessing = load_network(weights, trust, device)
+        network, preprocessing = load_recognizer(str(weights), a, trust=trust, device=device)
         sides = [
             embed(
-                network,
+                network.embed,
                 prepared(source, preprocessing, None, resize),
                 preprocessing,
                 indices=_some_of_each(source.labels, images),

@@ -148,9 +148,15 @@ def export(
         str | None, typer.Option("--color", help="Input of --network: gray, RGB or BGR.", show_default=False)
     ] = None,
     mean: Annotated[
-        float | None, typer.Option("--mean", help="Input of --network is (x / 255 - mean) / std.", show_default="0.5")
+        str | None,
+        typer.Option(
+            "--mean",
+            help="Input of --network is (x / 255 - mean) / std: one number, or one for each channel, separated by "
+            "commas.",
+            show_default="0.5",
+        ),
     ] = None,
-    std: Annotated[float | None, typer.Option("--std", help="See --mean.", show_default="0.5")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="See --mean.", show_default="0.5")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the code of a network that the file names as module:function.")
     ] = False,
@@ -183,13 +189,15 @@ def export(
         )
 
 
-def _preprocessing(size: str | None, color: str | None, mean: float | None, std: float | None) -> Preprocessing:
+def _preprocessing(size: str | None, color: str | None, mean: str | None, std: str | None) -> Preprocessing:
     from ..models import Preprocessing
+    from .networks import numbers
 
     if size is None or color is None:
         raise ValueError(f"{'--size' if size is None else '--color'}: required with --network")
     height, _, width = size.lower().replace("×", "x").partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"--size: expected height x width, as in 112x96, got {size!r}")
-    scale: dict[str, Any] = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
+    stated = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
+    scale: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
     return Preprocessing((int(height), int(width)), cast("Any", color), **scale)

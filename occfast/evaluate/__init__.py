@@ -4,6 +4,7 @@ from .comparison import compare, evaluate_scores
 from .curves import Interval, Roc, StreamingRoc, TarAtFar, all_pairs_roc, binomial_interval, roc
 from .embedding import Embeddings, embed
 from .pairs import Cut, Verification, best_threshold, held_out, verification
+from .presets import PresetTrial, try_presets
 from .protocols import (
     PairProtocol,
     SearchProtocol,
@@ -29,6 +30,7 @@ __all__ = [
     "Interval",
     "PairProtocol",
     "PairedRow",
+    "PresetTrial",
     "Roc",
     "Row",
     "SearchProtocol",
@@ -54,5 +56,6 @@ __all__ = [
     "pair_scores",
     "read_scores",
     "roc",
+    "try_presets",
     "verification",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,28 @@ from ..errors import DataError
 
 Color = Literal["gray", "RGB", "BGR"]
 COLORS: tuple[Color, ...] = ("gray", "RGB", "BGR")
+#: One number for all channels, or one for each of three.
+PerChannel = float | tuple[float, ...]
+
+
+def per_channel(value: object, name: str, *, above: float | None = None) -> PerChannel:
+    """Return a number, or a tuple of three numbers that are not all equal.
+
+    Raises:
+        TypeError: ``value`` is neither a number nor a sequence of numbers.
+        ValueError: A number is not finite or not greater than ``above``, or the sequence has another length than 3.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return checks.number(value, name, above=above)
+    if len(value) != 3:
+        raise ValueError(f"{name}: expected one number, or one for each of three channels, got {len(value)}")
+    found = tuple(checks.number(each, f"{name}[{k}]", above=above) for k, each in enumerate(value))
+    return found[0] if len(set(found)) == 1 else found
+
+
+def as_factor(value: PerChannel, images: Tensor) -> float | Tensor:
+    """Return what :func:`per_channel` gave so that it broadcasts with images [N, C, H, W]."""
+    return images.new_tensor(value)[:, None, None] if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -23,22 +46,26 @@ class Preprocessing:
     Attributes:
         size: (height, width) in pixels.
         color: "gray" (one channel), "RGB" or "BGR".
-        mean, std: The input is (x / 255 - mean) / std for 8-bit pixels x; std > 0.
+        mean, std: The input is (x / 255 - mean) / std for 8-bit pixels x; std > 0. One number, or one for each channel
+            in the order of ``color``.
         alignment: Alignment of the faces as a dictionary (``Alignment.as_dict()`` of :mod:`occfast.data`: template,
             size, points, transform, border, color); None if unknown.
     """
 
     size: tuple[int, int]
     color: Color = "gray"
-    mean: float = 0.5
-    std: float = 0.5
+    mean: PerChannel = 0.5
+    std: PerChannel = 0.5
     alignment: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         checks.pair(self.size, "size")
         checks.choice(self.color, "color", COLORS)
-        checks.number(self.mean, "mean")
-        checks.number(self.std, "std", above=0.0)
+        for name, above in (("mean", None), ("std", 0.0)):
+            value = per_channel(getattr(self, name), name, above=above)
+            if isinstance(value, tuple) and self.color == "gray":
+                raise ValueError(f"{name}: expected one number for gray images, got {len(value)}")
+            object.__setattr__(self, name, value)
 
     @property
     def channels(self) -> int:
@@ -47,7 +74,15 @@ class Preprocessing:
 
     def scale(self, images: Tensor) -> Tensor:
         """Scale images in [0, 1], float [N, C, H, W], to the network's range, in the memory format channels_last."""
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        mean, std = as_factor(self.mean, images), as_factor(self.std, images)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def scaled(self, shade: float) -> float | list[float]:
+        """Return an intensity in [0, 1] on the network's scale: a number, or one for each channel."""
+        if not isinstance(self.mean, tuple) and not isinstance(self.std, tuple):
+            return (shade - self.mean) / self.std
+        mean, std = (value if isinstance(value, tuple) else (value,) * 3 for value in (self.mean, self.std))
+        return [(shade - m) / s for m, s in zip(mean, std, strict=True)]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Convert stored images to the network's input.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .. import checks
 from ..losses.cosface import LargeMarginCosine
 from ..models import IResNet, PaperNet, ResNet
+from ..models.preprocessing import PerChannel, as_factor, per_channel
 
 if TYPE_CHECKING:
     from ..train import Trained
@@ -31,7 +31,7 @@ class Base(nn.Module):
         head: Classifier from features to logits [N, K] (F in the paper, with ``tail``). A
             :class:`~occfast.LargeMarginCosine` also receives the labels. Without a head, the base can compare faces,
             but can't train mask generators.
-        mean: Pixels in [0, 1] become (pixel - mean) / std for ``trunk``.
+        mean: Pixels in [0, 1] become (pixel - mean) / std for ``trunk``. One number, or one for each of three channels.
         std: See ``mean``; positive.
 
     Raises:
@@ -40,11 +40,17 @@ class Base(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, tail: nn.Module, head: nn.Module | None = None, *, mean: float = 0.5, std: float = 0.5
+        self,
+        trunk: nn.Module,
+        tail: nn.Module,
+        head: nn.Module | None = None,
+        *,
+        mean: PerChannel = 0.5,
+        std: PerChannel = 0.5,
     ) -> None:
         super().__init__()
         self.trunk, self.tail, self.head = trunk, tail, head
-        self.mean, self.std = checks.number(mean, "mean"), checks.number(std, "std", above=0.0)
+        self.mean, self.std = per_channel(mean, "mean"), per_channel(std, "std", above=0.0)
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +66,8 @@ class Base(nn.Module):
         Returns:
             float [N, C', H', W'].
         """
-        maps: Tensor = self.trunk((as_float(images.to(self.device)) - self.mean) / self.std)
+        found = as_float(images.to(self.device))
+        maps: Tensor = self.trunk((found - as_factor(self.mean, found)) / as_factor(self.std, found))
         return maps
 
     def features(self, maps: Tensor) -> Tensor:
@@ -114,7 +121,9 @@ class Base(nn.Module):
         return digest.hexdigest()[:16]
 
 
-def as_base(network: nn.Module, head: nn.Module | None = None, *, mean: float = 0.5, std: float = 0.5) -> Base:
+def as_base(
+    network: nn.Module, head: nn.Module | None = None, *, mean: PerChannel = 0.5, std: PerChannel = 0.5
+) -> Base:
     """Return a :class:`Base` that shares the weights of a network.
 
     Args:
@@ -197,7 +206,6 @@ def base_of(trained: Trained) -> Base:
     base = as_base(trained.network, trained.head, mean=how.mean, std=how.std).eval()
     if (base.mean, base.std) != (how.mean, how.std):
         raise ValueError(
-            f"base: its mean {base.mean:g} and std {base.std:g} differ from those of its weights, {how.mean:g} and "
-            f"{how.std:g}"
+            f"base: its mean {base.mean} and std {base.std} differ from those of its weights, {how.mean} and {how.std}"
         )
     return base

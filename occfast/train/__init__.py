@@ -1,5 +1,7 @@
 """Training: recipes, one training loop, and trained networks as files."""
 
+from ..models.weights import Trained, load_into
+from ..models.weights import load as load_network
 from .augment import Augment
 from .export import Exported, export_onnx
 from .faces import open_data, split
@@ -8,8 +10,6 @@ from .loop import Epoch, History, fit, predict
 from .recipe import Recipe
 from .recipe import load as load_recipe
 from .session import Result, train
-from .weights import Trained, load_into
-from .weights import load as load_network
 
 __all__ = [
     "Augment",

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .. import checks
 from ..files import write_atomically
 from ..models import features
+from ..models.weights import Trained
 from ..packages import require
-from .weights import Trained
 
 #: Outputs that an exported network can have.
 OUTPUTS = ("features", "logits")

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.tensor_files import read_about
 from ..packages import require
-from .checkpoint import read_about
 from .settings import (
     BatchPart,
     DataPart,

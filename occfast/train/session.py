@@ -24,6 +24,7 @@ from ..losses import BatchTripletLoss, LargeMarginCosine, Mining, TripletLoss
 from ..models import Preprocessing, build, feature_size
 from ..models.preprocessing import Color
 from ..models.registry import takes_classes
+from ..models.weights import Trained, description, load_head, load_into
 from ..progress import Report
 from ..progress import progress as show_progress
 from .augment import Augment, occluder_of
@@ -37,7 +38,6 @@ from .objective import Classify, Embed, Objective
 from .recipe import Recipe, load, to_yaml
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .validate import Validation
-from .weights import Trained, description, load_head, load_into
 
 
 @dataclass(frozen=True)

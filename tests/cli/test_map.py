@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 import occfast
 from occfast.cli import app
 from occfast.cli import main as run_main
-from occfast.cli.networks import load_any
-from occfast.models import PaperNet, Preprocessing
-from occfast.train.weights import Trained
+from occfast.models import PaperNet, Preprocessing, load
+from occfast.models.weights import Trained
 from tests.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,10 +242,10 @@ def test_refusals(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     torch.save(factory(), tmp_path / "pickled.pt")
     torch.save(factory().state_dict(), tmp_path / "weights.pt")
     for name in ("evil.pt", "pickled.pt"):
-        assert "--trust, if you know where it is from" in says(tmp_path / name, folder)
+        assert "(--trust), if you know where it is from" in says(tmp_path / name, folder)
         assert "not a file of weights" in says(tmp_path / name, folder, "--network", FACTORY)
     assert not (tmp_path / "ran-code").exists()
-    assert "name it with --network" in says(tmp_path / "weights.pt", folder)
+    assert "name it with network= (--network)" in says(tmp_path / "weights.pt", folder)
     assert "there is no file" in says(tmp_path / "none.pt", folder)
     assert "can't be imported" in says("no.module:here", folder)
     assert "don't fit the network" in says(tmp_path / "weights.pt", folder, "--network", "paper", "--classes", 3)
@@ -268,9 +267,9 @@ def test_a_description_that_names_code_needs_trust(tmp_path: Path) -> None:
     spec = {"name": FACTORY, "classes": None, "arguments": {}}
     path = Trained(factory().eval(), Preprocessing(SHAPE, "gray"), spec, []).save(tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="runs only with trust=True"):
-        load_any(str(path))
-    assert load_any(str(path), trust=True).preprocessing == Preprocessing(SHAPE, "gray")
-    built = load_any("occfast.models:PaperNet", classes=4, channels=1, size=(100, 100)).network
+        load(str(path))
+    assert load(str(path), trust=True).preprocessing == Preprocessing(SHAPE, "gray")
+    built = load("occfast.models:PaperNet", classes=4, channels=1, size=(100, 100)).network
     assert isinstance(built, PaperNet) and not built.training
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from occfast.data.align import fit
 from occfast.models import Preprocessing, build
-from occfast.train.weights import Trained
+from occfast.models.weights import Trained
 from tests.evaluate.test_embedding import POINTS
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
 

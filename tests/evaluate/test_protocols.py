@@ -400,7 +400,7 @@ def test_command_line_judges_scores(tmp_path: Path, occfast: Callable[..., Done]
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     from occfast.models import Preprocessing, build
-    from occfast.train.weights import Trained
+    from occfast.models.weights import Trained
 
     torch.manual_seed(0)
     network = build("paper", 3, channels=1, size=(100, 100), width=0.1).eval()

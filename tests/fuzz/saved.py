@@ -17,6 +17,8 @@ from occfast import DataError
 from occfast.cli.evaluate import _check_report
 from occfast.evaluate.embedding import Embeddings
 from occfast.models import Preprocessing, build
+from occfast.models.tensor_files import read_state_dict
+from occfast.models.weights import Trained, load
 from occfast.occlude.locations import LocationDistribution
 from occfast.pdsn import MaskDictionary, grid
 from occfast.pdsn.generator import Generators
@@ -27,8 +29,7 @@ from occfast.sweep import OcclusionMap, SweepGrid
 from occfast.sweep.checkpoint import Checkpoint, Fingerprint, SweepState
 from occfast.sweep.estimate import Disagreement, Sampling
 from occfast.train import recipe as recipes
-from occfast.train.checkpoint import load_checkpoint, read_state_dict, save_checkpoint
-from occfast.train.weights import Trained, load
+from occfast.train.checkpoint import load_checkpoint, save_checkpoint
 
 Entry = tuple[str, str, list[bytes], Callable[[Path], object], str, tuple[type[Exception], ...]]
 ROOT = Path(__file__).resolve().parents[2]

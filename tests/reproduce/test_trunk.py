@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from occfast import DataError, reproduce
 from occfast.models import MobileFaceNet
+from occfast.models.tensor_files import write_tensors
 from occfast.reproduce.graph import Done
 from occfast.reproduce.trigueros2018.steps import distributions
 from occfast.reproduce.trigueros2018.trunk import features
@@ -23,7 +24,6 @@ from occfast.reproduce.trigueros2018.trunk.results import TrunkResults, half_wid
 from occfast.reproduce.trigueros2018.trunk.settings import LOSSES, STAGES, TrunkSettings
 from occfast.reproduce.trigueros2018.trunk.sources import TrunkSources
 from occfast.reproduce.values import Claim, Comparison
-from occfast.train.checkpoint import write_tensors
 from tests.data.pictures import encode, pixels
 
 needs_data = pytest.mark.skipif(not os.environ.get("OCCFAST_DATA"), reason="needs real faces in $OCCFAST_DATA")

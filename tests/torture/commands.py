@@ -18,9 +18,9 @@ from torch import nn
 from occfast.data import RecordIO
 from occfast.files import read_npz
 from occfast.models import Preprocessing
+from occfast.models.tensor_files import read_tensors
+from occfast.models.weights import Trained
 from occfast.sweep import OcclusionMap
-from occfast.train.checkpoint import read_tensors
-from occfast.train.weights import Trained
 from tests.train.tiny import Net, Patterns
 
 Json = Any

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from occfast import DataError
+from occfast.models.tensor_files import read_tensors
 from occfast.train import train
-from occfast.train.checkpoint import load_checkpoint, read_tensors
+from occfast.train.checkpoint import load_checkpoint
 from tests.train.tiny import ROOT, recipe
 
 

@@ -21,8 +21,8 @@ from occfast.models import (
     iresnet100,
     resnet18,
 )
+from occfast.models.tensor_files import read_state_dict, read_tensors, write_tensors
 from occfast.train import Trained, load_into, load_network
-from occfast.train.checkpoint import read_state_dict, read_tensors, write_tensors
 
 
 def trained() -> Trained:

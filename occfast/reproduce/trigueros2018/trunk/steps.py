@@ -19,11 +19,11 @@ from ....data import Subset
 from ....evaluate import PairProtocol
 from ....evaluate.protocols import drawn_pairs
 from ....files import write_npz
+from ....models.tensor_files import read_tensors, write_tensors
 from ....occlude.noisy import NoisyOccluder
 from ....sweep import OcclusionMap, Sampled, occlusion_map
 from ....train import split
 from ....train.augment import TEMPERATURES
-from ....train.checkpoint import read_tensors, write_tensors
 from ....train.recipe import ValidationPart
 from ...cost import forward_flops
 from ...graph import Graph, Step, StepContext, Work

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..losses import LargeMarginCosine
-from ..models import NETWORKS, Preprocessing, build, features
-from ..models.registry import classifier_name
-from .checkpoint import read_about, read_state_dict, read_tensors, write_tensors
+from .preprocessing import Preprocessing
+from .registry import NETWORKS, build, classifier_name, features
+from .tensor_files import read_about, read_state_dict, read_tensors, write_tensors
 
 _KIND = "occfast.network"
 
@@ -204,7 +204,7 @@ def description(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a weights file of :meth:`Trained.save` records; {} for any other file of weights.
 
     Raises:
-        FileNotFoundError, DataError: As :func:`~occfast.train.checkpoint.read_about`.
+        FileNotFoundError, DataError: As :func:`~occfast.models.tensor_files.read_about`.
     """
     if Path(path).suffix != ".safetensors":
         return {}
@@ -226,7 +226,7 @@ def load_into(
 
     Args:
         network: Changed in place.
-        weights: File (see :func:`~occfast.train.checkpoint.read_state_dict`) or state dict.
+        weights: File (see :func:`~occfast.models.tensor_files.read_state_dict`) or state dict.
         source: Name of a state dict in error messages.
         fresh_classifier: Keep the network's own classifier instead of the one in the weights.
         classes: Number of classes of the network; helps to find its classifier (see
