@@ -17,7 +17,7 @@ from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from ..progress import printable
-from . import data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
+from . import audit, data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
@@ -49,6 +49,7 @@ app.command("map")(map.map_)
 app.command()(train.train)
 app.command()(train.export)
 app.command()(evaluate.evaluate)
+app.command()(audit.audit)
 data.app.command()(overlap.overlap)
 app.add_typer(data.app, name="data")
 app.add_typer(pdsn.app, name="pdsn")

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import DataError
 from ..files import locked, read_json
-from .networks import load_recognizer, prepared
+from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
     from ..data import FaceDataset
@@ -265,7 +265,7 @@ def evaluate(
                     source,
                     network=network,
                     classes=classes,
-                    size=None if size is None else _pair(size),
+                    size=None if size is None else pair(size, "--size"),
                     color=color,
                     mean=mean,
                     std=std,
@@ -433,10 +433,3 @@ def _protocols(
             count=count,  # type: ignore[arg-type]
         )
     ]
-
-
-def _pair(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().replace("×", "x").partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size: expected height x width, as in 112x96, got {text!r}")
-    return int(height), int(width)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .networks import load_recognizer, prepared
+from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +221,7 @@ def map_(
                 "network": network,
                 "classes": classes,
                 "trust": trust,
-                "size": size and _pair(size, "--size"),
+                "size": size and pair(size, "--size"),
                 "color": color,
                 "mean": mean,
                 "std": std,
@@ -524,14 +524,6 @@ def _method(name: str, tolerance: float | None) -> Method:
     return found  # type: ignore[no-any-return]
 
 
-def _pair(text: str, name: str) -> tuple[int, int]:
-    """Return the height and width that a text such as 20x40 states."""
-    height, _, width = text.lower().replace("×", "x").partition("x")
-    if not (height.isdecimal() and width.isdecimal()) or max(len(height), len(width)) > 9:
-        raise ValueError(f"{name}: expected height x width as in 20x40, got {text!r}")
-    return int(height), int(width)
-
-
 def _occluders(texts: Sequence[str], average: bool, output: Path) -> dict[Path, Any]:
     """Return the occluder of each map, or the list of them that it averages, by the map's path without its ending."""
     found = dict(map(_occluder, texts))
@@ -556,7 +548,7 @@ def _occluder(text: str) -> tuple[str, Any]:
     kind, _, size = text.rpartition(":")
     if kind not in ("", "disk"):
         raise ValueError(f"--occluder: expected height x width as in 20x40, disk:30 or a .png, got {text!r}")
-    height, width = _pair(size if "x" in size.lower() or not kind else f"{size}x{size}", "--occluder")
+    height, width = pair(size if "x" in size.lower() or not kind else f"{size}x{size}", "--occluder")
     return (f"disk-{height}x{width}", disk((height, width))) if kind else (f"{height}x{width}", (height, width))
 
 

@@ -111,6 +111,14 @@ def numbers(text: str | None, name: str) -> float | tuple[float, ...] | None:
     return found[0] if len(found) == 1 else found
 
 
+def pair(text: str, name: str) -> tuple[int, int]:
+    """Return the height and width that a text such as 20x40 states."""
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    if not (height.isdecimal() and width.isdecimal()) or max(len(height), len(width)) > 9:
+        raise ValueError(f"{name}: expected height x width as in 20x40, got {text!r}")
+    return int(height), int(width)
+
+
 def prepared(
     source: FaceDataset,
     preprocessing: Preprocessing,

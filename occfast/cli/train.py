@@ -191,13 +191,10 @@ def export(
 
 def _preprocessing(size: str | None, color: str | None, mean: str | None, std: str | None) -> Preprocessing:
     from ..models import Preprocessing
-    from .networks import numbers
+    from .networks import numbers, pair
 
     if size is None or color is None:
         raise ValueError(f"{'--size' if size is None else '--color'}: required with --network")
-    height, _, width = size.lower().replace("×", "x").partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size: expected height x width, as in 112x96, got {size!r}")
     stated = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     scale: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
-    return Preprocessing((int(height), int(width)), cast("Any", color), **scale)
+    return Preprocessing(pair(size, "--size"), cast("Any", color), **scale)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,8 +19,9 @@ from ..models import Preprocessing
 from ..occlude.base import OcclusionLike
 from ..progress import Report as Progress
 from .curves import FARS
-from .embedding import Embeddings, Flip, described, embed
-from .fingerprints import code_fingerprint, fingerprint, image_digests
+from .embedding import Flip, described
+from .feature_cache import CachedEmbedder
+from .fingerprints import fingerprint
 from .pairs import Folds, Verification, verification
 from .protocols import AnyProtocol, PairProtocol, Result
 from .report import CLEAN, Comparison, Row
@@ -108,36 +107,24 @@ def compare(
     references = torch.cat([p.references for p in several]).unique()
     probes = torch.cat([p.probes for p in several]).unique()
     everything = torch.cat([references, probes]).unique()
-    store = None
-    if checkpoint is not None:
-        store = _FeatureStore(Path(checkpoint), model, preprocessing, flip, dataset, everything, progress)
-
-    def features(name: str, occlusion: OcclusionLike | None, indices: Tensor) -> Embeddings:
-        path = None if store is None else store.path(occlusion, indices)
-        if path is not None and resume and path.is_file():
-            return Embeddings.load(path)
-        found = embed(
-            model,
-            dataset,
-            preprocessing,
-            indices=indices,
-            occlusion=occlusion,
-            flip=flip,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            progress=progress,
-            title=f"{model_name}, {name}" if model_name else name,
-        )
-        if path is not None:
-            found.save(path)
-        return found
-
+    embedder = CachedEmbedder(
+        model,
+        dataset,
+        preprocessing,
+        everything,
+        flip=flip,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
     rows: dict[tuple[str, str], Row] = {}
     clean: Tensor | None = None
     for name, occlusion in covers.items():
         indices = everything if occlusion is None or cover == "both" else probes
-        found = features(name, occlusion, indices)
+        found = embedder(indices, occlusion, title=f"{model_name}, {name}" if model_name else name)
         table = torch.full((len(dataset), found.features.shape[1]), torch.nan)
         table[indices] = found.features
         share = torch.zeros(len(dataset))
@@ -172,7 +159,7 @@ def compare(
         "model": fingerprint(model),
     }
     notes = {p.name: p.note for p in several if p.note}
-    return Comparison(ordered, settings, _examples(dataset, probes, covers), notes)
+    return Comparison(ordered, settings, mean_faces(dataset, probes, covers), notes)
 
 
 def _today() -> str:
@@ -200,43 +187,7 @@ def _at_clean_threshold(clean: Result, result: Result) -> float | None:
     return float(np.mean([right[result.fold_of == fold].mean() for fold in clean.folds]))
 
 
-class _FeatureStore:
-    """Files of features, named by a digest of everything that they depend on."""
-
-    def __init__(
-        self,
-        folder: Path,
-        model: Callable[[Tensor], Tensor],
-        preprocessing: Preprocessing,
-        flip: Flip,
-        dataset: FaceDataset,
-        indices: Tensor,
-        progress: bool | Progress,
-    ) -> None:
-        weights = fingerprint(model)
-        if weights is None:
-            raise ValueError(
-                f"checkpoint: expected a module or a module's method as the model, got {type(model).__name__}, whose "
-                "features can't be recognized again; leave checkpoint out"
-            )
-        self.folder = folder
-        self.images = image_digests(dataset, indices.tolist(), progress=progress)
-        self.about = {
-            "weights": weights,
-            "code": code_fingerprint(model),
-            "preprocessing": preprocessing.to_json(),
-            "flip": flip,
-        }
-
-    def path(self, occlusion: OcclusionLike | None, indices: Tensor) -> Path:
-        about = {**self.about, "occlusion": None if occlusion is None else described(occlusion)}
-        digest = hashlib.sha256(json.dumps(about, default=repr, sort_keys=True).encode())
-        for k in indices.tolist():
-            digest.update(k.to_bytes(8, "little") + self.images[k])
-        return self.folder / f"features-{digest.hexdigest()[:24]}.npz"
-
-
-def _examples(
+def mean_faces(
     dataset: FaceDataset, probes: Tensor, covers: Mapping[str, OcclusionLike | None], count: int = 32
 ) -> dict[str, Tensor]:
     """Return the mean of some faces under each occlusion, which shows nobody in particular."""

@@ -103,7 +103,7 @@ def page(comparison: Comparison) -> str:
         date=comparison.settings.get("date", ""),
         parts=parts,
         main_columns=3 if len(comparison.models) > 1 else 2,
-        examples=[{"uri": _picture(image), "text": name} for name, image in comparison.examples.items()],
+        examples=[{"uri": picture_uri(image), "text": name} for name, image in comparison.examples.items()],
         settings=[
             (_LABELS.get(name, name), readable(value))
             for name, value in comparison.settings.items()
@@ -138,7 +138,8 @@ def _plain(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def _picture(image: Tensor) -> str:
+def picture_uri(image: Tensor) -> str:
+    """Return an image, uint8 [C, H, W], as a data URI of PNG."""
     from PIL import Image
 
     array = image.permute(1, 2, 0).numpy()

@@ -1,0 +1,422 @@
+"""Run an audit: features of every covering, rates with intervals, and a map."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..data import FaceDataset, Subset
+from ..evaluate.comparison import mean_faces
+from ..evaluate.embedding import Flip, described
+from ..evaluate.feature_cache import CachedEmbedder
+from ..evaluate.fingerprints import fingerprint
+from ..evaluate.resampling import RESAMPLES, rate_interval
+from ..evaluate.search import identification
+from ..models import Preprocessing
+from ..occlude import Block, OcclusionLike, named_occlusion
+from ..progress import Report as Progress
+from ..sweep import OcclusionMap, occlusion_map
+from .rates import Floats, PairScores, People, Rate, supported
+from .report import Audit, Condition, CurvePoint, Group, Region
+
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_CLEAN = "uncovered"
+#: Places on a face, as (from, to, step): row = from + step x (to - from), of the mean landmarks' rows.
+_FURTHER = {"forehead": -0.6, "chin": 1.55}
+
+
+@dataclass(frozen=True)
+class Covering:
+    """A covering of an audit.
+
+    Attributes:
+        name: Name in the report, as in "with sunglasses".
+        occlusion: What covers the face.
+    """
+
+    name: str
+    occlusion: OcclusionLike
+
+
+def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> list[Covering]:
+    """Return the coverings of an audit that names none.
+
+    Args:
+        size: (height, width) of the aligned faces.
+        landmarks: Whether the faces have landmarks; without them, only blocks can be placed.
+        seed: Random seed of the coverings.
+    """
+    height, width = size
+    found = []
+    if landmarks:
+        for name, text in (
+            ("sunglasses", "sunglasses"),
+            ("a surgical mask", "mask:surgical"),
+            ("a cloth mask", "mask:cloth"),
+            ("a scarf (band from nose to chin)", "nose+mouth+chin"),
+            ("a band over the eyes", "eyes"),
+            ("a band over the nose", "nose"),
+            ("a band over the mouth", "mouth"),
+            ("a band over the forehead", "forehead"),
+        ):
+            found.append(Covering(name, named_occlusion(text, seed)))
+    block = f"{max(1, round(height * 0.2))}x{max(1, round(width * 0.4))}"
+    found.append(Covering(f"a noisy block of {block} pixels", named_occlusion(f"noisy:{block}", seed)))
+    return found
+
+
+def audit(
+    model: nn.Module,
+    faces: FaceDataset,
+    preprocessing: Preprocessing,
+    coverings: Sequence[Covering] | None = None,
+    *,
+    fmr: float = 1e-3,
+    fmrs: Sequence[float] = (1e-2, 1e-3, 1e-4),
+    both: bool = False,
+    limit: int | None = 2000,
+    curve: bool = True,
+    map_images: int = 32,
+    groups: Mapping[str, str] | None = None,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    flip: Flip = "none",
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    model_name: str = "",
+    dataset_name: str = "",
+    progress: bool | Progress = True,
+) -> Audit:
+    """Measure what covering faces costs a recognizer.
+
+    The threshold is that of uncovered faces: the lowest at which at most ``fmr`` of all pairs of two people match. It
+    is then kept, as by a system that was set up before anybody covered their face.
+
+    Args:
+        model: Module from prepared images, float32 [B, C, H, W], to features [B, D], compared by their cosine; see
+            :meth:`occfast.models.Recognizer.embedding`.
+        faces: Faces as the network expects them, several images of several people.
+        preprocessing: How images become the network's input.
+        coverings: What covers the faces; default: :func:`usual_coverings`.
+        fmr: False match rate on uncovered pairs that sets the threshold, in (0, 1).
+        fmrs: Further false match rates for the table; those that the pairs can't resolve are left out and named.
+        both: Cover both images of a pair, not only the probe.
+        limit: At most this many images, of people drawn at random; None: all.
+        curve: Also cover growing parts of the face, from below and from above.
+        map_images: Number of images of the occlusion map, of people drawn at random; 0: no map. Its checkpoint is
+            ``map.npz`` in the folder ``checkpoint``.
+        groups: Group of each person or image by name, for rates by group; others are left out there.
+        confidence: Confidence level of the intervals, in (0, 1).
+        resamples: Number of bootstrap resamples of people, at least 100.
+        flip: See :func:`~occfast.evaluate.embed`.
+        seed: Random seed for coverings, people and resamples.
+        batch_size, workers, device, checkpoint, resume, progress: See :func:`~occfast.evaluate.compare`.
+        model_name, dataset_name: Names in the report.
+
+    Raises:
+        ValueError: There are fewer than two people with several images, the pairs don't allow ``fmr`` (the message
+            says which they allow), two coverings have one name, or as :func:`~occfast.evaluate.embed`.
+    """
+    started = time.perf_counter()
+    checks.number(fmr, "fmr", 0.0, 0.5, above=0.0)
+    rates = sorted({fmr, *(checks.number(f, "fmrs", 0.0, 0.5, above=0.0) for f in fmrs)}, reverse=True)
+    checks.number(confidence, "confidence", 0.5, 0.9999)
+    checks.integer(resamples, "resamples", 100)
+    has_landmarks = faces.landmarks is not None
+    chosen = list(coverings) if coverings is not None else usual_coverings(preprocessing.size, has_landmarks, seed)
+    names = [covering.name for covering in chosen]
+    if len({_CLEAN, *names}) <= len(names):
+        raise ValueError(f"coverings: expected different names, none of them {_CLEAN!r}, got {', '.join(names)}")
+    faces = _of_several_images(faces, limit, seed)
+    labels = faces.labels
+    n_impostor = len(labels) ** 2 - int((labels.bincount() ** 2).sum())
+    if not supported(fmr, n_impostor // 2):
+        least = 10.0 ** -int(np.floor(np.log10(n_impostor // 2)))
+        raise ValueError(
+            f"fmr: {fmr:g} needs at least {round(1 / fmr):,} pairs of two people; these faces give "
+            f"{n_impostor // 2:,}, which allow {least:g}"
+        )
+    resolved = [f for f in rates if supported(f, n_impostor // 2)]
+    everything = torch.arange(len(faces))
+    embedder = CachedEmbedder(
+        model,
+        faces,
+        preprocessing,
+        everything,
+        flip=flip,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+    people = People(len(faces.people), resamples, confidence, seed)
+    clean = embedder(everything, title=_CLEAN).features
+    base = PairScores.of(clean, clean, labels, highest=4 * resolved[0], symmetric=True)
+    thresholds = {f: people.threshold(base, f) for f in resolved}
+    judge = _Judge(people, thresholds, fmr, clean, labels, both, confidence, resamples, seed)
+    conditions = [judge.condition(_CLEAN, 0.0, clean, {})]
+    scores = {}
+    for covering in chosen:
+        found = embedder(everything, covering.occlusion, title=f"with {covering.name}")
+        about = described(covering.occlusion)
+        conditions.append(judge.condition(covering.name, float(found.covered.mean()), found.features, about))
+        scores[covering.name] = judge.last
+    points = []
+    for place, share, block in _growing(preprocessing.size) if curve else ():
+        found = embedder(everything, block, title=f"{share:.0%} covered {place}")
+        points.append(CurvePoint(place, float(found.covered.mean()), judge.fnmr(found.features)))
+    file = None if checkpoint is None else Path(checkpoint) / "map.npz"
+    the_map = _map(model, faces, preprocessing, map_images, seed, file, resume, progress) if map_images else None
+    return Audit(
+        conditions=conditions,
+        fmr=fmr,
+        thresholds={f: thresholds[f][0] for f in resolved},
+        curve=points,
+        map=the_map,
+        regions=[] if the_map is None else _regions(the_map, faces),
+        groups=[] if groups is None else _groups(judge, scores, faces, groups),
+        poses=_poses(judge, scores, faces),
+        worst=_worst(judge, scores, faces),
+        examples=mean_faces(faces, everything, {_CLEAN: None, **{c.name: c.occlusion for c in chosen}}),
+        settings={
+            "model_name": model_name,
+            "data": dataset_name,
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "images": len(faces),
+            "people": len(faces.people),
+            "genuine pairs": len(base.genuine),
+            "impostor pairs": base.n_impostor,
+            "unresolved FMR": [f for f in rates if f not in resolved],
+            "covered": "both images of a pair" if both else "the probe",
+            "preprocessing": json.loads(preprocessing.to_json()),
+            "flip": flip,
+            "confidence": confidence,
+            "resamples": resamples,
+            "seed": seed,
+            "model": fingerprint(model),
+        },
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Judge:
+    """Rates of features under a covering, at the thresholds of uncovered faces."""
+
+    def __init__(
+        self,
+        people: People,
+        thresholds: dict[float, tuple[float, Floats]],
+        fmr: float,
+        clean: Tensor,
+        labels: Tensor,
+        both: bool,
+        confidence: float,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self.people, self.thresholds, self.fmr = people, thresholds, fmr
+        self.clean, self.labels, self.both = clean, labels, both
+        self.confidence, self.resamples, self.seed = confidence, resamples, seed
+        self.last: PairScores
+        self._uncovered: dict[float, tuple[float, Floats]]
+
+    def scores(self, features: Tensor, *thresholds: float, once: bool = True) -> PairScores:
+        """Compare covered probes with clean references, or both covered; equal pairs count ``once``."""
+        symmetric = once and (self.both or features is self.clean)
+        references = features if self.both else self.clean
+        return PairScores.of(
+            references, features, self.labels, highest=4 * self.fmr, symmetric=symmetric, thresholds=thresholds
+        )
+
+    def condition(self, name: str, covered: float, features: Tensor, about: dict[str, object]) -> Condition:
+        """Return the rates of features under a covering; the uncovered ones come first."""
+        scores = self.last = self.scores(features, self.thresholds[self.fmr][0])
+        count = len(np.unique(scores.genuine_people))
+        found = {f: self.people.fnmr(scores, *threshold) for f, threshold in self.thresholds.items()}
+        if features is self.clean:
+            self._uncovered = found
+        fmr, drawn_fmr = self.people.fmr(scores, scores.matches[0])
+        own, drawn_own = self.people.threshold(scores, self.fmr)
+        at_own, drawn_at_own = self.people.fnmr(scores, own, drawn_own)
+        return Condition(
+            name=name,
+            covered=covered,
+            fnmr={f: self.people.rate(value, drawn, count) for f, (value, drawn) in found.items()},
+            increase={
+                f: Rate(value - self._uncovered[f][0], self.people.interval(drawn - self._uncovered[f][1]))
+                for f, (value, drawn) in found.items()
+            },
+            fmr=self.people.rate(fmr, drawn_fmr, len(self.labels.unique())),
+            threshold=own,
+            fnmr_at_threshold=self.people.rate(at_own, drawn_at_own, count),
+            rank1=self._rank1(features),
+            about=about,
+        )
+
+    def fnmr(self, features: Tensor) -> Rate:
+        threshold, drawn_threshold = self.thresholds[self.fmr]
+        scores = self.scores(features)
+        value, drawn = self.people.fnmr(scores, threshold, drawn_threshold)
+        return self.people.rate(value, drawn, len(np.unique(scores.genuine_people)))
+
+    def _rank1(self, features: Tensor) -> Rate:
+        """Identify every further image of a person in a gallery of the first images."""
+        first = torch.zeros(len(self.labels), dtype=torch.bool)
+        order = self.labels.argsort(stable=True)
+        sorted_labels = self.labels[order]
+        first[order[torch.cat([torch.ones(1, dtype=torch.bool), sorted_labels[1:] != sorted_labels[:-1]])]] = True
+        gallery = features if self.both else self.clean
+        found = identification(
+            gallery[first], self.labels[first], features[~first], self.labels[~first], (1,), resamples=0
+        )
+        hits = found.rank == 1
+        interval = rate_interval(hits, self.labels[~first].numpy(), self.confidence, self.resamples, self.seed)
+        return Rate(float(hits.mean()), interval)
+
+
+def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> FaceDataset:
+    """Return the faces of people drawn at random, at most ``limit`` images."""
+    counts = faces.labels.bincount()
+    several = int((counts >= 2).sum())
+    if len(counts) < 2 or several < 2:
+        raise ValueError(
+            f"faces: expected at least two people with two images each, got {len(counts)} people, {several} of them "
+            "with two images"
+        )
+    if limit is None or len(faces) <= limit:
+        return faces
+    checks.integer(limit, "limit", 4)
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+    order = order[(counts[order] < 2).to(torch.int8).argsort(stable=True)]
+    total = counts[order].cumsum(0)
+    kept = order[total <= limit]
+    if int((counts[kept] >= 2).sum()) < 2:
+        raise ValueError(f"limit: expected enough images for two people, got {limit}")
+    return Subset(faces, torch.isin(faces.labels, kept).nonzero().flatten())
+
+
+def _growing(size: tuple[int, int]) -> list[tuple[str, float, Block]]:
+    height, width = size
+    found = []
+    for place in ("from below", "from above"):
+        for share in _SHARES:
+            rows = max(1, round(share * height))
+            center = rows // 2 if place == "from above" else height - rows + rows // 2
+            found.append((place, share, Block((rows, width), (center, width // 2), fill=0.5)))
+    return found
+
+
+def _map(
+    model: nn.Module,
+    faces: FaceDataset,
+    preprocessing: Preprocessing,
+    count: int,
+    seed: int,
+    checkpoint: Path | None,
+    resume: bool,
+    progress: bool | Progress,
+) -> OcclusionMap:
+    """Map the drop of similarity on one image each of people drawn at random."""
+    people = torch.randperm(len(faces.people), generator=torch.Generator().manual_seed(seed))[:count]
+    first = [int((faces.labels == person).nonzero()[0]) for person in people]
+    height, width = preprocessing.size
+    return occlusion_map(
+        model,
+        preprocessing(torch.stack([faces[k].image for k in first])),
+        occluder=(max(1, round(height * 0.2)), max(1, round(width * 0.25))),
+        stride=max(1, round(min(height, width) / 24)),
+        fill=preprocessing.scaled(0.5),
+        score="similarity_drop",
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def _regions(m: OcclusionMap, faces: FaceDataset) -> list[Region]:
+    """Return the drop of similarity at the parts of a face, the largest first."""
+    if faces.landmarks is None:
+        return []
+    points = faces.landmarks.nanmean(0).numpy()
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    places = {"left eye": points[0], "right eye": points[1], "nose": points[2], "mouth": mouth}
+    places |= {name: eyes + step * (mouth - eyes) for name, step in _FURTHER.items()}
+    rows, columns = m.centers
+    found = []
+    for name, (row, column) in places.items():
+        if not (0 <= row < m.grid.image[0] and 0 <= column < m.grid.image[1]):
+            continue
+        i, j = int(np.abs(rows - row).argmin()), int(np.abs(columns - column).argmin())
+        found.append(Region(name, float(m.values[i, j]), float(m.standard_error[i, j])))
+    return sorted(found, key=lambda region: -region.drop)
+
+
+def _groups(
+    judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset, groups: Mapping[str, str]
+) -> list[Group]:
+    of_image = [groups.get(faces.names[k], groups.get(faces.people[p])) for k, p in enumerate(faces.labels.tolist())]
+    known = sorted({group for group in of_image if group is not None})
+    if not known:
+        raise ValueError("groups: expected names of people or images of these faces, got none of them")
+    masks = {name: np.array([group == name for group in of_image]) for name in known}
+    return _by(judge, scores, masks, "group")
+
+
+def _poses(judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset) -> list[Group]:
+    """Group the probes by how far the nose lies from the middle of the eyes, in units of their distance."""
+    if faces.landmarks is None:
+        return []
+    points = faces.landmarks
+    turned = (points[:, 2, 1] - points[:, :2, 1].mean(1)).abs() / (points[:, 1, 1] - points[:, 0, 1]).abs().clamp(min=1)
+    bins = {"frontal": turned < 0.1, "turned": (turned >= 0.1) & (turned < 0.3), "profile": turned >= 0.3}
+    masks = {name: mask.numpy() for name, mask in bins.items() if int(mask.sum()) >= 20}
+    return _by(judge, scores, masks, "pose") if len(masks) > 1 else []
+
+
+def _by(judge: _Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.ndarray], kind: str) -> list[Group]:
+    threshold = judge.thresholds[judge.fmr][0]
+    found = []
+    clean = judge.scores(judge.clean, once=False)
+    for covering, pairs in {_CLEAN: clean, **scores}.items():
+        for name, mask in masks.items():
+            inside = mask[pairs.genuine_probes]
+            if not inside.any():
+                continue
+            rejected = pairs.genuine[inside] < threshold
+            who = pairs.genuine_people[inside]
+            interval = rate_interval(rejected, who, judge.confidence, judge.resamples, judge.seed)
+            rate = Rate(float(rejected.mean()), interval)
+            found.append(Group(kind, name, covering, rate, int(mask.sum()), len(np.unique(who))))
+    return found
+
+
+def _worst(
+    judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset, count: int = 10
+) -> list[tuple[str, float]]:
+    """Return the images whose genuine pairs are rejected most often when covered, with that share."""
+    if not scores:
+        return []
+    threshold = judge.thresholds[judge.fmr][0]
+    rejected, pairs = np.zeros(len(faces)), np.zeros(len(faces))
+    for one in scores.values():
+        np.add.at(rejected, one.genuine_probes, one.genuine < threshold)
+        np.add.at(pairs, one.genuine_probes, 1)
+    share = np.divide(rejected, pairs, out=np.zeros(len(faces)), where=pairs > 0)
+    order = np.argsort(-share, kind="stable")[:count]
+    return [(faces.names[k], float(share[k])) for k in order if share[k] > 0]

@@ -1,0 +1,271 @@
+"""``occfast audit``: what covering costs a recognizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .networks import load_recognizer, pair, prepared
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ..data import FaceDataset
+
+_REPORT, _WORK = "audit.json", "work"
+
+
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Recognizer: weights that occfast train wrote (.safetensors); ONNX (.onnx); TorchScript (.pt); other "
+            "weights (.safetensors, .pt or .pth) with --network; torch.export (.pt2) with --trust; a folder with one "
+            "of these; or module:function.",
+            show_default=False,
+        ),
+    ],
+    faces: Annotated[
+        str,
+        typer.Argument(
+            help="Faces: a folder with one subfolder per person (photographs of any size), a .rec, .npz or .bin file, "
+            "or lfw, orl, ar, ar10p or celeba (with :PATH if it is not in $OCCFAST_DATA).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("audit"),
+    cover: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Covering, as in evaluate --occlude: sunglasses, mask:surgical, noisy:20x40, … Repeat it for more.",
+            show_default="glasses, masks, scarf, bands and a noisy block",
+            rich_help_panel="Coverings",
+        ),
+    ] = None,
+    both: Annotated[
+        bool, typer.Option("--both", help="Cover both images of a pair.", rich_help_panel="Coverings")
+    ] = False,
+    curve: Annotated[
+        bool,
+        typer.Option("--curve/--no-curve", help="Also cover growing parts of the face.", rich_help_panel="Coverings"),
+    ] = True,
+    map_images: Annotated[
+        int, typer.Option(help="Images of the occlusion map; 0: no map.", min=0, rich_help_panel="Coverings")
+    ] = 32,
+    fmr: Annotated[
+        float,
+        typer.Option(help="False match rate on uncovered faces that sets the threshold.", rich_help_panel="Rates"),
+    ] = 1e-3,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with the columns name (of a person or an image) and group: rates for each group.",
+            show_default=False,
+            rich_help_panel="Rates",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(help="Resamples of people for the intervals.", min=100, rich_help_panel="Rates")
+    ] = 1000,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="At most this many images, of people drawn at random; 0: all.", min=0, rich_help_panel="Images"
+        ),
+    ] = 2000,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture, for weights that do not record it: paper, resnet18, … or module:function.",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
+            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Height x width of the network's input.", show_default="as recorded", rich_help_panel="Network"
+        ),
+    ] = None,
+    color: Annotated[
+        str | None, typer.Option(help="gray, RGB or BGR.", show_default="as recorded", rich_help_panel="Network")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
+            show_default="as recorded, else 0.5",
+            rich_help_panel="Network",
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Align faces to this template.", show_default="as recorded", rich_help_panel="Images"),
+    ] = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with landmarks, as occfast data landmarks writes it.",
+            show_default="those of the data, else found by MTCNN if faces have to be aligned",
+            rich_help_panel="Images",
+        ),
+    ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.", rich_help_panel="Images")
+    ] = False,
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            help="The images are aligned as the weights expect; only resize them.",
+            rich_help_panel="Images",
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
+    seed: Annotated[
+        int, typer.Option(help="Random seed for coverings, people and resamples.", rich_help_panel="Run")
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Run code that the file contains or names: a pickle or module:function.",
+            rich_help_panel="Network",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Run")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Run")] = False,
+) -> None:
+    """Measure what covered faces cost a recognizer, and write one page.
+
+    Writes audit.html, audit.md, audit.json, curve.csv and map.npz.
+
+    The threshold is set on uncovered faces and kept: how many genuine pairs does it reject with sunglasses, a mask, a
+    scarf?
+    """
+    from ..audit import Covering
+    from ..audit import audit as run
+    from ..data import open_dataset
+    from ..occlude import named_occlusion
+
+    coverings = None if not cover else [Covering(name, named_occlusion(name, seed)) for name in cover]
+    with _only_run(output):
+        _check_output(output, resume, overwrite)
+        work = output / _WORK
+        source = open_dataset(faces, landmarks=landmarks)
+        how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
+        found, preparation = load_recognizer(
+            model,
+            source,
+            network=network,
+            size=None if size is None else pair(size, "--size"),
+            color=color,
+            mean=mean,
+            std=std,
+            preset=preset,
+            trust=trust,
+            device=device,
+            quiet=quiet,
+            **how_aligned,
+        )
+        if found.note:
+            typer.echo(f"{model}: {found.note}", err=True)
+        wanted = template or found.template or preparation.alignment
+        if wanted and not resize and not aligned and source.alignment is None and source.landmarks is None:
+            source = _with_landmarks(source, work / "landmarks.csv", quiet)
+        ready = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)
+        result = run(
+            found.embedding(),
+            ready,
+            preparation,
+            coverings,
+            fmr=fmr,
+            both=both,
+            limit=limit or None,
+            curve=curve,
+            map_images=map_images,
+            groups=None if groups is None else _groups(groups),
+            resamples=bootstrap,
+            seed=seed,
+            checkpoint=work,
+            resume=not overwrite,
+            model_name=Path(model).name,
+            dataset_name=Path(faces).name,
+            progress=not quiet,
+        )
+        page = result.write(output)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    for sentence in result.sentences:
+        typer.echo(sentence)
+    typer.echo(page)
+
+
+def _with_landmarks(source: FaceDataset, path: Path, quiet: bool) -> FaceDataset:
+    """Find the faces of photographs; those without a face are listed and left out."""
+    from ..data import Subset, detect_landmarks
+
+    found = detect_landmarks(source, path, progress=not quiet)
+    if len(found.failures) == len(source):
+        raise ValueError(f"faces: no face was found in any of {len(source):,} images")
+    if found.failures:
+        shown = ", ".join(list(found.failures)[:5])
+        more = ", …" if len(found.failures) > 5 else ""
+        typer.echo(
+            f"{len(found.failures):,} of {len(source):,} images are left out, no face was found: {shown}{more} "
+            f"(all in {path})",
+            err=True,
+        )
+    kept = [k for k, name in enumerate(source.names) if name not in found.failures]
+    return Subset(found.on(source), kept)
+
+
+def _groups(path: Path) -> dict[str, str]:
+    import csv
+    import io
+
+    from ..files import read_text
+
+    rows = list(csv.DictReader(io.StringIO(read_text(path))))
+    if not rows or not {"name", "group"} <= set(rows[0]):
+        raise ValueError(f"--groups: expected a CSV file with the columns name and group, got {path}")
+    return {row["name"]: row["group"] for row in rows if row["group"]}
+
+
+def _only_run(output: Path) -> AbstractContextManager[object]:
+    """Hold the lock of the folder; a folder that can't be written is refused before any work."""
+    from ..files import locked
+
+    def busy(holder: str) -> Exception:
+        return ValueError(f"--output: {holder} writes an audit into {output}; wait for it or choose another folder")
+
+    return locked(output / ".audit.lock", busy)
+
+
+def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to lose an earlier run."""
+    if resume and overwrite:
+        raise ValueError("--resume: not valid together with --overwrite")
+    for path, what in ((output / _REPORT, "an audit"), (output / _WORK, "unfinished work")):
+        if path.exists() and not resume and not overwrite:
+            raise ValueError(
+                f"{path} is {what}: --resume continues the run, --overwrite replaces it; or choose another --output"
+            )

@@ -1,0 +1,213 @@
+"""Audits of small networks on generated faces."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from occfast.audit import Audit, Covering, audit, usual_coverings
+from occfast.data import Folder, WithLandmarks
+from occfast.evaluate import embed
+from occfast.models import Preprocessing
+from occfast.occlude import named_occlusion
+from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
+
+SIZE = (28, 24)
+HOW = Preprocessing(SIZE, "gray")
+POINTS = torch.tensor([[10.0, 7], [10, 16], [15, 12], [20, 8], [20, 15]], dtype=torch.float64)
+PEOPLE, EACH = 20, 4
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random, place = np.random.default_rng(0), tmp_path_factory.mktemp("faces")
+    for p in range(PEOPLE):
+        (place / f"person {p:02d}").mkdir()
+        pattern = random.integers(0, 160, (7, 6)).repeat(4, 0).repeat(4, 1)
+        for k in range(EACH):
+            pixels = (pattern + random.integers(0, 95, pattern.shape)).astype(np.uint8)
+            Image.fromarray(pixels).save(place / f"person {p:02d}" / f"{k}.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def faces(folder: Path) -> WithLandmarks:
+    source = Folder(folder, gray=True)
+    jitter = torch.randn(len(source), 1, 2, generator=torch.Generator().manual_seed(0)).double()
+    return WithLandmarks(source, POINTS + 0.3 * jitter)
+
+
+@pytest.fixture(scope="module")
+def result(faces: WithLandmarks) -> Audit:
+    return audit(
+        Net().eval(), faces, HOW, fmr=0.01, fmrs=(0.1, 1e-5), resamples=200, map_images=4, progress=False, seed=3
+    )
+
+
+def test_rates_equal_those_of_all_pairs(faces: WithLandmarks, result: Audit) -> None:
+    labels = faces.labels
+    same = labels[:, None] == labels
+    same_pair = torch.eye(len(labels), dtype=torch.bool)
+
+    def features(name: str | None) -> Tensor:
+        cover = None if name is None else named_occlusion(name, 3)
+        found = embed(Net().eval(), faces, HOW, occlusion=cover, flip="none", progress=False).features.double()
+        return torch.nn.functional.normalize(found, dim=1)
+
+    clean = features(None)
+    scores = clean @ clean.T
+    impostor = scores[~same].sort(descending=True).values
+    threshold = result.thresholds[0.01]
+    allowed = int(0.01 * len(impostor))
+    assert int((impostor >= threshold - 1e-12).sum()) <= allowed < int((impostor >= threshold - 1e-3).sum()) + 200
+    by_name = {c.name: c for c in result.conditions}
+    for name, text in (("uncovered", None), ("sunglasses", "sunglasses"), ("a surgical mask", "mask:surgical")):
+        covered = features(text)
+        found = clean @ covered.T
+        genuine = found[same & ~same_pair]
+        rate = by_name[name].fnmr[0.01]
+        assert rate.value == pytest.approx(float((genuine < threshold - 1e-12).double().mean()), abs=1e-9)
+        assert rate.interval.low <= rate.value <= rate.interval.high
+        others = found[~same]
+        assert by_name[name].fmr.value == pytest.approx(float((others >= threshold - 1e-12).double().mean()), abs=1e-9)
+        own = by_name[name].threshold
+        assert float((others >= own - 1e-12).double().mean()) <= 0.01
+        change = by_name[name].increase[0.01].value
+        assert change == pytest.approx(rate.value - by_name["uncovered"].fnmr[0.01].value)
+
+
+def test_what_it_reports(result: Audit) -> None:
+    assert list(result.thresholds) == [0.1, 0.01]  # 1e-5 can't be resolved by these pairs
+    assert result.settings["unresolved FMR"] == [1e-5]
+    assert len(result.curve) == 12
+    shares = [p.covered for p in result.curve if p.place == "from below"]
+    np.testing.assert_allclose(shares, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], atol=0.02)
+    assert result.map is not None and result.map.n_images == 4
+    assert {r.name for r in result.regions} >= {"left eye", "nose", "mouth"}
+    assert [r.drop for r in result.regions] == sorted((r.drop for r in result.regions), reverse=True)
+    first = result.sentences[0]
+    assert "1 in 100 pairs of two people match" in first and "rejected uncovered" in first
+    assert all(name in " ".join(result.sentences) for name in ("sunglasses", "a cloth mask"))
+    covered = {c.name: c.covered for c in result.conditions}
+    assert covered["uncovered"] == 0 < covered["sunglasses"] < covered["a scarf (band from nose to chin)"]
+
+
+def test_files(result: Audit, tmp_path: Path) -> None:
+    page = result.write(tmp_path).read_text()
+    about = json.loads((tmp_path / "audit.json").read_text())
+    assert about["sentences"] == result.sentences and len(about["conditions"]) == len(result.conditions)
+    assert (tmp_path / "curve.csv").read_text().count("\n") == 13 and (tmp_path / "map.npz").is_file()
+    assert "sunglasses" in (tmp_path / "audit.md").read_text()
+    assert result.sentences[0] in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+
+
+def test_names_are_escaped(faces: WithLandmarks) -> None:
+    bad = "<script>alert(1)</script>|"
+    found = audit(
+        Net().eval(),
+        faces,
+        HOW,
+        [Covering(bad, named_occlusion("eyes"))],
+        fmr=0.01,
+        resamples=100,
+        map_images=0,
+        curve=False,
+        model_name=bad,
+        progress=False,
+    )
+    from occfast.audit.page import page
+
+    assert "<script" not in page(found) and "&lt;script&gt;" in page(found)
+    assert "\\|" in found.to_markdown()
+    assert found.map is None and found.regions == [] and found.curve == []
+
+
+def test_groups(faces: WithLandmarks) -> None:
+    groups = {f"person {p:02d}": "first" if p < 10 else "second" for p in range(PEOPLE - 2)}
+    found = audit(
+        Net().eval(),
+        faces,
+        HOW,
+        [Covering("eyes", named_occlusion("eyes"))],
+        fmr=0.01,
+        resamples=100,
+        map_images=0,
+        curve=False,
+        groups=groups,
+        progress=False,
+    )
+    rates = {(g.covering, g.name): g for g in found.groups}
+    assert len(rates) == 4 and rates["eyes", "first"].images == 40 and rates["eyes", "second"].images == 32
+    whole = {c.name: c.fnmr[0.01].value for c in found.conditions}
+    for name in ("uncovered", "eyes"):
+        mean = (10 * rates[name, "first"].fnmr.value + 8 * rates[name, "second"].fnmr.value) / 18
+        assert abs(mean - whole[name]) < 0.25
+    with pytest.raises(ValueError, match="groups: expected names of people or images"):
+        audit(Net().eval(), faces, HOW, [], fmr=0.01, resamples=100, map_images=0, groups={"x": "y"}, progress=False)
+
+
+def test_refusals(faces: WithLandmarks) -> None:
+    network = Net().eval()
+
+    def refused(message: str, source=faces, **options: object) -> None:
+        with pytest.raises(ValueError, match=message):
+            audit(network, source, HOW, **{"progress": False, "resamples": 100, **options})  # type: ignore[arg-type]
+
+    refused(
+        r"fmr: 1e-06 needs at least 1,000,000 pairs of two people; these faces give 3,040, which allow 0\.001", fmr=1e-6
+    )
+    refused("fmr: expected", fmr=0.0)
+    refused("fmr: expected", fmr=float("nan"))
+    refused("resamples: expected", resamples=10)
+    refused("limit: expected", fmr=0.1, limit=5)
+    same = Covering("eyes", named_occlusion("eyes"))
+    refused("coverings: expected different names", coverings=[same, same])
+    refused(
+        "faces: expected at least two people with two images each, got 1 people",
+        source=faces.select(people=["person 00"]),
+    )
+
+
+def test_a_limit_takes_whole_people(faces: WithLandmarks) -> None:
+    found = audit(
+        Net().eval(), faces, HOW, [], fmr=0.05, limit=41, resamples=100, map_images=0, curve=False, progress=False
+    )
+    assert found.settings["images"] == 40 and found.settings["people"] == 10
+
+
+def test_coverings_without_landmarks() -> None:
+    assert len(usual_coverings((112, 96), landmarks=False)) == 1 < len(usual_coverings((112, 96), landmarks=True))
+
+
+def test_command_line(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: F811
+    torch.jit.script(Net().eval()).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
+    arguments = ("audit", tmp_path / "net.pt", folder, "--color", "gray", "--size", "28x24", "--resize", "--fmr", 0.01)
+    arguments += ("--bootstrap", 100, "--map-images", 2, "-q")
+    done: Done = occfast(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "of genuine pairs are rejected uncovered" in done.stdout and (tmp_path / "audit" / "audit.html").is_file()
+    first = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    refused = occfast(*arguments)
+    assert refused.returncode == 2 and "--resume continues the run, --overwrite replaces it" in refused.stderr
+    again = occfast(*arguments, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    second = json.loads(again.stdout)
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
