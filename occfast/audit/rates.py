@@ -152,11 +152,13 @@ class People:
         """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample."""
         ends = np.flatnonzero(np.r_[np.diff(scores.impostor) != 0, True])
         distinct = scores.impostor[ends]
-        above = np.nextafter(scores.impostor[0], np.inf)
 
         def chosen(accepted: NDArray[Any], allowed: NDArray[Any]) -> Floats:
+            """Return the lowest of the drawn scores at which few enough match, else one above all drawn scores."""
             count = (accepted <= allowed[:, None] * (1 + 1e-12) + 1e-9).sum(1)
-            found: Floats = np.where(count > 0, distinct[np.maximum(count, 1) - 1], above)
+            most = np.where(count > 0, accepted[np.arange(len(accepted)), np.maximum(count, 1) - 1], 0)
+            first = np.minimum((accepted < np.maximum(most, 1)[:, None]).sum(1), len(distinct) - 1)
+            found: Floats = np.where(most > 0, distinct[first], np.nextafter(distinct[first], np.inf))
             return found
 
         value = chosen(ends[None] + 1, np.array([fmr * scores.n_impostor]))[0]
