@@ -1,5 +1,6 @@
 """Networks for faces: plain modules, traceable by torch.fx, that return logits, or features without a classifier."""
 
+from . import onnx
 from .iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100
 from .mobilefacenet import MobileFaceNet
 from .paper_net import PaperNet
@@ -21,6 +22,7 @@ __all__ = [
     "iresnet34",
     "iresnet50",
     "iresnet100",
+    "onnx",
     "resnet18",
     "resnet34",
     "resnet50",
