@@ -36,10 +36,14 @@ def draw(people: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
 def rates(people: People, clean: Tensor, covered: Tensor, labels: Tensor, fmr: float) -> dict[str, Any]:
     """Return the rates by name, each with its resamples."""
     base = PairScores.of(clean, clean, labels, highest=4 * fmr, symmetric=True)
-    threshold, drawn = people.threshold(base, fmr)
+    threshold, drawn_threshold = people.threshold(base, fmr)
     probe = PairScores.of(clean, covered, labels, highest=4 * fmr, symmetric=False, thresholds=(threshold,))
-    found = {"uncovered": people.fnmr(base, threshold, drawn), "covered": people.fnmr(probe, threshold, drawn)}
-    found["increase"] = tuple(b - a for a, b in zip(found["uncovered"], found["covered"], strict=True))
+    found = {
+        name: people.fnmr(scores, threshold, drawn_threshold)
+        for name, scores in (("uncovered", base), ("covered", probe))
+    }
+    (value, drawn), (value_covered, drawn_covered) = found["uncovered"], found["covered"]
+    found["increase"] = value_covered - value, drawn_covered - drawn
     found["FMR under the covering"] = people.fmr(probe, probe.matches[0])
     own, drawn_own = people.threshold(probe, fmr)
     found["covered, at its own threshold"] = people.fnmr(probe, own, drawn_own)

@@ -1,5 +1,6 @@
 """Networks for faces: plain modules, traceable by torch.fx, that return logits, or features without a classifier."""
 
+from . import onnx
 from .iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100
 from .loading import Recognizer, load
 from .mobilefacenet import MobileFaceNet
@@ -29,6 +30,7 @@ __all__ = [
     "iresnet100",
     "load",
     "load_into",
+    "onnx",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -122,7 +122,8 @@ def load(
             - a folder that holds one of these, such as a snapshot or a cache folder of the Hugging Face Hub;
             - ``module:function``, which returns a module and runs since the user names it.
         network: Architecture of weights that do not record it, for :func:`occfast.models.build`.
-        classes, channels, size: Arguments of that architecture.
+        classes, channels, size: Arguments of that architecture; ``channels`` and ``size`` also for ONNX files that
+            leave them open.
         preset: Name in :data:`~occfast.models.PRESETS`, for files that do not record how images are prepared.
         trust: Whether code from a file may run: a pickle, or a ``module:function`` that a description names.
 
@@ -162,7 +163,7 @@ def _load(
     if suffix == ".onnx":
         if network is not None:
             raise ValueError(f"network: an ONNX file holds its own architecture, got {network!r} with {model}")
-        return _onnx(path)
+        return _onnx(path, channels, size)
     if suffix == ".safetensors":
         if not read_tensors(path)[1]:
             raise ValueError(f"{path}: {_UNKNOWN}")
@@ -209,13 +210,18 @@ def _archive(path: Path) -> list[str]:
         raise DataError(f"{path}: a damaged archive ({error})") from error
 
 
-def _onnx(path: Path) -> Recognizer:
-    from .onnx import OnnxNetwork
+def _onnx(path: Path, channels: int, size: tuple[int, int]) -> Recognizer:
+    """Read an ONNX file as a module, or run it by ONNX Runtime if an operator can't be followed."""
+    from .onnx import OnnxNetwork, UnsupportedOperator, open_dimensions, read_onnx
 
-    graph = OnnxNetwork(path)
-    return Recognizer(
-        graph, "onnx, dense", graph.preprocessing, channels=graph.channels, size=graph.size, note="run by ONNX Runtime"
-    )
+    open_channels, open_size = open_dimensions(path)
+    try:
+        module = read_onnx(path, channels=channels if open_channels else None, size=size if open_size else None)
+    except UnsupportedOperator as error:
+        graph = OnnxNetwork(path)
+        about = {"channels": graph.channels, "size": graph.size}
+        return Recognizer(graph, "onnx, dense", graph.preprocessing, note=str(error), **about)  # type: ignore[arg-type]
+    return Recognizer(module, "onnx", module.preprocessing, channels=module.channels, size=module.size)
 
 
 def _torchscript(path: Path) -> nn.Module:

@@ -8,6 +8,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 Mutate = Callable[[random.Random, bytes, list[bytes]], bytes]
 #: Values that replace those of a JSON file.
@@ -126,3 +127,125 @@ def mutate_safetensors(chance: random.Random, data: bytes, mutate: Mutate) -> by
     else:
         return mutate(chance, data, [data])
     return struct.pack("<Q", len(header)) + header + tensors
+
+
+def mutate_onnx(chance: random.Random, data: bytes, mutate: Mutate) -> bytes:
+    """Change nodes, their attributes, shapes or tensors of an ONNX file, or drop or repeat some."""
+    import onnx
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception:  # a mutated file
+        return mutate(chance, data, [data])
+    try:
+        for _ in range(chance.choice((1, 1, 2, 4))):
+            _change_network(chance, model, mutate)
+    except UnicodeDecodeError:  # a name that was mutated
+        return mutate(chance, data, [data])
+    return bytes(model.SerializeToString())
+
+
+def _change_network(chance: random.Random, model: Any, mutate: Mutate) -> None:
+    graph = model.graph
+    kind = chance.randrange(8)
+    if kind == 0 and model.opset_import:
+        model.opset_import[0].version = chance.choice((6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 20, 22, 23, 2**40))
+    elif kind == 1 and graph.input:
+        dims = graph.input[0].type.tensor_type.shape.dim
+        for dim in dims:
+            if chance.random() < 0.3:
+                dim.dim_value = chance.choice(WHOLE)
+    elif kind in (2, 3) and graph.initializer:
+        _change_tensor(chance, chance.choice(graph.initializer), mutate)
+    elif graph.node:
+        _change_node(chance, chance.choice(graph.node), graph, mutate)
+
+
+#: Sizes, steps, axes and counts.
+WHOLE = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    7,
+    8,
+    16,
+    100,
+    -1,
+    -2,
+    -3,
+    -4,
+    4096,
+    2**20,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**62,
+    -(2**31),
+    -(2**63),
+)
+_OPERATORS = (
+    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "Gemm", "MatMul", "Reshape", "Flatten", "Transpose", "Slice", "Split",
+    "Pad", "Resize", "Concat", "Gather", "Expand", "Tile", "Range", "ConstantOfShape", "Div", "Mod", "Pow", "Squeeze",
+    "Unsqueeze", "ReduceMean", "Softmax", "PRelu", "BatchNormalization", "LayerNormalization", "LRN", "Clip", "Cast", "Where",
+    "Upsample", "Identity", "Shape", "Constant", "DepthToSpace", "GlobalMaxPool", "InstanceNormalization", "HardSigmoid",
+    "Add", "Loop", "QLinearConv",
+)  # fmt: skip
+
+
+def _change_tensor(chance: random.Random, tensor: Any, mutate: Mutate) -> None:
+    kind = chance.randrange(6)
+    if kind == 0:
+        tensor.data_type = chance.randrange(24)
+    elif kind == 1 and tensor.dims:
+        tensor.dims[chance.randrange(len(tensor.dims))] = chance.choice(WHOLE)
+    elif kind == 2:
+        tensor.dims.append(chance.choice(WHOLE))
+    elif kind == 3:
+        tensor.data_location = chance.randrange(2)
+        for key in ("location", "offset", "length"):
+            value = chance.choice(("w.bin", "../w.bin", "/etc/passwd", "0", "4", "-4", "9" * 20, "", "\0"))
+            tensor.external_data.add(key=key, value=value)
+    elif tensor.data_type == 7 and len(tensor.raw_data) % 8 == 0:  # shapes, axes, steps
+        values = [chance.choice(WHOLE) if chance.random() < 0.5 else 1 for _ in range(len(tensor.raw_data) // 8)]
+        tensor.raw_data = struct.pack(f"<{len(values)}q", *values)
+    else:
+        tensor.raw_data = mutate(chance, tensor.raw_data, [tensor.raw_data])
+
+
+def _change_node(chance: random.Random, node: Any, graph: Any, mutate: Mutate) -> None:
+    names = [*(n.output[0] for n in graph.node if n.output), *(t.name for t in graph.initializer), "x", ""]
+    kind = chance.randrange(9)
+    if kind == 0:
+        node.op_type = chance.choice(_OPERATORS)
+    elif kind == 1 and node.input:
+        node.input[chance.randrange(len(node.input))] = chance.choice(names)
+    elif kind == 2:
+        node.input.append(chance.choice(names))
+    elif kind == 3:
+        node.output.append(chance.choice(names))
+    elif kind == 4:
+        made = type(node)(op_type=chance.choice(_OPERATORS), output=["made"])
+        made.input.extend(chance.choice(names[-9:]) for _ in range(chance.randrange(4)))
+        graph.node.insert(0, made)
+        node.input.append("made")
+    elif kind == 5 and node.attribute:
+        del node.attribute[chance.randrange(len(node.attribute))]
+    elif node.attribute:
+        attribute = chance.choice(node.attribute)
+        if attribute.ints and chance.random() < 0.8:
+            attribute.ints[chance.randrange(len(attribute.ints))] = chance.choice(WHOLE)
+        elif chance.random() < 0.2:
+            attribute.ints.append(chance.choice(WHOLE))
+        elif chance.random() < 0.2:
+            attribute.type = chance.randrange(1, 12)
+        elif attribute.HasField("t"):
+            _change_tensor(chance, attribute.t, mutate)
+        else:
+            attribute.i, attribute.f = (
+                chance.choice(WHOLE),
+                chance.choice((0.0, -1.0, 1e30, float("nan"), float("inf"))),
+            )

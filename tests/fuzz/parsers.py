@@ -9,6 +9,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from occfast.evaluate.scores import read_scores
 from occfast.files import read_json
 from occfast.occlude.face_masks import MaskTemplate
 from tests.data.pictures import encode, pixels
-from tests.fuzz.containers import Mutate, mutate_json, mutate_safetensors, mutate_zip
+from tests.fuzz.containers import Mutate, mutate_json, mutate_onnx, mutate_safetensors, mutate_zip
 from tests.fuzz.saved import saved
 
 
@@ -41,7 +42,7 @@ class Target:
     Attributes:
         seeds: The files.
         parse: Reads a file's content, or raises one of ``errors``.
-        container: Kind of file whose inside is mutated too: "zip", "json", "safetensors" or none.
+        container: Kind of file whose inside is mutated too: "zip", "json", "onnx", "safetensors" or none.
         errors: Errors that the documentation names.
     """
 
@@ -58,6 +59,8 @@ class Target:
             return mutate_zip(chance, data, others, plain)
         if self.container == "json":
             return mutate_json(chance, data, plain)
+        if self.container == "onnx":
+            return mutate_onnx(chance, data, plain)
         return mutate_safetensors(chance, data, plain)
 
 
@@ -181,6 +184,15 @@ _CELEBA += b"1.jpg 1 2 3 4 5 6 7 8 9 10\n2.jpg 1 2 3 4 5 6 7 8 9 10\n"
 _PAIR = ([encode(pixels(k, 5, 4)) for k in range(4)], [True, False])
 
 
+def _onnx() -> dict[str, Target]:
+    """Return the reader of ONNX files, where the package is installed."""
+    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
+        return {}
+    from tests.fuzz.onnx_files import networks, read_network
+
+    return {"onnx": Target(networks(), _at("a.onnx", read_network), "onnx", (DataError, ValueError))}
+
+
 def targets() -> dict[str, Target]:
     """Every parser by name."""
     torch.set_num_threads(1)
@@ -233,6 +245,7 @@ def targets() -> dict[str, Target]:
         "scores": Target(
             [b"score,same,fold\n0.5,1,0\n0.25,0,1\n", b"same;score\ntrue;1e-3\n"], _at("a.csv", read_scores)
         ),
+        **_onnx(),
         **{
             name: Target(seeds, _at(file, read), container, errors)
             for name, file, seeds, read, container, errors in saved()

@@ -68,6 +68,57 @@ def test_program_of_torch_export(network: nn.Module, tmp_path: Path) -> None:
         torch.testing.assert_close(found.network(IMAGES), network(IMAGES))
 
 
+def test_onnx(network: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from occfast.train import export_onnx
+
+    how = Preprocessing(SHAPE, "gray")
+    trained = Trained(network, how, {"name": "paper", "classes": 6, "arguments": {}}, [*"abcdef"])
+    export_onnx(trained, tmp_path / "net.onnx", output="logits")
+    found = load(tmp_path / "net.onnx")
+    check(found, "onnx", network)
+    assert found.preprocessing == how and found.size == SHAPE and found.channels == 1 and found.note == ""
+    with pytest.raises(ValueError, match="network: an ONNX file holds its own architecture"):
+        load(tmp_path / "net.onnx", network="paper")
+
+
+def test_onnx_with_an_operator_that_is_not_followed(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Erf", ["x"], ["y"]), helper.make_node("Det", ["y"], ["z"])]
+    shapes = [
+        helper.make_tensor_value_info(name, kind, dims) for name, dims in (("x", ["n", 1, 8, 8]), ("z", ["n", 1]))
+    ]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    found = load(tmp_path / "net.onnx")
+    assert found.kind == "onnx, dense" and "Det" in found.note
+    images = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(found.network(images), torch.linalg.det(torch.erf(images)), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="runs on the CPU only"):
+        found.to(torch.device("cuda"))
+
+
+def test_onnx_of_open_size(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["y"]), helper.make_node("Flatten", ["y"], ["z"])]
+    shapes = [
+        helper.make_tensor_value_info(name, kind, dims) for name, dims in (("x", ["n", 3, "h", "w"]), ("z", ["n", 3]))
+    ]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "net.onnx"
+    )
+    found = load(tmp_path / "net.onnx", size=(20, 30))
+    assert found.kind == "onnx" and found.size == (20, 30) and found.channels == 3
+    images = torch.rand(2, 3, 20, 30)
+    torch.testing.assert_close(found.network(images), images.mean((2, 3)))
+    assert load(tmp_path / "net.onnx", preset="sphereface").size == (112, 96)
+
+
 def test_pickled_module(network: nn.Module, tmp_path: Path) -> None:
     torch.save(network, tmp_path / "net.pt")
     with pytest.raises(DataError, match="runs code when it is loaded"):
