@@ -59,8 +59,9 @@ def build(
         network = function(**given, **arguments)
     except TypeError as error:
         if classes is None and "classes" in given:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"network: {name} failed with classes=None ({error}); for a network that returns features, such as "
+                f"network: {name} failed with classes=None ({reason}); for a network that returns features, such as "
                 "those of stage 'embed', it has to leave its classifier out"
             ) from error
         raise

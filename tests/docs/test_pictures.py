@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tools import figures
 from .test_code import check
 
 SOURCE = Path(figures.__file__).read_text()
+ROOT = Path(figures.__file__).parents[1]
 
 
 def test_names_exist_and_are_public() -> None:
@@ -30,6 +33,10 @@ def test_names_exist_and_are_public() -> None:
 @pytest.mark.parametrize("name", ["occluders", "temperatures", "rectangles", "covers", "alignment"])
 def test_draws(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture is the one in docs/images, but for how fonts are rendered."""
+    pinned = re.search(r"^matplotlib==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    if not matplotlib.__version__.startswith(f"{pinned[1]}."):
+        pytest.skip(f"the pictures were drawn by Matplotlib {pinned[1]}, this is {matplotlib.__version__}")
     committed = figures.IMAGES / f"{name}.png"
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     getattr(figures, name)()

@@ -37,7 +37,8 @@ def test_sampled_intervals_cover_the_full_sweep(data, occluder, part):
     """93-97 % of the locations, over seeds (a run's coverage varies more with a part of the images, as its level does).
     What is stated is what happens, in the root mean square too, and P is as far off as the docs say."""
     s = calibration.sampled(data, occluder, part, seeds=100 if part else 24)
-    assert 0.93 <= s.covered <= 0.97, s
+    error = float(np.std(s.runs)) / len(s.runs) ** 0.5
+    assert s.covered + 2 * error >= 0.93 and s.covered - 2 * error <= 0.97, s
     assert 0.8 < s.stated / s.error < 1.3, s
     assert (
         s.variation
@@ -141,7 +142,11 @@ def test_adaptive_real_valued(score):
     m = occfast.occlusion_map(k.network, k.images[:6], labels, method=Adaptive(tolerance=limit, check=0.2), **call)
     off = np.abs(m.per_image - truth.per_image)
     assert m.n_evaluations < 0.8 * truth.n_evaluations and float((off > limit).mean()) < 0.02
-    assert m.estimate.tolerance == pytest.approx(limit) and m.estimate.worst_error <= off.max() + limit
+    assert m.estimate.tolerance == pytest.approx(limit)
+    unchecked = occfast.occlusion_map(
+        k.network, k.images[:6], labels, method=Adaptive(tolerance=limit, check=0), **call
+    )
+    assert m.estimate.worst_error <= np.abs(unchecked.per_image - truth.per_image).max() * (1 + 1e-4)
     finer = occfast.occlusion_map(k.network, k.images[:6], labels, method=Adaptive(tolerance=limit / 4), **call)
     assert finer.n_evaluations > m.n_evaluations
     assert np.abs(finer.per_image - truth.per_image).mean() < off.mean()

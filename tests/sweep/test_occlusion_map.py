@@ -185,6 +185,7 @@ def test_half_precision_outputs():
 @pytest.mark.parametrize("stride", [1, (2, 3)])
 def test_captum_gives_the_same_map(stride):
     """Captum averages over the windows that cover a pixel; with windows of its stride we can undo that."""
+    pytest.importorskip("captum")
     from captum.attr import Occlusion
 
     from tests.conftest import TinyNet

@@ -83,7 +83,7 @@ def test_weights_without_a_description_are_exported_by_their_architecture(tmp_pa
         (given[:2], "--size: required with --network"),
         (given[:4], "--color: required with --network"),
         (["--size", "32x32"], "--size: only valid with --network"),
-        ([*given[:3], "32", *given[4:]], "--size: expected height x width, as in 112x96, got '32'"),
+        ([*given[:3], "32", *given[4:]], "--size: expected height x width as in 20x40, got '32'"),
         ([], "no architecture is recorded in this file; name it with network= .--network."),
     ):
         with pytest.raises(ValueError, match=message):
