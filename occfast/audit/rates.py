@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..evaluate.curves import Interval, allowed_accepts, binomial_interval
+from ..evaluate.resampling import rate_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -146,7 +147,7 @@ class People:
     def __init__(self, people: int, resamples: int, confidence: float, seed: int) -> None:
         random = np.random.default_rng(seed)
         self.times: Ints = random.multinomial(people, np.full(people, 1 / people), size=resamples)
-        self.confidence = confidence
+        self.confidence, self.seed = confidence, seed
 
     def threshold(self, scores: PairScores, fmr: float) -> tuple[float, Floats]:
         """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample."""
@@ -163,14 +164,12 @@ class People:
 
         value = chosen(ends[None] + 1, np.array([fmr * scores.n_impostor]))[0]
         first, second = scores.impostor_people.T
-        m = scores.images
-        pairs = float(m.sum()) ** 2 - float((m**2).sum())
+        allowed, start = fmr * self._impostors(scores), 0
         parts = []
         for times in self._blocks(len(first)):
             weight = (times[:, first] * times[:, second]).cumsum(1)[:, ends]
-            images = times * m
-            total = (images.sum(1).astype(float) ** 2 - (images.astype(float) ** 2).sum(1)) * scores.n_impostor / pairs
-            parts.append(chosen(weight, fmr * total))
+            parts.append(chosen(weight, allowed[start : start + len(times)]))
+            start += len(times)
         return float(value), np.concatenate(parts)
 
     def fnmr(self, scores: PairScores, threshold: float, thresholds: Floats) -> tuple[float, Floats]:
@@ -189,19 +188,31 @@ class People:
 
     def fmr(self, scores: PairScores, matches: Ints) -> tuple[float, Floats]:
         """Return the FMR that a table of :attr:`PairScores.matches` shows, and that of each resample."""
-        m = scores.images.astype(float)
-        pairs = m.sum() ** 2 - (m**2).sum()
         times = self.times.astype(float)
         accepted = ((times @ matches) * times).sum(1)
-        images = times * m
-        total = (images.sum(1) ** 2 - (images**2).sum(1)) * scores.n_impostor / pairs
-        return float(matches.sum() / scores.n_impostor), accepted / total
+        return float(matches.sum() / scores.n_impostor), accepted / self._impostors(scores)
+
+    def _impostors(self, scores: PairScores) -> Floats:
+        """Return the number of impostor pairs in each resample."""
+
+        def ordered(images: Floats) -> Floats:
+            counted: Floats = images.sum(-1) ** 2 - (images**2).sum(-1)
+            return counted
+
+        images = scores.images.astype(float)
+        number: Floats = ordered(self.times * images) * (scores.n_impostor / ordered(images))
+        return number
 
     def rate(self, value: float, drawn: Floats, people: int) -> Rate:
         """Return a rate with its interval; ``people`` is the number of people behind it."""
         if value in (0.0, 1.0):
             return Rate(value, binomial_interval(round(value * people), people, self.confidence))
         return Rate(value, self.interval(drawn))
+
+    def share(self, hits: NDArray[np.bool_], people: Ints) -> Rate:
+        """Return the share of hits, bool [N], of these people, [N]."""
+        interval = rate_interval(hits, people, self.confidence, len(self.times), self.seed)
+        return Rate(float(hits.mean()), interval)
 
     def interval(self, drawn: Floats) -> Interval:
         """Return the percentile interval of resamples; those that are NaN are left out."""

@@ -20,7 +20,7 @@ from ..evaluate.comparison import mean_faces
 from ..evaluate.embedding import Flip, described
 from ..evaluate.feature_cache import CachedEmbedder
 from ..evaluate.fingerprints import fingerprint
-from ..evaluate.resampling import RESAMPLES, rate_interval
+from ..evaluate.resampling import RESAMPLES
 from ..evaluate.search import identification
 from ..models import Preprocessing
 from ..occlude import Block, OcclusionLike, named_occlusion
@@ -31,7 +31,7 @@ from .report import Audit, Condition, CurvePoint, Group, Region
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _CLEAN = "uncovered"
-#: Places on a face, as (from, to, step): row = from + step x (to - from), of the mean landmarks' rows.
+#: Further places on a face: their steps from the middle of the eyes towards the mouth, whose own step is 1.
 _FURTHER = {"forehead": -0.6, "chin": 1.55}
 
 
@@ -169,7 +169,7 @@ def audit(
     clean = embedder(everything, title=_CLEAN).features
     base = PairScores.of(clean, clean, labels, highest=4 * resolved[0], symmetric=True)
     thresholds = {f: people.threshold(base, f) for f in resolved}
-    judge = _Judge(people, thresholds, fmr, clean, labels, both, confidence, resamples, seed)
+    judge = _Judge(people, thresholds, fmr, clean, labels, both)
     conditions = [judge.condition(_CLEAN, 0.0, clean, {})]
     scores = {}
     for covering in chosen:
@@ -177,6 +177,7 @@ def audit(
         about = described(covering.occlusion)
         conditions.append(judge.condition(covering.name, float(found.covered.mean()), found.features, about))
         scores[covering.name] = judge.last
+    every = {_CLEAN: judge.scores(clean, once=False), **scores}
     points = []
     for place, share, block in _growing(preprocessing.size) if curve else ():
         found = embedder(everything, block, title=f"{share:.0%} covered {place}")
@@ -190,8 +191,8 @@ def audit(
         curve=points,
         map=the_map,
         regions=[] if the_map is None else _regions(the_map, faces),
-        groups=[] if groups is None else _groups(judge, scores, faces, groups),
-        poses=_poses(judge, scores, faces),
+        groups=[] if groups is None else _groups(judge, every, faces, groups),
+        poses=_poses(judge, every, faces),
         worst=_worst(judge, scores, faces),
         examples=mean_faces(faces, everything, {_CLEAN: None, **{c.name: c.occlusion for c in chosen}}),
         settings={
@@ -226,13 +227,9 @@ class _Judge:
         clean: Tensor,
         labels: Tensor,
         both: bool,
-        confidence: float,
-        resamples: int,
-        seed: int,
     ) -> None:
         self.people, self.thresholds, self.fmr = people, thresholds, fmr
         self.clean, self.labels, self.both = clean, labels, both
-        self.confidence, self.resamples, self.seed = confidence, resamples, seed
         self.last: PairScores
         self._uncovered: dict[float, tuple[float, Floats]]
 
@@ -286,8 +283,7 @@ class _Judge:
             gallery[first], self.labels[first], features[~first], self.labels[~first], (1,), resamples=0
         )
         hits = found.rank == 1
-        interval = rate_interval(hits, self.labels[~first].numpy(), self.confidence, self.resamples, self.seed)
-        return Rate(float(hits.mean()), interval)
+        return self.people.share(hits, self.labels[~first].numpy())
 
 
 def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> FaceDataset:
@@ -392,16 +388,14 @@ def _poses(judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset) 
 def _by(judge: _Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.ndarray], kind: str) -> list[Group]:
     threshold = judge.thresholds[judge.fmr][0]
     found = []
-    clean = judge.scores(judge.clean, once=False)
-    for covering, pairs in {_CLEAN: clean, **scores}.items():
+    for covering, pairs in scores.items():
         for name, mask in masks.items():
             inside = mask[pairs.genuine_probes]
             if not inside.any():
                 continue
             rejected = pairs.genuine[inside] < threshold
             who = pairs.genuine_people[inside]
-            interval = rate_interval(rejected, who, judge.confidence, judge.resamples, judge.seed)
-            rate = Rate(float(rejected.mean()), interval)
+            rate = judge.people.share(rejected, who)
             found.append(Group(kind, name, covering, rate, int(mask.sum()), len(np.unique(who))))
     return found
 

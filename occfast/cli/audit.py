@@ -8,26 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from ..data import FaceDataset
 
 _REPORT, _WORK = "audit.json", "work"
 
 
 def audit(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Recognizer: weights that occfast train wrote (.safetensors); ONNX (.onnx); TorchScript (.pt); other "
-            "weights (.safetensors, .pt or .pth) with --network; torch.export (.pt2) with --trust; a folder with one "
-            "of these; or module:function.",
-            show_default=False,
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help=f"Recognizer: {options.MODEL_HELP}", show_default=False)],
     faces: Annotated[
         str,
         typer.Argument(
@@ -76,43 +67,13 @@ def audit(
             help="At most this many images, of people drawn at random; 0: all.", min=0, rich_help_panel="Images"
         ),
     ] = 2000,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture, for weights that do not record it: paper, resnet18, … or module:function.",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
-            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Height x width of the network's input.", show_default="as recorded", rich_help_panel="Network"
-        ),
-    ] = None,
-    color: Annotated[
-        str | None, typer.Option(help="gray, RGB or BGR.", show_default="as recorded", rich_help_panel="Network")
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
-            show_default="as recorded, else 0.5",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="Align faces to this template.", show_default="as recorded", rich_help_panel="Images"),
-    ] = None,
+    network: options.Network = None,
+    preset: options.Preset = None,
+    size: options.Size = None,
+    color: options.Color = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    template: options.Template = None,
     landmarks: Annotated[
         Path | None,
         typer.Option(
@@ -121,17 +82,8 @@ def audit(
             rich_help_panel="Images",
         ),
     ] = None,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.", rich_help_panel="Images")
-    ] = False,
-    aligned: Annotated[
-        bool,
-        typer.Option(
-            "--aligned",
-            help="The images are aligned as the weights expect; only resize them.",
-            rich_help_panel="Images",
-        ),
-    ] = False,
+    resize: options.Resize = False,
+    aligned: options.Aligned = False,
     device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
     seed: Annotated[
         int, typer.Option(help="Random seed for coverings, people and resamples.", rich_help_panel="Run")
@@ -139,19 +91,10 @@ def audit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
-    ] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Run code that the file contains or names: a pickle or module:function.",
-            rich_help_panel="Network",
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Run")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Run")] = False,
+    overwrite: options.Overwrite = False,
+    trust: options.Trust = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure what covered faces cost a recognizer, and write one page.
 
@@ -166,7 +109,7 @@ def audit(
     from ..occlude import named_occlusion
 
     coverings = None if not cover else [Covering(name, named_occlusion(name, seed)) for name in cover]
-    with _only_run(output):
+    with options.only_run(output, "audit", "writes an audit into"):
         _check_output(output, resume, overwrite)
         work = output / _WORK
         source = open_dataset(faces, landmarks=landmarks)
@@ -189,7 +132,7 @@ def audit(
             typer.echo(f"{model}: {found.note}", err=True)
         wanted = template or found.template or preparation.alignment
         if wanted and not resize and not aligned and source.alignment is None and source.landmarks is None:
-            source = _with_landmarks(source, work / "landmarks.csv", quiet)
+            source = _with_landmarks(source, work / "landmarks.csv", resume, quiet)
         ready = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)
         result = run(
             found.embedding(),
@@ -219,11 +162,11 @@ def audit(
     typer.echo(page)
 
 
-def _with_landmarks(source: FaceDataset, path: Path, quiet: bool) -> FaceDataset:
+def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool) -> FaceDataset:
     """Find the faces of photographs; those without a face are listed and left out."""
     from ..data import Subset, detect_landmarks
 
-    found = detect_landmarks(source, path, progress=not quiet)
+    found = detect_landmarks(source, path, resume=resume, progress=not quiet)
     if len(found.failures) == len(source):
         raise ValueError(f"faces: no face was found in any of {len(source):,} images")
     if found.failures:
@@ -250,20 +193,9 @@ def _groups(path: Path) -> dict[str, str]:
     return {row["name"]: row["group"] for row in rows if row["group"]}
 
 
-def _only_run(output: Path) -> AbstractContextManager[object]:
-    """Hold the lock of the folder; a folder that can't be written is refused before any work."""
-    from ..files import locked
-
-    def busy(holder: str) -> Exception:
-        return ValueError(f"--output: {holder} writes an audit into {output}; wait for it or choose another folder")
-
-    return locked(output / ".audit.lock", busy)
-
-
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
     """Refuse to lose an earlier run."""
-    if resume and overwrite:
-        raise ValueError("--resume: not valid together with --overwrite")
+    options.check_resume(resume, overwrite)
     for path, what in ((output / _REPORT, "an audit"), (output / _WORK, "unfinished work")):
         if path.exists() and not resume and not overwrite:
             raise ValueError(

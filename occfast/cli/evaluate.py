@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DataError
-from ..files import locked, read_json
+from ..files import read_json
+from . import options
 from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
@@ -112,66 +112,22 @@ def evaluate(
             help="Unit of a rank (search): people or images.", show_default="people", rich_help_panel="Protocol"
         ),
     ] = None,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture, for weights that do not record it: paper, resnet18, … or module:function.",
-            rich_help_panel="Network",
-        ),
-    ] = None,
+    network: options.Network = None,
     classes: Annotated[
         int | None, typer.Option(help="Number of classes of --network.", min=1, rich_help_panel="Network")
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Height x width of the network's input.",
-            show_default="as the weights record",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    color: Annotated[
-        str | None,
-        typer.Option(help="gray, RGB or BGR.", show_default="as the weights record", rich_help_panel="Network"),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
-            show_default="as recorded, else 0.5",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="See --mean.", rich_help_panel="Network")] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
-            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
-            rich_help_panel="Network",
-        ),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="Align faces to this template.", show_default="as the weights record", rich_help_panel="Images"
-        ),
-    ] = None,
+    size: options.Size = None,
+    color: options.Color = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    preset: options.Preset = None,
+    template: options.Template = None,
     landmarks: Annotated[
         Path | None,
         typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.", rich_help_panel="Images"),
     ] = None,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.", rich_help_panel="Images")
-    ] = False,
-    aligned: Annotated[
-        bool,
-        typer.Option(
-            "--aligned",
-            help="The images are aligned as the weights expect; only resize them.",
-            rich_help_panel="Images",
-        ),
-    ] = False,
+    resize: options.Resize = False,
+    aligned: options.Aligned = False,
     flip: Annotated[
         str, typer.Option(help="Fusion with the mirror image: sum, concat or none.", rich_help_panel="Images")
     ] = "sum",
@@ -204,19 +160,10 @@ def evaluate(
             "--resume", help="Continue an earlier run in --output: its features are used again.", rich_help_panel="Run"
         ),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
-    ] = False,
-    trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust",
-            help="Run code that a file contains or names: a pickle or module:function.",
-            rich_help_panel="Network",
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Run")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Run")] = False,
+    overwrite: options.Overwrite = False,
+    trust: options.Trust = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Evaluate recognizers on clean and occluded faces.
 
@@ -242,7 +189,7 @@ def evaluate(
     )
     if protocol == "pairs" and pairs is None:
         raise ValueError("--pairs: expected a list of pairs, which the pairs protocol requires, got none")
-    with _only_run(output):
+    with options.only_run(output, "evaluate", "writes a report into"):
         _check_output(output, resume, overwrite)
         if protocol == "scores":
             report = _of_scores(Path(what), folds, models, occlude, output if resume else None)
@@ -322,18 +269,8 @@ def _check_options(protocol: str, given: Mapping[str, tuple[object, tuple[str, .
             raise ValueError(f"{name}: only valid with {', '.join(protocols)}, got it with {protocol}")
 
 
-def _only_run(output: Path) -> AbstractContextManager[object]:
-    """Hold the lock of the folder; a folder that can't be written is refused before any work."""
-
-    def busy(holder: str) -> Exception:
-        return ValueError(f"--output: {holder} writes a report into {output}; wait for it or choose another folder")
-
-    return locked(output / ".evaluate.lock", busy)
-
-
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise ValueError("--resume: not valid together with --overwrite")
+    options.check_resume(resume, overwrite)
     report, features = (output / "report.json").exists(), any((output / "features").glob("features-*.npz"))
     if (report or features) and not resume and not overwrite:
         what = "a report" if report else "features of an unfinished run"

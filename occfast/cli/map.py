@@ -7,13 +7,14 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
@@ -31,15 +32,7 @@ _MANY = 500_000  # evaluations
 
 
 def map_(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Network: weights that occfast train wrote (.safetensors); ONNX (.onnx); TorchScript (.pt); other "
-            "weights (.safetensors, .pt or .pth) with --network; torch.export (.pt2) with --trust; a folder with one "
-            "of these; or module:function.",
-            show_default=False,
-        ),
-    ],
+    model: Annotated[str, typer.Argument(help=f"Network: {options.MODEL_HELP}", show_default=False)],
     dataset: Annotated[
         str,
         typer.Argument(
@@ -116,21 +109,10 @@ def map_(
         str | None, typer.Option(help="gray, RGB or BGR.", show_default="as the weights record, else the images'")
     ] = None,
     mean: Annotated[
-        str | None,
-        typer.Option(
-            help="The input is (pixel / 255 - mean) / std: one number, or one for each channel, separated by commas.",
-            show_default="as the weights record, else 0.5",
-        ),
+        str | None, typer.Option(help=options.SCALE_HELP, show_default="as the weights record, else 0.5")
     ] = None,
     std: Annotated[str | None, typer.Option(help="See --mean.", show_default=False)] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Size, colors, scaling and alignment of a known family, for files that do not record them: "
-            "insightface, arcface, adaface, sface, facenet, dlib, sphereface, or auto (the best on a few pairs).",
-            show_default=False,
-        ),
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help=options.PRESET_HELP, show_default=False)] = None,
     template: Annotated[
         str | None, typer.Option(help="Align faces to this template.", show_default="as the weights record")
     ] = None,
@@ -211,7 +193,7 @@ def map_(
         group = Processes()
         with group.guard():  # one process looks, before any of them writes
             if group.rank == 0:
-                stack.enter_context(_only_run(output))
+                stack.enter_context(options.only_run(output, "map", "writes maps into"))
                 _check_output(list(stems), resume, overwrite)
         found, preparation, faces = _open(
             model,
@@ -295,20 +277,9 @@ def _checkpoint(stem: Path) -> Path:
     return finished if finished.exists() and not unfinished.exists() else unfinished
 
 
-def _only_run(output: Path) -> AbstractContextManager[object]:
-    """Hold the lock of the folder; a folder that can't be written is refused before the sweep."""
-    from ..files import locked
-
-    def busy(holder: str) -> Exception:
-        return ValueError(f"--output: {holder} writes maps into {output}; wait for it or choose another folder")
-
-    return locked(output / ".map.lock", busy)
-
-
 def _check_output(stems: Sequence[Path], resume: bool, overwrite: bool) -> None:
     """Refuse to lose an earlier run. Nothing is deleted."""
-    if resume and overwrite:
-        raise ValueError("--resume: not valid together with --overwrite")
+    options.check_resume(resume, overwrite)
     if resume or overwrite:
         return
     for path in (stem.with_suffix(ending) for stem in stems for ending in (".checkpoint", _FILES["map"])):

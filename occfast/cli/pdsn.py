@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import options
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -404,8 +406,7 @@ def identify_command(
 
 def _checkpoint(output: Path, resume: bool, overwrite: bool) -> Path:
     """Return the path of the checkpoint beside an output; an older one is neither lost nor resumed unasked."""
-    if resume and overwrite:
-        raise ValueError("--resume: not valid together with --overwrite")
+    options.check_resume(resume, overwrite)
     path = output.with_name(f"{output.name}.checkpoint")
     if path.exists() and not resume and not overwrite:
         raise ValueError(

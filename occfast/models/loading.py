@@ -16,7 +16,7 @@ from ..files import read_text
 from .preprocessing import Preprocessing
 from .presets import preset_named
 from .registry import build, features
-from .tensor_files import read_state_dict, read_tensors
+from .tensor_files import read_about, read_state_dict
 from .weights import load as load_weights
 from .weights import load_into
 
@@ -165,7 +165,7 @@ def _load(
             raise ValueError(f"network: an ONNX file holds its own architecture, got {network!r} with {model}")
         return _onnx(path, channels, size)
     if suffix == ".safetensors":
-        if not read_tensors(path)[1]:
+        if not read_about(path):
             raise ValueError(f"{path}: {_UNKNOWN}")
         trained = load_weights(path, trust=trust)
         whole = trained.network if trained.head is None else trained.classifier()
@@ -212,11 +212,16 @@ def _archive(path: Path) -> list[str]:
 
 def _onnx(path: Path, channels: int, size: tuple[int, int]) -> Recognizer:
     """Read an ONNX file as a module, or run it by ONNX Runtime if an operator can't be followed."""
-    from .onnx import OnnxNetwork, UnsupportedOperator, open_dimensions, read_onnx
+    from .onnx import OnnxNetwork, UnsupportedOperator
+    from .onnx.file import read_file
+    from .onnx.module import as_module
 
-    open_channels, open_size = open_dimensions(path)
+    file = read_file(path)
+    stated_channels, *stated_size = file.dimensions
     try:
-        module = read_onnx(path, channels=channels if open_channels else None, size=size if open_size else None)
+        module = as_module(
+            file, channels=channels if stated_channels is None else None, size=size if None in stated_size else None
+        )
     except UnsupportedOperator as error:
         graph = OnnxNetwork(path)
         about = {"channels": graph.channels, "size": graph.size}

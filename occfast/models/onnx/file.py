@@ -46,6 +46,21 @@ class OnnxFile:
     output: str
     preprocessing: Preprocessing | None
 
+    @property
+    def last(self) -> bool:
+        """Whether images are [N, H, W, C]."""
+        return channels_last(self.shape[1:])
+
+    @property
+    def dimensions(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height and width of the images; None where neither the shape nor the metadata state one."""
+        first, second, third = self.shape[1:]
+        found = (third, first, second) if self.last else (first, second, third)
+        if self.preprocessing is None:
+            return found
+        stated = (self.preprocessing.channels, *self.preprocessing.size)
+        return tuple(a if b is None else b for a, b in zip(stated, found, strict=True))  # type: ignore[return-value]
+
 
 def read_file(path: str | os.PathLike[str]) -> OnnxFile:
     """Read and check an ONNX file.

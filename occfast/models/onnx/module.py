@@ -14,7 +14,7 @@ from ..preprocessing import Preprocessing
 from .builder import BATCHES, Builder, Value
 from .call import Call
 from .errors import Malformed, UnsupportedForm, UnsupportedOperator
-from .file import OnnxFile, channels_last, read_file
+from .file import OnnxFile, read_file
 from .idioms import simplify
 from .operators import OPERATORS
 
@@ -114,7 +114,11 @@ def read_onnx(
         >>> network = occfast.models.onnx.read_onnx("w600k_r50.onnx")
         >>> print(occfast.explain(network, network.size, (20, 40)))
     """
-    file = read_file(path)
+    return as_module(read_file(path), size=size, channels=channels)
+
+
+def as_module(file: OnnxFile, *, size: tuple[int, int] | None = None, channels: int | None = None) -> OnnxModule:
+    """Build the network of a file that :func:`~occfast.models.onnx.file.read_file` read; see :func:`read_onnx`."""
     if file.opset not in OPSETS:
         raise UnsupportedOperator(
             str(file.path), [f"those of a version outside {OPSETS[0]} to {OPSETS[-1]}"], file.opset
@@ -123,11 +127,10 @@ def read_onnx(
         {_kind(node) for node in file.nodes if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS}
     ):
         raise UnsupportedOperator(str(file.path), missing, file.opset)
-    last = channels_last(file.shape[1:])
-    shape = _shape(file, last, size, channels)
+    shape = _shape(file, size, channels)
     builder = Builder(file.shape[0])
     with torch.random.fork_rng(devices=[]):  # modules draw weights when they are made, which are replaced
-        output = _read_nodes(file, builder, shape, last)
+        output = _read_nodes(file, builder, shape)
     if not output.varies:
         raise DataError(f"{file.path}: expected an output that depends on the images, got a constant")
     if not output.batched:
@@ -148,25 +151,16 @@ def read_onnx(
     return module.eval()
 
 
-def open_dimensions(path: str | os.PathLike[str]) -> tuple[bool, bool]:
-    """Return whether a file leaves the number of channels and the size of its images open; raises as read_onnx."""
-    file = read_file(path)
-    _, *dims = file.shape
-    channels, *size = [dims[2], dims[0], dims[1]] if channels_last(dims) else dims
-    described = file.preprocessing is not None
-    return channels is None and not described, None in size and not described
-
-
 def _kind(node: Any) -> str:
     kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
     quantized = any(part in kind for part in ("Quantize", "quantize", "QLinear")) or kind.endswith("Integer")
     return f"{kind:.60}" + (" (quantized)" if quantized else "")
 
 
-def _shape(file: OnnxFile, last: bool, size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
+def _shape(file: OnnxFile, size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
     """Return channels, height and width of the images."""
     _, *dims = file.shape
-    found = [dims[2], dims[0], dims[1]] if last else list(dims)
+    found = [dims[2], dims[0], dims[1]] if file.last else list(dims)
     wanted: list[int | None] = [None, None, None]
     if file.preprocessing is not None:
         wanted = [file.preprocessing.channels, *file.preprocessing.size]
@@ -187,10 +181,10 @@ def _shape(file: OnnxFile, last: bool, size: tuple[int, int] | None, channels: i
     return a, b, c
 
 
-def _read_nodes(file: OnnxFile, builder: Builder, shape: tuple[int, int, int], last: bool) -> Value:
+def _read_nodes(file: OnnxFile, builder: Builder, shape: tuple[int, int, int]) -> Value:
     """Add all nodes of a file; return the value of its output."""
     images = builder.images(shape)
-    values: dict[str, Value] = {file.input: builder.call(torch.permute, images, [0, 2, 3, 1]) if last else images}
+    values: dict[str, Value] = {file.input: builder.call(torch.permute, images, [0, 2, 3, 1]) if file.last else images}
     left: dict[str, int] = {file.output: 1}  # readers of each name that are still to come
     for node in file.nodes:
         for name in node.input:
@@ -236,4 +230,4 @@ def _read_nodes(file: OnnxFile, builder: Builder, shape: tuple[int, int, int], l
     return found
 
 
-__all__ = ["OPSETS", "OnnxModule", "open_dimensions", "read_onnx"]
+__all__ = ["OPSETS", "OnnxModule", "as_module", "read_onnx"]

@@ -32,14 +32,20 @@ def _floats(call: Call, k: int, what: str) -> Tensor:
     return found
 
 
-@operator("Conv")
-def conv(b: Builder, call: Call) -> Value:
-    """Add a convolution of maps."""
+def _convolution(call: Call) -> tuple[Value, Tensor, Tensor | None, int]:
+    """Return maps, weights, biases and number of groups of a convolution, transposed or not."""
     value, weight = _images(call, 4), _floats(call, 1, "weights")
     bias = _floats(call, 2, "biases") if call.has(2) else None
     groups = call.integer("group", 1)
     if weight.dim() != 4 or not weight.numel() or groups < 1 or weight.shape[0] % groups:
         raise Malformed(f"weights of {list(weight.shape)} in {groups} groups")
+    return value, weight, bias, groups
+
+
+@operator("Conv")
+def conv(b: Builder, call: Call) -> Value:
+    """Add a convolution of maps."""
+    value, weight, bias, groups = _convolution(call)
     if value.shape[1] != weight.shape[1] * groups:
         raise Malformed(f"weights of {list(weight.shape)} in {groups} groups for {value.shape[1]} channels")
     window = Window.of_conv(call, (weight.shape[2], weight.shape[3]), (value.shape[2], value.shape[3]))
@@ -64,11 +70,7 @@ def conv(b: Builder, call: Call) -> Value:
 @operator("ConvTranspose")
 def conv_transpose(b: Builder, call: Call) -> Value:
     """Add a transposed convolution of maps, with equal pads on both sides."""
-    value, weight = _images(call, 4), _floats(call, 1, "weights")
-    bias = _floats(call, 2, "biases") if call.has(2) else None
-    groups = call.integer("group", 1)
-    if weight.dim() != 4 or not weight.numel() or groups < 1 or weight.shape[0] % groups:
-        raise Malformed(f"weights of {list(weight.shape)} in {groups} groups")
+    value, weight, bias, groups = _convolution(call)
     if value.shape[1] != weight.shape[0]:
         raise Malformed(f"weights of {list(weight.shape)} for {value.shape[1]} channels")
     if call.given("output_shape") or call.text("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
