@@ -150,7 +150,10 @@ class People:
         self.confidence, self.seed = confidence, seed
 
     def threshold(self, scores: PairScores, fmr: float) -> tuple[float, Floats]:
-        """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample."""
+        """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample.
+
+        It is NaN for resamples of one person alone, here and in all rates.
+        """
         ends = np.flatnonzero(np.r_[np.diff(scores.impostor) != 0, True])
         distinct = scores.impostor[ends]
 
@@ -170,7 +173,7 @@ class People:
             weight = (times[:, first] * times[:, second]).cumsum(1)[:, ends]
             parts.append(chosen(weight, allowed[start : start + len(times)]))
             start += len(times)
-        return float(value), np.concatenate(parts)
+        return float(value), np.where(allowed > 0, np.concatenate(parts), np.nan)  # NaN where one person was drawn
 
     def fnmr(self, scores: PairScores, threshold: float, thresholds: Floats) -> tuple[float, Floats]:
         """Return the FNMR at a threshold, and that of each resample at its own."""
@@ -181,8 +184,9 @@ class People:
             rejected = np.searchsorted(scores.genuine, thresholds[start : start + len(times)])
             row = np.arange(len(times))
             below = np.where(rejected > 0, weight[row, np.maximum(rejected, 1) - 1], 0)
+            below = np.where(np.isnan(thresholds[start : start + len(times)]), np.nan, below)
             with np.errstate(invalid="ignore"):
-                parts.append(below / weight[:, -1])  # NaN where nobody with two images was drawn
+                parts.append(below / weight[:, -1])  # NaN also where nobody with two images was drawn
             start += len(times)
         return float(value), np.concatenate(parts)
 
@@ -190,7 +194,9 @@ class People:
         """Return the FMR that a table of :attr:`PairScores.matches` shows, and that of each resample."""
         times = self.times.astype(float)
         accepted = ((times @ matches) * times).sum(1)
-        return float(matches.sum() / scores.n_impostor), accepted / self._impostors(scores)
+        with np.errstate(invalid="ignore"):
+            drawn = accepted / self._impostors(scores)  # NaN where one person was drawn
+        return float(matches.sum() / scores.n_impostor), drawn
 
     def _impostors(self, scores: PairScores) -> Floats:
         """Return the number of impostor pairs in each resample."""

@@ -114,6 +114,10 @@ def audit(
         work = output / _WORK
         source = open_dataset(faces, landmarks=landmarks)
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
+        as_is = resize or aligned or source.alignment is not None
+        notes: list[str] = []
+        if preset == "auto" and not as_is and source.landmarks is None:
+            source = _with_landmarks(source, work / "landmarks.csv", resume, quiet, notes)
         found, preparation = load_recognizer(
             model,
             source,
@@ -130,9 +134,11 @@ def audit(
         )
         if found.note:
             typer.echo(f"{model}: {found.note}", err=True)
-        wanted = template or found.template or preparation.alignment
-        if wanted and not resize and not aligned and source.alignment is None and source.landmarks is None:
-            source = _with_landmarks(source, work / "landmarks.csv", resume, quiet)
+        if not as_is:
+            if not (template or found.template or preparation.alignment):
+                raise ValueError(_unaligned(model, preset))
+            if source.landmarks is None:
+                source = _with_landmarks(source, work / "landmarks.csv", resume, quiet, notes)
         ready = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)
         result = run(
             found.embedding(),
@@ -151,6 +157,7 @@ def audit(
             resume=not overwrite,
             model_name=Path(model).name,
             dataset_name=Path(faces).name,
+            notes=notes,
             progress=not quiet,
         )
         page = result.write(output)
@@ -162,8 +169,18 @@ def audit(
     typer.echo(page)
 
 
-def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool) -> FaceDataset:
-    """Find the faces of photographs; those without a face are listed and left out."""
+def _unaligned(model: str, preset: str | None) -> str:
+    """Say what to do if nothing states how a network's faces are aligned."""
+    if preset in (None, "auto"):
+        return (
+            f"--preset: {model} does not record how its faces are aligned; name a preset, or let auto try them; "
+            "otherwise give --template, --resize for cropped faces, or --aligned for aligned ones"
+        )
+    return f"--preset: {preset} expects images of the face's box; give --resize if these are, or --template"
+
+
+def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool, notes: list[str]) -> FaceDataset:
+    """Find the faces of photographs; those without a face are listed and left out, which ``notes`` gets."""
     from ..data import Subset, detect_landmarks
 
     found = detect_landmarks(source, path, resume=resume, progress=not quiet)
@@ -172,6 +189,7 @@ def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool) 
     if found.failures:
         shown = ", ".join(list(found.failures)[:5])
         more = ", …" if len(found.failures) > 5 else ""
+        notes.append(f"{len(found.failures):,} of {len(source):,} images are left out: no face was found on them.")
         typer.echo(
             f"{len(found.failures):,} of {len(source):,} images are left out, no face was found: {shown}{more} "
             f"(all in {path})",
