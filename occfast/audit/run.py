@@ -24,6 +24,8 @@ from ..evaluate.resampling import RESAMPLES
 from ..evaluate.search import identification
 from ..models import Preprocessing
 from ..occlude import Block, OcclusionLike, named_occlusion
+from ..occlude.drawn import BANDS
+from ..occlude.face_masks import DRAWN_MASKS
 from ..progress import Report as Progress
 from ..sweep import OcclusionMap, occlusion_map
 from .rates import Floats, PairScores, People, Rate, supported
@@ -32,6 +34,11 @@ from .report import Audit, Condition, CurvePoint, Group, Region
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _CLEAN = "uncovered"
 _FEW = 20  # people, below which a bootstrap over people is no guide
+_NAMES = {
+    "scarf": "a scarf (band from nose to chin)",
+    "mask": "a mask",
+    **{f"mask:{kind}": f"a {kind} mask" for kind in DRAWN_MASKS},
+}
 #: Further places on a face: their steps from the middle of the eyes towards the mouth, whose own step is 1.
 _FURTHER = {"forehead": -0.6, "chin": 1.55}
 
@@ -48,6 +55,18 @@ class Covering:
     name: str
     occlusion: OcclusionLike
 
+    @classmethod
+    def named(cls, text: str, seed: int = 0) -> Covering:
+        """Return the covering that :func:`~occfast.occlude.named_occlusion` names, as a reader would call it."""
+        kind, _, size = text.partition(":")
+        if kind == "noisy" and "@" not in size and "+" not in size:
+            name = f"a noisy block of {size} pixels"
+        elif text in BANDS:
+            name = f"a band over the {text}"
+        else:
+            name = _NAMES.get(text, text)
+        return cls(name, named_occlusion(text, seed))
+
 
 def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> list[Covering]:
     """Return the coverings of an audit that names none.
@@ -58,22 +77,9 @@ def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> li
         seed: Random seed of the coverings.
     """
     height, width = size
-    found = []
-    if landmarks:
-        for name, text in (
-            ("sunglasses", "sunglasses"),
-            ("a surgical mask", "mask:surgical"),
-            ("a cloth mask", "mask:cloth"),
-            ("a scarf (band from nose to chin)", "nose+mouth+chin"),
-            ("a band over the eyes", "eyes"),
-            ("a band over the nose", "nose"),
-            ("a band over the mouth", "mouth"),
-            ("a band over the forehead", "forehead"),
-        ):
-            found.append(Covering(name, named_occlusion(text, seed)))
-    block = f"{max(1, round(height * 0.2))}x{max(1, round(width * 0.4))}"
-    found.append(Covering(f"a noisy block of {block} pixels", named_occlusion(f"noisy:{block}", seed)))
-    return found
+    usual = ["sunglasses", "mask:surgical", "mask:cloth", "scarf", "eyes", "nose", "mouth", "forehead"]
+    block = f"noisy:{max(1, round(height * 0.2))}x{max(1, round(width * 0.4))}"
+    return [Covering.named(text, seed) for text in [*(usual if landmarks else []), block]]
 
 
 def audit(

@@ -106,9 +106,8 @@ def audit(
     from ..audit import Covering
     from ..audit import audit as run
     from ..data import open_dataset
-    from ..occlude import named_occlusion
 
-    coverings = None if not cover else [Covering(name, named_occlusion(name, seed)) for name in cover]
+    coverings = None if not cover else [Covering.named(name, seed) for name in cover]
     with options.only_run(output, "audit", "writes an audit into"):
         _check_output(output, resume, overwrite)
         work = output / _WORK

@@ -240,9 +240,11 @@ class Aligned(FaceDataset):
         self.dataset, self.gray = dataset, gray
         self.names, self.labels, self.people = dataset.names, dataset.labels, dataset.people
         if dataset.landmarks is None:
+            root = getattr(dataset, "root", None)
+            where = "" if root is None else f" {root} {root}/landmarks.csv"
             raise DataError(
-                f"{type(dataset).__name__}: expected landmarks to align by, it has none: detect them with "
-                "occfast data landmarks, or pass a file of landmarks"
+                f"{type(dataset).__name__}: no landmarks to align by; run occfast data landmarks{where}, or pass a "
+                "file of landmarks"
             )
         missing = dataset.landmarks.isnan().flatten(1).any(1).nonzero().flatten().tolist()
         if missing:

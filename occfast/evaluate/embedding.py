@@ -222,7 +222,7 @@ def _prepared(
         if tuple(face.image.shape) != expected:
             raise ValueError(
                 f"dataset: expected images of {list(expected)}, which the network takes, got {list(face.image.shape)} "
-                f"for {face.name}; align or resize the data set first"
+                f"for {face.name}; align (--template) or resize (--resize) it first"
             )
     images = torch.stack([face.image for face in faces]).to(device)
     share = torch.zeros(len(faces))

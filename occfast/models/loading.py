@@ -16,7 +16,7 @@ from ..files import read_text
 from .preprocessing import Preprocessing
 from .presets import preset_named
 from .registry import build, features
-from .tensor_files import read_about, read_state_dict
+from .tensor_files import may_be_pickle, read_about, read_state_dict
 from .weights import load as load_weights
 from .weights import load_into
 
@@ -258,6 +258,8 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
         try:
             read_state_dict(path)
         except DataError as error:
+            if not may_be_pickle(path):
+                raise
             raise DataError(
                 f"{error}; a pickled module runs code when it is loaded: give trust=True (--trust), if you know where "
                 "it is from"

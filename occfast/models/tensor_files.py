@@ -105,6 +105,13 @@ def _damage(path: Path, error: Exception) -> str:
     return f"not a .safetensors file (this looks like {other})"
 
 
+def may_be_pickle(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as those of ``torch.save`` and pickle."""
+    with Path(path).open("rb") as file:
+        first = file.read(4)
+    return first == b"PK\x03\x04" or first[:1] == b"\x80"
+
+
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
 
@@ -126,6 +133,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # what a damaged archive provokes is not one kind
+            if not may_be_pickle(path):
+                raise DataError(f"{path}: not a file of weights (neither an archive of PyTorch nor a pickle)") from None
             raise DataError(f"{path}: not a file of weights ({' '.join(str(error).split())[:200]})") from error
         while isinstance(content, dict) and (
             inner := next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)

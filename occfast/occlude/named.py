@@ -14,7 +14,7 @@ from .noisy import NoisyBlock
 def named_occlusion(text: str, seed: int = 0) -> Occlusion:
     """Return the occlusion with a name.
 
-    - ``forehead``, ``eyes``, ``nose``, ``mouth``, ``chin``: a white band.
+    - ``forehead``, ``eyes``, ``nose``, ``mouth``, ``chin``: a white band; ``scarf``: that from nose to chin.
     - ``sunglasses``, or ``sunglasses:STYLE`` with the style ``round``, ``square`` or ``aviator``.
     - ``mask`` (a drawn mask, chosen for each sample), ``mask:surgical``, ``mask:cloth``, ``mask:respirator``,
       ``mask:FOLDER`` (a template of a folder, chosen for each sample) or ``mask:FOLDER/NAME``.
@@ -35,6 +35,8 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
     kind, _, rest = text.partition(":")
     if "+" in text:
         return Compose(tuple(named_occlusion(part, seed) for part in text.split("+")))
+    if text == "scarf":
+        return Compose(tuple(map(Band, ("nose", "mouth", "chin"))))
     if kind in BANDS and not rest:
         return Band(kind)
     if kind == "sunglasses":
@@ -56,7 +58,7 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
             raise ValueError(f"occlusion: expected ROW,COLUMN or a file after the @, got {at!r}")
         return NoisyBlock(size, LocationDistribution.load(at), seed)
     raise ValueError(
-        f"occlusion: expected {', '.join(BANDS)}, sunglasses[:STYLE], mask[:KIND or FOLDER[/NAME]], "
+        f"occlusion: expected {', '.join(BANDS)}, scarf, sunglasses[:STYLE], mask[:KIND or FOLDER[/NAME]], "
         f"block:HEIGHTxWIDTH[@ROW,COLUMN] or noisy:HEIGHTxWIDTH[@ROW,COLUMN], got {text!r}"
     )
 

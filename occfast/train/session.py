@@ -83,7 +83,20 @@ def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple
     network = build(part.name, classes, channels=preprocessing.channels, size=preprocessing.size, **part.arguments)
     spec = {"name": part.name, "classes": classes, "arguments": dict(part.arguments)}
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network, spec
+    _check_takes(network.eval(), preprocessing)
+    return network.train(), spec
+
+
+@torch.no_grad()
+def _check_takes(network: nn.Module, p: Preprocessing) -> None:
+    """Refuse images that a network can't take, such as those too small for its layers, before anything is written."""
+    try:
+        network(torch.zeros(1, p.channels, *p.size))
+    except RuntimeError as error:
+        raise ValueError(
+            f"data.size: the network can't take images [1, {p.channels}, {p.size[0]}, {p.size[1]}] "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Preprocessing, world: int) -> Objective:

@@ -203,6 +203,18 @@ def test_coverings_without_landmarks() -> None:
     assert len(usual_coverings((112, 96), landmarks=False)) == 1 < len(usual_coverings((112, 96), landmarks=True))
 
 
+def test_coverings_are_named_as_readers_call_them() -> None:
+    for text, name in (
+        ("eyes", "a band over the eyes"),
+        ("scarf", "a scarf (band from nose to chin)"),
+        ("mask:respirator", "a respirator mask"),
+        ("noisy:20x40", "a noisy block of 20x40 pixels"),
+        ("sunglasses:round", "sunglasses:round"),
+        ("noisy:20x40@3,4", "noisy:20x40@3,4"),
+    ):
+        assert Covering.named(text).name == name
+
+
 def test_command_line(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: F811
     torch.jit.script(Net().eval()).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
     arguments = ("audit", tmp_path / "net.pt", folder, "--color", "gray", "--size", "28x24", "--resize", "--fmr", 0.01)

@@ -207,7 +207,7 @@ def test_files_are_decoded_in_the_color_that_is_wanted(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(Aligned(source, gray=True)))[0].image.shape == (1, 100, 100)
 
 
-def test_images_without_landmarks_are_reported_not_dropped() -> None:
+def test_images_without_landmarks_are_reported_not_dropped(tmp_path: Path) -> None:
     landmarks = some_landmarks(9, 3)
     landmarks[1] = torch.nan
     source = InMemory([a_face(k) for k in range(3)], [0, 1, 1], landmarks)
@@ -216,8 +216,11 @@ def test_images_without_landmarks_are_reported_not_dropped() -> None:
         Aligned(source)
     kept = Aligned(Subset(source, [0, 2]))
     assert kept.names == ["000", "002"] and kept.labels.tolist() == [0, 1]
-    with pytest.raises(DataError, match="expected landmarks to align by, it has none"):
+    with pytest.raises(DataError, match="no landmarks to align by; run occfast data landmarks"):
         Aligned(InMemory([a_face(0)], [0]))
+    write_faces(tmp_path, ["a/1.png"])
+    with pytest.raises(DataError, match=f"data landmarks {tmp_path} {tmp_path}/landmarks.csv, or pass a file"):
+        Aligned(Folder(tmp_path))
     given = WithLandmarks(InMemory([a_face(0)], [0]), landmarks[:1])
     assert torch.equal(given[0].landmarks, landmarks[0])
     with pytest.raises(ValueError, match=r"landmarks: expected shape \[1, 5, 2\], got \[3, 5, 2\]"):

@@ -248,6 +248,7 @@ def test_published_templates_fit_a_face() -> None:
 
 def test_together_is_the_union() -> None:
     whole = named_occlusion("nose+mouth+chin")(batch(1), FRONTAL[None])
+    assert torch.equal(named_occlusion("scarf")(batch(1), FRONTAL[None]).mask, whole.mask)
     parts = [named_occlusion(name)(batch(1), FRONTAL[None]).mask for name in ("nose", "mouth", "chin")]
     assert torch.equal(whole.mask, parts[0] | parts[1] | parts[2])
     assert (whole.images[0, :, 60:] == 255).all()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from occfast import DataError, LargeMarginCosine, LocationDistribution
 from occfast.data import FaceDataset, Subset
-from occfast.train import load_network, train
+from occfast.train import load_network, load_recipe, train
 from occfast.train.augment import Augment, locations, occluder_of
 from occfast.train.batches import InMemory, PKBatches, Shuffled
 from occfast.train.engine import Engine, NotFinite, OptimizerConfig, accelerator
@@ -108,6 +108,13 @@ def test_validation_is_the_accuracy_on_the_images_kept_out(tmp_path: Path) -> No
     assert result.best == pytest.approx(float((answers == faces.labels[held]).double().mean()))
     assert trained.about["validation"] == {"accuracy": result.best}
     assert len(rest) == 48 and len(held) == 12 and not set(rest.tolist()) & set(held.tolist())
+
+
+def test_images_too_small_for_the_network_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = load_recipe("A", ["data.name=orl", "data.template=null", "data.size=[20,16]", "batch.size=6"])
+    with pytest.raises(ValueError, match=r"data.size: the network can't take images \[1, 1, 20, 16\] \(.*too small"):
+        train(run, tmp_path / "run", faces=Patterns(), progress=False)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_starting_from_weights(tmp_path: Path) -> None:

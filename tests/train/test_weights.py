@@ -234,6 +234,20 @@ def test_files_that_hold_no_weights(content: bytes, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("content", "trust"),
+    [(b"", False), (b"neither", False), (pickle.dumps(Evil()), True), (b"PK\x03\x04" + b"0" * 50, True)],
+)
+def test_trust_is_not_recommended_for_files_without_a_pickle(content: bytes, trust: bool, tmp_path: Path) -> None:
+    from occfast.models import load
+
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(DataError, match=r"w.pth: not a file of weights") as found:
+        load(tmp_path / "w.pth")
+    assert ("--trust" in str(found.value)) == trust
+    assert trust or "(neither an archive of PyTorch nor a pickle)" in str(found.value)
+
+
 def test_other_safetensors_are_not_taken_for_networks(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
