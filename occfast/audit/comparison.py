@@ -49,6 +49,12 @@ class AuditComparison:
         return f"{self.names[0]} and {self.names[1]} on covered faces" + (f": {data}" if data else "")
 
     @property
+    def basis(self) -> str:
+        """The data behind the figures, in one line."""
+        s = self.first.settings
+        return f"{s['date']}, {s['images']:,} images of {s['people']:,} people"
+
+    @property
     def sentences(self) -> list[str]:
         """The findings in plain sentences: the FNMR at the main FMR, rank-1, then the rest."""
         a, b = self.names

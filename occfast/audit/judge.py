@@ -51,7 +51,7 @@ class Judge:
         """Return the rates of features under a covering; the uncovered ones come first."""
         threshold, drawn_threshold = self.thresholds[self.fmr]
         every = np.append(drawn_threshold, threshold)
-        scores = self.last = self.scores(features, band=(float(every.min()), float(every.max())))
+        scores = self.last = self.scores(features, band=(float(np.nanmin(every)), float(np.nanmax(every))))
         count = len(np.unique(scores.genuine_people))
         own, drawn_own = self.people.threshold(scores, self.fmr)
         *kept, at_own = self.people.fnmr(scores, *self.thresholds.values(), (own, drawn_own))
@@ -90,15 +90,10 @@ class Judge:
         self.figures[Figure(name, fnmr_at(self.fmr))] = Resampled(*found)
         return self.people.rate(*found, len(np.unique(scores.genuine_people)))
 
-    def share(self, hits: np.ndarray, who: np.ndarray) -> tuple[tuple[float, Floats], Rate]:
-        """Return the share of hits, bool [N], of these people, [N], with its resamples, and as a rate."""
-        value, drawn = self.people.share(hits, who)
-        number = len(np.unique(who))
-        if number == len(hits):  # one each: a binomial share
-            rate = Rate(value, binomial_interval(int(hits.sum()), number, self.people.confidence))
-        else:
-            rate = self.people.rate(value, drawn, number)
-        return (value, drawn), rate
+    def rate(self, scores: PairScores) -> Rate:
+        """Return the FNMR of scores at the main threshold, which each resample chooses anew."""
+        (found,) = self.people.fnmr(scores, self.thresholds[self.fmr])
+        return self.people.rate(*found, len(np.unique(scores.genuine_people)))
 
     def _rank1(self, features: Tensor) -> tuple[tuple[float, Floats], Rate]:
         """Identify every further image of a person in a gallery of the first images."""
@@ -110,4 +105,9 @@ class Judge:
         found = identification(
             gallery[first], self.labels[first], features[~first], self.labels[~first], (1,), resamples=0
         )
-        return self.share(found.rank == 1, self.labels[~first].numpy())
+        hits, who = found.rank == 1, self.labels[~first].numpy()
+        value, drawn = self.people.share(hits, who)
+        number = len(np.unique(who))
+        if number == len(hits):  # one each: a binomial share
+            return (value, drawn), Rate(value, binomial_interval(int(hits.sum()), number, self.people.confidence))
+        return (value, drawn), self.people.rate(value, drawn, number)

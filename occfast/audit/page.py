@@ -57,7 +57,7 @@ def page(audit: Audit) -> str:
     return _rendered(
         "page.html",
         title=audit.title,
-        date=audit.settings["date"],
+        basis=audit.basis,
         sentences=audit.sentences,
         examples=[{"uri": picture_uri(image), "text": name} for name, image in audit.examples.items()],
         header=header,
@@ -69,15 +69,15 @@ def page(audit: Audit) -> str:
         map_note=f"{m.n_images} images, a block of {m.occluder_text} pixels." if m else "",
         regions=[(r.name, f"{r.drop:.3f} ± {1.96 * r.standard_error:.3f}") for r in audit.regions],
         tables=[
-            (title, [(g.covering, g.name, str(g.fnmr), g.images, g.people) for g in groups])
-            for title, groups in (("By group", audit.groups), ("By pose", audit.poses))
+            (title, [(g.covering, g.name, str(g.fnmr), g.images, g.people) for g in groups], about)
+            for title, groups, about in audit.tables
             if groups
         ],
         worst=[(name, f"{100 * share:.0f} %") for name, share in audit.worst],
         settings=[
             (name.replace("_", " "), readable(value))
             for name, value in audit.settings.items()
-            if value not in (None, "", {}, [])
+            if value not in (None, "", {}, []) and name != "notes"
         ],
         seconds=f"{audit.seconds:.0f}",
     )
@@ -95,7 +95,7 @@ def comparison_page(comparison: AuditComparison) -> str:
     return _rendered(
         "comparison.html",
         title=comparison.title,
-        date=comparison.first.settings["date"],
+        basis=comparison.basis,
         names=comparison.names,
         sentences=comparison.sentences,
         chart=png_data_uri(difference_figure(comparison)),

@@ -186,7 +186,10 @@ class People:
         self.confidence = confidence
 
     def threshold(self, scores: PairScores, fmr: float) -> tuple[float, Floats]:
-        """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample."""
+        """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample.
+
+        It is NaN for resamples of one person alone, here and in all rates.
+        """
         kept = _kept(fmr, scores.n_impostor)
         impostor = scores.impostor[:kept]
         ends = np.flatnonzero(np.r_[np.diff(impostor) != 0, True])
@@ -218,7 +221,7 @@ class People:
                 rates += (1 - share) * whole
             parts.append(chosen(rates))
             start += len(times)
-        return value, np.concatenate(parts)
+        return value, np.where(impostors > 0, np.concatenate(parts), np.nan)  # NaN where one person was drawn
 
     def fnmr(self, scores: PairScores, *chosen: tuple[float, Floats]) -> list[tuple[float, Floats]]:
         """Return the FNMR at each threshold, and that of each resample at its own."""
@@ -236,8 +239,11 @@ class People:
             start += len(times)
         count = len(scores.genuine)
         return [
-            (float(np.searchsorted(scores.genuine, threshold) / count), np.concatenate(part))
-            for (threshold, _), part in zip(chosen, parts, strict=True)
+            (
+                float(np.searchsorted(scores.genuine, threshold) / count),
+                np.where(np.isnan(thresholds), np.nan, np.concatenate(part)),
+            )
+            for (threshold, thresholds), part in zip(chosen, parts, strict=True)
         ]
 
     def fmr(self, scores: PairScores, threshold: float, thresholds: Floats) -> tuple[float, Floats]:

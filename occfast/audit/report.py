@@ -150,12 +150,12 @@ class Audit:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows of the main table."""
-        header = ["", *(f"rejected at FMR {f:g}" for f in self.thresholds), "more than uncovered", "FMR at threshold"]
-        header += ["threshold for this FMR", "rejected there", "rank-1", "covered"]
+        header = ["", *(f"rejected at FMR {f:g}" for f in self.thresholds), "points more than uncovered"]
+        header += ["FMR at threshold", "threshold for this FMR", "rejected there", "rank-1", "covered"]
         rows = []
         for c in self.conditions:
             low, high = c.increase[self.fmr].interval
-            more = f"{100 * c.increase[self.fmr].value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) points"
+            more = f"{100 * c.increase[self.fmr].value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
             rows.append(
                 [
                     c.name,
@@ -206,10 +206,19 @@ class Audit:
             "resamples": to_json(self.figures),
         }
 
+    @property
+    def tables(self) -> list[tuple[str, list[Group], str]]:
+        """Titles, rows and explanations of the tables by group."""
+        poses = (
+            "By how far the nose lies from the middle of the eyes, in units of the distance between the eyes: less "
+            "than 0.1 is frontal, 0.3 and more profile. Poses of fewer than 20 images are left out."
+        )
+        return [("By group", self.groups, ""), ("By pose", self.poses, poses)]
+
     def to_markdown(self) -> str:
         """Return the sentences and the tables as Markdown."""
         header, rows = self.table()
-        lines = ["# " + self.title, "", *(f"- {sentence}" for sentence in self.sentences), ""]
+        lines = ["# " + self.title, "", self.basis + ".", "", *(f"- {sentence}" for sentence in self.sentences), ""]
         lines += [
             markdown_row(header),
             markdown_row(["---"] * len(header)),
@@ -217,9 +226,10 @@ class Audit:
             "",
             self.note,
         ]
-        for title, groups in (("Groups", self.groups), ("Poses", self.poses)):
+        for title, groups, about in self.tables:
             if groups:
-                lines += ["", f"## {title}", "", markdown_row(["covering", "group", "rejected", "images", "people"])]
+                lines += ["", f"## {title}", "", *([about, ""] if about else [])]
+                lines += [markdown_row(["covering", "group", "rejected", "images", "people"])]
                 lines += [markdown_row(["---"] * 5)]
                 lines += [markdown_row([g.covering, g.name, str(g.fnmr), str(g.images), str(g.people)]) for g in groups]
         return "\n".join(lines) + "\n"
@@ -242,7 +252,14 @@ class Audit:
         )
         if s["unresolved FMR"]:
             text += f" The pairs can't resolve an FMR of {', '.join(f'{f:g}' for f in s['unresolved FMR'])}."
-        return text
+        return " ".join([text, *s["notes"]])
+
+    @property
+    def basis(self) -> str:
+        """The data behind the rates, in one line."""
+        s = self.settings
+        aligned = f"aligned to {s['alignment']}" if s["alignment"] else "as they are"
+        return f"{s['date']}, {s['images']:,} images of {s['people']:,} people, {aligned}"
 
     def curve_csv(self) -> str:
         """Return the curve as CSV: place, covered, fnmr, low, high."""

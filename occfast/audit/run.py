@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from .rates import PairScores, People, supported
 from .report import Audit, CurvePoint, Group, Region
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_FEW = 20  # people, below which a bootstrap over people is no guide
 #: Further places on a face: their steps from the middle of the eyes towards the mouth, whose own step is 1.
 _FURTHER = {"forehead": -0.6, "chin": 1.55}
 
@@ -99,6 +100,7 @@ def audit(
     resume: bool = True,
     model_name: str = "",
     dataset_name: str = "",
+    notes: Sequence[str] = (),
     progress: bool | Progress = True,
 ) -> Audit:
     """Measure what covering faces costs a recognizer.
@@ -126,6 +128,7 @@ def audit(
         seed: Random seed for coverings, people and resamples.
         batch_size, workers, device, checkpoint, resume, progress: See :func:`~occfast.evaluate.compare`.
         model_name, dataset_name: Names in the report.
+        notes: Sentences that the report repeats, such as which images were left out before.
 
     Raises:
         ValueError: There are fewer than two people with several images, the pairs don't allow ``fmr`` (the message
@@ -141,7 +144,12 @@ def audit(
     names = [covering.name for covering in chosen]
     if len({UNCOVERED, *names}) <= len(names):
         raise ValueError(f"coverings: expected different names, none of them {UNCOVERED!r}, got {', '.join(names)}")
+    notes, given = list(notes), len(faces)
     faces = _of_several_images(faces, limit, seed)
+    if len(faces) < given:
+        notes.append(f"These are {len(faces):,} of {given:,} images, those of people drawn at random.")
+    if len(faces.people) < _FEW:
+        notes.append(f"With {len(faces.people)} people, intervals are too narrow: take {_FEW} or more.")
     labels = faces.labels
     n_impostor = len(labels) ** 2 - int((labels.bincount() ** 2).sum())
     if not supported(fmr, n_impostor // 2):
@@ -205,10 +213,11 @@ def audit(
             "features": clean.shape[1],
             "genuine pairs": len(judge.base.genuine),
             "impostor pairs": judge.base.n_impostor,
+            "alignment": None if faces.alignment is None else faces.alignment.template,
+            "notes": notes,
             "unresolved FMR": [f for f in rates if f not in resolved],
             "covered": "both images of a pair" if both else "the probe",
             "preprocessing": json.loads(preprocessing.to_json()),
-            "alignment": None if faces.alignment is None else faces.alignment.as_dict(),
             "flip": flip,
             "confidence": confidence,
             "resamples": resamples,
@@ -327,17 +336,21 @@ def _poses(judge: Judge, scores: Mapping[str, PairScores], faces: FaceDataset) -
 
 
 def _by(judge: Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.ndarray], kind: str) -> list[Group]:
-    threshold = judge.thresholds[judge.fmr][0]
+    """Return rates by covering and group."""
     found = []
     for covering, pairs in scores.items():
         for name, mask in masks.items():
             inside = mask[pairs.genuine_probes]
             if not inside.any():
                 continue
-            rejected = pairs.genuine[inside] < threshold
-            who = pairs.genuine_people[inside]
-            _, rate = judge.share(rejected, who)
-            found.append(Group(kind, name, covering, rate, int(mask.sum()), len(np.unique(who))))
+            part = replace(
+                pairs,
+                genuine=pairs.genuine[inside],
+                genuine_people=pairs.genuine_people[inside],
+                genuine_probes=pairs.genuine_probes[inside],
+            )
+            count = len(np.unique(part.genuine_people))
+            found.append(Group(kind, name, covering, judge.rate(part), int(mask.sum()), count))
     return found
 
 

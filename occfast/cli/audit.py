@@ -189,8 +189,12 @@ class Candidate:
         from ..data import open_dataset
 
         self.model, self._faces, self._quiet = model, faces, quiet
+        self._notes: list[str] = []
         source = open_dataset(faces, landmarks=landmarks)
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
+        as_is = resize or aligned or source.alignment is not None
+        if preset == "auto" and not as_is and source.landmarks is None:
+            source = _with_landmarks(source, found, resume, quiet, self._notes)
         self.recognizer, self.preprocessing = load_recognizer(
             model,
             source,
@@ -207,9 +211,11 @@ class Candidate:
         )
         if self.recognizer.note:
             typer.echo(f"{model}: {self.recognizer.note}", err=True)
-        wanted = template or self.recognizer.template or self.preprocessing.alignment
-        if wanted and not resize and not aligned and source.alignment is None and source.landmarks is None:
-            source = _with_landmarks(source, found, resume, quiet)
+        if not as_is:
+            if not (template or self.recognizer.template or self.preprocessing.alignment):
+                raise ValueError(_unaligned(model, preset))
+            if source.landmarks is None:
+                source = _with_landmarks(source, found, resume, quiet, self._notes)
         self.faces = prepared(
             source, self.preprocessing, template, resize, aligned=aligned, preset=self.recognizer.template
         )
@@ -225,6 +231,7 @@ class Candidate:
             checkpoint=work,
             model_name=Path(self.model).name,
             dataset_name=Path(self._faces).name,
+            notes=self._notes,
             progress=not self._quiet,
             **settings,
         )
@@ -238,8 +245,18 @@ def coverings_of(cover: list[str] | None, seed: int) -> list[Covering] | None:
     return None if not cover else [Covering(name, named_occlusion(name, seed)) for name in cover]
 
 
-def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool) -> FaceDataset:
-    """Find the faces of photographs; those without a face are listed and left out."""
+def _unaligned(model: str, preset: str | None) -> str:
+    """Say what to do if nothing states how a network's faces are aligned."""
+    if preset in (None, "auto"):
+        return (
+            f"--preset: {model} does not record how its faces are aligned; name a preset, or let auto try them; "
+            "otherwise give --template, --resize for cropped faces, or --aligned for aligned ones"
+        )
+    return f"--preset: {preset} expects images of the face's box; give --resize if these are, or --template"
+
+
+def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool, notes: list[str]) -> FaceDataset:
+    """Find the faces of photographs; those without a face are listed and left out, which ``notes`` gets."""
     from ..data import Subset, detect_landmarks
 
     found = detect_landmarks(source, path, resume=resume, progress=not quiet)
@@ -248,6 +265,7 @@ def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool) 
     if found.failures:
         shown = ", ".join(list(found.failures)[:5])
         more = ", …" if len(found.failures) > 5 else ""
+        notes.append(f"{len(found.failures):,} of {len(source):,} images are left out: no face was found on them.")
         typer.echo(
             f"{len(found.failures):,} of {len(source):,} images are left out, no face was found: {shown}{more} "
             f"(all in {path})",

@@ -88,8 +88,11 @@ def _with_best_preset(
 
     if found.preprocessing is not None:
         raise ValueError(f"--preset: only valid for files that do not record how images are prepared; {model} does")
+    as_is = resize or aligned or template is not None
 
     def prepare(faces: FaceDataset, one: Preset) -> FaceDataset:
+        if one.template is None and not as_is and faces.landmarks is not None:
+            raise ValueError("expects images of the face's box, these are photographs (else give --resize)")
         return prepared(faces, one.preprocessing, template, resize, aligned=aligned, preset=one.template)
 
     trials = try_presets(found, source, prepare, progress=not quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -157,6 +157,15 @@ def export(
         ),
     ] = None,
     std: Annotated[str | None, typer.Option("--std", help="See --mean.", show_default="0.5")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Size, colors, scaling and alignment of --network by the name of a known family: insightface, "
+            "arcface, adaface, sface, facenet, dlib or sphereface.",
+            show_default=False,
+        ),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run the code of a network that the file names as module:function.")
     ] = False,
@@ -170,12 +179,13 @@ def export(
     from ..train import export_onnx, load_network
 
     described = {"--classes": classes, "--size": size, "--color": color, "--mean": mean, "--std": std}
+    described["--preset"] = preset
     if network is None:
         if stated := [name for name, value in described.items() if value is not None]:
             raise ValueError(f"{stated[0]}: only valid with --network, since the weights record it")
         trained = load_network(weights, trust=trust)
     else:
-        preprocessing = _preprocessing(size, color, mean, std)
+        preprocessing = _preprocessing(size, color, mean, std, preset)
         trained = load_network(weights, network=network, classes=classes, preprocessing=preprocessing)
     result = export_onnx(
         trained, output or weights.with_suffix(".onnx"), output=cast("Any", gives), opset=opset, tolerance=tolerance
@@ -189,12 +199,30 @@ def export(
         )
 
 
-def _preprocessing(size: str | None, color: str | None, mean: str | None, std: str | None) -> Preprocessing:
+def _preprocessing(
+    size: str | None, color: str | None, mean: str | None, std: str | None, preset: str | None
+) -> Preprocessing:
     from ..models import Preprocessing
     from .networks import numbers, pair
 
+    if preset is not None:
+        return _of_preset(preset, {"--size": size, "--color": color, "--mean": mean, "--std": std})
     if size is None or color is None:
         raise ValueError(f"{'--size' if size is None else '--color'}: required with --network")
     stated = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     scale: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
     return Preprocessing(pair(size, "--size"), cast("Any", color), **scale)
+
+
+def _of_preset(name: str, others: dict[str, str | None]) -> Preprocessing:
+    from ..data import TEMPLATES, Alignment
+    from ..models.presets import preset_named
+
+    if stated := [option for option, value in others.items() if value is not None]:
+        raise ValueError(f"{stated[0]}: not valid together with --preset, which states it")
+    chosen = preset_named(name)
+    if chosen.template is None:
+        return chosen.preprocessing
+    template = TEMPLATES[chosen.template]
+    alignment = Alignment(template.name, template.size, template.points, template.transform, "repeat", None)
+    return replace(chosen.preprocessing, alignment=alignment.as_dict())

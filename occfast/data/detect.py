@@ -24,11 +24,12 @@ from ..files import read_json, write_atomically
 from ..packages import require
 from ..progress import Report
 from ..progress import progress as show_progress
+from .digests import image_digest
 from .faces import FaceDataset, WithLandmarks
 from .landmarks import POINTS, LandmarkTable, read_landmarks
 
 CHOICES = ("central", "largest")
-_COLUMNS = ("confidence", "top", "left", "bottom", "right", "failure")
+_COLUMNS = ("confidence", "top", "left", "bottom", "right", "failure", "digest")  # the last: of the image
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def detect_landmarks(
         checkpoint: CSV file that receives the result of each image as it is found, a table of landmarks (see
             :mod:`occfast.data.landmarks`). The settings are written beside it, with ".json" after the name.
         settings: settings of the detector.
-        resume: continues from an existing checkpoint. False replaces it.
+        resume: continues from an existing checkpoint: images whose content is the same are not opened again. False
+            replaces it.
         workers: number of threads, each with a detector of its own.
         detector: function that returns a detector to use instead of MTCNN.
         progress: True for a progress bar, False for none, or a function that is called with (done, total).
@@ -191,16 +193,18 @@ def detect_landmarks(
     def work(k: int) -> list[str]:
         if not hasattr(own, "detector"):
             own.detector = make()
+        name, digest = dataset.names[k], _digest(dataset, k)
         try:
             found = detect_one(own.detector, dataset[k].image, settings)
         except DataError as error:
-            return [dataset.names[k], *[""] * 15, str(error)]
+            return [name, *[""] * 15, str(error), digest]
         if found is None:
-            return [dataset.names[k], *[""] * 15, "no face found"]
+            return [name, *[""] * 15, "no face found", digest]
         points, box, confidence = found
         cells = [float(v) for row, column in points for v in (column, row)]
-        return [dataset.names[k], *(repr(v) for v in (*cells, confidence, *map(float, box))), ""]
+        return [name, *(repr(v) for v in (*cells, confidence, *map(float, box))), "", digest]
 
+    store.drop([n for k, n in enumerate(dataset.names) if n in store.rows and store.rows[n][-1] != _digest(dataset, k)])
     missing = [k for k, name in enumerate(dataset.names) if name not in store.rows]
     with show_progress("landmarks", "images", progress) as report, ThreadPoolExecutor(workers) as pool, store:
         done = len(dataset) - len(missing)
@@ -215,6 +219,14 @@ def detect_landmarks(
     )
     failures = {name: why for name, why in zip(table.names, table.columns["failure"], strict=True) if why}
     return Detected(table.names, table.points, numbers[1:].T.contiguous(), numbers[0], failures, about)
+
+
+def _digest(dataset: FaceDataset, k: int) -> str:
+    """Return a digest of image k; "unreadable" if it can't be read."""
+    try:
+        return image_digest(dataset, k).hex()[:32]
+    except DataError:
+        return "unreadable"
 
 
 def _ahead(
@@ -266,6 +278,13 @@ class _Store:
                 "" if math.isnan(v) else repr(v) for row, column in table.points[k].tolist() for v in (column, row)
             ]
             self.rows[name] = [name, *cells, *(table.columns[column][k] for column in _COLUMNS)]
+
+    def drop(self, names: list[str]) -> None:
+        """Forget results of images that have another content now."""
+        for name in names:
+            del self.rows[name]
+        if names and self.path is not None:
+            write_atomically(self.path, b"".join(map(self._line, [self._header, *self.rows.values()])))
 
     @staticmethod
     def _line(cells: list[str]) -> bytes:

@@ -6,13 +6,12 @@ import hashlib
 import types
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..data import Aligned, EncodedFaces, FaceDataset, Subset, WithLandmarks
-from ..data.resize import Resized
+from ..data import FaceDataset
+from ..data.digests import image_digest
 from ..progress import Report
 from ..progress import progress as show_progress
 
@@ -157,37 +156,16 @@ def _text(value: object) -> str:
 
 
 def image_digests(dataset: FaceDataset, indices: Iterable[int], *, progress: bool | Report = True) -> dict[int, bytes]:
-    """Compute a SHA-256 digest of each image, with its landmarks, as the data set hands it out.
-
-    Stored image files are read, but not decoded, where only this package's wrappers lie between them and ``dataset``.
-    Otherwise the digest is that of the pixels.
-    """
+    """Compute a SHA-256 digest of each image (see :func:`image_digest`) with its name and landmarks."""
     wanted = sorted(set(indices))
     found: dict[int, bytes] = {}
     with show_progress("checking images", "images", progress) as report:
         report(0, len(wanted))
         for k in wanted:
             digest = hashlib.sha256(dataset.names[k].encode())
-            _add_image(digest, dataset, k)
+            digest.update(image_digest(dataset, k))
             points = dataset.landmarks_of(k)
             digest.update(b"" if points is None else points.double().contiguous().numpy().tobytes())
             found[k] = digest.digest()
             report(len(found), len(wanted))
     return found
-
-
-def _add_image(digest: hashlib._Hash, dataset: FaceDataset, k: int) -> None:
-    digest.update(f"{type(dataset).__module__}.{type(dataset).__qualname__} ".encode())
-    digest.update(f"{getattr(dataset, 'gray', None)} {getattr(dataset, 'size', None)}".encode())
-    # Exact types: a subclass may hand out other pixels.
-    if type(dataset) is Aligned:
-        digest.update(repr(dataset.alignment).encode())
-        digest.update(np.ascontiguousarray(dataset.matrices[k].double().numpy()).tobytes())
-        return _add_image(digest, dataset.dataset, k)
-    if type(dataset) is Resized or type(dataset) is WithLandmarks:
-        return _add_image(digest, dataset.dataset, k)
-    if type(dataset) is Subset:
-        return _add_image(digest, dataset.dataset, dataset.indices[k])
-    content = dataset.encoded(k) if type(dataset).__getitem__ is EncodedFaces.__getitem__ else None
-    digest.update(dataset[k].image.contiguous().numpy().tobytes() if content is None else content)
-    return None

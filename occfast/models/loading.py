@@ -141,7 +141,11 @@ def load(
     if chosen is None:
         return found
     if found.preprocessing is not None:
-        raise ValueError(f"preset: only valid for files that do not record how images are prepared; {model} does")
+        unaligned = chosen.template is not None and found.preprocessing.alignment is None
+        raise ValueError(
+            f"preset: only valid for files that do not record how images are prepared; {model} does"
+            + (f", but for the alignment: align the faces to {chosen.template} (--template)" if unaligned else "")
+        )
     return replace(found, preprocessing=chosen.preprocessing, template=chosen.template)
 
 

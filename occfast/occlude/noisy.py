@@ -94,7 +94,8 @@ class NoisyOccluder(nn.Module):
         intensity: (low, high) of the intensity, in [0, 1], drawn uniformly.
         p: probability that an image is occluded.
         seed: int in [0, 2**63).
-        value_range: the values of floating-point images that correspond to 0 and 1.
+        value_range: the values of floating-point images that correspond to 0 and 1; or a pair for each channel, for
+            images that are normalized by channels, which costs one more pass over the batch.
         color: "channels" draws one intensity for each channel, "gray" one for all channels.
         validate: also checks on a GPU that floating-point images lie within ``value_range``, which waits for the
             device. On the CPU the range is always checked.
@@ -116,7 +117,7 @@ class NoisyOccluder(nn.Module):
         intensity: Sequence[float] = (0.0, 1.0),
         p: float = 1.0,
         seed: int = 0,
-        value_range: Sequence[float] = (0.0, 1.0),
+        value_range: Sequence[float] | Sequence[Sequence[float]] = (0.0, 1.0),
         color: Literal["channels", "gray"] = "channels",
         validate: bool = False,
     ) -> None:
@@ -133,9 +134,7 @@ class NoisyOccluder(nn.Module):
         self.intensity = _interval(intensity, "intensity", 0.0, 1.0)
         self.p = checks.number(p, "p", 0.0, 1.0)
         self.seed = checks.seed(seed)
-        self.value_range = _interval(value_range, "value_range", -1.7e38, 1.7e38)  # differences fit float32
-        if self.value_range[0] == self.value_range[1]:
-            raise ValueError(f"value_range: expected two different numbers, got {tuple(value_range)!r}")
+        self.value_range = _value_range(value_range)
         if color not in ("channels", "gray"):
             raise ValueError(f"color: expected 'channels' or 'gray', got {color!r}")
         self.color = color
@@ -207,7 +206,10 @@ class NoisyOccluder(nn.Module):
         """
         batch = checks.as_tensor(images, "images")
         ids, params = self._params(batch, sample_ids)
-        arguments = (batch, ids, *params, *self.value_range)
+        if self._by_channel(batch):
+            covered, info = self._painted_by_channel(batch, ids, params)
+            return (covered, info) if return_info else covered
+        arguments = (batch, ids, *params, *self._limits())
         result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
         if batch.requires_grad and torch.is_grad_enabled():
             result = _Occlude.apply(self._validates(batch), *arguments)  # type: ignore[no-untyped-call]
@@ -236,7 +238,11 @@ class NoisyOccluder(nn.Module):
                 "clone, or disable gradients with torch.no_grad()"
             )
         ids, params = self._params(images, sample_ids)
-        low, high = self.value_range
+        if self._by_channel(images):
+            covered, info = self._painted_by_channel(images, ids, params)
+            images.copy_(covered)
+            return info
+        low, high = self._limits()
         if images.numel() and self._validates(images):  # before anything is changed
             least, most = images.aminmax()
             if not bool((least >= low) & (most <= high)):  # false for NaN, which aminmax propagates
@@ -250,6 +256,40 @@ class NoisyOccluder(nn.Module):
                 torch.autograd.graph.increment_version(images)  # what autograd saved of them is stale now
         boxes, kind, level, intensity = drawn
         return OccluderInfo(boxes, kind, level, intensity, ids)
+
+    def _by_channel(self, images: Tensor) -> bool:
+        return isinstance(self.value_range[0], tuple) and images.is_floating_point()
+
+    def _limits(self) -> tuple[float, float]:
+        """Return the value range of all channels; uint8 images have none."""
+        if isinstance(self.value_range[0], tuple):
+            return 0.0, 1.0
+        low, high = self.value_range
+        return low, high
+
+    def _painted_by_channel(self, images: Tensor, ids: Tensor, params: _Params) -> tuple[Tensor, OccluderInfo]:
+        """Paint occluders of values in [0, 1] on black, and move them to the ranges of the channels."""
+        if len(self.value_range) != images.shape[1]:
+            raise ValueError(
+                f"value_range: expected a pair for each of the images' {images.shape[1]} channels, got "
+                f"{len(self.value_range)}"
+            )
+        limits = torch.tensor(self.value_range, device=images.device)
+        low, high = limits[:, 0, None, None], limits[:, 1, None, None]
+        if images.numel() and self._validates(images):
+            values = images.detach().float()
+            # Normalize rounds its limits by another order of operations than this range was computed in.
+            slack = 2 * torch.finfo(images.dtype).eps * limits.abs().amax(1)[:, None, None]
+            inside = ((values >= low - slack) & (values <= high + slack)).all((0, 2, 3))  # false for NaN
+            if not bool(inside.all()):
+                channel = int((~inside).int().argmax())
+                least, most = limits[channel].tolist()
+                raise ops.outside_range(values[:, channel], least, most, f" in channel {channel}")
+        black = torch.zeros_like(images, dtype=torch.float32, requires_grad=False)
+        unit, boxes, kind, level, intensity = ops.occlude(black, ids, *params, 0.0, 1.0)
+        info = OccluderInfo(boxes, kind, level, intensity, ids)
+        painted = (low + (high - low) * unit).to(images.dtype)
+        return torch.where(info.mask(*images.shape[2:])[:, None], painted, images), info
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU, reading the result would wait for the device.
@@ -374,6 +414,21 @@ def _interval(value: Sequence[float], name: str, low: float, high: float) -> tup
     if first > second:
         raise ValueError(f"{name}: expected low <= high, got {tuple(value)!r}")
     return first, second
+
+
+def _value_range(value: Any) -> tuple[float, float] | tuple[tuple[float, float], ...]:
+    """Return (low, high), or a pair for each channel where they differ."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Sequence):
+        found = tuple(_value_pair(pair, f"value_range[{k}]") for k, pair in enumerate(value))
+        return found if len(set(found)) > 1 else found[0]
+    return _value_pair(value, "value_range")
+
+
+def _value_pair(value: Any, name: str) -> tuple[float, float]:
+    found = _interval(value, name, -1.7e38, 1.7e38)  # differences fit float32
+    if found[0] == found[1]:
+        raise ValueError(f"{name}: expected two different numbers, got {tuple(value)!r}")
+    return found
 
 
 def _size_ranges(size: Any) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -174,11 +174,10 @@ def match(
     group = alike[group]
     with torch.no_grad():
         if compare == "maps":
-            similarity = _masked_cosines(gallery.flatten(1), probes.flatten(1), weights, group, k)
+            neighbors, best = _masked_cosines(gallery.flatten(1), probes.flatten(1), weights, group, k)
         else:
             assert base is not None
-            similarity = _feature_cosines(base, gallery, probes, weights.view(-1, *probes.shape[1:]), group, k)
-    neighbors, best = similarity
+            neighbors, best = _feature_cosines(base, gallery, probes, weights.view(-1, *probes.shape[1:]), group, k)
     return Ranking(
         neighbors,
         gallery_labels[neighbors],
@@ -211,9 +210,25 @@ def fixed_point(rows: Tensor, weight_bits: int = 0) -> Tensor:
 
 
 def _masked_cosines(gallery: Tensor, probes: Tensor, weights: Tensor, group: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    soft = weights.dtype != torch.bool
-    bits = _SOFT_BITS if soft else 0
-    w = (weights.double().square() * 2**bits).round() if soft else weights.double()
+    """Return the nearest of the gallery for each probe, under weights [U, D] and the number of each probe's row."""
+    if weights.dtype == torch.bool:
+        return _weighted_cosines(gallery, probes, weights.double(), 0, group, k)
+    # Weights of 0 and 1 need no bits, so a soft mask that keeps everything equals no mask, to the bit.
+    binary = ((weights == 0) | (weights == 1)).all(1)
+    fixed = (weights.double().square() * 2**_SOFT_BITS).round()
+    neighbors = torch.empty(len(probes), k, dtype=torch.int64, device=probes.device)
+    best = torch.empty(len(probes), k, dtype=torch.float64, device=probes.device)
+    for part, bits, w in ((binary, 0, weights.double()), (~binary, _SOFT_BITS, fixed)):
+        rows = part[group].nonzero()[:, 0]
+        if len(rows):
+            number = (part.cumsum(0) - 1)[group[rows]]
+            neighbors[rows], best[rows] = _weighted_cosines(gallery, probes[rows], w[part], bits, number, k)
+    return neighbors, best
+
+
+def _weighted_cosines(
+    gallery: Tensor, probes: Tensor, w: Tensor, bits: int, group: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     neighbors, best = [], []
     count = max(1, min(_PROBES, 2**27 // len(gallery)))  # at most 1 GiB of similarities
     for part, which in zip(probes.split(count), group.split(count), strict=True):

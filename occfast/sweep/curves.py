@@ -183,7 +183,9 @@ def _score(
     classes = labels is not None and labels.dtype == torch.int64 and labels.dim() == 1
     if score in ("probability", "output") and not classes:
         raise ValueError(f"labels: expected int64 [N] for score={score!r}")
-    references = outputs(images) if score == "similarity" and labels is None else labels
+    # One image at a time, so that how the images came in batches changes no bit.
+    own = score == "similarity" and labels is None
+    references = torch.cat([outputs(image[None]) for image in images]) if own else labels
 
     def value(k: int, copies: list[Tensor]) -> NDArray[np.float64]:
         found = outputs(torch.stack(copies))

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from occfast.audit import Audit, Covering, audit, usual_coverings
-from occfast.data import Folder, WithLandmarks
+from occfast.data import Folder, WithLandmarks, detect_landmarks
 from occfast.evaluate import embed
 from occfast.models import Preprocessing
 from occfast.occlude import named_occlusion
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
+from tests.reproduce.pages import CHROMIUM, look
 
 SIZE = (28, 24)
 HOW = Preprocessing(SIZE, "gray")
@@ -211,3 +217,153 @@ def test_command_line(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: F
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"dark": True}, {"width": 390}, {"width": 700, "printed": True}],
+    ids=["light", "dark", "phone", "paper"],
+)
+def test_a_browser_shows_it(result: Audit, tmp_path: Path, how: dict[str, Any]) -> None:
+    bad = "<script>alert(1)</script>"
+    named = [replace(result.conditions[0]), replace(result.conditions[1], name=bad), *result.conditions[2:]]
+    page = replace(
+        result, conditions=named, settings={**result.settings, "model_name": bad, "notes": [f"Left out: {bad}"]}
+    ).write(tmp_path)
+    found = look(page, tmp_path, **how)
+    assert found["broken"] == [] and len(found["images"]) == len(result.conditions) + 2
+    assert found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
+    assert found["background"] == ("rgb(23, 22, 28)" if how.get("dark") else "rgb(255, 255, 255)")
+    rates = found["tables"]["rates"]
+    assert rates[2][0] == bad and f"Left out: {bad}" in found["text"]
+    header, rows = result.table()
+    assert rates[0] == header and rates[1][1:] == rows[0][1:]
+    first = found["text"][: found["text"].index("Rates")]
+    assert "80 images of 20 people" in first and result.sentences[0] in first
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_every_column_is_in_sight(result: Audit, tmp_path: Path) -> None:
+    page = result.write(tmp_path)
+    # Nothing scrolls here: a table that is wider than its place makes the page wider.
+    page.write_text(page.read_text().replace(".scroll { overflow-x: auto; }", ""))
+    assert not look(page, tmp_path)["wide"]
+
+
+class Finder:
+    """Finds a face that fills the image, and counts the images."""
+
+    opened = 0
+
+    def __call__(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        Finder.opened += 1
+        return [(POINTS.numpy(), np.array([0.0, 0, *SIZE]), 0.99)]
+
+
+@pytest.fixture
+def photographs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of photographs that have no landmarks; they are found by :class:`Finder`."""
+    pytest.importorskip("cv2")
+    monkeypatch.setattr("occfast.data.detect_landmarks", partial(detect_landmarks, detector=Finder))
+    Finder.opened = 0
+    torch.jit.script(Net().eval()).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
+    return Path(shutil.copytree(folder, tmp_path / "photographs"))
+
+
+SMALL = ("--color", "gray", "--fmr", 0.01, "--bootstrap", 100, "--map-images", 0, "--no-curve", "--cover", "eyes", "-q")
+
+
+def test_landmarks_are_found_again_where_they_may_be_others(photographs: Path, occfast) -> None:  # noqa: F811
+    arguments = ("audit", "net.pt", photographs, "--template", "sphereface-112x96", "--size", "28x24", *SMALL)
+    done: Done = occfast(*arguments)
+    assert done.returncode == 0 and Finder.opened == PEOPLE * EACH, done.stderr
+    first = json.loads(Path("audit/audit.json").read_text())
+    assert first["settings"]["alignment"] == "sphereface-112x96"
+    assert occfast(*arguments, "--resume").returncode == 0 and Finder.opened == PEOPLE * EACH
+    assert occfast(*arguments, "--overwrite").returncode == 0 and Finder.opened == 2 * PEOPLE * EACH
+    Finder.opened = 0
+    for k in range(3):  # other photographs under the same names
+        shutil.copy(photographs / "person 05" / f"{k}.png", photographs / "person 07" / f"{k}.png")
+    assert occfast(*arguments, "--resume").returncode == 0 and Finder.opened == 3
+    resumed = json.loads(Path("audit/audit.json").read_text())
+    assert occfast(*arguments, "-o", "fresh").returncode == 0
+    fresh = json.loads(Path("fresh/audit.json").read_text())
+    assert {**resumed, "seconds": 0} == {**fresh, "seconds": 0} != {**first, "seconds": 0}
+
+
+def test_an_unknown_alignment_is_refused(photographs: Path, occfast) -> None:  # noqa: F811
+    """Photographs that are taken as they are give a report of a network that knows nobody."""
+    for options, message in (
+        ((), "--preset: net.pt does not record how its faces are aligned; name a preset, or let auto try them"),
+        (("--preset", "facenet"), "--preset: facenet expects images of the face's box; give --resize if these are"),
+    ):
+        refused = occfast("audit", "net.pt", photographs, *SMALL, *options)
+        assert refused.returncode == 2 and message in refused.stderr and not Path("audit/audit.json").exists()
+    assert Finder.opened == 0
+
+
+def test_auto_finds_faces_first(photographs: Path, occfast) -> None:  # noqa: F811
+    class Color(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(torch.tanh(x), 7).flatten(1)
+
+    torch.jit.script(Color().eval()).save("color.pt")  # type: ignore[no-untyped-call]
+    done = occfast("audit", "color.pt", photographs, "--preset", "auto", *SMALL[2:])
+    assert done.returncode == 0, done.stderr
+    assert "separates best" in done.stderr and "facenet: expects images of the face's box" in done.stderr
+    assert Finder.opened == PEOPLE * EACH
+    assert json.loads(Path("audit/audit.json").read_text())["settings"]["alignment"] is not None
+
+
+def test_photographs_without_a_face_are_in_the_report(
+    photographs: Path,
+    occfast,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Missing(Finder):
+        """Finds none on the first image."""
+
+        def __call__(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
+            return super().__call__(image)[: Finder.opened - 1]
+
+    monkeypatch.setattr("occfast.data.detect_landmarks", partial(detect_landmarks, detector=Missing))
+    arguments = ("audit", "net.pt", photographs, "--template", "sphereface-112x96", "--size", "28x24", *SMALL)
+    done = occfast(*arguments, "--limit", 40)
+    assert done.returncode == 0, done.stderr
+    text = Path("audit/audit.md").read_text()
+    assert "1 of 80 images are left out: no face was found on them." in text
+    assert "of 79 images, those of people drawn at random." in text
+    assert "people, intervals are too narrow: take 20 or more." in text
+
+
+def test_two_people(faces: WithLandmarks) -> None:
+    """Half of the resamples have one person, and no pair of two: they are left out without a warning."""
+    two = faces.select(people=["person 00", "person 01"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = audit(
+            Net().eval(), two, HOW, [], fmr=0.1, resamples=200, map_images=0, curve=False, progress=False, seed=1
+        )
+    assert found.settings["notes"] == ["With 2 people, intervals are too narrow: take 20 or more."]
+    low, high = found.uncovered.fnmr[0.1].interval
+    assert 0 <= low <= found.uncovered.fnmr[0.1].value <= high <= 1
+
+
+def test_intervals_of_groups_know_of_the_threshold(faces: WithLandmarks) -> None:
+    """A group of everybody has the rate and the interval of the whole."""
+    found = audit(
+        Net().eval(),
+        faces,
+        HOW,
+        [Covering("eyes", named_occlusion("eyes"))],
+        fmr=0.01,
+        resamples=200,
+        map_images=0,
+        curve=False,
+        groups=dict.fromkeys(faces.people, "everybody"),
+        progress=False,
+    )
+    assert [g.fnmr for g in found.groups] == [c.fnmr[0.01] for c in found.conditions]

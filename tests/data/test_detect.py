@@ -93,6 +93,29 @@ def test_an_interrupted_run_goes_on(faces: Folder, tmp_path: Path, workers: int)
 
 
 @needs_cv2
+def test_another_photograph_under_the_same_name_is_opened_again(faces: Folder, tmp_path: Path) -> None:
+    from PIL import Image
+
+    table = tmp_path / "points.csv"
+    before = detect_landmarks(faces, table, detector=Finder, progress=False)
+    Image.new("RGB", (16, 20), (250, 250, 250)).save(faces.root / "a" / "2.jpg")
+    Image.new("RGB", (16, 20), (200, 200, 200)).save(faces.root / "a" / "5.jpg")  # was no image
+    Finder.calls = 0
+    after = detect_landmarks(Subset(faces, [1, 2, 4, 5]), table, detector=Finder, progress=False)
+    assert Finder.calls == 2 and after.failures == {}
+    assert torch.equal(after.landmarks[[0, 2]], before.landmarks[[1, 4]])
+    assert not torch.equal(after.landmarks[1], before.landmarks[2])
+    whole = read_landmarks(table)
+    assert sorted(whole.names) == sorted(faces.names)  # one line for each; those outside the subset are kept
+    again = detect_landmarks(faces, table, detector=Finder, progress=False)
+    fresh = detect_landmarks(faces, detector=Finder, progress=False)
+    assert torch.equal(again.landmarks.nan_to_num(-1), fresh.landmarks.nan_to_num(-1))
+    (faces.root / "a" / "6.jpg").unlink()
+    gone = detect_landmarks(faces, table, detector=Finder, progress=False)
+    assert sorted(gone.failures) == ["a/3.jpg", "a/6.jpg"]
+
+
+@needs_cv2
 def test_other_settings_are_not_mixed(faces: Folder, tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     detect_landmarks(faces, table, detector=Finder, progress=False)

@@ -162,6 +162,73 @@ def test_value_range_and_dtypes():
         assert torch.equal(half, unit.to(dtype))
 
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANGES = [(-m / s, (1 - m) / s) for m, s in zip(MEAN, STD, strict=True)]
+
+
+def normalized(dtype=torch.float32):
+    """Images after a Normalize of each channel, with black and white among their pixels."""
+    images = torch.rand(20, 3, 30, 40, generator=torch.Generator().manual_seed(0))
+    images[:2], images[2:4] = 0.0, 1.0
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return ((images - mean) / std).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("color", ["channels", "gray"])
+def test_a_range_for_each_channel(dtype, layout, color):
+    """Each channel has the bits of an occluder with that channel's range alone."""
+    images, ids = normalized(dtype).contiguous(memory_format=layout), torch.arange(20)
+    make = dict(size=((9, 20), (8, 15)), p=0.7, seed=4, color=color)
+    out, info = NoisyOccluder(**make, value_range=RANGES)(images, ids, return_info=True)
+    assert out.is_contiguous(memory_format=layout) and out.dtype == dtype
+    for c, (low, high) in enumerate(RANGES):
+        held = images.float().clamp(low, high).to(dtype)  # inside the one range that all channels share then
+        if dtype != torch.float32:
+            held = torch.zeros_like(images)
+        expected, same = NoisyOccluder(**make, value_range=(low, high))(held, ids, return_info=True)
+        mask = same.mask(30, 40)
+        assert torch.equal(info.boxes, same.boxes) and mask.any()
+        assert torch.equal(out[:, c][mask], expected[:, c][mask])
+        assert torch.equal(out[:, c][~mask], images[:, c][~mask])
+    inside = images.clone(memory_format=torch.preserve_format)
+    again = NoisyOccluder(**make, value_range=RANGES).apply_(inside, ids)
+    assert torch.equal(inside, out) and torch.equal(again.level, info.level)
+    leaf = images.clone().requires_grad_()
+    for change in (
+        lambda x: NoisyOccluder(**make, value_range=RANGES)(x, ids),
+        lambda x: applied(x.clone(), make, ids),
+    ):
+        leaf.grad = None
+        change(leaf).sum().backward()
+        assert torch.equal(leaf.grad == 0, info.mask(30, 40)[:, None].expand_as(leaf))
+
+
+def applied(images, make, ids):
+    NoisyOccluder(**make, value_range=RANGES).apply_(images, ids)
+    return images
+
+
+def test_ranges_of_channels_that_agree_or_do_not_fit():
+    images, ids = torch.rand(4, 3, 30, 30), torch.arange(4)
+    one = NoisyOccluder((9, 9), value_range=[(0.0, 1.0)] * 3)
+    assert one.value_range == (0.0, 1.0) and torch.equal(one(images, ids), NoisyOccluder((9, 9))(images, ids))
+    ranges = NoisyOccluder((9, 9), value_range=RANGES)
+    bytes_ = (images * 255).to(torch.uint8)
+    assert torch.equal(ranges(bytes_, ids), NoisyOccluder((9, 9))(bytes_, ids))  # they have a range of their own
+    with pytest.raises(ValueError, match="value_range: expected a pair for each of the images' 1 channels, got 3"):
+        ranges(images[:, :1], ids)
+    for value, shown in ((5.0, r"5"), (float("nan"), "nan")):
+        wrong = normalized()
+        wrong[3, 1, 2, 2] = value
+        kept = wrong.clone()
+        for call in (ranges, ranges.apply_):
+            with pytest.raises(ValueError, match=rf"expected values in \[-2.03571, 2.42857\], .* channel 1, .*{shown}"):
+                call(wrong)
+        torch.testing.assert_close(wrong, kept, rtol=0, atol=0, equal_nan=True)
+
+
 def test_numpy_in():
     images = np.zeros((2, 1, 20, 20), np.float32)
     out = NoisyOccluder((20, 20), "normal", intensity=(0.5, 0.5), level=(0, 0))(images, np.arange(2))
@@ -384,6 +451,7 @@ BAD = {
     "nan": (dict(p=float("nan")), ValueError, "p: expected a number"),
     "seed": (dict(seed=2**63), ValueError, "seed: expected an int in"),
     "range": (dict(value_range=(1.0, 1.0)), ValueError, "value_range: expected two different numbers"),
+    "range of a channel": (dict(value_range=[(0, 1), (1, 0)]), ValueError, r"value_range\[1\]: expected low <= high"),
     "color": (dict(color="rgb"), ValueError, "color: expected 'channels' or 'gray'"),
 }
 

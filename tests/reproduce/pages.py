@@ -31,22 +31,43 @@ _PROBE = """<script>addEventListener('load', () => {
     claims: [...document.querySelectorAll('#claims > li')].map(l => l.className),
     outside: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')),
     wide: document.documentElement.scrollWidth > window.innerWidth,
+    broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt),
+    scripts: document.scripts.length - 1,
+    background: getComputedStyle(document.body).backgroundColor,
     text: document.body.innerText,
   };
   const p = document.createElement('pre'); p.id = 'probe'; p.textContent = JSON.stringify(found); document.body.append(p);
+  if (parent !== window) parent.postMessage(p.textContent, '*');
 })</script>"""
+# Windows are at least 500 pixels wide: a phone is a frame, which sends what was found to the page around it.
+_FRAME = """<!doctype html><script>addEventListener('message', e => {{
+  const p = document.createElement('pre'); p.id = 'probe'; p.textContent = e.data; document.body.append(p);
+}})</script><body><iframe src="{uri}" style="width:{width}px;height:1600px;border:0"></iframe></body>"""
 
 
-def look(page: Path, folder: Path) -> dict[str, Any]:
-    """Opens a page in headless chromium: its pictures, tables (cells as text), claims, and what it loads from elsewhere."""
+def look(page: Path, folder: Path, *, width: int = 1200, dark: bool = False, printed: bool = False) -> dict[str, Any]:
+    """Opens a page in headless chromium: its pictures, tables (cells as text), claims, and what it loads from elsewhere.
+
+    ``printed`` applies its style for paper.
+    """
     assert CHROMIUM is not None
     copy = folder / "probe.html"
-    copy.write_text(page.read_text().replace("</body>", _PROBE + "</body>"))
+    text = page.read_text().replace("</body>", _PROBE + "</body>")
+    if printed:
+        assert "@media print" in text
+        text = text.replace("@media print", "@media all")
+    copy.write_text(text)
+    if width < 500:
+        frame = folder / "frame.html"
+        frame.write_text(_FRAME.format(uri=copy.as_uri(), width=width))
+        copy = frame
     command = [
         CHROMIUM,
         *_FLAGS,
         f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1200,1600",
+        f"--window-size={max(width, 500)},1600",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=10000",
         "--dump-dom",
         copy.as_uri(),
     ]

@@ -1,8 +1,13 @@
-"""Small networks trained on real faces, and their full sweeps, made once for all tests."""
+"""Small networks trained on real faces, and their full sweeps, made once for all tests.
+
+``python -m tests.sweep.face_maps`` trains them again (with $OCCFAST_DATA for LFW) and writes ``face_networks.json``. They
+are kept because training amplifies the last bits: another processor or version of PyTorch gives another network.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import occfast
-from occfast.data import LFW, ORL, Aligned
+from occfast.data import LFW, ORL, Aligned, FaceDataset
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
 
+NETWORKS = Path(__file__).with_name("face_networks.json")
 STRIDE = 2  # of the full sweeps; faces are 50×50
 SIZE = (12, 12)  # of the occluder, where it does not matter
 WIDE, FLAT = (20, 20), (10, 20)  # occluders as large for these faces as 40×40 and 20×40 for 100×100
@@ -57,20 +63,28 @@ class Known:
     labels: Tensor
 
 
-def _orl() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _orl() -> tuple[FaceDataset, Tensor, Tensor]:
     """Return five images of each person for training and five held out."""
     faces = ORL()
     train, held = faces.split((5, 5))
-    return faces.images, faces.labels, train, held
+    return faces, train, held
 
 
-def _lfw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _lfw() -> tuple[FaceDataset, Tensor, Tensor]:
     """Return half of the images of people with 30 or more for training and a quarter held out. The quarter between
     them served to choose settings."""
     faces = Aligned(LFW(min_images=30), gray=True)
     order = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))
-    train, held = order[: len(faces) // 2], order[3 * len(faces) // 4 :]
-    return torch.stack([face.image for face in faces]), faces.labels, train, held
+    return faces, order[: len(faces) // 2], order[3 * len(faces) // 4 :]
+
+
+_FACES = {"orl": _orl, "lfw": _lfw}
+
+
+def _inputs(faces: FaceDataset, chosen: Tensor) -> Tensor:
+    """Return images as the networks take them, float32 [n, 1, 50, 50]."""
+    images = torch.stack([faces[int(k)].image for k in chosen])
+    return F.avg_pool2d(images.float() / 63.75 - 2, 2)
 
 
 @contextmanager
@@ -84,33 +98,53 @@ def _one_thread() -> Iterator[None]:
 
 
 def known(data: str = "orl") -> Known:
-    """Train the network once, for some seconds."""
+    """Read the network and the images that it classifies correctly."""
     return _known(data)
 
 
 @functools.cache
 def _known(data: str) -> Known:
+    stored = json.loads(NETWORKS.read_text())[data]
+    faces, _, _ = _FACES[data]()
+    held = torch.tensor(stored["images"])
+    network = SmallNet(int(faces.labels.max()) + 1)
+    network.load_state_dict({name: _restored(entry) for name, entry in stored["network"].items()})
+    return Known(network.eval(), _inputs(faces, held), faces.labels[held])
+
+
+def _train(data: str) -> dict[str, Any]:
+    """Train a network for some seconds; return its weights and its images, as they are stored."""
     epochs, batch, at_most = {"orl": (30, 20, 200), "lfw": (12, 32, 160)}[data]
-    with _one_thread(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        images, labels, train, held = {"orl": _orl, "lfw": _lfw}[data]()
-        images = F.avg_pool2d(images.float() / 63.75 - 2, 2)
-        network = SmallNet(int(labels.max()) + 1)
-        optimizer = torch.optim.Adam(network.parameters(), 5e-3)
-        steps = len(train) // batch
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-        for _ in range(epochs):
-            for part in train[torch.randperm(len(train))][: steps * batch].split(batch):
-                x = torch.roll(images[part], torch.randint(-2, 3, (2,)).tolist(), (2, 3))
-                loss = F.cross_entropy(network(x), labels[part])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        network.eval()
-        with torch.no_grad():
-            held = held[network(images[held]).argmax(1) == labels[held]][:at_most]
-    return Known(network, images[held], labels[held])
+    torch.manual_seed(0)
+    faces, train, held = _FACES[data]()
+    images, labels = _inputs(faces, torch.arange(len(faces))), faces.labels
+    network = SmallNet(int(labels.max()) + 1)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    steps = len(train) // batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    for _ in range(epochs):
+        for part in train[torch.randperm(len(train))][: steps * batch].split(batch):
+            x = torch.roll(images[part], torch.randint(-2, 3, (2,)).tolist(), (2, 3))
+            loss = F.cross_entropy(network(x), labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    stored = {name: _rounded(tensor) for name, tensor in network.state_dict().items()}
+    network.load_state_dict({name: _restored(entry) for name, entry in stored.items()})
+    with torch.no_grad():
+        right = held[network.eval()(images[held]).argmax(1) == labels[held]]
+    return {"images": right[:at_most].tolist(), "network": stored}
+
+
+def _rounded(tensor: Tensor) -> dict[str, Any]:
+    """Return a tensor in steps of a 1,000th of its largest value."""
+    step = float(tensor.abs().max()) / 1000 or 1.0
+    return {"shape": list(tensor.shape), "step": step, "values": (tensor / step).round().int().flatten().tolist()}
+
+
+def _restored(entry: dict[str, Any]) -> Tensor:
+    return (torch.tensor(entry["values"]).double() * entry["step"]).float().view(entry["shape"])
 
 
 def full(data: str = "orl", occluder: tuple[int, int] = SIZE) -> occfast.OcclusionMap:
@@ -175,3 +209,8 @@ def looked_up(data: str, occluder: tuple[int, int]) -> Iterator[Callable[..., oc
 
     with patch.object(Scorer, "score", score):
         yield call
+
+
+if __name__ == "__main__":
+    with _one_thread():
+        NETWORKS.write_text(json.dumps({data: _train(data) for data in _FACES}, separators=(",", ":")) + "\n")

@@ -60,10 +60,11 @@ def test_scores_and_equal_pixels(tiny_net, faces, labels):
     np.testing.assert_allclose(one.deletion[:, -1], one.insertion[:, 0], rtol=1e-6)
     similar = deletion_insertion(tiny_net, faces, None, flat, steps=3, score="similarity")
     np.testing.assert_allclose(similar.deletion[:, 0], 1.0, rtol=1e-6)
-    batches = [(part, None) for part in faces.split(2)]
-    assert np.array_equal(
-        deletion_insertion(tiny_net, batches, None, flat, steps=3, score="similarity").deletion, similar.deletion
-    )
+    for size in (1, 2, 4):
+        batches = [(part, None) for part in faces.split(size)]
+        assert np.array_equal(
+            deletion_insertion(tiny_net, batches, None, flat, steps=3, score="similarity").deletion, similar.deletion
+        )
 
     def margin(outputs, labels):
         own = outputs.gather(1, labels[:, None])[:, 0]

@@ -90,6 +90,29 @@ def test_weights_without_a_description_are_exported_by_their_architecture(tmp_pa
             cli.app(["export", str(tmp_path / "w.pth"), *arguments], standalone_mode=False)
 
 
+def test_a_preset_is_recorded_whole(tmp_path: Path) -> None:
+    from occfast import cli
+    from occfast.data import TEMPLATES
+    from occfast.models import load
+
+    torch.save(settled(iresnet18()).state_dict(), tmp_path / "w.pth")
+    given = ["export", str(tmp_path / "w.pth"), "--network", "iresnet18", "-o", str(tmp_path / "w.onnx")]
+    cli.app([*given, "--preset", "adaface"], standalone_mode=False)
+    found = load(tmp_path / "w.onnx").preprocessing
+    assert found is not None and found.alignment is not None
+    assert (found.size, found.color, found.mean, found.std) == ((112, 112), "BGR", 0.5, 0.5)
+    assert found.alignment["template"] == "arcface-112"
+    assert tuple(map(tuple, found.alignment["points"])) == TEMPLATES["arcface-112"].points
+    for arguments, message in (
+        (["--preset", "adaface", "--size", "112x112"], "--size: not valid together with --preset"),
+        (["--preset", "none"], "preset: expected one of insightface"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.app([*given, *arguments], standalone_mode=False)
+    with pytest.raises(ValueError, match="--preset: only valid with --network"):
+        cli.app(["export", str(tmp_path / "w.onnx"), "--preset", "adaface"], standalone_mode=False)
+
+
 class Unstable(nn.Module):
     """Answers otherwise each time."""
 

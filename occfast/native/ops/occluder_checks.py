@@ -13,11 +13,11 @@ from .occluders import occlude
 _Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def outside_range(images: Tensor, low: float, high: float) -> ValueError:
+def outside_range(images: Tensor, low: float, high: float, where: str = "") -> ValueError:
     """Return the error for floating-point images with values outside [low, high]."""
     found = [f"{float(v):g}" for v in images.float().aminmax()]
     return ValueError(
-        f"images: expected values in [{low:g}, {high:g}], the value_range of this occluder, "
+        f"images: expected values in [{low:g}, {high:g}], the value_range of this occluder{where}, "
         f"got values from {found[0]} to {found[1]}"
     )
 

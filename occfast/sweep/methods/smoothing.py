@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -51,6 +51,7 @@ class Design:
         lattice = (count / step for count, step in zip(self.shape, self.spacing, strict=True))
         return max(2, round(float(np.prod([max(1.0, c) for c in lattice])) / _CHECKS))
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - designs are small, and equal ones share their entries
     def lattice(self, image: int) -> tuple[Tensor, Tensor]:
         """Return the grid rows and columns of an image's lattice, increasing, at least one of each, int64."""
         g = 1.324717957244746
@@ -67,6 +68,7 @@ class Design:
         generator = np.random.default_rng([self.seed, image, 0xC4EC])
         return torch.from_numpy(generator.integers(0, self.shape[0] * self.shape[1], self.checks))
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def positions(self, image: int) -> Tensor:
         """Return all positions of an image, int64: the lattice row by row, then the checks."""
         rows, columns = self.lattice(image)
@@ -77,7 +79,7 @@ def interpolation(count: int, lines: Tensor) -> Tensor:
     """Return the weights [count, lines] of linear interpolation from some grid rows to all, constant beyond them."""
     at, to = lines.numpy(), np.arange(count)
     place = np.interp(to, at, np.arange(len(at)))[:, None]  # 2.25: a quarter of the way from line 2 to line 3
-    return torch.from_numpy((1 - np.abs(place - np.arange(len(at)))).clip(0))
+    return torch.from_numpy(np.maximum(0.0, 1 - np.abs(place - np.arange(len(at)))))
 
 
 class Kernel:
