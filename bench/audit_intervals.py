@@ -1,7 +1,7 @@
 """``python -m bench.audit_intervals``: how often the intervals of an audit hold the true rates.
 
 Each simulation draws people, and images of them whose features scatter around a person's own center by an amount of
-the person's own. A covering adds scatter. The truth comes from one population of many people, at the threshold that
+the person's own. A covering adds scatter. The truth is the mean over large populations, each at the threshold that
 gives the FMR there; the intervals come from a sample, with the threshold chosen on it.
 """
 
@@ -35,18 +35,21 @@ def draw(people: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tenso
 
 def rates(people: People, clean: Tensor, covered: Tensor, labels: Tensor, fmr: float) -> dict[str, Any]:
     """Return the rates by name, each with its resamples."""
-    base = PairScores.of(clean, clean, labels, highest=4 * fmr, symmetric=True)
+    base = PairScores.of(clean, clean, labels, fmr=fmr, symmetric=True)
     threshold, drawn_threshold = people.threshold(base, fmr)
-    probe = PairScores.of(clean, covered, labels, highest=4 * fmr, symmetric=False, thresholds=(threshold,))
+    every = np.append(drawn_threshold, threshold)
+    band = float(every.min()), float(every.max())
+    probe = PairScores.of(clean, covered, labels, fmr=fmr, symmetric=False, band=band)
+    (uncovered,) = people.fnmr(base, (threshold, drawn_threshold))
+    own = people.threshold(probe, fmr)
+    covered_rate, at_own = people.fnmr(probe, (threshold, drawn_threshold), own)
     found = {
-        name: people.fnmr(scores, threshold, drawn_threshold)
-        for name, scores in (("uncovered", base), ("covered", probe))
+        "uncovered": uncovered,
+        "covered": covered_rate,
+        "increase": (covered_rate[0] - uncovered[0], covered_rate[1] - uncovered[1]),
     }
-    (value, drawn), (value_covered, drawn_covered) = found["uncovered"], found["covered"]
-    found["increase"] = value_covered - value, drawn_covered - drawn
-    found["FMR under the covering"] = people.fmr(probe, probe.matches[0])
-    own, drawn_own = people.threshold(probe, fmr)
-    found["covered, at its own threshold"] = people.fnmr(probe, own, drawn_own)
+    found["FMR under the covering"] = people.fmr(probe, threshold, drawn_threshold)
+    found["covered, at its own threshold"] = at_own
     return found
 
 
@@ -55,16 +58,19 @@ def main() -> int:
     parser.add_argument("--simulations", type=int, default=400)
     parser.add_argument("--people", type=int, nargs="+", default=[50, 200])
     parser.add_argument("--resamples", type=int, default=500)
-    parser.add_argument("--population", type=int, default=2500)
+    parser.add_argument("--population", type=int, default=1500)
+    parser.add_argument("--populations", type=int, default=20)
     parser.add_argument("--output", type=Path, default=RESULTS / "audit-intervals.json")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     generator = torch.Generator().manual_seed(0)
-    whole = draw(options.population, generator)
+    wholes = [draw(options.population, generator) for _ in range(options.populations)]
     rows: list[dict[str, Any]] = []
     result = {**environment(), "confidence": 0.95, "rows": rows}
     for fmr in FMRS:
-        truth = rates(People(options.population, 1, 0.95, 0), *whole, fmr)
+        alone = People(options.population, 1, 0.95, 0)
+        values = [{name: found[0] for name, found in rates(alone, *whole, fmr).items()} for whole in wholes]
+        truth = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
         for count in options.people:
             held: dict[str, list[bool]] = {}
             widths: dict[str, list[float]] = {}
@@ -74,7 +80,7 @@ def main() -> int:
                     low, high = (
                         people.interval(drawn) if name == "increase" else people.rate(value, drawn, count).interval
                     )
-                    held.setdefault(name, []).append(bool(low <= truth[name][0] <= high))
+                    held.setdefault(name, []).append(bool(low <= truth[name] <= high))
                     widths.setdefault(name, []).append(high - low)
             for name in held:
                 row = {
@@ -82,7 +88,7 @@ def main() -> int:
                     "people": count,
                     "images each": EACH,
                     "rate": name,
-                    "truth": round(truth[name][0], 5),
+                    "truth": round(truth[name], 5),
                     "held": round(float(np.mean(held[name])), 4),
                     "mean width": round(float(np.mean(widths[name])), 4),
                     "simulations": options.simulations,

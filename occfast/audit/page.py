@@ -1,19 +1,21 @@
-"""The page of an audit."""
+"""The pages of an audit and of a comparison."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._version import __version__
-from ..evaluate.page import picture_uri, readable
+from ..evaluate.page import picture_uri, plain, readable
 from ..plots import new_figure, png_data_uri
+from .figures import RANK_1, fnmr_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..sweep import OcclusionMap
+    from .comparison import AuditComparison
     from .report import Audit
 
 _MARKS = {"from below": "o-", "from above": "s--"}
@@ -50,15 +52,10 @@ def map_figure(m: OcclusionMap) -> Figure:
 
 def page(audit: Audit) -> str:
     """Return a self-contained HTML page."""
-    from importlib.resources import files
-
-    import jinja2
-
-    template = files("occfast.audit").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     header, rows = audit.table()
     m = audit.map
-    return environment.from_string(template).render(
+    return _rendered(
+        "page.html",
         title=audit.title,
         basis=audit.basis,
         sentences=audit.sentences,
@@ -83,5 +80,80 @@ def page(audit: Audit) -> str:
             if value not in (None, "", {}, []) and name != "notes"
         ],
         seconds=f"{audit.seconds:.0f}",
-        version=f"occfast {__version__}, PyTorch {torch.__version__}",
     )
+
+
+def comparison_page(comparison: AuditComparison) -> str:
+    """Return a self-contained HTML page."""
+    header, rows = comparison.table()
+    pair = comparison.first, comparison.second
+    values = [
+        {**{k.replace("_", " "): readable(v) for k, v in audit.settings.items() if v not in (None, "", {}, [])}}
+        for audit in pair
+    ]
+    maps = comparison.maps
+    return _rendered(
+        "comparison.html",
+        title=comparison.title,
+        basis=comparison.basis,
+        names=comparison.names,
+        sentences=comparison.sentences,
+        chart=png_data_uri(difference_figure(comparison)),
+        map=png_data_uri(_difference_map_figure(comparison)) if maps else None,
+        map_note=f"{len(maps.image_indices)} images." if maps else "",
+        no_maps=comparison.no_maps,
+        header=header,
+        rows=rows,
+        note=comparison.note,
+        settings=[(name, *(v.get(name, "") for v in values)) for name in dict.fromkeys([*values[0], *values[1]])],
+        seconds="",
+    )
+
+
+def difference_figure(comparison: AuditComparison) -> Figure:
+    """Draw the differences in FNMR at the main FMR and in rank-1 by covering, with their intervals."""
+    coverings = [c.name for c in comparison.first.conditions]
+    figure, ax = new_figure((6.4, 1.4 + 0.42 * len(coverings)))
+    parts = ((fnmr_at(comparison.first.fmr), "o", "C0"), (RANK_1, "s", "C1"))
+    for shift, (name, mark, color) in zip((-0.14, 0.14), parts, strict=True):
+        label = "rank-1, fewer identified" if name == RANK_1 else f"{name}, more rejected"
+        for d in comparison.differences:
+            if d.figure.name != name or d.figure.covering not in coverings:
+                continue
+            sign = -100 if d.figure.higher_is_better else 100
+            ends = sorted(sign * end for end in d.interval)
+            row = coverings.index(d.figure.covering) + shift
+            fill = color if d.significant else "white"
+            ax.plot(ends, [row, row], color=color, linewidth=1.4)
+            ax.plot(sign * d.value, row, mark, color=color, markerfacecolor=fill, markersize=5, label=label)
+            label = ""
+    ax.axvline(0, color="0.5", linewidth=0.8)
+    ax.set_yticks(range(len(coverings)), [plain(name) for name in coverings])
+    ax.invert_yaxis()
+    ax.set_xlabel("percentage points")
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return figure
+
+
+def _difference_map_figure(comparison: AuditComparison) -> Figure:
+    assert comparison.maps is not None
+    figure, ax = new_figure()
+    comparison.maps.plot(ax=ax)
+    return figure
+
+
+def _rendered(name: str, **values: Any) -> str:
+    """Return a page of this package."""
+    from importlib.resources import files
+
+    import jinja2
+
+    def read(part: str) -> str:
+        return files("occfast.audit").joinpath(part).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(read)
+    )
+    version = f"occfast {__version__}, PyTorch {torch.__version__}"
+    return environment.get_template(name).render(**values, version=version)

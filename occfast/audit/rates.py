@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..evaluate.curves import Interval, allowed_accepts, binomial_interval
-from ..evaluate.resampling import rate_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_BLOCK = 2**22  # numbers of one block of resamples
+_BLOCK = 2**17  # numbers of one block of resamples: what stays in the cache
 _ROWS = 256  # references that are compared at a time
 
 
@@ -59,8 +58,9 @@ class PairScores:
         impostor_people: The two people of each of them, [K, 2].
         images: Number of images of each person, [people].
         n_impostor: Number of all impostor pairs.
-        matches: For each threshold that was asked for, the number of impostor pairs at or above it by their two
-            people, [people, people].
+        above: Number of impostor pairs above the band by their two people, [people, people].
+        band: Scores of the impostor pairs inside the band, descending, [M].
+        band_people: The two people of each of them, [M, 2].
     """
 
     genuine: Floats
@@ -70,7 +70,9 @@ class PairScores:
     impostor_people: Ints
     images: Ints
     n_impostor: int
-    matches: list[Ints]
+    above: Ints
+    band: Floats
+    band_people: Ints
 
     @classmethod
     def of(
@@ -79,28 +81,30 @@ class PairScores:
         probes: Tensor,
         labels: Tensor,
         *,
-        highest: float,
+        fmr: float,
         symmetric: bool,
-        thresholds: tuple[float, ...] = (),
+        band: tuple[float, float] | None = None,
     ) -> PairScores:
         """Compare all images with all others.
 
         Args:
             references, probes: Features of the same N images, float [N, D], normalized here.
             labels: Person on each image, int64 [N], all numbers below the number of people.
-            highest: Share of the impostor pairs that is kept, in (0, 1].
+            fmr: Highest FMR whose threshold will be asked for; it decides how many impostor pairs are kept.
             symmetric: Whether pair (i, j) equals pair (j, i), as where references and probes are the same; each pair
                 then counts once.
-            thresholds: Thresholds for ``matches``.
+            band: Lowest and highest threshold at which impostor pairs will be counted; None: no such band.
         """
         first, second = (torch.nn.functional.normalize(x.double(), dim=1) for x in (references, probes))
         n, people = len(labels), int(labels.max()) + 1
         images = labels.bincount(minlength=people)
         total = int((n * n - int((images**2).sum())) // (2 if symmetric else 1))
-        keep = min(total, math.ceil(highest * total) + 1000)
+        keep = min(total, _kept(fmr, total))
         genuine: list[tuple[Tensor, Tensor, Tensor]] = []
         impostor, sides = torch.empty(0, dtype=torch.float64), torch.empty(0, 2, dtype=torch.int64)
-        matches = [torch.zeros(people * people, dtype=torch.int64) for _ in thresholds]
+        low, high = band or (math.inf, math.inf)
+        above = torch.zeros(people * people if band else 0, dtype=torch.int64)
+        inside: list[tuple[Tensor, Tensor]] = []
         column = torch.arange(n)
         floor = -math.inf
         for start in range(0, n, _ROWS):
@@ -111,9 +115,11 @@ class PairScores:
             i, j = (same & counted).nonzero(as_tuple=True)
             genuine.append((scores[i, j], labels[row][i], j))
             others = counted & ~same
-            for table, threshold in zip(matches, thresholds, strict=True):
-                i, j = (others & (scores >= threshold)).nonzero(as_tuple=True)
-                table += (labels[row][i] * people + labels[j]).bincount(minlength=people * people)
+            if band:
+                i, j = (others & (scores > high)).nonzero(as_tuple=True)
+                above += (labels[row][i] * people + labels[j]).bincount(minlength=people * people)
+                i, j = (others & (scores >= low) & (scores <= high)).nonzero(as_tuple=True)
+                inside.append((scores[i, j], torch.stack([labels[row][i], labels[j]], 1)))
             i, j = (others & (scores >= floor)).nonzero(as_tuple=True)
             impostor = torch.cat([impostor, scores[i, j]])
             sides = torch.cat([sides, torch.stack([labels[row][i], labels[j]], 1)])
@@ -122,6 +128,10 @@ class PairScores:
                 sides, floor = sides[order], float(impostor[-1]) if len(impostor) == keep else -math.inf
         values, who, probe = (torch.cat(parts) for parts in zip(*genuine, strict=True))
         values, order = values.sort()
+        between, who_between = (
+            (torch.cat(parts) for parts in zip(*inside, strict=True)) if band else (impostor[:0], sides[:0])
+        )
+        between, descending = between.sort(descending=True)
         return cls(
             values.numpy(),
             who[order].numpy(),
@@ -130,8 +140,34 @@ class PairScores:
             sides.numpy(),
             images.numpy(),
             total,
-            [table.reshape(people, people).numpy() for table in matches],
+            above.reshape(people, people).numpy() if band else np.zeros((people, people), np.int64),
+            between.numpy(),
+            who_between[descending].numpy(),
         )
+
+    def table(self, people: Ints) -> Ints:
+        """Count pairs, int [M, 2], by their two people, [people, people]."""
+        n = len(self.images)
+        found: Ints = np.bincount(people[:, 0] * n + people[:, 1], minlength=n * n).reshape(n, n)
+        return found
+
+    def matches(self, threshold: float) -> Ints:
+        """Count the kept impostor pairs at or above a threshold by their two people, [people, people]."""
+        return self.table(self.impostor_people[: np.searchsorted(-self.impostor, -threshold, side="right")])
+
+    def variance(self, matches: Ints) -> float:
+        """Estimate the variance of an FMR over samples of people from a table of matches.
+
+        Pairs of people are correlated where they share a person.
+        """
+        images = self.images.astype(float)
+        everybody = np.outer(images, images)
+        np.fill_diagonal(everybody, 0.0)
+        everybody *= self.n_impostor / (everybody.sum() / 2)
+        apart = (matches + matches.T) - matches.sum() / self.n_impostor * everybody
+        alone = float((apart**2).sum()) / 2
+        shared = float((apart.sum(1) ** 2).sum()) - alone
+        return max(shared, alone) / float(self.n_impostor) ** 2
 
 
 class People:
@@ -147,56 +183,106 @@ class People:
     def __init__(self, people: int, resamples: int, confidence: float, seed: int) -> None:
         random = np.random.default_rng(seed)
         self.times: Ints = random.multinomial(people, np.full(people, 1 / people), size=resamples)
-        self.confidence, self.seed = confidence, seed
+        self.confidence = confidence
 
     def threshold(self, scores: PairScores, fmr: float) -> tuple[float, Floats]:
         """Return the lowest threshold whose FMR is at most ``fmr``, and that of each resample.
 
         It is NaN for resamples of one person alone, here and in all rates.
         """
-        ends = np.flatnonzero(np.r_[np.diff(scores.impostor) != 0, True])
-        distinct = scores.impostor[ends]
+        kept = _kept(fmr, scores.n_impostor)
+        impostor = scores.impostor[:kept]
+        ends = np.flatnonzero(np.r_[np.diff(impostor) != 0, True])
+        distinct = impostor[ends]
+        whole = (ends + 1) / scores.n_impostor
 
-        def chosen(accepted: NDArray[Any], allowed: NDArray[Any]) -> Floats:
+        def chosen(rates: Floats) -> Floats:
             """Return the lowest of the drawn scores at which few enough match, else one above all drawn scores."""
-            count = (accepted <= allowed[:, None] * (1 + 1e-12) + 1e-9).sum(1)
-            most = np.where(count > 0, accepted[np.arange(len(accepted)), np.maximum(count, 1) - 1], 0)
-            first = np.minimum((accepted < np.maximum(most, 1)[:, None]).sum(1), len(distinct) - 1)
+            count = (rates <= fmr * (1 + 1e-12)).sum(1)
+            most = np.where(count > 0, rates[np.arange(len(rates)), np.maximum(count, 1) - 1], 0)
+            if share < 1:  # every score has been drawn in part
+                first = np.maximum(count, 1) - 1
+            else:
+                first = np.minimum((rates < np.maximum(most, 1e-300)[:, None]).sum(1), len(distinct) - 1)
             found: Floats = np.where(most > 0, distinct[first], np.nextafter(distinct[first], np.inf))
             return found
 
-        value = chosen(ends[None] + 1, np.array([fmr * scores.n_impostor]))[0]
-        first, second = scores.impostor_people.T
-        allowed, start = fmr * self._impostors(scores), 0
+        share = 1.0
+        value = float(chosen(whole[None])[0])
+        share, impostors, start = self._share_kept(scores, scores.matches(value)), self._impostors(scores), 0
+        first, second = scores.impostor_people[:kept].T
         parts = []
         for times in self._blocks(len(first)):
-            weight = (times[:, first] * times[:, second]).cumsum(1)[:, ends]
-            parts.append(chosen(weight, allowed[start : start + len(times)]))
+            rates = (times[:, first] * times[:, second]).cumsum(1, dtype=np.float64)
+            rates = rates if len(ends) == len(impostor) else rates[:, ends]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rates *= (share / impostors[start : start + len(times)])[:, None]
+            if share < 1:
+                rates += (1 - share) * whole
+            parts.append(chosen(rates))
             start += len(times)
-        return float(value), np.where(allowed > 0, np.concatenate(parts), np.nan)  # NaN where one person was drawn
+        return value, np.where(impostors > 0, np.concatenate(parts), np.nan)  # NaN where one person was drawn
 
-    def fnmr(self, scores: PairScores, threshold: float, thresholds: Floats) -> tuple[float, Floats]:
-        """Return the FNMR at a threshold, and that of each resample at its own."""
-        value = np.searchsorted(scores.genuine, threshold) / len(scores.genuine)
-        parts, start = [], 0
+    def fnmr(self, scores: PairScores, *chosen: tuple[float, Floats]) -> list[tuple[float, Floats]]:
+        """Return the FNMR at each threshold, and that of each resample at its own."""
+        rejected = [np.searchsorted(scores.genuine, thresholds) for _, thresholds in chosen]
+        parts: list[list[Floats]] = [[] for _ in chosen]
+        start = 0
         for times in self._blocks(len(scores.genuine)):
             weight = times[:, scores.genuine_people].cumsum(1)
-            rejected = np.searchsorted(scores.genuine, thresholds[start : start + len(times)])
             row = np.arange(len(times))
-            below = np.where(rejected > 0, weight[row, np.maximum(rejected, 1) - 1], 0)
-            below = np.where(np.isnan(thresholds[start : start + len(times)]), np.nan, below)
-            with np.errstate(invalid="ignore"):
-                parts.append(below / weight[:, -1])  # NaN also where nobody with two images was drawn
+            for numbers, part in zip(rejected, parts, strict=True):
+                number = numbers[start : start + len(times)]
+                below = np.where(number > 0, weight[row, np.maximum(number, 1) - 1], 0)
+                with np.errstate(invalid="ignore"):
+                    part.append(below / weight[:, -1])  # NaN where nobody with two images was drawn
             start += len(times)
-        return float(value), np.concatenate(parts)
+        count = len(scores.genuine)
+        return [
+            (
+                float(np.searchsorted(scores.genuine, threshold) / count),
+                np.where(np.isnan(thresholds), np.nan, np.concatenate(part)),
+            )
+            for (threshold, thresholds), part in zip(chosen, parts, strict=True)
+        ]
 
-    def fmr(self, scores: PairScores, matches: Ints) -> tuple[float, Floats]:
-        """Return the FMR that a table of :attr:`PairScores.matches` shows, and that of each resample."""
+    def fmr(self, scores: PairScores, threshold: float, thresholds: Floats) -> tuple[float, Floats]:
+        """Return the FMR at a threshold, and that of each resample at its own; all lie in the band of the scores."""
         times = self.times.astype(float)
-        accepted = ((times @ matches) * times).sum(1)
-        with np.errstate(invalid="ignore"):
-            drawn = accepted / self._impostors(scores)  # NaN where one person was drawn
-        return float(matches.sum() / scores.n_impostor), drawn
+        accepted = ((times @ scores.above) * times).sum(1)
+        ascending = -scores.band
+        counts = np.searchsorted(ascending, -thresholds, side="right")
+        first, second = scores.band_people.T
+        start = 0
+        for part in self._blocks(len(first)) if len(first) else ():
+            rows = np.arange(len(part))
+            count = counts[start : start + len(part)]
+            weight = (part[:, first] * part[:, second]).cumsum(1)
+            accepted[start : start + len(part)] += np.where(count > 0, weight[rows, np.maximum(count, 1) - 1], 0)
+            start += len(part)
+        inside = int(np.searchsorted(ascending, -threshold, side="right"))
+        above, n = int(scores.above.sum()), scores.n_impostor
+        share = self._share_kept(scores, scores.above + scores.table(scores.band_people[:inside]))
+        whole = (above + counts) / n
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (above + inside) / n, whole + share * (accepted / self._impostors(scores) - whole)
+
+    def _share_kept(self, scores: PairScores, matches: Ints) -> float:
+        """Return the share of a resample's deviation that is kept, so that the FMR varies as it does over samples.
+
+        A pair is drawn as often as the product of how often its people are, which makes the part of the variance that
+        is of pairs alone up to three times too large (Owen 2007). The right variance counts the covariance of pairs
+        with a person in common, each once (Fafchamps and Gubert 2007; Aronow, Samii and Assenova 2015).
+
+        Args:
+            scores: Scores of the pairs.
+            matches: Number of impostor pairs that match by their two people, [people, people].
+        """
+        times = self.times.astype(float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn = ((times @ matches) * times).sum(1) / self._impostors(scores)
+        variance = float(np.nanvar(drawn))
+        return min(1.0, math.sqrt(scores.variance(matches) / variance)) if variance > 0 else 1.0
 
     def _impostors(self, scores: PairScores) -> Floats:
         """Return the number of impostor pairs in each resample."""
@@ -215,10 +301,13 @@ class People:
             return Rate(value, binomial_interval(round(value * people), people, self.confidence))
         return Rate(value, self.interval(drawn))
 
-    def share(self, hits: NDArray[np.bool_], people: Ints) -> Rate:
-        """Return the share of hits, bool [N], of these people, [N]."""
-        interval = rate_interval(hits, people, self.confidence, len(self.times), self.seed)
-        return Rate(float(hits.mean()), interval)
+    def share(self, hits: NDArray[np.bool_], who: Ints) -> tuple[float, Floats]:
+        """Return the share of hits, bool [N], of these people, [N], and that of each resample."""
+        people = self.times.shape[1]
+        of_person, number = np.bincount(who, hits, minlength=people), np.bincount(who, minlength=people)
+        with np.errstate(invalid="ignore"):
+            drawn: Floats = (self.times @ of_person) / (self.times @ number)  # NaN where none of them was drawn
+        return float(hits.mean()), drawn
 
     def interval(self, drawn: Floats) -> Interval:
         """Return the percentile interval of resamples; those that are NaN are left out."""
@@ -229,6 +318,11 @@ class People:
     def _blocks(self, width: int) -> list[Ints]:
         size = max(1, _BLOCK // max(width, 1))
         return [self.times[k : k + size] for k in range(0, len(self.times), size)]
+
+
+def _kept(fmr: float, n_impostor: int) -> int:
+    """Return how many impostor pairs decide a threshold, in whatever resample."""
+    return math.ceil(4 * fmr * n_impostor) + 1000
 
 
 def supported(fmr: float, n_impostor: int) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..files import write_atomically
 from ..sweep import OcclusionMap
+from .figures import FORMAT, Figure, Resampled, to_json
 from .rates import Rate
 
 
@@ -94,6 +95,7 @@ class Audit:
         map: Mean map of the drop of similarity; None: not computed.
         regions: Parts of the face by that drop, the largest first.
         groups, poses: Rates by group and by pose.
+        figures: Every figure of the table and the curve with its resamples, for paired comparisons.
         worst: Images whose covered probes are rejected most often, with the share over all coverings.
         examples: The mean face under each covering.
         settings: Data, network and settings.
@@ -109,6 +111,7 @@ class Audit:
     groups: list[Group]
     poses: list[Group]
     worst: list[tuple[str, float]]
+    figures: dict[Figure, Resampled] = field(repr=False)
     examples: dict[str, Tensor] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     seconds: float = 0.0
@@ -135,8 +138,8 @@ class Audit:
             if condition.fmr.interval[0] > self.fmr:
                 found.append(
                     f"With {condition.name}, pairs of two people match more often than was set: "
-                    f"{_share(condition.fmr)}; a threshold of {condition.threshold:.3f} restores {odds} and rejects "
-                    f"{condition.fnmr_at_threshold} of genuine pairs."
+                    f"{share_text(condition.fmr)}; a threshold of {condition.threshold:.3f} restores {odds} and "
+                    f"rejects {condition.fnmr_at_threshold} of genuine pairs."
                 )
         if self.regions:
             first = self.regions[0]
@@ -158,7 +161,7 @@ class Audit:
                     c.name,
                     *(str(c.fnmr[f]) for f in self.thresholds),
                     "" if c is self.uncovered else more,
-                    _share(c.fmr),
+                    share_text(c.fmr),
                     f"{c.threshold:.3f}",
                     str(c.fnmr_at_threshold),
                     str(c.rank1),
@@ -188,6 +191,7 @@ class Audit:
 
         return {
             "kind": "occfast.audit",
+            "format": FORMAT,
             "sentences": self.sentences,
             "fmr": self.fmr,
             "thresholds": {f"{f:g}": threshold for f, threshold in self.thresholds.items()},
@@ -199,6 +203,7 @@ class Audit:
             "worst": [{"image": name, "rejected": share} for name, share in self.worst],
             "settings": self.settings,
             "seconds": round(self.seconds, 1),
+            "resamples": to_json(self.figures),
         }
 
     @property
@@ -214,13 +219,19 @@ class Audit:
         """Return the sentences and the tables as Markdown."""
         header, rows = self.table()
         lines = ["# " + self.title, "", self.basis + ".", "", *(f"- {sentence}" for sentence in self.sentences), ""]
-        lines += [_row(header), _row(["---"] * len(header)), *(_row(row) for row in rows), "", self.note]
+        lines += [
+            markdown_row(header),
+            markdown_row(["---"] * len(header)),
+            *(markdown_row(row) for row in rows),
+            "",
+            self.note,
+        ]
         for title, groups, about in self.tables:
             if groups:
                 lines += ["", f"## {title}", "", *([about, ""] if about else [])]
-                lines += [_row(["covering", "group", "rejected", "images", "people"])]
-                lines += [_row(["---"] * 5)]
-                lines += [_row([g.covering, g.name, str(g.fnmr), str(g.images), str(g.people)]) for g in groups]
+                lines += [markdown_row(["covering", "group", "rejected", "images", "people"])]
+                lines += [markdown_row(["---"] * 5)]
+                lines += [markdown_row([g.covering, g.name, str(g.fnmr), str(g.images), str(g.people)]) for g in groups]
         return "\n".join(lines) + "\n"
 
     @property
@@ -277,10 +288,12 @@ class Audit:
         return write_atomically(folder / "audit.html", page(self).encode())
 
 
-def _share(rate: Rate) -> str:
+def share_text(rate: Rate) -> str:
+    """Format a small rate with its interval."""
     low, high = rate.interval
     return f"{100 * rate.value:.2g} % ({100 * low:.2g}-{100 * high:.2g} %)"
 
 
-def _row(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """Return a row of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import checks
 from ..data import FaceDataset, Subset
@@ -21,18 +22,18 @@ from ..evaluate.embedding import Flip, described
 from ..evaluate.feature_cache import CachedEmbedder
 from ..evaluate.fingerprints import fingerprint
 from ..evaluate.resampling import RESAMPLES
-from ..evaluate.search import identification
 from ..models import Preprocessing
 from ..occlude import Block, OcclusionLike, named_occlusion
 from ..occlude.drawn import BANDS
 from ..occlude.face_masks import DRAWN_MASKS
 from ..progress import Report as Progress
 from ..sweep import OcclusionMap, occlusion_map
-from .rates import Floats, PairScores, People, Rate, supported
-from .report import Audit, Condition, CurvePoint, Group, Region
+from .figures import UNCOVERED
+from .judge import Judge
+from .rates import PairScores, People, supported
+from .report import Audit, CurvePoint, Group, Region
 
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-_CLEAN = "uncovered"
 _FEW = 20  # people, below which a bootstrap over people is no guide
 _NAMES = {
     "scarf": "a scarf (band from nose to chin)",
@@ -76,10 +77,10 @@ def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> li
         landmarks: Whether the faces have landmarks; without them, only blocks can be placed.
         seed: Random seed of the coverings.
     """
-    height, width = size
     usual = ["sunglasses", "mask:surgical", "mask:cloth", "scarf", "eyes", "nose", "mouth", "forehead"]
-    block = f"noisy:{max(1, round(height * 0.2))}x{max(1, round(width * 0.4))}"
-    return [Covering.named(text, seed) for text in [*(usual if landmarks else []), block]]
+    found = [Covering.named(text, seed) for text in usual] if landmarks else []
+    height, width = (max(1, round(share * length)) for share, length in zip((0.2, 0.4), size, strict=True))
+    return [*found, Covering("a noisy block (20 x 40 %)", named_occlusion(f"noisy:{height}x{width}", seed))]
 
 
 def audit(
@@ -148,8 +149,8 @@ def audit(
     has_landmarks = faces.landmarks is not None
     chosen = list(coverings) if coverings is not None else usual_coverings(preprocessing.size, has_landmarks, seed)
     names = [covering.name for covering in chosen]
-    if len({_CLEAN, *names}) <= len(names):
-        raise ValueError(f"coverings: expected different names, none of them {_CLEAN!r}, got {', '.join(names)}")
+    if len({UNCOVERED, *names}) <= len(names):
+        raise ValueError(f"coverings: expected different names, none of them {UNCOVERED!r}, got {', '.join(names)}")
     notes, given = list(notes), len(faces)
     faces = _of_several_images(faces, limit, seed)
     if len(faces) < given:
@@ -180,43 +181,45 @@ def audit(
         progress=progress,
     )
     people = People(len(faces.people), resamples, confidence, seed)
-    clean = embedder(everything, title=_CLEAN).features
-    base = PairScores.of(clean, clean, labels, highest=4 * resolved[0], symmetric=True)
-    thresholds = {f: people.threshold(base, f) for f in resolved}
-    judge = _Judge(people, thresholds, fmr, clean, labels, both)
-    conditions = [judge.condition(_CLEAN, 0.0, clean, {})]
+    clean = embedder(everything, title=UNCOVERED).features
+    judge = Judge(people, clean, labels, resolved, fmr, both=both)
+    conditions = [judge.condition(UNCOVERED, 0.0, clean, {})]
     scores = {}
     for covering in chosen:
         found = embedder(everything, covering.occlusion, title=f"with {covering.name}")
         about = described(covering.occlusion)
         conditions.append(judge.condition(covering.name, float(found.covered.mean()), found.features, about))
         scores[covering.name] = judge.last
-    every = {_CLEAN: judge.scores(clean, once=False), **scores}
+    every = {UNCOVERED: judge.scores(clean, once=False), **scores}
     points = []
     for place, share, block in _growing(preprocessing.size) if curve else ():
         found = embedder(everything, block, title=f"{share:.0%} covered {place}")
-        points.append(CurvePoint(place, float(found.covered.mean()), judge.fnmr(found.features)))
+        points.append(
+            CurvePoint(place, float(found.covered.mean()), judge.fnmr(f"{share:.0%} covered {place}", found.features))
+        )
     file = None if checkpoint is None else Path(checkpoint) / "map.npz"
     the_map = _map(model, faces, preprocessing, map_images, seed, file, resume, progress) if map_images else None
     return Audit(
         conditions=conditions,
         fmr=fmr,
-        thresholds={f: thresholds[f][0] for f in resolved},
+        thresholds={f: judge.thresholds[f][0] for f in resolved},
         curve=points,
         map=the_map,
         regions=[] if the_map is None else _regions(the_map, faces),
         groups=[] if groups is None else _groups(judge, every, faces, groups),
         poses=_poses(judge, every, faces),
         worst=_worst(judge, scores, faces),
-        examples=mean_faces(faces, everything, {_CLEAN: None, **{c.name: c.occlusion for c in chosen}}),
+        figures=judge.figures,
+        examples=mean_faces(faces, everything, {UNCOVERED: None, **{c.name: c.occlusion for c in chosen}}),
         settings={
             "model_name": model_name,
             "data": dataset_name,
             "date": datetime.now(timezone.utc).date().isoformat(),
             "images": len(faces),
             "people": len(faces.people),
-            "genuine pairs": len(base.genuine),
-            "impostor pairs": base.n_impostor,
+            "features": clean.shape[1],
+            "genuine pairs": len(judge.base.genuine),
+            "impostor pairs": judge.base.n_impostor,
             "alignment": None if faces.alignment is None else faces.alignment.template,
             "notes": notes,
             "unresolved FMR": [f for f in rates if f not in resolved],
@@ -227,83 +230,11 @@ def audit(
             "resamples": resamples,
             "seed": seed,
             "model": fingerprint(model),
+            "faces": _digest(faces),
+            "pixels": embedder.images,
         },
         seconds=time.perf_counter() - started,
     )
-
-
-class _Judge:
-    """Rates of features under a covering, at the thresholds of uncovered faces."""
-
-    def __init__(
-        self,
-        people: People,
-        thresholds: dict[float, tuple[float, Floats]],
-        fmr: float,
-        clean: Tensor,
-        labels: Tensor,
-        both: bool,
-    ) -> None:
-        self.people, self.thresholds, self.fmr = people, thresholds, fmr
-        self.clean, self.labels, self.both = clean, labels, both
-        self.last: PairScores
-        self._uncovered: dict[float, tuple[float, Floats]]
-
-    def scores(self, features: Tensor, *thresholds: float, once: bool = True) -> PairScores:
-        """Compare covered probes with clean references, or both covered; equal pairs count ``once``."""
-        symmetric = once and (self.both or features is self.clean)
-        references = features if self.both else self.clean
-        return PairScores.of(
-            references, features, self.labels, highest=4 * self.fmr, symmetric=symmetric, thresholds=thresholds
-        )
-
-    def condition(self, name: str, covered: float, features: Tensor, about: dict[str, object]) -> Condition:
-        """Return the rates of features under a covering; the uncovered ones come first."""
-        scores = self.last = self.scores(features, self.thresholds[self.fmr][0])
-        count = len(np.unique(scores.genuine_people))
-        found = {f: self.people.fnmr(scores, *threshold) for f, threshold in self.thresholds.items()}
-        if features is self.clean:
-            self._uncovered = found
-        fmr, drawn_fmr = self.people.fmr(scores, scores.matches[0])
-        own, drawn_own = self.people.threshold(scores, self.fmr)
-        at_own, drawn_at_own = self.people.fnmr(scores, own, drawn_own)
-        return Condition(
-            name=name,
-            covered=covered,
-            fnmr={f: self.people.rate(value, drawn, count) for f, (value, drawn) in found.items()},
-            increase={
-                f: Rate(value - self._uncovered[f][0], self.people.interval(drawn - self._uncovered[f][1]))
-                for f, (value, drawn) in found.items()
-            },
-            fmr=self.people.rate(fmr, drawn_fmr, len(self.labels.unique())),
-            threshold=own,
-            fnmr_at_threshold=self.people.rate(at_own, drawn_at_own, count),
-            rank1=self._rank1(features),
-            about=about,
-        )
-
-    def fnmr(self, features: Tensor) -> Rate:
-        """Return the FNMR of features under a covering at the main threshold of uncovered faces."""
-        return self.rate(self.scores(features))
-
-    def rate(self, scores: PairScores) -> Rate:
-        """Return the FNMR of scores at the main threshold, which each resample chooses anew."""
-        threshold, drawn_threshold = self.thresholds[self.fmr]
-        value, drawn = self.people.fnmr(scores, threshold, drawn_threshold)
-        return self.people.rate(value, drawn, len(np.unique(scores.genuine_people)))
-
-    def _rank1(self, features: Tensor) -> Rate:
-        """Identify every further image of a person in a gallery of the first images."""
-        first = torch.zeros(len(self.labels), dtype=torch.bool)
-        order = self.labels.argsort(stable=True)
-        sorted_labels = self.labels[order]
-        first[order[torch.cat([torch.ones(1, dtype=torch.bool), sorted_labels[1:] != sorted_labels[:-1]])]] = True
-        gallery = features if self.both else self.clean
-        found = identification(
-            gallery[first], self.labels[first], features[~first], self.labels[~first], (1,), resamples=0
-        )
-        hits = found.rank == 1
-        return self.people.share(hits, self.labels[~first].numpy())
 
 
 def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> FaceDataset:
@@ -325,6 +256,12 @@ def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> Face
     if int((counts[kept] >= 2).sum()) < 2:
         raise ValueError(f"limit: expected enough images for two people, got {limit}")
     return Subset(faces, torch.isin(faces.labels, kept).nonzero().flatten())
+
+
+def _digest(faces: FaceDataset) -> str:
+    """Return a SHA-256 digest (16 hexadecimal digits) of who is on which image."""
+    rows = [[faces.names[k], faces.people[person]] for k, person in enumerate(faces.labels.tolist())]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _growing(size: tuple[int, int]) -> list[tuple[str, float, Block]]:
@@ -384,7 +321,7 @@ def _regions(m: OcclusionMap, faces: FaceDataset) -> list[Region]:
 
 
 def _groups(
-    judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset, groups: Mapping[str, str]
+    judge: Judge, scores: Mapping[str, PairScores], faces: FaceDataset, groups: Mapping[str, str]
 ) -> list[Group]:
     of_image = [groups.get(faces.names[k], groups.get(faces.people[p])) for k, p in enumerate(faces.labels.tolist())]
     known = sorted({group for group in of_image if group is not None})
@@ -394,7 +331,7 @@ def _groups(
     return _by(judge, scores, masks, "group")
 
 
-def _poses(judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset) -> list[Group]:
+def _poses(judge: Judge, scores: Mapping[str, PairScores], faces: FaceDataset) -> list[Group]:
     """Group the probes by how far the nose lies from the middle of the eyes, in units of their distance."""
     if faces.landmarks is None:
         return []
@@ -405,7 +342,7 @@ def _poses(judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset) 
     return _by(judge, scores, masks, "pose") if len(masks) > 1 else []
 
 
-def _by(judge: _Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.ndarray], kind: str) -> list[Group]:
+def _by(judge: Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.ndarray], kind: str) -> list[Group]:
     """Return rates by covering and group."""
     found = []
     for covering, pairs in scores.items():
@@ -425,7 +362,7 @@ def _by(judge: _Judge, scores: Mapping[str, PairScores], masks: Mapping[str, np.
 
 
 def _worst(
-    judge: _Judge, scores: Mapping[str, PairScores], faces: FaceDataset, count: int = 10
+    judge: Judge, scores: Mapping[str, PairScores], faces: FaceDataset, count: int = 10
 ) -> list[tuple[str, float]]:
     """Return the images whose genuine pairs are rejected most often when covered, with that share."""
     if not scores:

@@ -1,6 +1,7 @@
 """Command line: ``occfast`` or ``python -m occfast``.
 
-A user's mistake gives one line on the standard error and exit status 2, never a traceback. Status 0 means success.
+A user's mistake gives one line on the standard error and exit status 2, never a traceback. Status 0 means success,
+1 that ``occfast gate`` found a recognizer worse.
 Each command or family of commands has a module, which imports what it needs when it runs, so that ``occfast --help`` is
 quick.
 """
@@ -17,7 +18,7 @@ from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from ..progress import printable
-from . import audit, data, demo, environment, evaluate, map, overlap, pdsn, reproduce, train
+from . import audit, compare, data, demo, environment, evaluate, gate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
@@ -50,6 +51,8 @@ app.command()(train.train)
 app.command()(train.export)
 app.command()(evaluate.evaluate)
 app.command()(audit.audit)
+app.command()(compare.compare)
+app.command()(gate.gate)
 data.app.command()(overlap.overlap)
 app.add_typer(data.app, name="data")
 app.add_typer(pdsn.app, name="pdsn")

@@ -12,44 +12,69 @@ from . import options
 from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
+    from ..audit import Audit, Covering
     from ..data import FaceDataset
 
 _REPORT, _WORK = "audit.json", "work"
 
+# Options of audits, for one recognizer or two.
+Faces = Annotated[
+    str,
+    typer.Argument(
+        help="Faces: a folder with one subfolder per person (photographs of any size), a .rec, .npz or .bin file, "
+        "or lfw, orl, ar, ar10p or celeba (with :PATH if it is not in $OCCFAST_DATA).",
+        show_default=False,
+    ),
+]
+Cover = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Covering, as in evaluate --occlude: sunglasses, mask:surgical, noisy:20x40, … Repeat it for more.",
+        show_default="glasses, masks, scarf, bands and a noisy block",
+        rich_help_panel="Coverings",
+    ),
+]
+Both = Annotated[bool, typer.Option("--both", help="Cover both images of a pair.", rich_help_panel="Coverings")]
+Curve = Annotated[
+    bool, typer.Option("--curve/--no-curve", help="Also cover growing parts of the face.", rich_help_panel="Coverings")
+]
+MapImages = Annotated[
+    int, typer.Option(help="Images of the occlusion map; 0: no map.", min=0, rich_help_panel="Coverings")
+]
+Fmr = Annotated[
+    float, typer.Option(help="False match rate on uncovered faces that sets the threshold.", rich_help_panel="Rates")
+]
+Bootstrap = Annotated[
+    int, typer.Option(help="Resamples of people for the intervals.", min=100, rich_help_panel="Rates")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="At most this many images, of people drawn at random; 0: all.", min=0, rich_help_panel="Images"),
+]
+Landmarks = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV file with landmarks, as occfast data landmarks writes it.",
+        show_default="those of the data, else found by MTCNN if faces have to be aligned",
+        rich_help_panel="Images",
+    ),
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")]
+Seed = Annotated[int, typer.Option(help="Random seed for coverings, people and resamples.", rich_help_panel="Run")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
+]
+
 
 def audit(
     model: Annotated[str, typer.Argument(help=f"Recognizer: {options.MODEL_HELP}", show_default=False)],
-    faces: Annotated[
-        str,
-        typer.Argument(
-            help="Faces: a folder with one subfolder per person (photographs of any size), a .rec, .npz or .bin file, "
-            "or lfw, orl, ar, ar10p or celeba (with :PATH if it is not in $OCCFAST_DATA).",
-            show_default=False,
-        ),
-    ],
+    faces: Faces,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("audit"),
-    cover: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Covering, as in evaluate --occlude: sunglasses, mask:surgical, noisy:20x40, … Repeat it for more.",
-            show_default="glasses, masks, scarf, bands and a noisy block",
-            rich_help_panel="Coverings",
-        ),
-    ] = None,
-    both: Annotated[
-        bool, typer.Option("--both", help="Cover both images of a pair.", rich_help_panel="Coverings")
-    ] = False,
-    curve: Annotated[
-        bool,
-        typer.Option("--curve/--no-curve", help="Also cover growing parts of the face.", rich_help_panel="Coverings"),
-    ] = True,
-    map_images: Annotated[
-        int, typer.Option(help="Images of the occlusion map; 0: no map.", min=0, rich_help_panel="Coverings")
-    ] = 32,
-    fmr: Annotated[
-        float,
-        typer.Option(help="False match rate on uncovered faces that sets the threshold.", rich_help_panel="Rates"),
-    ] = 1e-3,
+    cover: Cover = None,
+    both: Both = False,
+    curve: Curve = True,
+    map_images: MapImages = 32,
+    fmr: Fmr = 1e-3,
     groups: Annotated[
         Path | None,
         typer.Option(
@@ -58,15 +83,8 @@ def audit(
             rich_help_panel="Rates",
         ),
     ] = None,
-    bootstrap: Annotated[
-        int, typer.Option(help="Resamples of people for the intervals.", min=100, rich_help_panel="Rates")
-    ] = 1000,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="At most this many images, of people drawn at random; 0: all.", min=0, rich_help_panel="Images"
-        ),
-    ] = 2000,
+    bootstrap: Bootstrap = 1000,
+    limit: Limit = 2000,
     network: options.Network = None,
     preset: options.Preset = None,
     size: options.Size = None,
@@ -74,23 +92,12 @@ def audit(
     mean: options.Mean = None,
     std: options.Std = None,
     template: options.Template = None,
-    landmarks: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV file with landmarks, as occfast data landmarks writes it.",
-            show_default="those of the data, else found by MTCNN if faces have to be aligned",
-            rich_help_panel="Images",
-        ),
-    ] = None,
+    landmarks: Landmarks = None,
     resize: options.Resize = False,
     aligned: options.Aligned = False,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
-    seed: Annotated[
-        int, typer.Option(help="Random seed for coverings, people and resamples.", rich_help_panel="Run")
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
-    ] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    resume: Resume = False,
     overwrite: options.Overwrite = False,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
@@ -103,21 +110,92 @@ def audit(
     The threshold is set on uncovered faces and kept: how many genuine pairs does it reject with sunglasses, a mask, a
     scarf?
     """
-    from ..audit import Covering
-    from ..audit import audit as run
-    from ..data import open_dataset
-
-    coverings = None if not cover else [Covering.named(name, seed) for name in cover]
     with options.only_run(output, "audit", "writes an audit into"):
-        _check_output(output, resume, overwrite)
-        work = output / _WORK
+        check_output(output, _REPORT, "an audit", resume, overwrite)
+        candidate = Candidate(
+            model,
+            faces,
+            output / _WORK / "landmarks.csv",
+            network=network,
+            preset=preset,
+            size=size,
+            color=color,
+            mean=mean,
+            std=std,
+            template=template,
+            landmarks=landmarks,
+            resize=resize,
+            aligned=aligned,
+            trust=trust,
+            device=device,
+            resume=resume,
+            quiet=quiet,
+        )
+        result = candidate.audit(
+            output / _WORK,
+            coverings=coverings_of(cover, seed),
+            fmr=fmr,
+            both=both,
+            limit=limit or None,
+            curve=curve,
+            map_images=map_images,
+            groups=None if groups is None else _groups(groups),
+            resamples=bootstrap,
+            seed=seed,
+            resume=not overwrite,
+        )
+        page = result.write(output)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    for sentence in result.sentences:
+        typer.echo(sentence)
+    typer.echo(page)
+
+
+class Candidate:
+    """A recognizer of the command line with its faces, prepared for an audit.
+
+    Args:
+        model, faces: As on the command line.
+        found: File for the landmarks that MTCNN finds where they are needed.
+        network, preset, size, color, mean, std, template, landmarks, resize, aligned, trust, device: As on the command
+            line.
+        resume: Whether landmarks in that file are used again.
+        quiet: Whether no progress is shown.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        faces: str,
+        found: Path,
+        *,
+        network: str | None,
+        preset: str | None,
+        size: str | None,
+        color: str | None,
+        mean: str | None,
+        std: str | None,
+        template: str | None,
+        landmarks: Path | None,
+        resize: bool,
+        aligned: bool,
+        trust: bool,
+        device: str,
+        resume: bool,
+        quiet: bool,
+    ) -> None:
+        from ..data import open_dataset
+
+        self.model, self._faces, self._quiet = model, faces, quiet
+        self._notes: list[str] = []
         source = open_dataset(faces, landmarks=landmarks)
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
         as_is = resize or aligned or source.alignment is not None
-        notes: list[str] = []
         if preset == "auto" and not as_is and source.landmarks is None:
-            source = _with_landmarks(source, work / "landmarks.csv", resume, quiet, notes)
-        found, preparation = load_recognizer(
+            source = _with_landmarks(source, found, resume, quiet, self._notes)
+        self.recognizer, self.preprocessing = load_recognizer(
             model,
             source,
             network=network,
@@ -131,41 +209,39 @@ def audit(
             quiet=quiet,
             **how_aligned,
         )
-        if found.note:
-            typer.echo(f"{model}: {found.note}", err=True)
+        if self.recognizer.note:
+            typer.echo(f"{model}: {self.recognizer.note}", err=True)
         if not as_is:
-            if not (template or found.template or preparation.alignment):
+            if not (template or self.recognizer.template or self.preprocessing.alignment):
                 raise ValueError(_unaligned(model, preset))
             if source.landmarks is None:
-                source = _with_landmarks(source, work / "landmarks.csv", resume, quiet, notes)
-        ready = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)
-        result = run(
-            found.embedding(),
-            ready,
-            preparation,
-            coverings,
-            fmr=fmr,
-            both=both,
-            limit=limit or None,
-            curve=curve,
-            map_images=map_images,
-            groups=None if groups is None else _groups(groups),
-            resamples=bootstrap,
-            seed=seed,
-            checkpoint=work,
-            resume=not overwrite,
-            model_name=Path(model).name,
-            dataset_name=Path(faces).name,
-            notes=notes,
-            progress=not quiet,
+                source = _with_landmarks(source, found, resume, quiet, self._notes)
+        self.faces = prepared(
+            source, self.preprocessing, template, resize, aligned=aligned, preset=self.recognizer.template
         )
-        page = result.write(output)
-    if as_json:
-        typer.echo(json.dumps(result.as_dict()))
-        return
-    for sentence in result.sentences:
-        typer.echo(sentence)
-    typer.echo(page)
+
+    def audit(self, work: Path, **settings: Any) -> Audit:
+        """Return the audit, with its work in a folder; settings as for :func:`occfast.audit.audit`."""
+        from ..audit import audit as run
+
+        return run(
+            self.recognizer.embedding(),
+            self.faces,
+            self.preprocessing,
+            checkpoint=work,
+            model_name=Path(self.model).name,
+            dataset_name=Path(self._faces).name,
+            notes=self._notes,
+            progress=not self._quiet,
+            **settings,
+        )
+
+
+def coverings_of(cover: list[str] | None, seed: int) -> list[Covering] | None:
+    """Return the coverings of --cover; None: the usual ones."""
+    from ..audit import Covering
+
+    return None if not cover else [Covering.named(name, seed) for name in cover]
 
 
 def _unaligned(model: str, preset: str | None) -> str:
@@ -210,11 +286,11 @@ def _groups(path: Path) -> dict[str, str]:
     return {row["name"]: row["group"] for row in rows if row["group"]}
 
 
-def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to lose an earlier run."""
+def check_output(output: Path, report: str, what: str, resume: bool, overwrite: bool) -> None:
+    """Refuse to lose an earlier run, whose folder has that report or unfinished work."""
     options.check_resume(resume, overwrite)
-    for path, what in ((output / _REPORT, "an audit"), (output / _WORK, "unfinished work")):
+    for path, kind in ((output / report, what), (output / _WORK, "unfinished work")):
         if path.exists() and not resume and not overwrite:
             raise ValueError(
-                f"{path} is {what}: --resume continues the run, --overwrite replaces it; or choose another --output"
+                f"{path} is {kind}: --resume continues the run, --overwrite replaces it; or choose another --output"
             )

@@ -71,6 +71,13 @@ class CachedEmbedder:
             "flip": flip,
         }
 
+    @property
+    def images(self) -> str | None:
+        """SHA-256 digest (16 hexadecimal digits) of the content of all images; None without a folder."""
+        if self._folder is None:
+            return None
+        return hashlib.sha256(b"".join(digest for _, digest in sorted(self._images.items()))).hexdigest()[:16]
+
     def __call__(
         self, indices: Tensor, occlusion: OcclusionLike | None = None, *, title: str = "embedding"
     ) -> Embeddings:

@@ -50,7 +50,7 @@ def figure(comparison: Comparison, protocol: str) -> Figure:
     drawn = Figure(figsize=(5.4, 4.2), layout="constrained")
     ax = drawn.subplots()
     for row in rows:
-        label = _plain(f"{row.occlusion}, {row.model}" if named else row.occlusion)
+        label = plain(f"{row.occlusion}, {row.model}" if named else row.occlusion)
         style = ("-", "--", ":", "-.")[comparison.models.index(row.model) % 4]
         color = f"C{occlusions.index(row.occlusion) % 10}"
         if isinstance(row.result, Verification):
@@ -70,7 +70,7 @@ def figure(comparison: Comparison, protocol: str) -> Figure:
     ax.set_ylim(0, 1.01)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.grid(alpha=0.3)
-    ax.set_title(_plain(protocol), fontsize=10)
+    ax.set_title(plain(protocol), fontsize=10)
     ax.legend(fontsize=8)
     return drawn
 
@@ -133,7 +133,8 @@ def readable(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return a text that Matplotlib draws as it is."""
     # Matplotlib reads text between dollar signs as a formula, and leaves labels that begin with "_" out of the legend.
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
