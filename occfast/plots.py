@@ -37,6 +37,10 @@ def extent(rows: NDArray[Any], columns: NDArray[Any]) -> tuple[float, float, flo
 def gray(image: Image) -> NDArray[Any]:
     """Return an image [H, W], [1, H, W] or [3, H, W] in the layout of Matplotlib, stretched to [0, 1]."""
     array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image, dtype=np.float64)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[0] not in (1, 3)):
+        raise ValueError(
+            f"image: expected the pixels of an image, [H, W], [1, H, W] or [3, H, W], got shape {list(array.shape)}"
+        )
     if array.ndim == 3:
         array = array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0)
     low, high = float(array.min()), float(array.max())

@@ -154,6 +154,7 @@ def compare(
         "occlusions": {name: described(c) for name, c in covers.items() if c is not None},
         "cover": cover,
         "preprocessing": json.loads(preprocessing.to_json()),
+        "alignment": None if dataset.alignment is None else dataset.alignment.template,
         "flip": flip,
         "resamples": RESAMPLES if resamples is None else resamples,
         "model": fingerprint(model),

@@ -29,6 +29,7 @@ _LABELS = {
     "data": "Data",
     "date": "Date",
     "preprocessing": "Preprocessing",
+    "alignment": "Faces aligned to",
     "flip": "Flip fusion",
     "cover": "Occluded images",
     "resamples": "Bootstrap resamples",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from occfast import DataError
-from occfast.data import AR, AR10P, LFW, Folder
+from occfast.data import AR, AR10P, LFW, Aligned, Folder
 from occfast.data.overlap import read_exclude
 from occfast.evaluate import (
     PairProtocol,
@@ -35,6 +35,7 @@ from occfast.evaluate import (
 )
 from occfast.occlude.drawn import Band, Block
 from tests.evaluate.test_embedding import OFF, PRE, Projection, Squares
+from tests.reproduce.pages import CHROMIUM, look
 
 
 def pairs_of(faces: Squares, count: int = 200, folds: int = 4) -> PairProtocol:
@@ -204,6 +205,27 @@ def test_intervals_over_people_in_the_report() -> None:
     assert "bootstrap over people" in report.note("pairs") and "tar@0.01" in row.as_dict()["people"]
 
 
+def test_the_report_names_the_alignment(tmp_path: Path) -> None:
+    """It is that of the faces: files of other programs record none."""
+    faces = Aligned(Squares(), "paper-100", size=(24, 20))
+    report = compare([pairs_of(faces)], Projection(), faces, PRE, **OFF)
+    assert report.settings["alignment"] == "paper-100"
+    assert "Faces aligned to" in report.write(tmp_path).read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_shows_the_report(width: int, tmp_path: Path) -> None:
+    faces, bad = Squares(), "<script>alert(1)</script>"
+    protocols = [pairs_of(faces), gallery_and_probes(faces)]
+    report = compare(protocols, Projection(), faces, PRE, {bad: Band("eyes")}, model_name=bad, **OFF)
+    found = look(report.write(tmp_path), tmp_path, width=width)
+    assert found["broken"] == [] and len(found["images"]) == 4  # clean, covered, and two curves
+    assert found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
+    assert bad in found["text"] and "Accuracy under occlusion" in found["text"]
+
+
 def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     faces = Squares()
     report = compare(
@@ -228,6 +250,7 @@ def test_report_is_written_in_every_form(tmp_path: Path) -> None:
         "std": 0.5,
         "alignment": None,
     }
+    assert about["settings"]["alignment"] is None
     assert about["settings"]["flip"] == "sum" and about["settings"]["occlusions"]["eyes"]["region"] == "eyes"
     rows = list(csv.DictReader((tmp_path / "roc.csv").open()))
     eyes = [(float(r["far"]), float(r["tar"])) for r in rows if r["occlusion"] == "eyes"]

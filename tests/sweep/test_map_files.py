@@ -187,6 +187,9 @@ def test_pictures(map_, tmp_path):
     map_.save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.size[0] > 300
+    for wrong in (1, np.zeros((5, 7, 2)), np.zeros((1, 3, 5, 7))):
+        with pytest.raises(ValueError, match=r"image: expected the pixels of an image, \[H, W\], .* got shape \["):
+            map_.plot(image=wrong)
     axes = map_.plot(image="mean")
     assert len(axes.images) == 2
     shown = axes.images[1]
