@@ -90,7 +90,9 @@ def provider(name: str, mining: Mining, margin: float = 0.5) -> Callable[[Tensor
     if name == "occfast, no statistics":
         return TripletLoss(margin, mining=mining, statistics=False)
     if name == "occfast, Eq. 9":
-        return BatchTripletLoss(margin, mining=mining)
+        return BatchTripletLoss(margin, mining=mining, memory="quadratic")
+    if name in ("occfast, quadratic", "occfast, linear"):
+        return BatchTripletLoss(margin, mining=mining, memory="linear" if name.endswith("linear") else "quadratic")
     return peer(mining, margin) if name == PEER else plain(mining, margin)
 
 

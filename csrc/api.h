@@ -210,8 +210,8 @@ int center_rows(const CenterRows& args, ExecContext context);
 // b [columns, dim] before the call and their distances after it.  counts [rows, columns] receives the number of
 // triplets w that a pair is selected in, as -w for a positive pair and w for a negative one. With
 // params.statistics, nearest [2, rows] receives the distance of each anchor's nearest positive and negative
-// (infinite if there is none), and histogram [2, bins], zero before, the numbers of positive and negative pairs in
-// bins over [0, *top] (own: each pair once).
+// (infinite if there is none), and the numbers of positive and negative pairs in bins over [0, *top] are added to
+// histogram [2, bins] (own: each pair once). The anchors may be some rows of a batch.
 struct MineTriplets {
   void* values;
   Dtype dtype;
@@ -224,14 +224,23 @@ struct MineTriplets {
   const double* top;
   int bins;
   int32_t* counts;
-  double* records; // [rows, kSlots], work space
-  double* pieces;  // [kPieces, kSlots], work space
-  double* totals;  // [kSlots], the record of the batch
+  double* records; // [rows, kSlots], one of each anchor
   void* nearest;
   int64_t* histogram;
 };
 
 int mine_triplets(const MineTriplets& args, ExecContext context);
+
+// The record of the batch, with the loss, from those of all anchors: totals [kSlots].
+struct SumTriplets {
+  const double* records; // [rows, kSlots]
+  int64_t rows;
+  TripletParams params;
+  double* pieces; // [kPieces, kSlots], work space
+  double* totals;
+};
+
+int sum_triplets(const SumTriplets& args, ExecContext context);
 
 // Second half: replaces the distances in values [rows, columns] by the matrix of the gradient.  own: a symmetric
 // matrix whose product with the embeddings is the gradient. Otherwise a matrix S, with row_sums and column_sums:

@@ -304,9 +304,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   {
     using S = Pairs;
-    define_struct<S>(
-        m, "Pairs",
-        {FIELD(rows), FIELD(columns), FIELD(dim), FIELD(own), FIELD(members), FIELD(start), FIELD(stop)});
+    define_struct<S>(m, "Pairs",
+                     {FIELD(rows), FIELD(columns), FIELD(dim), FIELD(first), FIELD(own), FIELD(members),
+                      FIELD(start), FIELD(stop)});
   }
   {
     using S = TripletParams;
@@ -319,7 +319,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     define_struct<S>(m, "MineTriplets",
                      {FIELD(values), FIELD(dtype), FIELD(a), FIELD(b), FIELD(a_squares), FIELD(b_squares),
                       FIELD(pairs), FIELD(params), FIELD(top), FIELD(bins), FIELD(counts), FIELD(records),
-                      FIELD(pieces), FIELD(totals), FIELD(nearest), FIELD(histogram)});
+                      FIELD(nearest), FIELD(histogram)});
+  }
+  {
+    using S = SumTriplets;
+    define_struct<S>(m, "SumTriplets", {FIELD(records), FIELD(rows), FIELD(params), FIELD(pieces), FIELD(totals)});
   }
   {
     using S = TripletWeights;
@@ -328,6 +332,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                       FIELD(b_squares), FIELD(pairs), FIELD(params), FIELD(row_sums), FIELD(column_sums)});
   }
   define(m, "mine_triplets", &mine_triplets);
+  define(m, "sum_triplets", &sum_triplets);
   define(m, "triplet_weights", &triplet_weights);
 
   m.def(

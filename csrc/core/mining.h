@@ -23,10 +23,10 @@ struct TripletParams {
 };
 
 // rows anchors against columns candidates, both with dim coordinates. The candidates of the class of anchor i
-// are members[start[i]] ... members[stop[i] - 1].  own: the candidates are the anchors themselves, and (i, i) is
-// not a pair.
+// are members[start[i]] ... members[stop[i] - 1].  own: anchor i is candidate first + i, which is not its pair.
 struct Pairs {
   int64_t rows, columns, dim;
+  int64_t first; // number of the first anchor in its batch
   bool own;
   const int64_t *members, *start, *stop;
 };

@@ -409,7 +409,7 @@ template <class T> void add_histogram(const T* row, int64_t first, int64_t colum
 template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, const T* a_squares,
                                     const T* b_squares, const Pairs& pairs, const TripletParams& params,
                                     double top, Work<T>& work, int32_t* counts, double* record, T* nearest) {
-  const int64_t columns = pairs.columns, own = pairs.own ? i : -1;
+  const int64_t columns = pairs.columns, anchor = pairs.first + i, own = pairs.own ? anchor : -1;
   const auto margin = static_cast<T>(params.margin);
   const auto convert = params.distance == Distance::kSquaredEuclidean
                            ? &distances_of_row<Distance::kSquaredEuclidean, T>
@@ -456,7 +456,7 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
     std::copy(negative_pairs, negative_pairs + 3, record + kNegativePairs);
     nearest[i] = positives > 0 ? *std::min_element(work.distance.begin(), work.distance.end()) : none;
     nearest[pairs.rows + i] = closest;
-    add_histogram(row, pairs.own ? i + 1 : 0, columns, work.positive, top, work.histograms);
+    add_histogram(row, own + 1, columns, work.positive, top, work.histograms);
   }
   positive_moments(work, nullptr, record + kPositivePairs);
 
@@ -478,7 +478,7 @@ template <class T> void mine_anchor(int64_t i, T* row, const T* a, const T* b, c
     }
     mined_is_active = false;
   } else if (params.mining == Mining::kSemihardRandom) {
-    draw(work, params, i, columns, margin);
+    draw(work, params, anchor, columns, margin);
   } else if (params.mining == Mining::kHardest) {
     std::fill(work.count.begin(), work.count.end(), 0);
     std::fill(work.selected.begin(), work.selected.end(), 0);
@@ -669,8 +669,12 @@ int multiply(const MatrixProduct& args, ExecContext context) {
 int mine_triplets(const MineTriplets& args, ExecContext context) {
   const auto run = args.dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
   run(args, context);
+  return 0;
+}
+
+int sum_triplets(const SumTriplets& args, ExecContext) {
   for (int piece = 0; piece < kPieces; ++piece)
-    add_piece(args.records, args.pairs.rows, piece, args.pieces + piece * kSlots);
+    add_piece(args.records, args.rows, piece, args.pieces + piece * kSlots);
   finish_totals(args.pieces, args.params, args.totals);
   return 0;
 }

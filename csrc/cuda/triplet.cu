@@ -100,7 +100,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   for (int64_t k = grid_first(); k < count; k += grid_step()) {
     const int64_t i = k / pairs.columns, j = k - i * pairs.columns;
     T square = square_from_product(values[k], a_squares[i], b_squares[j]);
-    if (pairs.own && i == j) {
+    if (pairs.own && pairs.first + i == j) {
       square = 0;
     } else if (is_close(square, a_squares[i], b_squares[j])) {
       square = 0;
@@ -260,14 +260,14 @@ __device__ __forceinline__ void draw(const Row<T>& row, const TripletParams& par
   __syncthreads();
 }
 
-template <class T> __device__ __forceinline__ void
-add_to_histogram(const Row<T>& row, const Pairs& pairs, int64_t i, double top, int bins, int64_t* histogram) {
+template <class T>
+__device__ __forceinline__ void add_to_histogram(const Row<T>& row, double top, int bins, int64_t* histogram) {
   auto* held = dynamic_shared<int>(); // [2][bins] of this row
   const T scale = top > 0 ? static_cast<T>(bins / top) : T{0}, limit = static_cast<T>(bins - 1);
   __syncthreads();
   for (int k = threadIdx.x; k < 2 * bins; k += kThreads) held[k] = 0;
   __syncthreads();
-  for (int64_t j = (pairs.own ? i + 1 : 0) + threadIdx.x; j < row.columns; j += kThreads) {
+  for (int64_t j = row.own + 1 + threadIdx.x; j < row.columns; j += kThreads) {
     const T place = row.distance[j] * scale;
     atomicAdd(&held[(row.is_negative(j) ? bins : 0) + static_cast<int>(place < limit ? place : limit)], 1);
   }
@@ -286,7 +286,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     const Row<T> row{values + i * pairs.columns,
                      counts + i * pairs.columns,
                      pairs.columns,
-                     pairs.own ? i : -1,
+                     pairs.own ? pairs.first + i : -1,
                      pairs.start[i],
                      pairs.stop[i],
                      pairs.members};
@@ -318,7 +318,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     if (params.statistics) {
       moments_of_negatives(row, one, record + kNegativePairs, shift + kNegativePairs / 3);
-      add_to_histogram(row, pairs, i, *top, bins, histogram);
+      add_to_histogram(row, *top, bins, histogram);
       if (threadIdx.x == 0) {
         record[kCandidates] = static_cast<double>(positives) * static_cast<double>(negatives);
         nearest[i] = nearer.value;
@@ -335,7 +335,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       moments_of_negatives(row, each_negative, record + kMinedNegative, shift + kMinedNegative / 3);
     }
     if (write || params.statistics) compare(row, margin, semihard, write, record);
-    if (params.mining == Mining::kSemihardRandom) draw(row, params, i, margin);
+    if (params.mining == Mining::kSemihardRandom) draw(row, params, pairs.first + i, margin);
     if (params.mining == Mining::kAll && !hinge_all) {
       for (int64_t j = threadIdx.x; j < row.columns; j += kThreads)
         row.count[j] += static_cast<int32_t>(row.is_negative(j) ? positives : negatives);
@@ -477,13 +477,9 @@ template <class T> int mine(const MineTriplets& args, ExecContext context) {
                                 static_cast<const T*>(args.a_squares), static_cast<const T*>(args.b_squares),
                                 pairs, args.params.distance))
     return status;
-  if (const int status = launch(&mine_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 2 * args.bins * sizeof(int),
-                                context, values, pairs, args.params, args.top, args.bins, args.counts,
-                                args.records, static_cast<T*>(args.nearest), args.histogram))
-    return status;
-  if (const int status = launch(&pieces_kernel, 1, kPieces, 0, context, args.records, pairs.rows, args.pieces))
-    return status;
-  return launch(&totals_kernel, 1, kWarp, 0, context, args.pieces, args.params, args.totals);
+  return launch(&mine_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 2 * args.bins * sizeof(int), context, values,
+                pairs, args.params, args.top, args.bins, args.counts, args.records, static_cast<T*>(args.nearest),
+                args.histogram);
 }
 
 template <class T> int weights(const TripletWeights& args, ExecContext context) {
@@ -512,6 +508,12 @@ int center_rows(const CenterRows& args, ExecContext context) {
 int mine_triplets(const MineTriplets& args, ExecContext context) {
   const auto run = args.dtype == Dtype::kFloat64 ? &mine<double> : &mine<float>;
   return run(args, context);
+}
+
+int sum_triplets(const SumTriplets& args, ExecContext context) {
+  if (const int status = launch(&pieces_kernel, 1, kPieces, 0, context, args.records, args.rows, args.pieces))
+    return status;
+  return launch(&totals_kernel, 1, kWarp, 0, context, args.pieces, args.params, args.totals);
 }
 
 int triplet_weights(const TripletWeights& args, ExecContext context) {

@@ -12,6 +12,8 @@ from ..native import ops
 
 #: Rule that selects triplets; see :class:`~occfast.losses.BatchTripletLoss`.
 Mining = Literal["violating", "semihard", "semihard_random", "hardest", "all"]
+#: What the triplet losses keep of a batch; see :class:`~occfast.losses.BatchTripletLoss`.
+Memory = Literal["auto", "quadratic", "linear"]
 #: Distance between two embeddings; see :class:`~occfast.losses.BatchTripletLoss`.
 Distance = Literal["squared_euclidean", "euclidean", "cosine"]
 

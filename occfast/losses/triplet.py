@@ -6,7 +6,7 @@ Sáez Trigueros, Meng, Hartnett 2018 (S1): triplet loss (Eqs. 5-7), decidability
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from .. import checks
 from ..native import ops
 from ..native.enums import Slot
 from .distributed import gather_batch
-from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
+from .inputs import Distance, Memory, Mining, check_batch, check_options, listed_distances, prepare
 from .stats import TripletStats
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 _BINS = 64
+#: Bytes of distances and counts from which ``memory="auto"`` does not keep them all.
+_QUADRATIC_BYTES = 2**32
 
 
 class _Triplets(nn.Module):
@@ -43,6 +45,7 @@ class _Triplets(nn.Module):
         histogram_range: float | None,
         seed: int,
         check_finite: bool,
+        memory: Memory,
         process_group: dist.ProcessGroup | None,
     ) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class _Triplets(nn.Module):
         self.distributed = checks.flag(distributed, "distributed")
         self.statistics = checks.flag(statistics, "statistics")
         self.check_finite = checks.flag(check_finite, "check_finite")
+        self.memory = checks.choice(memory, "memory", get_args(Memory))
         self.process_group = process_group
         self.step = 0
         self._stats: TripletStats | None = None
@@ -151,6 +155,7 @@ class _Triplets(nn.Module):
             self.bins,
             self.histogram_range or 0.0,
             needs_gradient,
+            self._linear(embeddings, references),
         )
         if not torch.compiler.is_compiling() and (totals.device.type == "cpu" or self.check_finite):
             self._check_mined(totals, labels, ref_labels)
@@ -159,6 +164,12 @@ class _Triplets(nn.Module):
         self._stats = TripletStats(totals, nearest, histogram, edge, lengths, squares, self.margin, self.statistics)
         result: Tensor = loss
         return result
+
+    def _linear(self, embeddings: Tensor, references: Tensor | None) -> bool:
+        if self.memory != "auto":
+            return self.memory == "linear"
+        rows, candidates = len(embeddings), len(embeddings if references is None else references)
+        return rows * candidates * (embeddings.element_size() + 4) > _QUADRATIC_BYTES
 
     def _check_autograd(self, embeddings: Tensor, ref_emb: Tensor | None) -> None:
         for tensor in (embeddings, ref_emb):
@@ -237,7 +248,8 @@ class BatchTripletLoss(_Triplets):
         L = (1 - β)(μ_ap - μ_an + α) + β(σ²_ap + σ²_an)
 
     μ and σ² are the means and population variances of d(a, p) and d(a, n) over the mined triplets. The mined set
-    counts as constant: the gradient is that of the formula for this set. Triplets are never listed; memory is O(B²).
+    counts as constant: the gradient is that of the formula for this set. Triplets are never listed; memory is O(B²), or
+    O(B·D), see ``memory``.
 
     If nothing is mined, the loss and its gradient are 0. A batch of one class is an error. Second derivatives and
     forward-mode derivatives raise an error.
@@ -266,6 +278,10 @@ class BatchTripletLoss(_Triplets):
         seed: Seed of ``"semihard_random"``, in [0, 2**63).
         check_finite: Raise ValueError for NaN or infinite embeddings, which otherwise make the loss NaN.  On a GPU
             this waits for the device.
+        memory: ``"quadratic"`` keeps the distance and the count of every pair, 8 bytes a pair in float32. ``"linear"``
+            holds some rows of them at a time, at most 128 MiB or 64 rows, and computes them once for the loss and once
+            for the gradient, which takes about twice as long. Both give the same up to rounding. ``"auto"`` is linear
+            where the pairs would take more than 4 GiB (23,170 embeddings in float32).
         process_group: Process group for ``distributed``; by default all processes.
 
     Raises:
@@ -287,6 +303,7 @@ class BatchTripletLoss(_Triplets):
         histogram_range: float | None = None,
         seed: int = 0,
         check_finite: bool = False,
+        memory: Memory = "auto",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -300,6 +317,7 @@ class BatchTripletLoss(_Triplets):
             histogram_range=histogram_range,
             seed=seed,
             check_finite=check_finite,
+            memory=memory,
             process_group=process_group,
         )
 
@@ -325,6 +343,7 @@ class TripletLoss(_Triplets):
         histogram_range: float | None = None,
         seed: int = 0,
         check_finite: bool = False,
+        memory: Memory = "auto",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(
@@ -338,5 +357,6 @@ class TripletLoss(_Triplets):
             histogram_range=histogram_range,
             seed=seed,
             check_finite=check_finite,
+            memory=memory,
             process_group=process_group,
         )

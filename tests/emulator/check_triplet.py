@@ -86,7 +86,23 @@ def test_triplets(kind, mining, dtype, monkeypatch):
         at = F.normalize(x) if distance == ops.DISTANCES["cosine"] else x
         for hinge in (False, True) if mining in ("all", "hardest") else (False,):
             for refs in sets:
-                arguments = (at, y, *refs, distance, ops.MININGS[mining], hinge, 0.5, 0.7, 9, 4, True, 16, 0.0, True)
+                arguments = (
+                    at,
+                    y,
+                    *refs,
+                    distance,
+                    ops.MININGS[mining],
+                    hinge,
+                    0.5,
+                    0.7,
+                    9,
+                    4,
+                    True,
+                    16,
+                    0.0,
+                    True,
+                    False,
+                )
                 results = []
                 for backend in ("emulated", "native", "reference"):
                     with running(backend, monkeypatch):
@@ -114,6 +130,25 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                     ]
                     assert torch.equal(emulated[1][counts], native[1][counts])
                     assert torch.equal(emulated[3], native[3])
+
+
+@pytest.mark.parametrize("mining", ops.MININGS)
+@pytest.mark.parametrize("own", (True, False))
+def test_linear_memory(mining, own, monkeypatch):
+    """Tiles of 64 anchors: 64 and 6."""
+    monkeypatch.setattr("occfast.native.ops.triplet._TILE_BYTES", 1)
+    random = torch.Generator().manual_seed(5)
+    x, y = torch.randn(70, 4, generator=random, dtype=torch.float64), torch.arange(70) % 12
+    refs = (None, None) if own else (x[:40].flip(0), y[:40])
+    arguments = (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 9, 4, True, 16, 0.0, True)
+    with running("emulated", monkeypatch):
+        linear, quadratic = (ops.triplet_loss(*arguments, memory) for memory in (True, False))
+    with running("native", monkeypatch):
+        native = ops.triplet_loss(*arguments, True)
+    for got, want in zip(linear[:7], quadratic[:7], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+    for got, want in zip(linear, native, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
 def test_products_are_left_to_the_libraries_of_pytorch():

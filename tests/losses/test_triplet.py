@@ -23,6 +23,7 @@ from occfast.losses.stats import plot_score_distributions
 from occfast.losses.triplet import BatchTripletLoss, TripletLoss
 from occfast.native import ops
 from occfast.native.enums import Slot
+from occfast.native.ops import triplet as triplet_ops
 
 MININGS = ("all", "violating", "semihard", "hardest")
 DISTANCES = ("squared_euclidean", "euclidean", "cosine")
@@ -198,7 +199,7 @@ def test_batches_of_one_class_are_refused(kind: str, mining: str) -> None:
     # The operator under them gives 0, as the definition has it.
     want, mined, every = definition(x, y, mining, 0.5, 0.7, "squared_euclidean")
     at = x.clone().requires_grad_()
-    options = (ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 8, 0.0, True)
+    options = (ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 8, 0.0, True, False)
     got, totals, *_ = ops.triplet_loss(at, y, None, None, 0, *options)
     got.backward()
     assert float(got) == float(want) == 0 and not mined and not every
@@ -276,7 +277,7 @@ def test_sorting_and_comparing_agree(mining: str) -> None:
     """Past 192 positives an anchor, they are sorted; the twin compares."""
     y = torch.arange(500) % 2
     for x in (torch.randn(500, 6), torch.randint(0, 3, (500, 3)).float()):
-        arguments = (x, y, None, None, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 64, 0.0, True)
+        arguments = (x, y, None, None, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 64, 0.0, True, False)
         got = ops.triplet_loss(*arguments)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OCCFAST_BACKEND", "reference")
@@ -465,17 +466,72 @@ def test_autocast_and_low_matmul_precision_change_nothing(backend: str, monkeypa
 
 @pytest.mark.parametrize("mining", ops.MININGS)
 @pytest.mark.parametrize("own", (True, False))
-def test_opcheck(mining: str, own: bool) -> None:
+@pytest.mark.parametrize("linear", (False, True))
+def test_opcheck(mining: str, own: bool, linear: bool) -> None:
     x, y = torch.randn(9, 4, requires_grad=True), torch.arange(9) // 3
     refs = (None, None) if own else (torch.randn(7, 4, requires_grad=True), torch.arange(7) // 3)
+    options = (0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0)
     for statistics, gradient in ((True, True), (False, True)):
-        torch.library.opcheck(
-            ops.triplet_loss, (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, statistics, 8, 0.0, gradient)
-        )
-    held = [t.detach() for t in ops.triplet_loss(x, y, *refs, 0, 1, False, 0.5, 0.7, 0, 0, True, 8, 0.0, True)[7:]]
+        torch.library.opcheck(ops.triplet_loss, (x, y, *refs, *options, statistics, 8, 0.0, gradient, linear))
+    held = [t.detach() for t in ops.triplet_loss(x, y, *refs, *options, True, 8, 0.0, True, linear)[7:]]
     torch.library.opcheck(
-        ops.triplet_loss_backward, (torch.tensor(1.0), *held, x.detach(), None if own else refs[0].detach())
+        ops.triplet_loss_backward, (torch.tensor(1.0), *held, x.detach(), None if own else refs[0].detach(), linear)
     )
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mining", ops.MININGS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_linear_memory_gives_what_quadratic_gives(mining: str, dtype: torch.dtype, monkeypatch) -> None:
+    """Tiles of 64 rows, the last of another size; distances and counts to the bit, sums up to their order."""
+    monkeypatch.setattr(triplet_ops, "_TILE_BYTES", 1)
+    x, y = F.normalize(torch.randn(200, 12, dtype=dtype)), torch.arange(200) % 23
+    z, labels = F.normalize(torch.randn(90, 12, dtype=dtype)), torch.arange(90) % 23
+    exact = 1e-5 if dtype == torch.float32 else 1e-12
+    for distance in ops.DISTANCES:
+        for beta in (0.7, None):
+            for refs in ((), (z, labels)):
+                found = []
+                for memory in ("quadratic", "linear"):
+                    at, to = x.clone().requires_grad_(), [each.clone().requires_grad_() for each in refs[:1]]
+                    rule = make(mining, 0.3, beta, distance, seed=7, memory=memory)
+                    loss = rule(at, y, None, *to, *refs[1:])
+                    loss.backward()
+                    found.append((loss.detach(), rule.stats, at.grad, to[0].grad if to else None))
+                (loss, stats, by_x, by_z), (other, others, its_x, its_z) = found
+                assert torch.equal(other, loss)
+                for name in ("totals", "nearest", "histogram"):
+                    assert torch.equal(getattr(others, name), getattr(stats, name))
+                assert relative(its_x, by_x) <= exact
+                assert (its_z is None and by_z is None) or relative(its_z, by_z) <= exact
+
+
+def test_linear_memory_without_a_gradient_and_twice_the_derivative() -> None:
+    x, y = torch.randn(70, 4), torch.arange(70) // 5
+    rule, whole = BatchTripletLoss(memory="linear"), BatchTripletLoss(memory="quadratic")
+    assert torch.equal(rule(x, y), whole(x, y)) and torch.equal(rule.stats.histogram, whole.stats.histogram)
+    at = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(rule(at, y), at, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_memory_is_linear_where_the_pairs_would_take_much(monkeypatch) -> None:
+    x, y = torch.randn(70, 4), torch.arange(70) // 5
+    heights = []
+    mine = triplet_ops._Passes.mine
+    monkeypatch.setattr(triplet_ops._Passes, "mine", lambda *args: heights.append(args[-1] - args[-2]) or mine(*args))
+    monkeypatch.setattr(triplet_ops, "_TILE_BYTES", 1)
+    BatchTripletLoss()(x, y)
+    monkeypatch.setattr("occfast.losses.triplet._QUADRATIC_BYTES", 70 * 70 * 8)
+    BatchTripletLoss()(x, y)
+    assert heights == [70, 70]
+    BatchTripletLoss()(x.double(), y)
+    assert heights[2:] == [64, 6]
+    with pytest.raises(ValueError, match="memory: expected one of"):
+        BatchTripletLoss(memory="small")
 
 
 def test_compiles_whole() -> None:

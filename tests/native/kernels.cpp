@@ -357,12 +357,13 @@ template <class T> void triplets() {
       auto nearest = unwritten<T>(2 * rows);
       std::vector<int64_t> histogram(2 * 16);
       const double top = 60;
-      const Pairs pairs{rows, rows, dim, true, members.data(), start.data(), stop.data()};
+      const Pairs pairs{rows, rows, dim, 0, true, members.data(), start.data(), stop.data()};
       const TripletParams params{distance, static_cast<Mining>(mining), mining % 2 == 0, true, 0.3, 0.5, 11, 3};
       mine_triplets(MineTriplets{values.data(), kDtype<T>, centered.data(), centered.data(), squares.data(),
                                  squares.data(), pairs, params, &top, 16, counts.data(), records.data(),
-                                 pieces.data(), totals.data(), nearest.data(), histogram.data()},
+                                 nearest.data(), histogram.data()},
                     context);
+      sum_triplets(SumTriplets{records.data(), rows, params, pieces.data(), totals.data()}, context);
       const std::string mined = name + std::to_string(mining) + "/";
       write(mined + "distances", values);
       write(mined + "counts", counts);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from .common import (
 DISTANCES = {distance.name.lower(): distance for distance in Distance}
 MININGS = {mining.name.lower(): mining for mining in Mining}
 MAX_BINS = 1024
+#: Bytes of the rows of distances and counts that the linear method holds at a time.
+_TILE_BYTES = 2**27
 
 
 @contextlib.contextmanager
@@ -102,6 +105,164 @@ def _check_triplets(embeddings: Tensor, labels: Tensor, names: tuple[str, str]) 
     expect(embeddings.shape[0] < 2**31, names[0], "fewer than 2**31 rows", embeddings.shape[0])
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Centered anchors a [B, D] and candidates b [M, D], and each anchor's class among the sorted candidates."""
+
+    a: Tensor
+    b: Tensor
+    a_squares: Tensor
+    b_squares: Tensor
+    lengths: Tensor
+    members: Tensor
+    start: Tensor
+    stop: Tensor
+    edge: Tensor
+    own: bool
+
+    @classmethod
+    def of(
+        cls,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        reference_labels: Tensor | None,
+        distance: int,
+        top: float,
+    ) -> _Batch:
+        labels, unit = labels.contiguous(), distance == Distance.COSINE
+        mean, a, a_squares, lengths = _center_rows(embeddings.contiguous(), None, unit)
+        b, b_labels, b_squares, b_lengths = a, labels, a_squares, lengths
+        if references is not None and reference_labels is not None:
+            b_labels = reference_labels.contiguous()
+            _, b, b_squares, b_lengths = _center_rows(references.contiguous(), mean, unit)
+        ordered, members = b_labels.sort(stable=True)
+        start, stop = torch.searchsorted(ordered, labels), torch.searchsorted(ordered, labels, right=True)
+        edge = _histogram_edge(lengths, b_lengths, distance, top)
+        return cls(a, b, a_squares, b_squares, lengths, members, start, stop, edge, own=references is None)
+
+    @property
+    def products(self) -> Tensor:
+        return _multiply(self.a, self.b.T, symmetric=self.own)
+
+
+class _Passes:
+    """Both halves of the loss on some rows of a batch at a time, by the native module."""
+
+    def __init__(self, native: Any, batch: _Batch, params: Any, statistics: bool, bins: int) -> None:
+        self._native, self._batch, self._params, self._bins = native, batch, params, bins
+        self._statistics = statistics
+        rows, new = len(batch.a), batch.a.new_empty
+        self._records = new((rows, SLOTS), dtype=torch.float64)
+        self.totals = new(SLOTS, dtype=torch.float64)
+        self.nearest = new((2, rows if statistics else 0))
+        self.histogram = torch.zeros((2, bins if statistics else 0), dtype=torch.int64, device=batch.a.device)
+
+    def _pairs(self, first: int, last: int, own: bool) -> Any:
+        batch, native = self._batch, self._native
+        return native.Pairs(
+            rows=last - first,
+            columns=len(batch.b),
+            dim=batch.a.shape[1],
+            first=first,
+            own=own,
+            members=batch.members.data_ptr(),
+            start=batch.start[first:last].data_ptr(),
+            stop=batch.stop[first:last].data_ptr(),
+        )
+
+    def mine(self, values: Tensor, first: int, last: int) -> Tensor:
+        """Turn the products of anchors ``first`` to ``last`` into distances, in place, and return the counts.
+
+        Their records, nearest distances and shares of the histogram are kept: call it once for all anchors first.
+        """
+        batch, device = self._batch, values.device
+        counts = torch.empty(values.shape, dtype=torch.int32, device=device)
+        nearest = values.new_empty((2, last - first if self._statistics else 0))
+        arguments = self._native.MineTriplets(
+            values=values.data_ptr(),
+            dtype=OUTPUT_DTYPES[values.dtype],
+            a=batch.a[first:last].data_ptr(),
+            b=batch.b.data_ptr(),
+            a_squares=batch.a_squares[first:last].data_ptr(),
+            b_squares=batch.b_squares.data_ptr(),
+            pairs=self._pairs(first, last, batch.own),
+            params=self._params,
+            top=batch.edge.data_ptr(),
+            bins=self._bins,
+            counts=counts.data_ptr(),
+            records=self._records[first:last].data_ptr(),
+            nearest=nearest.data_ptr(),
+            histogram=self.histogram.data_ptr(),
+        )
+        call(self._native, "mine_triplets", device, arguments)
+        if self._statistics:
+            self.nearest[:, first:last] = nearest
+        return counts
+
+    def add_up(self) -> None:
+        """Write the totals of the batch, from the records of all anchors."""
+        pieces = self.totals.new_empty((self._native.PIECES, SLOTS))
+        arguments = self._native.SumTriplets(
+            records=self._records.data_ptr(),
+            rows=len(self._records),
+            params=self._params,
+            pieces=pieces.data_ptr(),
+            totals=self.totals.data_ptr(),
+        )
+        call(self._native, "sum_triplets", self.totals.device, arguments)
+
+    def weights(self, values: Tensor, counts: Tensor, first: int, last: int, own: bool) -> tuple[Tensor, Tensor]:
+        """Turn distances into the matrix of the gradient, in place; return its row and column sums unless ``own``."""
+        batch = self._batch
+        row_sums, column_sums = (values.new_empty(0 if own else size) for size in values.shape)
+        arguments = self._native.TripletWeights(
+            values=values.data_ptr(),
+            dtype=OUTPUT_DTYPES[values.dtype],
+            counts=counts.data_ptr(),
+            totals=self.totals.data_ptr(),
+            a_squares=batch.a_squares[first:last].data_ptr(),
+            b_squares=batch.b_squares.data_ptr(),
+            pairs=self._pairs(first, last, own),
+            params=self._params,
+            row_sums=row_sums.data_ptr(),
+            column_sums=column_sums.data_ptr(),
+        )
+        call(self._native, "triplet_weights", values.device, arguments)
+        return row_sums, column_sums
+
+
+def _gradients_by_tiles(passes: _Passes, batch: _Batch, gradient: bool) -> tuple[Tensor, Tensor]:
+    """Compute the totals, then the gradients by a and b, with some rows of the distances in memory at a time.
+
+    The distances are computed twice: the weight of a pair depends on the totals of all.
+    """
+    rows, columns = len(batch.a), len(batch.b)
+    each = columns * (batch.a.element_size() + 4)
+    height = max(64, _TILE_BYTES // max(each, 1) // 64 * 64)
+    tiles = [(first, min(rows, first + height)) for first in range(0, rows, height)]
+
+    def distances(first: int, last: int) -> tuple[Tensor, Tensor]:
+        values = _multiply(batch.a[first:last], batch.b.T)
+        return values, passes.mine(values, first, last)
+
+    for tile in tiles:
+        distances(*tile)
+    passes.add_up()
+    if not gradient:
+        return batch.a.new_empty((0, 0)), batch.a.new_empty((0, 0))
+    histogram = passes.histogram.clone()  # the second pass adds to it again
+    by_a, by_b = torch.zeros_like(batch.a), torch.zeros_like(batch.b)
+    for first, last in tiles:
+        values, counts = distances(first, last)
+        row_sums, column_sums = passes.weights(values, counts, first, last, own=False)
+        a = batch.a[first:last]
+        by_a[first:last] += _multiply(values, batch.b).addcmul_(row_sums[:, None], a)
+        by_b += _multiply(values.T, a).addcmul_(column_sums[:, None], batch.b)
+    passes.histogram.copy_(histogram)
+    return (by_a.add_(by_b), batch.a.new_empty((0, 0))) if batch.own else (by_a, by_b)
+
+
 def _triplet_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -118,6 +279,7 @@ def _triplet_loss(
     bins: int,
     top: float,
     gradient: bool,
+    linear: bool,
 ) -> tuple[Tensor, ...]:
     device, own = embeddings.device, references is None
     _check_triplets(embeddings, labels, ("embeddings", "labels"))
@@ -143,41 +305,39 @@ def _triplet_loss(
     expect(1 <= bins <= MAX_BINS, "bins", f"a number in [1, {MAX_BINS}]", bins)
     expect(top >= 0, "top", "a distance, or 0 for a bound on those of the batch", top)
 
-    a, a_labels = embeddings.contiguous(), labels.contiguous()
-    unit = distance == Distance.COSINE
-    mean, a, a_squares, lengths = _center_rows(a, None, unit)
-    b, b_labels, b_squares, b_lengths = a, a_labels, a_squares, lengths
-    if references is not None and reference_labels is not None:
-        b_labels = reference_labels.contiguous()
-        _, b, b_squares, b_lengths = _center_rows(references.contiguous(), mean, unit)
-    rows, columns = a.shape[0], b.shape[0]
-    values = _multiply(a, b.T, symmetric=own)
-    ordered, members = b_labels.sort(stable=True)
-    start, stop = torch.searchsorted(ordered, a_labels), torch.searchsorted(ordered, a_labels, right=True)
-    edge = _histogram_edge(lengths, b_lengths, distance, top)
+    batch = _Batch.of(embeddings, labels, references, reference_labels, distance, top)
+    a, b, rows = batch.a, batch.b, len(batch.a)
 
-    native = module_for(device)
+    def nothing() -> Tensor:
+        return a.new_empty((0, 0))  # a new one each time: outputs of an op share no memory
+
+    native = module_for(a.device)
+    by_a, by_b = nothing(), nothing()
+    kept = nothing(), a.new_empty(0), a.new_empty(0)
     if native is None:
-        values = reference.triplet_distances(values, a, b, a_squares, b_squares, own, distance)
+        values = batch.products
+        values = reference.triplet_distances(values, a, b, batch.a_squares, batch.b_squares, own, distance)
         counts, totals, nearest, histogram = reference.mine_triplets(
-            values, own, members, start, stop, mining, hinge, statistics, margin, beta, seed, step, edge, bins
+            values,
+            own,
+            batch.members,
+            batch.start,
+            batch.stop,
+            mining,
+            hinge,
+            statistics,
+            margin,
+            beta,
+            seed,
+            step,
+            batch.edge,
+            bins,
         )
+        if gradient:
+            kept = reference.triplet_weights(
+                values, counts, totals, batch.a_squares, batch.b_squares, own, distance, hinge, beta
+            )
     else:
-        counts = torch.empty((rows, columns), dtype=torch.int32, device=device)
-        records = torch.empty((rows, SLOTS), dtype=torch.float64, device=device)
-        pieces = torch.empty((native.PIECES, SLOTS), dtype=torch.float64, device=device)
-        totals = torch.empty(SLOTS, dtype=torch.float64, device=device)
-        nearest = a.new_empty((2, rows if statistics else 0))
-        histogram = torch.zeros((2, bins if statistics else 0), dtype=torch.int64, device=device)
-        pairs = native.Pairs(
-            rows=rows,
-            columns=columns,
-            dim=a.shape[1],
-            own=own,
-            members=members.data_ptr(),
-            start=start.data_ptr(),
-            stop=stop.data_ptr(),
-        )
         params = native.TripletParams(
             distance=distance,
             mining=mining,
@@ -188,65 +348,25 @@ def _triplet_loss(
             seed=seed,
             step=step,
         )
-        mine = native.MineTriplets(
-            values=values.data_ptr(),
-            dtype=OUTPUT_DTYPES[a.dtype],
-            a=a.data_ptr(),
-            b=b.data_ptr(),
-            a_squares=a_squares.data_ptr(),
-            b_squares=b_squares.data_ptr(),
-            pairs=pairs,
-            params=params,
-            top=edge.data_ptr(),
-            bins=bins,
-            counts=counts.data_ptr(),
-            records=records.data_ptr(),
-            pieces=pieces.data_ptr(),
-            totals=totals.data_ptr(),
-            nearest=nearest.data_ptr(),
-            histogram=histogram.data_ptr(),
-        )
-        call(native, "mine_triplets", device, mine)
-    # An embedding that is not finite is never selected, but must make the loss NaN.
-    poison = (a_squares.sum() + b_squares.sum()) * 0
-    loss = totals[Slot.LOSS].to(a.dtype) + poison
-    matrix, row_sums, column_sums = a.new_empty((0, 0)), a.new_empty(0), a.new_empty(0)
-    if gradient:
-        if native is None:
-            matrix, row_sums, column_sums = reference.triplet_weights(
-                values, counts, totals, a_squares, b_squares, own, distance, hinge, beta
-            )
+        passes = _Passes(native, batch, params, statistics, bins)
+        if not linear:
+            values = batch.products
+            counts = passes.mine(values, 0, rows)
+            passes.add_up()
+            if gradient:
+                kept = values, *passes.weights(values, counts, 0, rows, own)
         else:
-            if not own:
-                row_sums, column_sums = a.new_empty(rows), a.new_empty(columns)
-            weights = native.TripletWeights(
-                values=values.data_ptr(),
-                dtype=OUTPUT_DTYPES[a.dtype],
-                counts=counts.data_ptr(),
-                totals=totals.data_ptr(),
-                a_squares=a_squares.data_ptr(),
-                b_squares=b_squares.data_ptr(),
-                pairs=pairs,
-                params=params,
-                row_sums=row_sums.data_ptr(),
-                column_sums=column_sums.data_ptr(),
-            )
-            call(native, "triplet_weights", device, weights)
-            matrix = values
-    return (
-        loss,
-        totals,
-        nearest,
-        histogram,
-        edge,
-        lengths,
-        a_squares,
-        matrix,
-        row_sums,
-        column_sums,
-        a,
-        a.new_empty((0, 0)) if own else b,
-    )
+            by_a, by_b = _gradients_by_tiles(passes, batch, gradient)
+        totals, nearest, histogram = passes.totals, passes.nearest, passes.histogram
+    # An embedding that is not finite is never selected, but must make the loss NaN.
+    poison = (batch.a_squares.sum() + batch.b_squares.sum()) * 0
+    loss = totals[Slot.LOSS].to(a.dtype) + poison
+    rest = *kept, a, nothing() if own else b
+    if linear:
+        if native is None and gradient:
+            by_a, by_b = _gradients(*rest, own)
+        rest = by_a, by_b, a.new_empty(0), nothing(), nothing()
+    return loss, totals, nearest, histogram, batch.edge, batch.lengths, batch.a_squares, *rest
 
 
 def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:
@@ -260,26 +380,38 @@ def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:
 def _fake_triplet_loss(
     embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    statistics, bins, _, gradient = rest[-4:]
-    rows, dim = embeddings.shape
+    statistics, bins, _, gradient, linear = rest[-5:]
+    (rows, dim), own = embeddings.shape, references is None
     columns = rows if references is None else references.shape[0]
     new, kept = embeddings.new_empty, int(gradient)
-    double, long = torch.float64, torch.int64
-    sums = 0 if references is None else kept
+    sums = 0 if own else kept
+    if linear:
+        by_a, by_b = (rows * kept, dim * kept), (columns * sums, dim * sums)
+        tensors = new(by_a), new(by_b), new(0), new((0, 0)), new((0, 0))
+    else:
+        matrix, b = (rows * kept, columns * kept), (0, 0) if own else (columns, dim)
+        tensors = new(matrix), new(rows * sums), new(columns * sums), new((rows, dim)), new(b)
     return (
         new(()),
-        new(SLOTS, dtype=double),
+        new(SLOTS, dtype=torch.float64),
         new((2, rows if statistics else 0)),
-        new((2, bins if statistics else 0), dtype=long),
-        new(1, dtype=double),
-        new(rows, dtype=double),
+        new((2, bins if statistics else 0), dtype=torch.int64),
+        new(1, dtype=torch.float64),
+        new(rows, dtype=torch.float64),
         new(rows),
-        new((rows * kept, columns * kept)),
-        new(rows * sums),
-        new(columns * sums),
-        new((rows, dim)),
-        new((0, 0) if references is None else (columns, dim)),
+        *tensors,
     )
+
+
+def _gradients(
+    matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, own: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients by a and b from the matrix of weights; empty for b if ``own``."""
+    a, b = a.contiguous(), b.contiguous()
+    if own:
+        return _multiply(matrix, a), a.new_empty((0, 0))
+    by_a = _multiply(matrix, b).addcmul_(row_sums[:, None], a)
+    return by_a, _multiply(matrix.T, a).addcmul_(column_sums[:, None], b)
 
 
 def _triplet_loss_backward(
@@ -291,26 +423,34 @@ def _triplet_loss_backward(
     b: Tensor,
     embeddings: Tensor,
     references: Tensor | None,
+    linear: bool,
 ) -> tuple[Tensor, Tensor]:
-    own = references is None
-    expect_shape(matrix, "matrix", (a.shape[0], a.shape[0] if own else b.shape[0]))
-    a = a.contiguous()
-    if own:
-        return _multiply(matrix, a).mul_(grad), a.new_empty((0, 0))
-    b = b.contiguous()
-    by_a = _multiply(matrix, b).addcmul_(row_sums[:, None], a)
-    by_b = _multiply(matrix.T, a).addcmul_(column_sums[:, None], b)
+    if linear:
+        expect_shape(matrix, "matrix", tuple(embeddings.shape))
+        return matrix * grad, row_sums * grad
+    expect_shape(matrix, "matrix", (a.shape[0], a.shape[0] if references is None else b.shape[0]))
+    by_a, by_b = _gradients(matrix, row_sums, column_sums, a, b, references is None)
     return by_a.mul_(grad), by_b.mul_(grad)
 
 
 def _fake_triplet_loss_backward(
-    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, *_: Any
+    grad: Tensor,
+    matrix: Tensor,
+    row_sums: Tensor,
+    column_sums: Tensor,
+    a: Tensor,
+    b: Tensor,
+    embeddings: Tensor,
+    references: Tensor | None,
+    linear: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(a), torch.empty_like(b)
+    return (
+        (torch.empty_like(matrix), torch.empty_like(row_sums)) if linear else (torch.empty_like(a), torch.empty_like(b))
+    )
 
 
 def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.gradient = inputs[-1]
+    *_, ctx.gradient, ctx.linear = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.gradient:
@@ -318,13 +458,13 @@ def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _triplet_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing: tuple[None, ...] = (None,) * 11
+    nothing: tuple[None, ...] = (None,) * 12
     if grad is None:
         return None, None, None, None, *nothing
     if not ctx.gradient:
         raise RuntimeError("triplet_loss: called with gradient=False, so it kept nothing to differentiate")
     saved = ctx.saved_tensors  # read once: each access unpacks, and activation checkpointing unpacks a tensor once
-    by_a, by_b = triplet_loss_backward(grad, *saved)
+    by_a, by_b = triplet_loss_backward(grad, *saved, ctx.linear)
     return by_a, None, None if saved[-1] is None else by_b, None, *nothing
 
 
@@ -335,12 +475,13 @@ def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 #: ``(embeddings [B,D] float32 or float64, labels int64 [B], references [M,D], reference_labels [M], ...)``, with a
 #: :class:`Distance` and a :class:`Mining` -> loss, totals float64 [22] (:class:`Slot`), nearest [2,B], histogram int64
 #: [2,bins], its upper edge float64 [1], the squared lengths of the embeddings float64 [B] and of the embeddings minus
-#: their mean [B], and the tensors that the backward needs. ``gradient=False`` skips computing those.
+#: their mean [B], and five tensors that the backward needs: the matrix of weights, its row and column sums, and the
+#: centered rows; with ``linear`` both gradients, and no matrix is ever whole. ``gradient=False`` leaves them out.
 triplet_loss = register(
     "triplet_loss(Tensor embeddings, Tensor labels, Tensor? references, Tensor? reference_labels, int distance, "
     "int mining, bool hinge, float margin, float beta, int seed, int step, bool statistics, int bins, float top, "
-    "bool gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-    "Tensor)",
+    "bool gradient, bool linear) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _triplet_loss,
     _fake_triplet_loss,
 )
@@ -349,7 +490,7 @@ triplet_loss = register(
 #: passed only to record whether it requires a gradient, so that a second derivative raises an error.
 triplet_loss_backward = register(
     "triplet_loss_backward(Tensor grad, Tensor matrix, Tensor row_sums, Tensor column_sums, Tensor a, Tensor b, "
-    "Tensor embeddings, Tensor? references) -> (Tensor, Tensor)",
+    "Tensor embeddings, Tensor? references, bool linear) -> (Tensor, Tensor)",
     _triplet_loss_backward,
     _fake_triplet_loss_backward,
 )
