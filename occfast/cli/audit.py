@@ -193,8 +193,13 @@ class Candidate:
         source = open_dataset(faces, landmarks=landmarks)
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
         as_is = resize or aligned or source.alignment is not None
-        if preset == "auto" and not as_is and source.landmarks is None:
-            source = _with_landmarks(source, found, resume, quiet, self._notes)
+
+        def find(photographs: FaceDataset) -> FaceDataset:
+            nonlocal source
+            if not as_is and photographs.landmarks is None:
+                source = _with_landmarks(photographs, found, resume, quiet, self._notes)
+            return source
+
         self.recognizer, self.preprocessing = load_recognizer(
             model,
             source,
@@ -207,15 +212,15 @@ class Candidate:
             trust=trust,
             device=device,
             quiet=quiet,
+            find=find,
             **how_aligned,
         )
         if self.recognizer.note:
             typer.echo(f"{model}: {self.recognizer.note}", err=True)
         if not as_is:
             if not (template or self.recognizer.template or self.preprocessing.alignment):
-                raise ValueError(_unaligned(model, preset))
-            if source.landmarks is None:
-                source = _with_landmarks(source, found, resume, quiet, self._notes)
+                raise ValueError(_unaligned(model, preset, recorded=self.recognizer.preprocessing is not None))
+            find(source)
         self.faces = prepared(
             source, self.preprocessing, template, resize, aligned=aligned, preset=self.recognizer.template
         )
@@ -244,8 +249,13 @@ def coverings_of(cover: list[str] | None, seed: int) -> list[Covering] | None:
     return None if not cover else [Covering.named(name, seed) for name in cover]
 
 
-def _unaligned(model: str, preset: str | None) -> str:
-    """Say what to do if nothing states how a network's faces are aligned."""
+def _unaligned(model: str, preset: str | None, *, recorded: bool) -> str:
+    """Say what to do if nothing states how a network's faces are aligned, but maybe the rest of their preparation."""
+    if preset is None and recorded:
+        return (
+            f"--template: {model} does not record how its faces are aligned; give --template, such as arcface-112, "
+            "--resize for cropped faces, or --aligned for aligned ones"
+        )
     if preset in (None, "auto"):
         return (
             f"--preset: {model} does not record how its faces are aligned; name a preset, or let auto try them; "

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..data import FaceDataset
     from ..models import Preprocessing, Preset, Recognizer
 
@@ -27,6 +29,7 @@ def load_recognizer(
     resize: bool = False,
     aligned: bool | None = None,
     quiet: bool = False,
+    find: Callable[[FaceDataset], FaceDataset] | None = None,
 ) -> tuple[Recognizer, Preprocessing]:
     """Load a network and determine how its images are prepared.
 
@@ -39,6 +42,7 @@ def load_recognizer(
         device: "auto", "cpu" or "cuda".
         template, resize, aligned: Alignment in the trials of the preset "auto"; see :func:`prepared`.
         quiet: Whether those show no progress.
+        find: Function that finds the landmarks that those need; None: the data have them.
 
     Raises:
         ValueError: ``mean`` or ``std`` is not one number or three; otherwise as :func:`occfast.models.load`.
@@ -68,7 +72,10 @@ def load_recognizer(
         trust=trust,
     ).to(place)
     if preset == "auto":
-        found = _with_best_preset(found, model, source, template, resize, aligned, quiet)
+        if found.preprocessing is not None:
+            raise ValueError(f"--preset: only valid for files that do not record how images are prepared; {model} does")
+        trial = source if find is None else find(source)
+        found = _with_best_preset(found, model, trial, template, resize, aligned, quiet)
     return found, found.prepare(shape, **given)
 
 
@@ -86,8 +93,6 @@ def _with_best_preset(
     from ..evaluate import try_presets
     from ..models import PRESETS
 
-    if found.preprocessing is not None:
-        raise ValueError(f"--preset: only valid for files that do not record how images are prepared; {model} does")
     as_is = resize or aligned or template is not None
 
     def prepare(faces: FaceDataset, one: Preset) -> FaceDataset:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from occfast.audit import Audit, Covering, audit, usual_coverings
 from occfast.data import Folder, WithLandmarks, detect_landmarks
 from occfast.evaluate import embed
-from occfast.models import Preprocessing
+from occfast.models import Preprocessing, build
+from occfast.models.weights import Trained
 from occfast.occlude import named_occlusion
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
 from tests.reproduce.pages import CHROMIUM, look
@@ -314,6 +315,15 @@ def test_an_unknown_alignment_is_refused(photographs: Path, occfast) -> None:  #
     ):
         refused = occfast("audit", "net.pt", photographs, *SMALL, *options)
         assert refused.returncode == 2 and message in refused.stderr and not Path("audit/audit.json").exists()
+    network = build("paper", 3, channels=1, size=(100, 100), width=0.1).eval()
+    spec = {"name": "paper", "classes": 3, "arguments": {"width": 0.1}}
+    Trained(network, Preprocessing((100, 100), "gray"), spec).save("own.safetensors")
+    for options, message in (
+        ((), "--template: own.safetensors does not record how its faces are aligned; give --template, such as"),
+        (("--preset", "auto"), "--preset: only valid for files that do not record how images are prepared"),
+    ):
+        refused = occfast("audit", "own.safetensors", photographs, *SMALL[2:], *options)
+        assert refused.returncode == 2 and message in refused.stderr
     assert Finder.opened == 0
 
 
