@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 from .errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from .losses.cosface import LargeMarginCosine
+from .losses.memory import CrossBatchMemory
 from .losses.miner import TripletMiner
 from .losses.stats import TripletStats, plot_score_distributions
 from .losses.triplet import BatchTripletLoss, TripletLoss
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adaptive",
     "BatchTripletLoss",
+    "CrossBatchMemory",
     "DataError",
     "LargeMarginCosine",
     "LocationDistribution",

@@ -2,15 +2,18 @@
 
 from .adapters import for_metric_learning
 from .cosface import LargeMarginCosine
-from .inputs import Distance, Mining
+from .inputs import Distance, Memory, Mining
+from .memory import CrossBatchMemory
 from .miner import TripletMiner
 from .stats import TripletStats, plot_score_distributions
 from .triplet import BatchTripletLoss, TripletLoss
 
 __all__ = [
     "BatchTripletLoss",
+    "CrossBatchMemory",
     "Distance",
     "LargeMarginCosine",
+    "Memory",
     "Mining",
     "TripletLoss",
     "TripletMiner",

@@ -115,11 +115,9 @@ class _Triplets(nn.Module):
                 raise ValueError(f"ref_emb: expected a tensor on {embeddings.device}, got {ref_emb.device}")
             if (ref_emb.dtype == torch.float64) != (embeddings.dtype == torch.float64):
                 raise TypeError(f"ref_emb: expected the dtype {embeddings.dtype}, got {ref_emb.dtype}")
-        if self.check_finite:
-            for name, tensor in (("embeddings", embeddings), ("ref_emb", ref_emb)):
-                if tensor is not None and not bool(tensor.isfinite().all()):
-                    bad = (~tensor.isfinite()).any(1).nonzero()[:, 0].tolist()
-                    raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in rows {bad[:8]}")
+        self._check_values(embeddings, "embeddings")
+        if ref_emb is not None:
+            self._check_values(ref_emb, "ref_emb")
         if indices_tuple is not None:
             if self.distributed:
                 raise ValueError("indices_tuple: expected None with distributed=True, got a tuple")
@@ -136,6 +134,18 @@ class _Triplets(nn.Module):
             for name, rows in (("embeddings", embeddings), ("ref_emb", references)):
                 if rows is not None and rows.shape[0] == 0:
                     raise ValueError(f"{name}: expected at least one row over all ranks, got none")
+        return self._mined(embeddings, labels, references, ref_labels)
+
+    def _mined(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: Tensor | None,
+        ref_labels: Tensor | None,
+        *,
+        leading: bool = False,
+    ) -> Tensor:
+        """Compute the loss of prepared embeddings; ``leading``: the references begin with them."""
         needs_gradient = torch.is_grad_enabled() and (
             embeddings.requires_grad or (references is not None and references.requires_grad)
         )
@@ -156,6 +166,7 @@ class _Triplets(nn.Module):
             self.histogram_range or 0.0,
             needs_gradient,
             self._linear(embeddings, references),
+            leading,
         )
         if not torch.compiler.is_compiling() and (totals.device.type == "cpu" or self.check_finite):
             self._check_mined(totals, labels, ref_labels)
@@ -164,6 +175,11 @@ class _Triplets(nn.Module):
         self._stats = TripletStats(totals, nearest, histogram, edge, lengths, squares, self.margin, self.statistics)
         result: Tensor = loss
         return result
+
+    def _check_values(self, tensor: Tensor, name: str) -> None:
+        if self.check_finite and not bool(tensor.isfinite().all()):
+            bad = (~tensor.isfinite()).any(1).nonzero()[:, 0].tolist()
+            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity in rows {bad[:8]}")
 
     def _linear(self, embeddings: Tensor, references: Tensor | None) -> bool:
         if self.memory != "auto":

@@ -102,6 +102,7 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                     0.0,
                     True,
                     False,
+                    False,
                 )
                 results = []
                 for backend in ("emulated", "native", "reference"):
@@ -133,18 +134,21 @@ def test_triplets(kind, mining, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("mining", ops.MININGS)
-@pytest.mark.parametrize("own", (True, False))
-def test_linear_memory(mining, own, monkeypatch):
+@pytest.mark.parametrize("candidates", ("own", "others", "own and others"))
+def test_linear_memory(mining, candidates, monkeypatch):
     """Tiles of 64 anchors: 64 and 6."""
     monkeypatch.setattr("occfast.native.ops.triplet._TILE_BYTES", 1)
     random = torch.Generator().manual_seed(5)
     x, y = torch.randn(70, 4, generator=random, dtype=torch.float64), torch.arange(70) % 12
-    refs = (None, None) if own else (x[:40].flip(0), y[:40])
+    leading = candidates == "own and others"
+    refs = (x[:40].flip(0), y[:40].flip(0))
+    if candidates != "others":
+        refs = (torch.cat((x, refs[0])), torch.cat((y, refs[1]))) if leading else (None, None)
     arguments = (x, y, *refs, 0, ops.MININGS[mining], False, 0.5, 0.7, 9, 4, True, 16, 0.0, True)
     with running("emulated", monkeypatch):
-        linear, quadratic = (ops.triplet_loss(*arguments, memory) for memory in (True, False))
+        linear, quadratic = (ops.triplet_loss(*arguments, memory, leading) for memory in (True, False))
     with running("native", monkeypatch):
-        native = ops.triplet_loss(*arguments, True)
+        native = ops.triplet_loss(*arguments, True, leading)
     for got, want in zip(linear[:7], quadratic[:7], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
     for got, want in zip(linear, native, strict=True):

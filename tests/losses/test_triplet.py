@@ -199,7 +199,7 @@ def test_batches_of_one_class_are_refused(kind: str, mining: str) -> None:
     # The operator under them gives 0, as the definition has it.
     want, mined, every = definition(x, y, mining, 0.5, 0.7, "squared_euclidean")
     at = x.clone().requires_grad_()
-    options = (ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 8, 0.0, True, False)
+    options = (ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 8, 0.0, True, False, False)
     got, totals, *_ = ops.triplet_loss(at, y, None, None, 0, *options)
     got.backward()
     assert float(got) == float(want) == 0 and not mined and not every
@@ -277,7 +277,7 @@ def test_sorting_and_comparing_agree(mining: str) -> None:
     """Past 192 positives an anchor, they are sorted; the twin compares."""
     y = torch.arange(500) % 2
     for x in (torch.randn(500, 6), torch.randint(0, 3, (500, 3)).float()):
-        arguments = (x, y, None, None, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 64, 0.0, True, False)
+        arguments = (x, y, None, None, 0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0, True, 64, 0.0, True, False, False)
         got = ops.triplet_loss(*arguments)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OCCFAST_BACKEND", "reference")
@@ -472,8 +472,8 @@ def test_opcheck(mining: str, own: bool, linear: bool) -> None:
     refs = (None, None) if own else (torch.randn(7, 4, requires_grad=True), torch.arange(7) // 3)
     options = (0, ops.MININGS[mining], False, 0.5, 0.7, 0, 0)
     for statistics, gradient in ((True, True), (False, True)):
-        torch.library.opcheck(ops.triplet_loss, (x, y, *refs, *options, statistics, 8, 0.0, gradient, linear))
-    held = [t.detach() for t in ops.triplet_loss(x, y, *refs, *options, True, 8, 0.0, True, linear)[7:]]
+        torch.library.opcheck(ops.triplet_loss, (x, y, *refs, *options, statistics, 8, 0.0, gradient, linear, False))
+    held = [t.detach() for t in ops.triplet_loss(x, y, *refs, *options, True, 8, 0.0, True, linear, False)[7:]]
     torch.library.opcheck(
         ops.triplet_loss_backward, (torch.tensor(1.0), *held, x.detach(), None if own else refs[0].detach(), linear)
     )
@@ -833,7 +833,7 @@ def test_smaller_integer_labels() -> None:
 
 
 def test_public_names() -> None:
-    for name in set(occfast.losses.__all__) - {"Distance", "Mining", "for_metric_learning"}:
+    for name in set(occfast.losses.__all__) - {"Distance", "Memory", "Mining", "for_metric_learning"}:
         assert getattr(occfast, name) is getattr(occfast.losses, name)
 
 

@@ -118,7 +118,8 @@ class _Batch:
     start: Tensor
     stop: Tensor
     edge: Tensor
-    own: bool
+    own: bool  # candidate i is anchor i, which is not its own pair
+    square: bool  # the candidates are the anchors
 
     @classmethod
     def of(
@@ -127,6 +128,7 @@ class _Batch:
         labels: Tensor,
         references: Tensor | None,
         reference_labels: Tensor | None,
+        leading: bool,
         distance: int,
         top: float,
     ) -> _Batch:
@@ -139,11 +141,12 @@ class _Batch:
         ordered, members = b_labels.sort(stable=True)
         start, stop = torch.searchsorted(ordered, labels), torch.searchsorted(ordered, labels, right=True)
         edge = _histogram_edge(lengths, b_lengths, distance, top)
-        return cls(a, b, a_squares, b_squares, lengths, members, start, stop, edge, own=references is None)
+        square = references is None
+        return cls(a, b, a_squares, b_squares, lengths, members, start, stop, edge, square or leading, square)
 
     @property
     def products(self) -> Tensor:
-        return _multiply(self.a, self.b.T, symmetric=self.own)
+        return _multiply(self.a, self.b.T, symmetric=self.square)
 
 
 class _Passes:
@@ -212,10 +215,13 @@ class _Passes:
         )
         call(self._native, "sum_triplets", self.totals.device, arguments)
 
-    def weights(self, values: Tensor, counts: Tensor, first: int, last: int, own: bool) -> tuple[Tensor, Tensor]:
-        """Turn distances into the matrix of the gradient, in place; return its row and column sums unless ``own``."""
+    def weights(self, values: Tensor, counts: Tensor, first: int, last: int, square: bool) -> tuple[Tensor, Tensor]:
+        """Turn distances into the matrix of the gradient, in place; return its row and column sums.
+
+        They are empty if ``square``: the matrix is that of all anchors against themselves.
+        """
         batch = self._batch
-        row_sums, column_sums = (values.new_empty(0 if own else size) for size in values.shape)
+        row_sums, column_sums = (values.new_empty(0 if square else size) for size in values.shape)
         arguments = self._native.TripletWeights(
             values=values.data_ptr(),
             dtype=OUTPUT_DTYPES[values.dtype],
@@ -223,7 +229,7 @@ class _Passes:
             totals=self.totals.data_ptr(),
             a_squares=batch.a_squares[first:last].data_ptr(),
             b_squares=batch.b_squares.data_ptr(),
-            pairs=self._pairs(first, last, own),
+            pairs=self._pairs(first, last, square),
             params=self._params,
             row_sums=row_sums.data_ptr(),
             column_sums=column_sums.data_ptr(),
@@ -255,12 +261,12 @@ def _gradients_by_tiles(passes: _Passes, batch: _Batch, gradient: bool) -> tuple
     by_a, by_b = torch.zeros_like(batch.a), torch.zeros_like(batch.b)
     for first, last in tiles:
         values, counts = distances(first, last)
-        row_sums, column_sums = passes.weights(values, counts, first, last, own=False)
+        row_sums, column_sums = passes.weights(values, counts, first, last, square=False)
         a = batch.a[first:last]
         by_a[first:last] += _multiply(values, batch.b).addcmul_(row_sums[:, None], a)
         by_b += _multiply(values.T, a).addcmul_(column_sums[:, None], batch.b)
     passes.histogram.copy_(histogram)
-    return (by_a.add_(by_b), batch.a.new_empty((0, 0))) if batch.own else (by_a, by_b)
+    return (by_a.add_(by_b), batch.a.new_empty((0, 0))) if batch.square else (by_a, by_b)
 
 
 def _triplet_loss(
@@ -280,11 +286,12 @@ def _triplet_loss(
     top: float,
     gradient: bool,
     linear: bool,
+    leading: bool,
 ) -> tuple[Tensor, ...]:
-    device, own = embeddings.device, references is None
+    device, square = embeddings.device, references is None
     _check_triplets(embeddings, labels, ("embeddings", "labels"))
     expect(
-        own == (reference_labels is None),
+        square == (reference_labels is None),
         "reference_labels",
         "labels with references, none without",
         None if reference_labels is None else reference_labels.shape,
@@ -305,7 +312,13 @@ def _triplet_loss(
     expect(1 <= bins <= MAX_BINS, "bins", f"a number in [1, {MAX_BINS}]", bins)
     expect(top >= 0, "top", "a distance, or 0 for a bound on those of the batch", top)
 
-    batch = _Batch.of(embeddings, labels, references, reference_labels, distance, top)
+    expect(
+        not leading or (references is not None and len(references) >= len(embeddings)),
+        "leading",
+        f"references that begin with the {len(embeddings)} embeddings",
+        None if references is None else len(references),
+    )
+    batch = _Batch.of(embeddings, labels, references, reference_labels, leading, distance, top)
     a, b, rows = batch.a, batch.b, len(batch.a)
 
     def nothing() -> Tensor:
@@ -316,10 +329,10 @@ def _triplet_loss(
     kept = nothing(), a.new_empty(0), a.new_empty(0)
     if native is None:
         values = batch.products
-        values = reference.triplet_distances(values, a, b, batch.a_squares, batch.b_squares, own, distance)
+        values = reference.triplet_distances(values, a, b, batch.a_squares, batch.b_squares, batch.own, distance)
         counts, totals, nearest, histogram = reference.mine_triplets(
             values,
-            own,
+            batch.own,
             batch.members,
             batch.start,
             batch.stop,
@@ -335,7 +348,7 @@ def _triplet_loss(
         )
         if gradient:
             kept = reference.triplet_weights(
-                values, counts, totals, batch.a_squares, batch.b_squares, own, distance, hinge, beta
+                values, counts, totals, batch.a_squares, batch.b_squares, square, distance, hinge, beta
             )
     else:
         params = native.TripletParams(
@@ -354,17 +367,17 @@ def _triplet_loss(
             counts = passes.mine(values, 0, rows)
             passes.add_up()
             if gradient:
-                kept = values, *passes.weights(values, counts, 0, rows, own)
+                kept = values, *passes.weights(values, counts, 0, rows, square)
         else:
             by_a, by_b = _gradients_by_tiles(passes, batch, gradient)
         totals, nearest, histogram = passes.totals, passes.nearest, passes.histogram
     # An embedding that is not finite is never selected, but must make the loss NaN.
     poison = (batch.a_squares.sum() + batch.b_squares.sum()) * 0
     loss = totals[Slot.LOSS].to(a.dtype) + poison
-    rest = *kept, a, nothing() if own else b
+    rest = *kept, a, nothing() if square else b
     if linear:
         if native is None and gradient:
-            by_a, by_b = _gradients(*rest, own)
+            by_a, by_b = _gradients(*rest, square)
         rest = by_a, by_b, a.new_empty(0), nothing(), nothing()
     return loss, totals, nearest, histogram, batch.edge, batch.lengths, batch.a_squares, *rest
 
@@ -380,7 +393,7 @@ def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:
 def _fake_triplet_loss(
     embeddings: Tensor, labels: Tensor, references: Tensor | None, reference_labels: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    statistics, bins, _, gradient, linear = rest[-5:]
+    statistics, bins, _, gradient, linear, _ = rest[-6:]
     (rows, dim), own = embeddings.shape, references is None
     columns = rows if references is None else references.shape[0]
     new, kept = embeddings.new_empty, int(gradient)
@@ -450,7 +463,7 @@ def _fake_triplet_loss_backward(
 
 
 def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *_, ctx.gradient, ctx.linear = inputs
+    *_, ctx.gradient, ctx.linear, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.gradient:
@@ -458,7 +471,7 @@ def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _triplet_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing: tuple[None, ...] = (None,) * 12
+    nothing: tuple[None, ...] = (None,) * 13
     if grad is None:
         return None, None, None, None, *nothing
     if not ctx.gradient:
@@ -477,10 +490,11 @@ def _no_second_derivative(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
 #: [2,bins], its upper edge float64 [1], the squared lengths of the embeddings float64 [B] and of the embeddings minus
 #: their mean [B], and five tensors that the backward needs: the matrix of weights, its row and column sums, and the
 #: centered rows; with ``linear`` both gradients, and no matrix is ever whole. ``gradient=False`` leaves them out.
+#: ``leading``: the first B references are the embeddings, and no embedding is its own positive.
 triplet_loss = register(
     "triplet_loss(Tensor embeddings, Tensor labels, Tensor? references, Tensor? reference_labels, int distance, "
     "int mining, bool hinge, float margin, float beta, int seed, int step, bool statistics, int bins, float top, "
-    "bool gradient, bool linear) -> "
+    "bool gradient, bool linear, bool leading) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _triplet_loss,
     _fake_triplet_loss,
