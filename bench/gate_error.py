@@ -147,6 +147,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=1000, help="repetitions without a loss")
     parser.add_argument("--power-repetitions", type=int, default=200, help="repetitions with a loss")
     parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--cases", type=int, help="only the first cases")
     parser.add_argument("--output", type=Path, default=RESULTS / "gate-error.json")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -162,7 +163,7 @@ def main() -> int:
     }
     # Errors of both kinds on 500 faces; false alarms of less similar recognizers; a loss under one covering on 1,000.
     cases = [(0.8, loss, 100) for loss in more] + [(0.5, "", 100), (0.8, "covering", 200)]
-    for correlation, loss, people in cases:
+    for correlation, loss, people in cases[: options.cases]:
         count = options.power_repetitions if loss else options.repetitions
         found = share_failed(loss, more[loss], correlation, people, count, options.resamples, 0.05)
         about = {"correlation": correlation, "faces": people * EACH, "people": people, "loss": loss or "none"}

@@ -14,7 +14,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from tools.figure_values import benchmarks, reports
+from tools.figure_values import audits, benchmarks, reports
 from tools.figure_values.formats import ROOT
 
 MARK = re.compile(r"(<!-- figure: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -32,6 +32,7 @@ def figures() -> dict[str, str]:
         benchmarks.comparisons(),
         benchmarks.captum(),
         benchmarks.calibration(),
+        audits.audits(),
         benchmarks.noise(),
         benchmarks.losses(),
         benchmarks.stages(),

@@ -132,7 +132,7 @@ def difference_figure(comparison: AuditComparison) -> Figure:
     ax.invert_yaxis()
     ax.set_xlabel("percentage points")
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 

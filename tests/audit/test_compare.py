@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,6 +24,7 @@ from occfast.models import Preprocessing
 from occfast.occlude import named_occlusion
 from tests.audit.test_audit import HOW, SIZE, Net, faces, folder  # noqa: F401 - fixtures
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
+from tests.reproduce.pages import CHROMIUM, look
 
 MAIN = fnmr_at(0.01)
 
@@ -122,6 +125,20 @@ def test_pages(first: Audit, second: Audit, tmp_path: Path) -> None:
     assert about["maps"]["images"] == 6 and result.sentences[0] in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page and page.count("data:image/png") == 2
     assert "simultaneous 95 % intervals" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("how", [{"dark": True}, {"width": 390}], ids=["dark", "phone"])
+def test_a_browser_shows_it(first: Audit, second: Audit, tmp_path: Path, how: dict[str, Any]) -> None:
+    bad = replace(second, settings={**second.settings, "model_name": "<script>alert(1)</script>"})
+    result = compare(first, bad)
+    found = look(result.write(tmp_path), tmp_path, **how)
+    assert found["broken"] == [] and len(found["images"]) == 2
+    assert found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
+    assert result.sentences[0] in found["text"]
+    header, rows = result.table()
+    assert found["tables"]["differences"] == [header, *(cells for cells, _ in rows)]
 
 
 def test_maps_are_the_second_minus_the_first(first: Audit, second: Audit) -> None:
