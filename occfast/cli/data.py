@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,6 +159,85 @@ def convert(
         typer.echo(json.dumps(result, indent=1))
     else:
         _echo(f"{target}: {len(dataset):,} images of {len(dataset.people):,} people")
+        for name, reason in left_out.items():
+            _echo(f"left out: {name}: {reason}")
+
+
+@app.command("bin")
+def bin_(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS", help="List of pairs, such as LFW's pairs.txt or lines of path,path,1.", show_default=False
+        ),
+    ],
+    source: Annotated[str, typer.Argument(metavar="IMAGES", help=_SOURCE_HELP, show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output: a .bin file.", show_default=False)],
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="Align the faces to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96."),
+    ] = None,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option("--landmarks", help="CSV file with the landmarks, as occfast data landmarks writes it."),
+    ] = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Convert the faces to gray. Requires --template.")] = False,
+    border: Annotated[
+        str, typer.Option("--border", help="Pixels beyond the image: repeat (its edge) or black. Requires --template.")
+    ] = "repeat",
+    skip: Annotated[
+        bool,
+        typer.Option(
+            "--skip",
+            help="Leave out, and list, pairs with images that are missing, cannot be read or, with --template, have no "
+            "landmarks.",
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a list of pairs as a verification .bin, the format of insightface.
+
+    Pairs are stored fold after fold. The alignment is recorded in a .json beside. After an interruption, the same
+    command starts again.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks, read_pairs
+    from ..data.convert import convert_pairs
+
+    if template is None and (gray or border != "repeat"):
+        raise ValueError(f"{'--gray' if gray else '--border'}: expected together with --template")
+    listed = read_pairs(pairs)
+    dataset: FaceDataset = open_dataset(source)
+    if landmarks is not None:
+        dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is missing is listed below
+        found = listed.resolve(dataset, "warn" if skip else "error")
+    left_out = {f"line {pair.line}": f"no image {pair.first} or {pair.second}" for pair in found.missing}
+    used, index = found.index.unique(return_inverse=True)
+    dataset, index = Subset(dataset, used), index.reshape(-1, 2)
+    if skip:
+        bad = _bad(dataset, template is not None, quiet)
+        left_out |= bad
+        kept = torch.tensor([name not in bad for name in dataset.names])[index].all(1)
+        if not kept.any():
+            raise ValueError(f"{pairs}: expected pairs of images that can be used, got none")
+        found = replace(found, same=found.same[kept], folds=None if found.folds is None else found.folds[kept])
+        used, index = index[kept].unique(return_inverse=True)
+        dataset, index = Subset(dataset, used), index.reshape(-1, 2)
+    if template is not None:
+        dataset = Aligned(dataset, template, gray=gray, border=border)
+    convert_pairs(dataset, replace(found, index=index), target, progress=not quiet)
+    same = int(found.same.sum())
+    result = {"target": str(target), "pairs": len(found), "same": same, "left_out": left_out}
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        _echo(f"{target}: {len(found):,} pairs, {same:,} of one person and {len(found) - same:,} of two")
         for name, reason in left_out.items():
             _echo(f"left out: {name}: {reason}")
 

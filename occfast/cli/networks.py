@@ -148,7 +148,7 @@ def prepared(
         preset: Template of a preset, unless ``template``, ``resize`` or ``aligned`` is given.
     """
     from ..data import Aligned, Alignment
-    from ..data.align import Template
+    from ..data.align import aligned_as
     from ..data.resize import Resized
 
     gray = preprocessing.color == "gray"
@@ -174,4 +174,4 @@ def prepared(
     if template is not None:
         return Aligned(source, template, gray=gray, size=preprocessing.size)
     assert how is not None
-    return Aligned(source, Template(how.template, how.size, how.points, how.transform), gray=gray, border=how.border)
+    return aligned_as(source, how, gray=gray)

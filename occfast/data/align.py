@@ -261,3 +261,15 @@ class Aligned(FaceDataset):
         face = self.dataset[k]
         image = warp(recolor(face.image, self.gray), self.matrices[k], self.alignment.size, self.alignment.border)
         return Face(image, face.label, face.name, self.landmarks_of(k))
+
+
+def aligned_as(dataset: FaceDataset, alignment: Alignment, *, gray: bool | None = None) -> Aligned:
+    """Align a data set as a record says, such as that of a network's training data.
+
+    Args:
+        dataset: a data set with landmarks for every image.
+        alignment: the record; its color does not matter.
+        gray: as in :class:`Aligned`.
+    """
+    template = Template(alignment.template, alignment.size, alignment.points, alignment.transform)
+    return Aligned(dataset, template, gray=gray, border=alignment.border)

@@ -30,7 +30,9 @@ from .faces import FaceDataset
 from .folder import ABOUT
 from .images import encode_png, probe
 from .landmarks import write_landmarks
+from .pairs import Pairs
 from .record_file import Header, RecordWriter
+from .verification_bin import write_verification_bin
 
 KINDS = ("folder", "recordio", "npz")
 #: File in a folder that is not converted to its end.
@@ -92,6 +94,43 @@ def convert(
             _to_recordio(source, target, report, lambda: lock.note(note))
         else:
             _to_npz(source, target, pixels, report, lambda: lock.note(note))
+    return target
+
+
+def convert_pairs(source: FaceDataset, pairs: Pairs, target: str | Path, *, progress: bool | Report = True) -> Path:
+    """Write the pairs of a list as a verification ``.bin``, which insightface and :class:`VerificationBin` read.
+
+    Image files are copied unchanged; pixels, such as those of aligned faces, are stored as PNG. The alignment is
+    written beside, into ``<stem>.json``. Pairs with folds are stored fold after fold, since readers of the format take
+    successive runs as folds. After an interruption the same call starts again.
+
+    Args:
+        source: any data set of faces; an :class:`~occfast.data.Aligned` one is stored aligned.
+        pairs: pairs of its images.
+        target: the ``.bin``.
+        progress: as in :func:`convert`.
+
+    Raises:
+        DataError: if an image cannot be read.
+        ValueError: if ``target`` exists or has another suffix, or another process writes it.
+    """
+    target = Path(target)
+    if target.suffix.lower() != ".bin":
+        raise ValueError(f"target: expected a name that ends in .bin, got {target}")
+    order = torch.arange(len(pairs)) if pairs.folds is None else pairs.folds.argsort(stable=True)
+    numbers = pairs.index[order].flatten().tolist()
+
+    def images(report: Report) -> Iterator[bytes]:
+        for done, k in enumerate(numbers, 1):
+            face = source[k]  # decoded, so that a damaged image ends the writing
+            stored = source.encoded(k)
+            yield encode_png(face.image) if stored is None else stored
+            report(done, len(numbers))
+
+    with _only_writer(target), show_progress(f"writing {target.name}", "images", progress) as report:
+        if target.exists():
+            raise ValueError(f"{target}: expected a new file")
+        write_verification_bin(target, images(report), pairs.same[order], alignment=source.alignment)
     return target
 
 

@@ -111,7 +111,7 @@ class _Names:
     """Images by name, by name without suffix, and by the last part of either."""
 
     def __init__(self, names: Sequence[str], path: Path) -> None:
-        self.path = path
+        self.path, self.names = path, names
         self.exact = {name: k for k, name in enumerate(names)}
         self.loose: dict[str, list[int]] = {}
         for k, name in enumerate(names):
@@ -123,12 +123,19 @@ class _Names:
         if name in self.exact:
             return self.exact[name]
         for key in (name, _stem(name), *_last(name)):
-            places = self.loose.get(key, [])
+            places = [k for k in self.loose.get(key, []) if _may_be(name, self.names[k])]
             if len(places) == 1:
                 return places[0]
             if places:
                 raise DataError(f"{self.path}: {name} may be any of {len(places)} images that end so; give whole names")
         return None
+
+
+def _may_be(one: str, other: str) -> bool:
+    """Return whether the folders of two paths agree as far as both state them."""
+    a, b = ([part for part in name.split("/")[:-1] if part not in ("", ".")] for name in (one, other))
+    shared = min(len(a), len(b))
+    return a[len(a) - shared :] == b[len(b) - shared :]
 
 
 def _stem(name: str) -> str:

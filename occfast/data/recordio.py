@@ -51,7 +51,7 @@ class RecordIO(EncodedFaces):
         self.path = find_rec(Path(path))
         self.file = RecordFile(self.path, index)
         self.property = None
-        with _optional(self.path.with_name("property")):
+        with optional(self.path.with_name("property")):
             self.property = read_property(self.path.with_name("property"))
         self._records, self._labels = self._images()
         labels = self._labels
@@ -112,7 +112,7 @@ class RecordIO(EncodedFaces):
             self._read_names(table)
         about = self.path.with_suffix(".json")
         if about.is_file():
-            with _optional(about):
+            with optional(about):
                 values = read_json(about)
                 people = values.get("people")
                 if people is not None:
@@ -122,7 +122,7 @@ class RecordIO(EncodedFaces):
                 self.alignment = Alignment.read(values.get("alignment"), str(about))
         landmarks = self.path.with_suffix(".landmarks.csv")
         if landmarks.is_file():
-            with _optional(landmarks):
+            with optional(landmarks):
                 self.landmarks = read_landmarks(landmarks).of(self.names)
 
     def _read_names(self, table: Path) -> None:
@@ -132,7 +132,7 @@ class RecordIO(EncodedFaces):
             DataError: if the list contradicts the records: another label, or no line for a record.
         """
         listed = None
-        with _optional(table):
+        with optional(table):
             listed = read_lst(table)
         if listed is None:
             return
@@ -189,8 +189,8 @@ class RecordIO(EncodedFaces):
 
 
 @contextlib.contextmanager
-def _optional(path: Path) -> Iterator[None]:
-    """Turn errors of a file beside the records into warnings, since the records can be used without it."""
+def optional(path: Path) -> Iterator[None]:
+    """Turn errors of a file beside others into warnings, since those can be used without it."""
     try:
         yield
     except DataError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import stat
 from collections.abc import Iterable, Sequence
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import writing
-from .faces import EncodedFaces
+from ..files import read_json, write_atomically, writing
+from .faces import Alignment, EncodedFaces
 from .pickled_pairs import read_pairs, write_pairs
+from .recordio import optional
 
 
 class VerificationBin(EncodedFaces):
     """Pairs of faces in a ``.bin``; pair p consists of the images 2p and 2p + 1. The pickle in it is never executed.
 
     Such files do not identify people. The two images of a pair of one person share a label, and every other image has a
-    label of its own; a person in two pairs has two labels.
+    label of its own; a person in two pairs has two labels. The alignment is known if ``<stem>.json`` beside the file
+    records it, as ``occfast data bin`` writes it.
 
     Args:
         path: the file.
@@ -59,6 +62,18 @@ class VerificationBin(EncodedFaces):
         self.labels = own.flatten().cumsum(0) - 1
         self.names = [f"pair-{pair:05d}-{side}" for pair in range(len(same)) for side in "ab"]
         self.people = [f"{person:05d}" for person in range(int(self.labels[-1]) + 1)]
+        about = self.path.with_suffix(".json")
+        if about.is_file():
+            with optional(about):
+                self._read_about(about)
+
+    def _read_about(self, about: Path) -> None:
+        values = read_json(about)
+        if "bin_bytes" not in values:
+            return  # of a .rec of the same name
+        if values["bin_bytes"] != self._size:
+            raise DataError(f"{about}: expected the record of a file of {self._size} bytes, as {self.path.name} is")
+        self.alignment = Alignment.read(values.get("alignment"), str(about))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}  # another process maps the file for itself
@@ -87,13 +102,16 @@ class VerificationBin(EncodedFaces):
         return content[part.start : part.start + part.length]
 
 
-def write_verification_bin(path: str | Path, images: Iterable[bytes], same: Sequence[bool] | Tensor) -> Path:
+def write_verification_bin(
+    path: str | Path, images: Iterable[bytes], same: Sequence[bool] | Tensor, *, alignment: Alignment | None = None
+) -> Path:
     """Write a verification set that insightface reads, atomically and one image at a time.
 
     Args:
         path: the file.
         images: image files (JPEG, PNG, ...), two for each pair.
         same: whether each pair shows one person.
+        alignment: record of how the images are aligned, which is written beside, into ``<stem>.json``.
 
     Raises:
         ValueError: if there are not two images for each pair, or one has 4 GiB or more; nothing is written.
@@ -113,4 +131,7 @@ def write_verification_bin(path: str | Path, images: Iterable[bytes], same: Sequ
 
     with writing(path) as file:
         write_pairs(file, counted(), flags)
+        if alignment is not None:  # before the file has its name: a whole one has its record
+            about = {"bin_bytes": file.tell(), "alignment": alignment.as_dict()}
+            write_atomically(Path(path).with_suffix(".json"), json.dumps(about, indent=1).encode())
     return Path(path)

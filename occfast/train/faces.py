@@ -177,7 +177,7 @@ def data_changes(before: dict[str, str], now: dict[str, str], path: Path, rows: 
     Returns:
         A phrase for an error message; "" if nothing differs.
     """
-    keys = before.keys() & now.keys()
+    keys = {key for key in before.keys() & now.keys() if not key.startswith("sets/")}
     if "pixels" in keys:
         keys -= {"sample"}
     different = {key for key in keys if before[key] != now[key]}

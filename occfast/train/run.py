@@ -27,6 +27,7 @@ _LOCK = ".lock"
 _FREE = {
     "device": None,
     "data": ("root", "in_memory", "memory", "workers"),
+    "validation": ("sets",),  # their names may not; pairs and images are compared with the checkpoint's
     "batch": ("accumulate",),
     "log": ("every", "tensorboard", "checkpoint"),
 }
@@ -66,11 +67,14 @@ def clear(output: Path) -> None:
 
 def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
     mine, theirs = asdict(recipe), asdict(before)
+    names = [[part.title for part in each.sets] for each in (before, recipe)]
     for name, value in mine.items():
         free = _FREE.get(name, ())
         if free is None:
             continue
         old = theirs[name]
+        if name == "validation":
+            old, value = old | {"names of sets": names[0]}, value | {"names of sets": names[1]}
         pairs = {name: (old, value)}
         if isinstance(value, dict):
             pairs = {f"{name}.{key}": (old.get(key), value.get(key)) for key in {**old, **value} if key not in free}

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from .log import Log, Meter
 from .objective import Classify, Embed, Objective
 from .recipe import Recipe, load, to_yaml
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
+from .sets import VerificationSet, open_sets
 from .validate import Validation
 
 
@@ -50,8 +52,9 @@ class Result:
         steps, epochs: Numbers of steps and epochs done.
         best, best_epoch: Best value of the metric, and the number of epochs after which it was reached (0: before
             training); None without validation.
-        metric: Name of the metric; None without validation.
-        pairs: Number of pairs that the metric "verification" compares, else None.
+        metric: Name of the metric, for a verification set ``NAME/accuracy`` or ``NAME/tar_at_FAR``; None without
+            validation.
+        pairs: Number of pairs that the metric "verification", or that of a verification set, compares; else None.
         stopped: "" (all epochs), "early" (no better for ``validation.patience``) or "interrupted".
         images: Number of images trained on, over all epochs.
         left_out: Number of images of people with fewer than ``data.min_images``.
@@ -180,12 +183,13 @@ class _Session:
             stack.enter_context(locked(output))
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self.latest: float | None = None
+        self.latest: dict[str, float] = {}  # values of the last validation
         self.stale, self.seconds = 0, 0.0
         self.stopped: Literal["", "early", "interrupted"] = ""
         self.meter = Meter(self.accelerator.device)
         self.log: Log | None = None
         self.validation: Validation | None = None
+        self.sets: list[VerificationSet] = []
 
     # -- preparing -------------------------------------------------------------------------------------
 
@@ -254,7 +258,7 @@ class _Session:
         )
         validated = None
         if len(held):
-            metric = recipe.validation.metric or recipe.default_metric
+            metric = recipe.held_metric
             number = torch.full((len(faces.people),), -1).scatter(0, kept, torch.arange(len(kept)))
             truth = number[faces.labels[held]] if metric == "accuracy" else faces.labels[held]
             validated = self._source(faces, held)
@@ -267,10 +271,12 @@ class _Session:
                 recipe.seed,
                 [faces.names[k] for k in held.tolist()],
             )
+        self._open_sets(faces, rest)
         pixels = [part.images for part in (source, validated) if isinstance(part, InMemory)]
         whole = len(pixels) == 1 + (validated is not None)
         gray = self.preprocessing.channels == 1
         self.fingerprint = fingerprint(faces, rest, held, gray, pixels if whole else [])
+        self.fingerprint |= {f"sets/{one.name}": one.digest for one in self.sets}
         if found is not None:
             tensors, values = found
             changed = self._check_data(values.get("data"), split_rows(faces, rest, held), data_changed)
@@ -289,7 +295,9 @@ class _Session:
         try:
             self.engine.load_state(tensors, values)
             best, epoch, latest = values["best"], values["best_epoch"], values["latest"]
-            for name, value in (("best", best), ("best_epoch", epoch), ("latest", latest)):
+            if not isinstance(latest, dict):  # as versions before verification sets wrote it
+                latest = {} if latest is None else {self.recipe.metric: latest}
+            for name, value in (("best", best), ("best_epoch", epoch), *latest.items()):
                 if value is not None:
                     checks.number(value, name)
             self.best, self.best_epoch, self.latest = best, epoch, latest
@@ -314,7 +322,7 @@ class _Session:
             )
 
     def _check_data(self, before: dict[str, str] | None, rows: list[tuple[str, str, str]], data_changed: bool) -> bool:
-        """Return whether the data differ from the checkpoint's; raise ValueError unless that is meant."""
+        """Return whether the training data differ from the checkpoint's; raise ValueError unless that is meant."""
         path = self.output / CHECKPOINT
         if before is None:
             if not data_changed:
@@ -325,14 +333,37 @@ class _Session:
                 )
             return True
         changes = data_changes(before, self.fingerprint, self.output / SPLIT, rows)
-        if changes and not data_changed:
+        other = [
+            f"the pairs or images of the verification set {one.name} differ"
+            for one in self.sets
+            if before.get(f"sets/{one.name}") != self.fingerprint[f"sets/{one.name}"]
+        ]
+        if (changes or other) and not data_changed:
+            what = "; ".join(filter(None, [changes, *other]))
             raise ValueError(
-                f"resume: the data are not those that {self.output} was begun with: {changes}; if that is meant, "
+                f"resume: the data are not those that {self.output} was begun with: {what}; if that is meant, "
                 "--data-changed (data_changed=True) continues with them"
             )
         if not changes:  # a run that now reads from disk does not forget the digest of all pixels
             self.fingerprint = {**before, **self.fingerprint}
         return bool(changes)
+
+    def _open_sets(self, faces: FaceDataset, rest: Tensor) -> None:
+        """Open the verification sets and check that one of their values, or the images kept out, decides."""
+        recipe, labels = self.recipe, faces.labels.tolist()
+        trained = [faces.names[k] for k in rest.tolist()], [faces.people[labels[k]] for k in rest.tolist()]
+        with warnings.catch_warnings():
+            if not self.main:  # one process warns
+                warnings.simplefilter("ignore")
+            self.sets = open_sets(recipe.sets, recipe.data, self.preprocessing, self._source, trained)
+        known = [name for one in self.sets for name in one.columns]
+        if self.sets and recipe.metric == recipe.held_metric and self.validation is None:
+            raise ValueError(
+                f"validation.share: expected images to be kept out of training for validation.metric={recipe.metric}, "
+                f"got none; or choose the metric among {', '.join(known)}"
+            )
+        if self.sets and recipe.metric != recipe.held_metric and recipe.metric not in known:
+            raise ValueError(f"validation.metric: expected one of {', '.join(known)}, got {recipe.metric!r}")
 
     def _source(self, faces: FaceDataset, indices: Tensor) -> InMemory | FromDisk:
         part = self.recipe.data
@@ -394,14 +425,21 @@ class _Session:
             epochs=engine.epoch,
             best=self.best,
             best_epoch=self.best_epoch,
-            metric=None if self.validation is None else self.validation.metric,
-            pairs=None if self.validation is None else self.validation.count,
+            metric=recipe.metric if self.validation is not None or self.sets else None,
+            pairs=self._pairs(),
             stopped=self.stopped,
             images=engine.step * batch,
             left_out=self.left_out,
             main=self.main,
             seconds=self.seconds,
         )
+
+    def _pairs(self) -> int | None:
+        """Return the number of pairs behind the value that decides."""
+        for one in self.sets:
+            if self.recipe.metric in one.columns:
+                return len(one.protocol.same)
+        return None if self.validation is None else self.validation.count
 
     def _log(self, step: Step) -> None:
         row = self.meter.row(step, self.engine)
@@ -414,20 +452,26 @@ class _Session:
         self.log.step(row)
 
     def _validate(self, epoch: int) -> None:
-        if self.validation is None:
+        if self.validation is None and not self.sets:
             return
-        found = self.validation.evaluate(self.engine)
-        self.latest = found.value
-        better = self.best is None or found.value > self.best + self.recipe.validation.min_gain
+        scores, self.latest = None, {}
+        if self.validation is not None:
+            found = self.validation.evaluate(self.engine)
+            scores, self.latest = found.scores, {self.validation.metric: found.value}
+        for one in self.sets:
+            self.latest |= one.evaluate(self.engine)
+        value = self.latest[self.recipe.metric]
+        better = self.best is None or value > self.best + self.recipe.validation.min_gain
         if better:
-            self.best, self.best_epoch, self.stale = found.value, epoch, 0
+            self.best, self.best_epoch, self.stale = value, epoch, 0
             self._save(BEST)
         else:
             self.stale += 1
-        self.meter.validation = f"validation {100 * found.value:.1f} %"
+        shown = {} if self.validation is None else {"validation": self.latest[self.validation.metric]}
+        shown |= {one.name: self.latest[f"{one.name}/accuracy"] for one in self.sets}
+        self.meter.validation = ", ".join(f"{name} {100 * value:.1f} %" for name, value in shown.items())
         if self.log is not None:
-            row = {"step": float(self.engine.step), "epoch": float(epoch), self.validation.metric: found.value}
-            self.log.validation(row, found.scores)
+            self.log.validation({"step": float(self.engine.step), "epoch": float(epoch), **self.latest}, scores)
 
     def _checkpoint(self) -> None:
         tensors, values = self.engine.state()
@@ -455,7 +499,7 @@ class _Session:
             "step": self.engine.step,
             "epoch": self.engine.epoch,
             "head": objective.head is not None,
-            "validation": {self.validation.metric: self.latest} if self.validation is not None else {},
+            "validation": self.latest,
         }
         people = self.people if isinstance(objective, Classify) else []
         Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(

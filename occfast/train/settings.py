@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_args
 
 from .. import checks
@@ -47,6 +50,66 @@ class DataPart:
     workers: int = 2
 
 
+@dataclass(frozen=True)
+class SetPart:
+    """One of the verification sets of ``validation.sets``, where a text alone states ``set``.
+
+    Attributes:
+        set: "lfw" (View 2, in $OCCFAST_DATA) or "lfw:PATH"; the path of a ``.bin``; or that of a list of pairs (.txt,
+            .csv, .tsv, .lst).
+        name: Name in logs and for ``validation.metric``; None: "lfw", or the file's name without its ending.
+        images: Folder or data set with the images of a list of pairs; None: the folder that holds the list.
+        landmarks: CSV file with landmarks to align by; None: those of the data set.
+        aligned: The faces are aligned as those to train on; they are resized if their size differs.
+        folds: Number of folds of a ``.bin`` or of a list without folds, as successive runs; None: 10.
+    """
+
+    set: str
+    name: str | None = None
+    images: str | None = None
+    landmarks: str | None = None
+    aligned: bool = False
+    folds: int | None = None
+
+    @classmethod
+    def of(cls, entry: object, key: str) -> SetPart:
+        """Read an entry of ``validation.sets``; raise TypeError or ValueError, naming ``key``, for anything else."""
+        values = {"set": entry} if isinstance(entry, str) else entry
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{key}: expected lfw, a path or {{set: …}}, got {entry!r}")
+        known = [item.name for item in fields(cls)]
+        if unknown := [str(name) for name in values if name not in known]:
+            raise ValueError(f"{key}: expected keys among {', '.join(known)}, got {', '.join(unknown)}")
+        for name in ("set", "name", "images", "landmarks"):
+            if not isinstance(values.get(name), str) and (name == "set" or values.get(name) is not None):
+                raise TypeError(f"{key}.{name}: expected a text, got {values.get(name)!r}")
+        checks.flag(values.get("aligned", False), f"{key}.aligned")
+        if values.get("folds") is not None:
+            checks.integer(values["folds"], f"{key}.folds", 2)
+        found = cls(**values)
+        if not re.fullmatch(r"[\w.+-]+", found.title) or found.title in ("accuracy", "verification", "step", "epoch"):
+            raise ValueError(
+                f"{key}.name: expected letters, digits, '.', '_', '+' and '-', and neither accuracy nor verification, "
+                f"got {found.title!r}; give it another name"
+            )
+        if found.images is not None and not found.is_list:
+            raise ValueError(f"{key}.images: only valid for a list of pairs, got it for {found.set}")
+        return found
+
+    @property
+    def title(self) -> str:
+        """Name in logs."""
+        kind, colon, _ = self.set.partition(":")
+        if self.name is not None:
+            return self.name
+        return kind if kind == "lfw" and (colon or kind == self.set) else Path(self.set).stem
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a list of pairs."""
+        return Path(self.set).suffix.lower() in (".txt", ".csv", ".tsv", ".lst")
+
+
 @dataclass
 class ValidationPart:
     """Validation during training.
@@ -55,8 +118,12 @@ class ValidationPart:
         share: Share of the images (or people) kept out of training; 0 for no validation. The name of each and the seed
             alone decide about it, so adding others does not move it.
         by: "images": other images of the same people; "people": other people.
-        metric: "accuracy" (share of images assigned to the right person), "verification" (accuracy over pairs in ten
-            folds) or ``module:function`` (a ``Metric`` of :mod:`occfast.train.validate`); None for the stage's default.
+        sets: Verification sets to score at every validation: "lfw", "lfw:PATH", a ``.bin``, a list of pairs, or a
+            :class:`SetPart` as a mapping. They are aligned or resized as the images to train on.
+        metric: Value that decides which weights are best. Of the images kept out: "accuracy" (share of images assigned
+            to the right person), "verification" (accuracy over pairs in ten folds) or ``module:function`` (a ``Metric``
+            of :mod:`occfast.train.validate`). Of a set: its name (accuracy), or ``NAME/tar_at_0.001``. None: the first
+            of ``sets``; without any, the stage's default.
         pairs: Largest number of pairs for "verification", half of them of one person.
         every: Epochs between validations.
         patience: Stop after this many validations without a new best; 0: never.
@@ -65,6 +132,7 @@ class ValidationPart:
 
     share: float = 0.1
     by: str = "images"
+    sets: list[Any] = field(default_factory=list)
     metric: str | None = None
     pairs: int = 6000
     every: int = 1
@@ -244,7 +312,8 @@ class Recipe:
                 "batch.accumulate: expected 1, since the triplets are those of the whole batch, "
                 f"got {self.batch.accumulate}; use more processes"
             )
-        if self.validation.by == "people" and (self.validation.metric or self.default_metric) == "accuracy":
+        self._check_sets()
+        if self.validation.by == "people" and self.held_metric == "accuracy":
             raise ValueError(
                 "validation.by: other people can't be classified; expected 'images', or metric 'verification'"
             )
@@ -263,11 +332,22 @@ class Recipe:
             ("loss.mining", self.loss.mining, get_args(Mining)),
         ):
             checks.choice(value, key, known)
-        metric = self.validation.metric
-        if metric is not None and ":" not in str(metric):
-            checks.choice(metric, "validation.metric", ("accuracy", "verification", "module:function"))
         for key, flag in (("fresh_classifier", self.fresh_classifier), ("log.tensorboard", self.log.tensorboard)):
             checks.flag(flag, key)
+
+    def _check_sets(self) -> None:
+        names = [part.title for part in self.sets]
+        for k, name in enumerate(names):
+            if name in names[:k]:
+                raise ValueError(f"validation.sets[{k}].name: {name} is the name of another set; choose another one")
+        metric = self.validation.metric
+        if metric is not None and ":" not in str(metric) and str(metric).partition("/")[0] not in names:
+            checks.choice(metric, "validation.metric", ("accuracy", "verification", *names, "module:function"))
+        if names and not self.validation.share and self.metric == self.held_metric:
+            raise ValueError(
+                f"validation.share: expected more than 0 for validation.metric={metric}, which images kept out of "
+                f"training decide, got 0; or choose the metric among {', '.join(names)}"
+            )
 
     def _check_numbers(self) -> None:
         checks.seed(self.seed)
@@ -318,6 +398,26 @@ class Recipe:
             raise ValueError(f"jitter: expected keys among {', '.join(known)}, got {', '.join(sorted(unknown))}")
         for name, value in self.jitter.items():
             checks.number(value, f"jitter.{name}", 0.0)
+
+    @property
+    def sets(self) -> list[SetPart]:
+        """The verification sets."""
+        return [SetPart.of(entry, f"validation.sets[{k}]") for k, entry in enumerate(self.validation.sets)]
+
+    @property
+    def metric(self) -> str:
+        """Name of the value that decides which weights are best: a metric of the images kept out, or ``SET/VALUE``."""
+        names = [part.title for part in self.sets]
+        metric = self.validation.metric or (names[0] if names else self.default_metric)
+        return f"{metric}/accuracy" if metric in names else metric
+
+    @property
+    def held_metric(self) -> str:
+        """Metric of the images kept out of training."""
+        metric = self.validation.metric
+        if metric in ("accuracy", "verification") or ":" in str(metric):
+            return str(metric)
+        return "verification" if self.sets and self.validation.by == "people" else self.default_metric
 
     @property
     def default_metric(self) -> str:

@@ -109,22 +109,40 @@ class Validation:
             names = [self.names[k] for k in (~finite).nonzero()[:, 0].tolist()]
             raise NotFinite("an answer in the validation", max(engine.epoch - 1, 0), engine.step, engine.rate, names)
 
-    @torch.no_grad()
     def _collect(self, engine: Engine, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the network's answers to all images, on the CPU, in their order."""
-        objective, n = engine.objective, len(self.labels)
-        objective.eval()
-        each = -(-n // engine.world)
-        mine = (torch.arange(each) * engine.world + engine.rank).clamp(max=n - 1)
-        parts = []
-        for images in self.source(mine.split(_BATCH)):
-            with engine.accelerator.autocast():
-                parts.append(function(self.prepare(images.to(engine.device, non_blocking=True))))
-        answers = torch.cat(parts)
-        if engine.world > 1:
-            answers = engine.accelerator.gather(answers[None].contiguous()).transpose(0, 1).flatten(0, 1)
-        objective.train()
-        return answers[:n].cpu()
+        return collect(engine, self.source, len(self.labels), self.prepare, function)
+
+
+@torch.no_grad()
+def collect(
+    engine: Engine,
+    source: InMemory | FromDisk,
+    n: int,
+    prepare: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the network's answers to all images, on the CPU, in their order; each process computes its share.
+
+    Args:
+        engine: Engine, whose objective is in training mode afterwards.
+        source: Source of the images.
+        n: Number of images.
+        prepare: Converts stored images to the network's input.
+        function: Function of prepared images that returns an answer to each.
+    """
+    objective = engine.objective
+    objective.eval()
+    each = -(-n // engine.world)
+    mine = (torch.arange(each) * engine.world + engine.rank).clamp(max=n - 1)
+    parts = []
+    for images in source(mine.split(_BATCH)):
+        with engine.accelerator.autocast():
+            parts.append(function(prepare(images.to(engine.device, non_blocking=True))))
+    answers = torch.cat(parts)
+    if engine.world > 1:
+        answers = engine.accelerator.gather(answers[None].contiguous()).transpose(0, 1).flatten(0, 1)
+    objective.train()
+    return answers[:n].cpu()
 
 
 def _answers(logits: Tensor) -> Tensor:
@@ -187,4 +205,4 @@ def _same_pairs(labels: Tensor) -> Tensor:
     return torch.cat(found).T if found else torch.empty(2, 0, dtype=torch.int64)
 
 
-__all__ = ["Metric", "Validation", "ValidationResult", "draw_pairs", "verification_accuracy"]
+__all__ = ["Metric", "Validation", "ValidationResult", "collect", "draw_pairs", "verification_accuracy"]

@@ -164,3 +164,11 @@ def test_all_official_pairs_are_resolved() -> None:
     with pytest.warns(UserWarning, match="of 1000 pairs name an image that is not there"):
         test = read_pairs(root / "pairsDevTest.txt").resolve(faces)
     assert len(test) + len(test.missing) == 1000 and 1 <= len(test.missing) <= 5
+
+
+def test_an_image_of_that_name_in_another_folder_is_another_image(tmp_path: Path) -> None:
+    """``D/0.png`` is not ``A/0.png``, not even where no other image is called ``0.png``."""
+    (tmp_path / "pairs.txt").write_text("A/0.png A/1.png 1\nD/0.png B/2.png 0\nfaces/A/1.png 2.png 0\n")
+    with pytest.warns(UserWarning, match=r"1 of 3 pairs name an image that is not there, the first is line 2: D/0.png"):
+        found = read_pairs(tmp_path / "pairs.txt").resolve(Named("A/0.png", "A/1.png", "B/2.png"))
+    assert found.index.tolist() == [[0, 1], [1, 2]]
