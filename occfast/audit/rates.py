@@ -30,8 +30,8 @@ class Rate:
 
     Attributes:
         value: The rate, in [0, 1].
-        interval: Percentile interval of a bootstrap over people; where all pairs agree, that of Clopper and Pearson
-            with one trial for each person.
+        interval: That of Clopper and Pearson for as many independent trials as have the variance of a bootstrap over
+            people (Korn and Graubard 1998); where all pairs agree, for one trial for each person.
     """
 
     value: float
@@ -296,10 +296,23 @@ class People:
         return number
 
     def rate(self, value: float, drawn: Floats, people: int) -> Rate:
-        """Return a rate with its interval; ``people`` is the number of people behind it."""
+        """Return a rate with its interval; ``people`` is the number of people behind it.
+
+        Percentiles of resamples of a low rate reach too little above it: no resample has other pairs.
+        """
+        from scipy.special import ndtri, stdtrit
+
         if value in (0.0, 1.0):
             return Rate(value, binomial_interval(round(value * people), people, self.confidence))
-        return Rate(value, self.interval(drawn))
+        drawn = drawn[~np.isnan(drawn)]
+        variance = float(drawn.var(ddof=1)) if len(drawn) > 1 else 0.0
+        if people < 2 or variance == 0:
+            return Rate(value, self.interval(drawn))
+        # The variance is known as well as people allow.
+        tail = (1 + self.confidence) / 2
+        known = float(ndtri(tail) / stdtrit(people - 1, tail)) ** 2
+        trials = max(1.0, value * (1 - value) / variance * known)
+        return Rate(value, binomial_interval(value * trials, trials, self.confidence))
 
     def share(self, hits: NDArray[np.bool_], who: Ints) -> tuple[float, Floats]:
         """Return the share of hits, bool [N], of these people, [N], and that of each resample."""

@@ -268,11 +268,11 @@ def check_confidence(value: float) -> float:
     return value
 
 
-def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def binomial_interval(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Compute the exact interval of Clopper and Pearson (1934) for a probability.
 
     Args:
-        successes: Number of successes, 0 to ``n``.
+        successes: Number of successes, 0 to ``n``; need not be whole (Korn and Graubard 1998).
         n: Number of trials, at least 1.
         confidence: Confidence level, in (0, 1).
     """

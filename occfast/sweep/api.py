@@ -81,7 +81,8 @@ def occlusion_map(
 
     Args:
         model: An ``nn.Module`` in evaluation mode, or any function, from images [n, C, H, W] to a floating-point
-            tensor [n, K]: class scores (K of at least 2), or embeddings for "similarity_drop".
+            tensor [n, K]: class scores (K of at least 2), or embeddings for "similarity_drop". With a function as
+            ``score``, a tensor [n, ...] of any shape, such as [n], or [n, classes, H, W] of a segmentation.
         images: Floating-point [N, C, H, W], a tensor or an array with ``__dlpack__``, scaled as the model expects; or
             an iterable of batches such as a ``DataLoader``, which may be larger than memory. A batch is images, a
             tuple (images, labels) or (images, labels, sample ids), or a mapping with the keys "images" and "labels".
@@ -104,7 +105,7 @@ def occlusion_map(
             "score_drop": the label's output without the occluder minus that with it;
             "probability_drop": the same drop of the label's softmax probability;
             "similarity_drop": the drop of the cosine similarity to the reference embedding;
-            or a function of outputs [m, K] and their labels [m, ...] (None without labels) that returns m
+            or a function of outputs [m, ...] and their labels [m, ...] (None without labels) that returns m
             floating-point numbers, of which the drop is recorded.
         method: "dense": one forward pass for each position. "incremental": recompute only what the occluder changes;
             equal to "dense" up to rounding. "auto": "incremental" where the model allows it and it is faster, else

@@ -104,7 +104,7 @@ def deletion_insertion(
             or numbers [H, W] for all images or [N, H, W]. The largest are most important.
         steps: Number of steps, each of the same number of pixels up to rounding, at least 1.
         score: "probability" (softmax) or "output" of the label; "similarity" of the embedding to that of the image,
-            or to ``labels``; or a function of outputs [n, K] and labels [n, ...] that returns numbers [n].
+            or to ``labels``; or a function of outputs [n, ...] and labels [n, ...] that returns numbers [n].
         batch_size: Images in a forward pass.
         seed: Of the order of pixels that are equally important, and of ``fill="noise"``.
 
@@ -178,7 +178,12 @@ def _score(
     """Return a function of the number of an image in the block and of copies, which returns their scores."""
 
     def outputs(copies: Tensor) -> Tensor:
-        return torch.cat([checked_outputs(model(part.clone()), len(part)).double() for part in copies.split(size)])
+        found = []
+        for part in copies.split(size):
+            raw = model(part.clone())
+            outputs = checked_outputs(raw, len(part), any_shape=callable(score)).double()
+            found.append(outputs.reshape(raw.shape) if callable(score) else outputs)
+        return torch.cat(found)
 
     classes = labels is not None and labels.dtype == torch.int64 and labels.dim() == 1
     if score in ("probability", "output") and not classes:

@@ -112,7 +112,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
     for place, content in _chain(recipe):
         _modernize(content)
         try:
-            merged = OmegaConf.merge(merged, content)
+            merged.merge_with(content)
             for key in OmegaConf.missing_keys(content):  # merging leaves what an earlier file stated
                 OmegaConf.update(merged, key, "???")
         except OmegaConfBaseException as error:
@@ -126,7 +126,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
             raise ValueError(f"override: expected key=value, got {override!r}")
         try:
             given = OmegaConf.from_dotlist([override])
-            merged = OmegaConf.merge(merged, given)
+            merged.merge_with(given)
         except OmegaConfBaseException as error:
             raise _explained(override, error) from error
         for code in _CODE:

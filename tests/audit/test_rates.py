@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from occfast.audit.rates import PairScores, People, Rate, supported
@@ -178,7 +179,13 @@ def test_intervals() -> None:
     people = People(50, 1000, 0.95, seed=0)
     drawn = np.linspace(0, 1, 1001)
     for values in (drawn, np.append(drawn, np.nan)):  # NaN: nobody with two images was drawn
-        assert people.rate(0.5, values, 50).interval == pytest.approx((0.025, 0.975))
+        assert people.interval(values) == pytest.approx((0.025, 0.975))
+    # Resamples that scatter as 400 independent trials do, of which 49 degrees of freedom know the variance.
+    scatter = 0.1 + np.sqrt(0.1 * 0.9 / 400) * stats.zscore(np.arange(1001.0), ddof=1)
+    n = 400 * (1.959964 / 2.009575) ** 2
+    wanted = stats.beta.ppf(0.025, 0.1 * n, 0.9 * n + 1), stats.beta.ppf(0.975, 0.1 * n + 1, 0.9 * n)
+    for values in (scatter, np.append(scatter, np.nan)):
+        assert people.rate(0.1, values, 50).interval == pytest.approx(wanted, rel=1e-5)
     # All pairs accepted: Clopper and Pearson with one trial for each person, 1 - 0.025^(1/50).
     low, high = people.rate(0.0, np.zeros(1000), 50).interval
     assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 50))

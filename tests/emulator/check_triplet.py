@@ -137,7 +137,7 @@ def test_triplets(kind, mining, dtype, monkeypatch):
 @pytest.mark.parametrize("candidates", ("own", "others", "own and others"))
 def test_linear_memory(mining, candidates, monkeypatch):
     """Tiles of 64 anchors: 64 and 6."""
-    monkeypatch.setattr("occfast.native.ops.triplet._TILE_BYTES", 1)
+    monkeypatch.setattr("occfast.native.ops.triplet_passes._TILE_BYTES", 1)
     random = torch.Generator().manual_seed(5)
     x, y = torch.randn(70, 4, generator=random, dtype=torch.float64), torch.arange(70) % 12
     leading = candidates == "own and others"

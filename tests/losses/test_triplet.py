@@ -23,7 +23,7 @@ from occfast.losses.stats import plot_score_distributions
 from occfast.losses.triplet import BatchTripletLoss, TripletLoss
 from occfast.native import ops
 from occfast.native.enums import Slot
-from occfast.native.ops import triplet as triplet_ops
+from occfast.native.ops import triplet_passes
 
 MININGS = ("all", "violating", "semihard", "hardest")
 DISTANCES = ("squared_euclidean", "euclidean", "cosine")
@@ -486,7 +486,7 @@ def test_opcheck(mining: str, own: bool, linear: bool) -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_linear_memory_gives_what_quadratic_gives(mining: str, dtype: torch.dtype, monkeypatch) -> None:
     """Tiles of 64 rows, the last of another size; distances and counts to the bit, sums up to their order."""
-    monkeypatch.setattr(triplet_ops, "_TILE_BYTES", 1)
+    monkeypatch.setattr(triplet_passes, "_TILE_BYTES", 1)
     x, y = F.normalize(torch.randn(200, 12, dtype=dtype)), torch.arange(200) % 23
     z, labels = F.normalize(torch.randn(90, 12, dtype=dtype)), torch.arange(90) % 23
     exact = 1e-5 if dtype == torch.float32 else 1e-12
@@ -521,9 +521,9 @@ def test_linear_memory_without_a_gradient_and_twice_the_derivative() -> None:
 def test_memory_is_linear_where_the_pairs_would_take_much(monkeypatch) -> None:
     x, y = torch.randn(70, 4), torch.arange(70) // 5
     heights = []
-    mine = triplet_ops._Passes.mine
-    monkeypatch.setattr(triplet_ops._Passes, "mine", lambda *args: heights.append(args[-1] - args[-2]) or mine(*args))
-    monkeypatch.setattr(triplet_ops, "_TILE_BYTES", 1)
+    mine = triplet_passes.Passes.mine
+    monkeypatch.setattr(triplet_passes.Passes, "mine", lambda *args: heights.append(args[-1] - args[-2]) or mine(*args))
+    monkeypatch.setattr(triplet_passes, "_TILE_BYTES", 1)
     BatchTripletLoss()(x, y)
     monkeypatch.setattr("occfast.losses.triplet._QUADRATIC_BYTES", 70 * 70 * 8)
     BatchTripletLoss()(x, y)

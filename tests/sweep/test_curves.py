@@ -97,3 +97,16 @@ def test_bad_input(tiny_net, faces, labels, name):
 def test_a_fill_for_each_image_has_as_many_rows_as_images(tiny_net, faces, labels):
     with pytest.raises(ValueError, match="fill: expected one for each image, got 7 for 6"):
         deletion_insertion(tiny_net, faces, labels, np.zeros((17, 14)), fill=torch.zeros(7, 1, 1, 1))
+
+
+def test_a_score_function_takes_outputs_of_any_shape(faces):
+    def mean(outputs, labels):
+        return outputs.mean((1, 2, 3))
+
+    found = deletion_insertion(lambda x: x * 2, faces, None, np.zeros((17, 14)), steps=2, score=mean)
+    want = 2 * faces.double().mean((1, 2, 3)).numpy()
+    np.testing.assert_allclose(found.deletion[:, 0], want, rtol=1e-6)
+    alone = deletion_insertion(
+        lambda x: x.mean((1, 2, 3)), faces, None, np.zeros((17, 14)), steps=2, score=lambda o, _: o
+    )
+    np.testing.assert_allclose(2 * alone.deletion, found.deletion, rtol=1e-5, atol=1e-7)

@@ -168,6 +168,50 @@ def test_the_given_model_and_images_are_left_alone(tiny_net, faces, labels):
     assert all(torch.equal(before[name], tensor) for name, tensor in tiny_net.state_dict().items())
 
 
+class Segmenting(torch.nn.Module):
+    """Class scores of every pixel, [n, 3, H, W]; ``pooled``: one number for each image, [n]."""
+
+    def __init__(self, pooled: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.convolution, self.pooled = torch.nn.Conv2d(1, 3, 3, padding=1), pooled
+
+    def forward(self, images):
+        pixels = self.convolution(images).relu()
+        return pixels.mean((1, 2, 3)) if self.pooled else pixels
+
+
+@pytest.mark.parametrize("pooled", (False, True))
+@pytest.mark.parametrize("method", ("auto", "dense", "adaptive"))
+def test_a_score_function_takes_outputs_of_any_shape(pooled, method, faces):
+    net, seen = Segmenting(pooled).eval(), set()
+
+    def area(outputs, labels):
+        seen.add(outputs.shape[1:])
+        assert labels is None
+        return outputs if pooled else outputs[:, 1, 3:9, 2:8].mean((1, 2))
+
+    m = occfast.occlusion_map(net, faces, None, (5, 5), score=area, method=method, progress=False)
+    assert seen == {torch.Size([] if pooled else [3, 17, 14])}
+    grid, k = m.grid, 2
+    rows, columns = grid.centers
+    with torch.no_grad():
+        clean = float(area(net(faces[k : k + 1]), None))
+        for r, c in ((0, 0), (8, 6), (16, 13)):
+            top, left = int(rows[r]) - 2, int(columns[c]) - 2
+            copy = faces[k : k + 1].clone()
+            copy[..., max(0, top) : top + 5, max(0, left) : left + 5] = 0
+            want = clean - float(area(net(copy), None))
+            assert m.per_image[k, r, c] == pytest.approx(want, abs=1e-5)
+    with pytest.raises(ValueError, match=r"model: expected outputs of shape \[6, K\]"):
+        occfast.occlusion_map(net, faces, None, (5, 5), score="similarity_drop", progress=False)
+    if not pooled:
+        with pytest.raises(ValueError, match="skip_misclassified: expected False for outputs of shape"):
+            occfast.occlusion_map(
+                net, faces, torch.zeros(6).long(), (5, 5), score=area, skip_misclassified=True, progress=False
+            )
+
+
 def test_any_function_is_a_model(tiny_net, faces, labels):
     expected = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), progress=False, batch_size=9)
     m = occfast.occlusion_map(lambda x: tiny_net(x), faces, labels, (5, 4), progress=False, batch_size=9)

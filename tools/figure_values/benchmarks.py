@@ -224,7 +224,15 @@ def losses() -> dict[str, str]:
         [f"`{row['mining']}`", f"{row['n_triplets']:,.0f}", *(f"{row[name]:.3f}" for name in columns)]
         for row in read("triplet-mining")["rows"]
     ]
+    linear = read("triplet-memory")
+    ratios = [row["ratio"] for row in linear["rows"] if row["batch"] == 8192]
+    peak = max(linear["memory"], key=lambda row: int(row["batch"]))
     return found | {
+        "triplet-linear": f"{min(ratios):.1f} to {max(ratios):.1f} times",
+        "triplet-linear-batch": f"{peak['batch']:,}",
+        "triplet-linear-time": f"{peak['seconds']:.0f} s",
+        "triplet-linear-memory": f"{peak['peak_bytes'] / 2**30:.1f} GiB",
+        "triplet-linear-gradient": f"{max(row['gradients_apart'] for row in linear['rows']):.0e}",
         "triplet-mining": markdown(["mining", "mined triplets", *columns.values()], mined),
         "triplet-large-time": f"{large['seconds']:.0f} s",
         "triplet-large-memory": f"{large['peak_bytes'] / 1e9:.1f} GB",

@@ -113,7 +113,9 @@ class Runner:
         while done < len(positions):
             part = positions[done : done + self.batch_size]
             try:
-                outputs = checked_outputs(self._evaluator.outputs(part), len(part))
+                outputs = checked_outputs(
+                    self._evaluator.outputs(part), len(part), any_shape=callable(self.options.score)
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise
@@ -240,8 +242,10 @@ class Runner:
         self.layout = self._evaluator.layout
 
 
-def checked_outputs(outputs: Any, rows: int) -> Tensor:
-    """Return outputs as float32 or float64 [rows, K]."""
+def checked_outputs(outputs: Any, rows: int, *, any_shape: bool = False) -> Tensor:
+    """Return outputs as float32 or float64 [rows, K]; ``any_shape``: flattened from [rows, ...]."""
+    if any_shape and isinstance(outputs, Tensor) and outputs.shape[:1] == (rows,) and outputs.numel():
+        outputs = outputs.reshape(rows, -1)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model: expected a tensor [n, K], got {type(outputs).__name__}; wrap the model so that it returns one"

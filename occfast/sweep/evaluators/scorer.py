@@ -44,6 +44,11 @@ _FUNCTIONS: dict[str, ScoreFunction] = {"probability_drop": _probability}
 OF_LABELS = ("score_drop", "probability_drop")  # scores with a target class, of which there may be several
 
 
+def _of_shape(function: ScoreFunction, shape: list[int]) -> ScoreFunction:
+    """Return a score function of flattened outputs, which a function of outputs [n, *shape] computes."""
+    return lambda outputs, labels: function(outputs.reshape(len(outputs), *shape), labels)
+
+
 def _called(function: ScoreFunction, outputs: Tensor, labels: Tensor | None) -> Tensor:
     """Return a score function's values, float64 [n].
 
@@ -105,10 +110,7 @@ class Scorer(Runner):
         """Return the images to sweep, their labels and their outputs without an occluder."""
         images, labels = block.images, block.labels
         at_once = min(self.options.batch_size or _CLEAN_BATCH, _CLEAN_BATCH)
-        # Clones, since a model may change its input, and may return the same memory again.
-        outputs = torch.cat(
-            [checked_outputs(self.model(part.clone()), part.shape[0]).clone() for part in images.split(at_once)]
-        )
+        outputs = torch.cat([self._clean(part) for part in images.split(at_once)])
         if not bool(outputs.isfinite().all()):
             wrong = int((~outputs.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
@@ -124,6 +126,11 @@ class Scorer(Runner):
             return images, labels, outputs
         if callable(score) and not self.options.skip_misclassified:
             return images, labels, outputs
+        if callable(score) and len(self._shape) != 1:
+            raise ValueError(
+                f"skip_misclassified: expected False for outputs of shape {['n', *self._shape]}, which are not of "
+                "classes, got True"
+            )
         if labels is None:
             raise ValueError(f"labels: expected int64 [N] for score={self.options.score_name!r}, got None")
         several = score in OF_LABELS and labels.dim() == 2 and labels.shape[1] > 0
@@ -140,6 +147,14 @@ class Scorer(Runner):
             self.kept = right.nonzero()[:, 0].cpu()
             return images[right], labels[right], outputs[right]
         return images, labels, outputs
+
+    def _clean(self, images: Tensor) -> Tensor:
+        """Return the outputs of images without an occluder, [n, K]."""
+        # Clones, since a model may change its input, and may return the same memory again.
+        found = self.model(images.clone())
+        outputs = checked_outputs(found, len(images), any_shape=callable(self.options.score)).clone()
+        self._shape = list(found.shape[1:])
+        return outputs
 
     def _several(self, labels: Tensor) -> bool:
         """Return whether labels are several targets of each image."""
@@ -161,6 +176,8 @@ class Scorer(Runner):
                 assert each is not None
                 baseline = clean.double().gather(1, each[:, None])[:, 0]
             else:
+                if callable(score):
+                    function = _of_shape(score, self._shape)
                 baseline = _called(function, clean, each)
             found.append(_Target(labels=each, baseline=baseline, function=function))
         return found
