@@ -127,6 +127,7 @@ def evaluate(
         Path | None,
         typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.", rich_help_panel="Images"),
     ] = None,
+    validation_of: options.ValidationOf = None,
     resize: options.Resize = False,
     aligned: options.Aligned = False,
     flip: Annotated[
@@ -186,6 +187,7 @@ def evaluate(
             "--gallery": (gallery, ("search",)),
             "--impostors": (impostors, ("search",)),
             "--count": (count, ("search",)),
+            "--validation-of": (validation_of, ("folder", "pairs", "search")),
         },
     )
     if protocol == "pairs" and pairs is None:
@@ -203,6 +205,10 @@ def evaluate(
             if not models:
                 raise ValueError("--model: expected a network, got none")
             source = open_dataset(what, landmarks=landmarks)
+            if validation_of is not None:
+                from ..train import validation_of as kept_out
+
+                source = kept_out(source, validation_of)
             chosen = _protocols(
                 protocol, source, pairs, pair_count, folds, gallery or 1, impostors or 0.0, count or "people", seed
             )

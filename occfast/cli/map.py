@@ -120,6 +120,15 @@ def map_(
         Path | None,
         typer.Option(help="CSV file with landmarks, as occfast data landmarks writes it.", show_default=False),
     ] = None,
+    validation_of: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation-of",
+            help="Folder of a run of occfast train on this data set: take only the images that it kept out of "
+            "training, so that occluders are not placed by images that the network is trained on.",
+            show_default=False,
+        ),
+    ] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Resize cropped images instead of aligning them.")] = False,
     aligned: Annotated[
         bool, typer.Option("--aligned", help="The images are aligned as the weights expect; only resize them.")
@@ -212,6 +221,7 @@ def map_(
                 "quiet": quiet,
             },
             {"template": template, "resize": resize, "aligned": aligned},
+            validation_of,
         )
         network_, names, content = found.network, found.people, _fill(fill, preparation)
         if score == "similarity_drop":
@@ -405,7 +415,12 @@ def _processes(device: str) -> Iterator[torch.device]:
 
 
 def _open(
-    model: str, dataset: str, landmarks: Path | None, loading: dict[str, Any], alignment: dict[str, Any]
+    model: str,
+    dataset: str,
+    landmarks: Path | None,
+    loading: dict[str, Any],
+    alignment: dict[str, Any],
+    validation_of: Path | None = None,
 ) -> tuple[Recognizer, Preprocessing, FaceDataset]:
     """Open the network and the faces.
 
@@ -413,6 +428,7 @@ def _open(
         model, dataset, landmarks: As on the command line.
         loading: Options of :func:`load_recognizer`.
         alignment: Options of :func:`prepared`.
+        validation_of: Run whose validation images alone are taken; None: all images.
 
     Returns:
         The network, its preprocessing, and the faces as it expects them.
@@ -420,6 +436,10 @@ def _open(
     from ..data import open_dataset
 
     source = open_dataset(dataset, landmarks=landmarks)
+    if validation_of is not None:
+        from ..train import validation_of as kept_out
+
+        source = kept_out(source, validation_of)
     found, preparation = load_recognizer(model, source, **loading, **alignment)
     template, resize, aligned = (alignment[name] for name in ("template", "resize", "aligned"))
     faces = prepared(source, preparation, template, resize, aligned=aligned, preset=found.template)

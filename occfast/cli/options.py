@@ -52,6 +52,15 @@ Aligned = Annotated[
         "--aligned", help="The images are aligned as the weights expect; only resize them.", rich_help_panel="Images"
     ),
 ]
+ValidationOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--validation-of",
+        help="Folder of a run of occfast train on this data set: take only the images that it kept out of training.",
+        show_default=False,
+        rich_help_panel="Images",
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

@@ -4,7 +4,7 @@ from ..models.weights import Trained, load_into
 from ..models.weights import load as load_network
 from .augment import Augment
 from .export import Exported, export_onnx
-from .faces import open_data, split
+from .faces import open_data, split, validation_of
 from .jitter import Jitter
 from .loop import Epoch, History, fit, predict
 from .recipe import Recipe
@@ -29,4 +29,5 @@ __all__ = [
     "predict",
     "split",
     "train",
+    "validation_of",
 ]

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Aligned, FaceDataset, open_dataset
+from ..data import Aligned, FaceDataset, Subset, open_dataset
 from ..data.images import recolor
 from ..data.open import KINDS
 from ..data.resize import Resized
-from ..files import write_atomically
+from ..errors import DataError
+from ..files import read_text, write_atomically
 from ..models.registry import check_arguments, imported
 from .recipe import DataPart, ValidationPart
+from .run import SPLIT
 
 #: Images at most whose pixels a fingerprint reads from disk.
 _SAMPLED = 2048
@@ -164,6 +166,35 @@ def write_split(path: Path, faces: FaceDataset, rest: Tensor, held: Tensor) -> N
     out = io.StringIO(newline="")
     csv.writer(out).writerows([("name", "person", "part"), *split_rows(faces, rest, held)])
     write_atomically(path, out.getvalue().encode("utf-8", "surrogatepass"))
+
+
+def validation_of(faces: FaceDataset, run: str | Path) -> Subset:
+    """Return the images that a run kept out of training.
+
+    Args:
+        faces: The data set of the run.
+        run: Folder of the run, or its ``split.csv``.
+
+    Raises:
+        DataError: If there is no such file, or it is no split of a run.
+        ValueError: If the run kept nothing out, or the data set lacks one of these images.
+    """
+    path = Path(run) / SPLIT if Path(run).is_dir() else Path(run)
+    rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    if not rows or rows[0] != ["name", "person", "part"] or any(len(row) != 3 for row in rows):
+        raise DataError(f"{path}: expected the split of a run, with the columns name, person and part")
+    held = [(name, person) for name, person, part in rows[1:] if part == "validation"]
+    if not held:
+        raise ValueError(f"{path}: this run kept no images out of training (validation.share)")
+    people = [faces.people[label] for label in faces.labels.tolist()]
+    place = {key: k for k, key in enumerate(zip(faces.names, people, strict=True))}
+    missing = [name for name, person in held if (name, person) not in place]
+    if missing:
+        raise ValueError(
+            f"dataset: expected the images that {path} keeps out of training, {len(missing)} of {len(held)} are not "
+            f"there, such as {missing[0]}"
+        )
+    return Subset(faces, sorted(place[key] for key in held))
 
 
 def data_changes(before: dict[str, str], now: dict[str, str], path: Path, rows: list[tuple[str, str, str]]) -> str:
