@@ -277,7 +277,8 @@ __device__ __forceinline__ void add_to_histogram(const Row<T>& row, double top, 
       atomicAdd(reinterpret_cast<unsigned long long*>(histogram + k), static_cast<unsigned long long>(held[k]));
 }
 
-template <class T> __global__ void __launch_bounds__(kThreads)
+// Two blocks to a multiprocessor leave registers enough that none is spilled.
+template <class T> __global__ void __launch_bounds__(kThreads, 2)
     mine_kernel(const T* values, Pairs pairs, TripletParams params, const double* top, int bins, int32_t* counts,
                 double* records, T* nearest, int64_t* histogram) {
   __shared__ double shift[kMoments];
