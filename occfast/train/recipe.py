@@ -24,6 +24,7 @@ from .settings import (
     OptimizerPart,
     Recipe,
     ValidationPart,
+    preset_values,
 )
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
     for place, content in _chain(recipe):
         _modernize(content)
         try:
+            _apply_preset(merged, content)
             merged.merge_with(content)
             for key in OmegaConf.missing_keys(content):  # merging leaves what an earlier file stated
                 OmegaConf.update(merged, key, "???")
@@ -126,6 +128,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
             raise ValueError(f"override: expected key=value, got {override!r}")
         try:
             given = OmegaConf.from_dotlist([override])
+            _apply_preset(merged, given)
             merged.merge_with(given)
         except OmegaConfBaseException as error:
             raise _explained(override, error) from error
@@ -142,6 +145,16 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
                 f"yourself: {key}={value}"
             )
     return merged
+
+
+def _apply_preset(merged: DictConfig, content: Any) -> None:
+    """Merge what a preset states where ``content`` names one; what ``content`` states beside it comes after."""
+    require("a recipe", "omegaconf", extra="train")
+    from omegaconf import OmegaConf
+
+    name = OmegaConf.select(content, "data.preset", throw_on_missing=False)
+    if name is not None:
+        merged.merge_with({"data": preset_values(str(name))})
 
 
 def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]) -> None:

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from .. import checks
 from ..losses import Mining
-from ..models.preprocessing import COLORS
+from ..models.preprocessing import COLORS, per_channel
+from ..models.presets import PRESETS
 from .jitter import Jitter
 
 #: Losses of each stage.
@@ -26,10 +27,13 @@ class DataPart:
             ``module:function`` that returns a ``FaceDataset``.
         root: Folder or file of the data set; None for data sets that need none.
         arguments: Further arguments of the data set.
+        preset: Preparation that a known family of recognizers expects, one of ``occfast.models.PRESETS``: it sets
+            template, size, color, mean and std. ``template`` may be null beside it, for faces that are aligned.
         template: Template of ``occfast.data`` to align the faces to as they are read; None for faces that are aligned.
         size: [height, width] of the images; None for the template's size.
         color: Colors of the network's input: "gray", "RGB" or "BGR".
-        mean, std: The network's input is (x / 255 - mean) / std for 8-bit pixels x.
+        mean, std: The network's input is (x / 255 - mean) / std for 8-bit pixels x: one number, or one for each of
+            three channels.
         min_images: People with fewer images are left out; the run reports how many images that are.
         in_memory: Keep all decoded images in memory; None: if they need at most ``memory``.
         memory: Memory limit for ``in_memory``, such as "4GiB".
@@ -39,11 +43,12 @@ class DataPart:
     name: str = "???"
     root: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    preset: str | None = None
     template: str | None = None
     size: list[int] | None = None
     color: str = "gray"
-    mean: float = 0.5
-    std: float = 0.5
+    mean: Any = 0.5
+    std: Any = 0.5
     min_images: int = 1
     in_memory: bool | None = None
     memory: str = "4GiB"
@@ -249,6 +254,14 @@ class LogPart:
     checkpoint: int = 200
 
 
+def preset_values(name: str) -> dict[str, Any]:
+    """Return the keys of :class:`DataPart` that a preset states; raise ValueError for an unknown preset."""
+    checks.choice(name, "data.preset", tuple(PRESETS))
+    how, template = PRESETS[name].preprocessing, PRESETS[name].template
+    mean, std = (list(value) if isinstance(value, tuple) else value for value in (how.mean, how.std))
+    return {"template": template, "size": list(how.size), "color": how.color, "mean": mean, "std": std}
+
+
 @dataclass
 class Recipe:
     """Settings of a training run.
@@ -312,6 +325,7 @@ class Recipe:
                 "batch.accumulate: expected 1, since the triplets are those of the whole batch, "
                 f"got {self.batch.accumulate}; use more processes"
             )
+        self._check_preset()
         self._check_sets()
         if self.validation.by == "people" and self.held_metric == "accuracy":
             raise ValueError(
@@ -334,6 +348,17 @@ class Recipe:
             checks.choice(value, key, known)
         for key, flag in (("fresh_classifier", self.fresh_classifier), ("log.tensorboard", self.log.tensorboard)):
             checks.flag(flag, key)
+
+    def _check_preset(self) -> None:
+        if self.data.preset is None:
+            return
+        for key, expected in preset_values(self.data.preset).items():
+            value = getattr(self.data, key)
+            if value != expected and not (key == "template" and value is None):
+                raise ValueError(
+                    f"data.{key}: expected {expected}, as data.preset={self.data.preset} states, got {value!r}; leave "
+                    "one of them out"
+                )
 
     def _check_sets(self) -> None:
         names = [part.title for part in self.sets]
@@ -388,11 +413,11 @@ class Recipe:
             ("optimizer.learning_rate", self.optimizer.learning_rate),
             ("optimizer.clip", self.optimizer.clip),
             ("loss.scale", self.loss.scale),
-            ("data.std", self.data.std),
         ):
             if positive is not None or key != "optimizer.clip":
                 checks.number(positive, key, above=0.0)
-        checks.number(self.data.mean, "data.mean")
+        per_channel(self.data.mean, "data.mean")
+        per_channel(self.data.std, "data.std", above=0.0)
         known = [item.name for item in fields(Jitter)]
         if unknown := set(self.jitter) - set(known):
             raise ValueError(f"jitter: expected keys among {', '.join(known)}, got {', '.join(sorted(unknown))}")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from occfast import DataError
-from occfast.data import Aligned, Alignment, Folder, VerificationBin, open_dataset, write_verification_bin
+from occfast.data import Aligned, Alignment, Folder, VerificationBin, open_dataset, read_pairs, write_verification_bin
+from occfast.data.convert import convert_pairs
 from occfast.data.images import encode_png
 from occfast.evaluate import embed, listed_pairs, packed_pairs
 from occfast.models import features
@@ -283,3 +284,44 @@ def test_lfw_is_view_2(tmp_path: Path) -> None:
 def test_bad_entries_are_named(override: str, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         load("A", ["data.name=orl", f"validation.sets={override}"])
+
+
+def test_a_preset_chooses_the_preprocessing_once(tmp_path: Path) -> None:
+    """Training, a set of photographs, a .bin that records its alignment, and the weights: all by the preset."""
+    write_faces(tmp_path / "faces", [f"{person}/{k}.png" for person in "ABCDEF" for k in range(8)], landmarks=True)
+    write_faces(tmp_path / "others", [f"{person}/{k}.png" for person in "PQRS" for k in range(8)], landmarks=True)
+    lines = [f"P/{k}.png,P/{(k + 1) % 8}.png,1\nP/{k}.png,Q/{k}.png,0" for k in range(8)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    aligned = Aligned(open_dataset(tmp_path / "others"), "arcface-112", gray=False)
+    pairs = read_pairs(tmp_path / "pairs.csv").resolve(aligned)
+    packed = convert_pairs(aligned, pairs, tmp_path / "packed.bin", progress=False)
+    data = [
+        "data.name=folder",
+        f"data.root={tmp_path / 'faces'}",
+        "data.preset=adaface",
+        "network.name=tests.train.test_sets:Small",
+    ]
+    sets = f"validation.sets=[{{set: {tmp_path / 'pairs.csv'}, images: {tmp_path / 'others'}}},{packed}]"
+    run = load("A", [*data, "batch.size=8", "epochs=1", "log.tensorboard=false", sets])
+    assert (run.data.color, run.data.template, run.data.size) == ("BGR", "arcface-112", [112, 112])
+    result = train(run, tmp_path / "run", progress=False)
+    how = load_network(result.weights, trust=True).preprocessing
+    assert (how.color, how.mean, how.std) == ("BGR", 0.5, 0.5)
+    assert Alignment.from_dict(how.alignment) == aligned.alignment
+    row = read_rows(tmp_path / "run" / "validations.csv")[0]
+    assert row["pairs/accuracy"] == row["packed/accuracy"]
+    assert load(tmp_path / "run" / "recipe.yaml", trust=True) == run
+    with pytest.raises(ValueError, match=r"data.color: expected BGR, as data.preset=adaface states, got 'gray'; leave"):
+        load("A", [*data, "data.color=gray"])
+    with pytest.raises(ValueError, match=r"data.preset: .*'none'"):
+        load("A", [*data, "data.preset=none"])
+
+
+class Small(torch.nn.Sequential):
+    classifier_name = "2"
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(16 * channels, classes))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](self[0](x))
