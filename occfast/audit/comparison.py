@@ -12,8 +12,7 @@ from typing import Any
 from .. import checks
 from ..files import write_atomically
 from ..sweep.comparison import MapComparison
-from .figures import RANK_1, UNCOVERED, fnmr_at
-from .gate import points, rate_text
+from .figures import RANK_1, UNCOVERED, fnmr_at, points, rate_text
 from .paired import FigureDifference, differences
 from .record import AuditRecord
 from .report import Audit, markdown_row

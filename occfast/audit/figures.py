@@ -65,6 +65,16 @@ def increase_at(fmr: float) -> str:
     return f"{_INCREASE}, FMR {fmr:g}"
 
 
+def rate_text(value: float) -> str:
+    """Format a rate in percent: one digit after the point, more where it is small."""
+    return f"{100 * value:.1f} %" if value >= 0.005 or value == 0 else f"{100 * value:.2g} %"
+
+
+def points(value: float) -> str:
+    """Format a difference of rates in percentage points."""
+    return f"{100 * value:+.1f}" if abs(value) >= 0.005 or value == 0 else f"{100 * value:+.2g}"
+
+
 def to_json(figures: Mapping[Figure, Resampled]) -> list[dict[str, Any]]:
     """Return figures for JSON; resamples are float32, little-endian, compressed by zlib, in base64."""
     return [

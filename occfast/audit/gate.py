@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from .. import checks
 from ..progress import printable
-from .figures import Figure, Resampled
+from .figures import Figure, Resampled, points, rate_text
 from .paired import FigureDifference, differences
 from .record import AuditRecord
 from .report import markdown_row
@@ -133,16 +133,6 @@ def gated(figures: Mapping[Figure, Resampled]) -> dict[Figure, Resampled]:
     Those rise, too, for a recognizer that gets better on uncovered faces alone.
     """
     return {figure: found for figure, found in figures.items() if not figure.is_increase}
-
-
-def rate_text(value: float) -> str:
-    """Format a rate in percent: one digit after the point, more where it is small."""
-    return f"{100 * value:.1f} %" if value >= 0.005 or value == 0 else f"{100 * value:.2g} %"
-
-
-def points(value: float) -> str:
-    """Format a difference of rates in percentage points."""
-    return f"{100 * value:+.1f}" if abs(value) >= 0.005 or value == 0 else f"{100 * value:+.2g}"
 
 
 def _change(d: FigureDifference) -> str:

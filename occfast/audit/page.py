@@ -88,7 +88,7 @@ def comparison_page(comparison: AuditComparison) -> str:
     header, rows = comparison.table()
     pair = comparison.first, comparison.second
     values = [
-        {**{k.replace("_", " "): readable(v) for k, v in audit.settings.items() if v not in (None, "", {}, [])}}
+        {k.replace("_", " "): readable(v) for k, v in audit.settings.items() if v not in (None, "", {}, [])}
         for audit in pair
     ]
     maps = comparison.maps

@@ -33,6 +33,17 @@ def _echo(text: str) -> None:
 Source = Annotated[str, typer.Argument(metavar="DATASET", help=_SOURCE_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+AlignTo = Annotated[
+    str | None,
+    typer.Option("--template", help="Align the faces to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96."),
+]
+Landmarks = Annotated[
+    Path | None, typer.Option("--landmarks", help="CSV file with the landmarks, as occfast data landmarks writes it.")
+]
+Gray = Annotated[bool, typer.Option("--gray", help="Convert the faces to gray. Requires --template.")]
+Border = Annotated[
+    str, typer.Option("--border", help="Pixels beyond the image: repeat (its edge) or black. Requires --template.")
+]
 
 
 @app.command()
@@ -102,18 +113,10 @@ def _counts(table: dict[str, int]) -> str:
 def convert(
     source: Source,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output: a folder, a .rec file or an .npz file.")],
-    template: Annotated[
-        str | None,
-        typer.Option("--template", help="Align the faces to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96."),
-    ] = None,
-    landmarks: Annotated[
-        Path | None,
-        typer.Option("--landmarks", help="CSV file with the landmarks, as occfast data landmarks writes it."),
-    ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Convert the faces to gray. Requires --template.")] = False,
-    border: Annotated[
-        str, typer.Option("--border", help="Pixels beyond the image: repeat (its edge) or black. Requires --template.")
-    ] = "repeat",
+    template: AlignTo = None,
+    landmarks: Landmarks = None,
+    gray: Gray = False,
+    border: Border = "repeat",
     pixels: Annotated[
         bool, typer.Option("--pixels", help="Store pixels in the .npz instead of image files, which loads faster.")
     ] = False,
@@ -173,18 +176,10 @@ def bin_(
     ],
     source: Annotated[str, typer.Argument(metavar="IMAGES", help=_SOURCE_HELP, show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Output: a .bin file.", show_default=False)],
-    template: Annotated[
-        str | None,
-        typer.Option("--template", help="Align the faces to paper-100, arcface-112, sphereface-112x96 or pdsn-128x96."),
-    ] = None,
-    landmarks: Annotated[
-        Path | None,
-        typer.Option("--landmarks", help="CSV file with the landmarks, as occfast data landmarks writes it."),
-    ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Convert the faces to gray. Requires --template.")] = False,
-    border: Annotated[
-        str, typer.Option("--border", help="Pixels beyond the image: repeat (its edge) or black. Requires --template.")
-    ] = "repeat",
+    template: AlignTo = None,
+    landmarks: Landmarks = None,
+    gray: Gray = False,
+    border: Border = "repeat",
     skip: Annotated[
         bool,
         typer.Option(
@@ -205,15 +200,13 @@ def bin_(
 
     import torch
 
-    from ..data import Aligned, Subset, WithLandmarks, open_dataset, read_landmarks, read_pairs
+    from ..data import Aligned, Subset, open_dataset, read_pairs
     from ..data.convert import convert_pairs
 
     if template is None and (gray or border != "repeat"):
         raise ValueError(f"{'--gray' if gray else '--border'}: expected together with --template")
     listed = read_pairs(pairs)
-    dataset: FaceDataset = open_dataset(source)
-    if landmarks is not None:
-        dataset = WithLandmarks(dataset, read_landmarks(landmarks).of(dataset.names))
+    dataset: FaceDataset = open_dataset(source, landmarks=landmarks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is missing is listed below
         found = listed.resolve(dataset, "warn" if skip else "error")

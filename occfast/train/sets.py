@@ -21,10 +21,9 @@ from ..evaluate.scores import pair_scores
 from ..models import Preprocessing, features
 from .batches import FromDisk, InMemory
 from .engine import Engine, NotFinite
-from .settings import DataPart, SetPart
+from .settings import PAIR_LISTS, DataPart, SetPart
 from .validate import collect
 
-_LISTS = (".txt", ".csv", ".tsv", ".lst")
 _FOLDS = 10  # of sets without folds of their own
 
 
@@ -160,7 +159,8 @@ def _open(part: SetPart, gray: bool) -> tuple[FaceDataset, PairProtocol]:
     if isinstance(plain, VerificationBin):
         return faces, evaluate.packed_pairs(plain, folds=part.folds or _FOLDS)
     raise ValueError(
-        f"expected lfw, a .bin or a list of pairs ({', '.join(_LISTS)}), got a data set of kind {type(faces).__name__}"
+        f"expected lfw, a .bin or a list of pairs ({', '.join(PAIR_LISTS)}), got a data set of kind "
+        f"{type(faces).__name__}"
     )
 
 

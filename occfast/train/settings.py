@@ -18,6 +18,10 @@ from .jitter import Jitter
 _LOSSES = {"classify": ("cross_entropy", "large_margin_cosine"), "embed": ("triplet", "batch_triplet")}
 
 
+#: Suffixes of lists of pairs.
+PAIR_LISTS = (".txt", ".csv", ".tsv", ".lst")
+
+
 @dataclass
 class DataPart:
     """Data set of faces.
@@ -112,7 +116,7 @@ class SetPart:
     @property
     def is_list(self) -> bool:
         """Whether it is a list of pairs."""
-        return Path(self.set).suffix.lower() in (".txt", ".csv", ".tsv", ".lst")
+        return Path(self.set).suffix.lower() in PAIR_LISTS
 
 
 @dataclass

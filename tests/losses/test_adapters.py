@@ -8,20 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, multiprocessing
+from torch import multiprocessing
 
 from occfast.losses import BatchTripletLoss, TripletLoss, TripletMiner, for_metric_learning
+from tests.losses.test_memory import batches
 from tests.losses.test_triplet import definition, pair_distance, select
 
 pytest.importorskip("pytorch_metric_learning")
 pytestmark = pytest.mark.peers
-
-
-def batches(count: int) -> list[tuple[Tensor, Tensor]]:
-    random = torch.Generator().manual_seed(2)
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    return [(F.normalize(torch.randn(8, 5, generator=random, dtype=torch.float64)), labels) for _ in range(count)]
 
 
 @pytest.mark.parametrize("mining", ("all", "violating", "semihard", "hardest"))
@@ -32,7 +26,7 @@ def test_cross_batch_memory(mining: str, beta: float | None) -> None:
     loss = TripletLoss(0.4, mining=mining) if beta is None else BatchTripletLoss(0.4, beta, mining=mining)
     memory = CrossBatchMemory(for_metric_learning(loss), 5, memory_size=24).double()
     stored = torch.zeros(0, 5, dtype=torch.float64)
-    for number, (x, y) in enumerate(batches(3)):
+    for number, (x, y) in enumerate(batches(3, seed=2)):
         got_at, want_at = (x.clone().requires_grad_() for _ in range(2))
         got = memory(got_at, y)
         got.backward()
@@ -67,7 +61,7 @@ def test_a_miner_in_cross_batch_memory_chooses_the_triplets() -> None:
     loss = BatchTripletLoss(0.4)
     plain = CrossBatchMemory(for_metric_learning(loss), 5, memory_size=24).double()
     mined = CrossBatchMemory(for_metric_learning(loss), 5, memory_size=24, miner=TripletMiner(0.4)).double()
-    for x, y in batches(2):
+    for x, y in batches(2, seed=2):
         torch.testing.assert_close(mined(x, y), plain(x, y), rtol=1e-9, atol=1e-12)
 
 
@@ -76,7 +70,7 @@ def _work(rank: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    x, y = batches(2)[rank]
+    x, y = batches(2, seed=2)[rank]
     results = []
     for mining in ("violating", "hardest"):
         at = x.clone().requires_grad_()
@@ -91,7 +85,7 @@ def _work(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch without torch.distributed")
 def test_distributed_loss_wrapper(tmp_path: Path) -> None:
     multiprocessing.spawn(_work, args=(str(tmp_path),), nprocs=2)
-    (x0, y0), (x1, y1) = batches(2)
+    (x0, y0), (x1, y1) = batches(2, seed=2)
     for k, mining in enumerate(("violating", "hardest")):
         for rank in range(2):
             # Each rank's batch comes first in its own order; the wrapper multiplies by the number of ranks.
@@ -107,7 +101,7 @@ def test_distributed_loss_wrapper(tmp_path: Path) -> None:
 def test_alone_the_wrapper_is_the_loss() -> None:
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-    [(x, y)] = batches(1)
+    [(x, y)] = batches(1, seed=2)
     loss = BatchTripletLoss(0.4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

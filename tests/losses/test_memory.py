@@ -12,8 +12,8 @@ from occfast.native import ops
 from tests.losses.test_triplet import pair_distance, select
 
 
-def batches(count: int) -> list[tuple[Tensor, Tensor]]:
-    random = torch.Generator().manual_seed(4)
+def batches(count: int, seed: int = 4) -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     return [(F.normalize(torch.randn(8, 5, generator=random, dtype=torch.float64)), labels) for _ in range(count)]
 

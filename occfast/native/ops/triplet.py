@@ -108,17 +108,19 @@ def _triplet_loss(
                 values, counts, totals, batch.a_squares, batch.b_squares, square, distance, hinge, beta
             )
     else:
-        params = native.TripletParams(
+        passes = Passes(
+            native,
+            batch,
+            statistics,
+            bins,
             distance=distance,
             mining=mining,
             hinge=hinge,
-            statistics=statistics,
             margin=margin,
             beta=beta,
             seed=seed,
             step=step,
         )
-        passes = Passes(native, batch, params, statistics, bins)
         if not linear:
             values = batch.products
             counts = passes.mine(values, 0, rows)
@@ -185,19 +187,11 @@ def _triplet_loss_backward(
 
 
 def _fake_triplet_loss_backward(
-    grad: Tensor,
-    matrix: Tensor,
-    row_sums: Tensor,
-    column_sums: Tensor,
-    a: Tensor,
-    b: Tensor,
-    embeddings: Tensor,
-    references: Tensor | None,
-    linear: bool,
+    grad: Tensor, matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return (
-        (torch.empty_like(matrix), torch.empty_like(row_sums)) if linear else (torch.empty_like(a), torch.empty_like(b))
-    )
+    *_, linear = rest
+    by_a, by_b = (matrix, row_sums) if linear else (a, b)
+    return torch.empty_like(by_a), torch.empty_like(by_b)
 
 
 def _save_triplets(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -130,16 +130,27 @@ class Batch:
 
 
 class Passes:
-    """Both halves of the loss on some rows of a batch at a time, by the native module."""
+    """Both halves of the loss on some rows of a batch at a time, by the native module.
 
-    def __init__(self, native: Any, batch: Batch, params: Any, statistics: bool, bins: int) -> None:
-        self._native, self._batch, self._params, self._bins = native, batch, params, bins
-        self._statistics = statistics
+    Args:
+        native: The module.
+        batch: The batch.
+        statistics: Whether figures that the loss itself does not need are computed.
+        bins: Number of histogram bins.
+        options: The other fields of ``TripletParams``.
+    """
+
+    def __init__(self, native: Any, batch: Batch, statistics: bool, bins: int, **options: Any) -> None:
+        self._native, self._batch, self._bins = native, batch, bins
+        self._statistics, self._options = statistics, options
         rows, new = len(batch.a), batch.a.new_empty
         self._records = new((rows, SLOTS), dtype=torch.float64)
         self.totals = new(SLOTS, dtype=torch.float64)
         self.nearest = new((2, rows if statistics else 0))
         self.histogram = torch.zeros((2, bins if statistics else 0), dtype=torch.int64, device=batch.a.device)
+
+    def _params(self, statistics: bool = False) -> Any:
+        return self._native.TripletParams(statistics=statistics, **self._options)
 
     def _pairs(self, first: int, last: int, own: bool) -> Any:
         batch, native = self._batch, self._native
@@ -154,14 +165,15 @@ class Passes:
             stop=batch.stop[first:last].data_ptr(),
         )
 
-    def mine(self, values: Tensor, first: int, last: int) -> Tensor:
+    def mine(self, values: Tensor, first: int, last: int, *, again: bool = False) -> Tensor:
         """Turn the products of anchors ``first`` to ``last`` into distances, in place, and return the counts.
 
-        Their records, nearest distances and shares of the histogram are kept: call it once for all anchors first.
+        Their records, nearest distances and shares of the histogram are kept, unless it is done again.
         """
         batch, device = self._batch, values.device
+        statistics = self._statistics and not again
         counts = torch.empty(values.shape, dtype=torch.int32, device=device)
-        nearest = values.new_empty((2, last - first if self._statistics else 0))
+        nearest = values.new_empty((2, last - first if statistics else 0))
         arguments = self._native.MineTriplets(
             values=values.data_ptr(),
             dtype=OUTPUT_DTYPES[values.dtype],
@@ -170,7 +182,7 @@ class Passes:
             a_squares=batch.a_squares[first:last].data_ptr(),
             b_squares=batch.b_squares.data_ptr(),
             pairs=self._pairs(first, last, batch.own),
-            params=self._params,
+            params=self._params(statistics),
             top=batch.edge.data_ptr(),
             bins=self._bins,
             counts=counts.data_ptr(),
@@ -179,7 +191,7 @@ class Passes:
             histogram=self.histogram.data_ptr(),
         )
         call(self._native, "mine_triplets", device, arguments)
-        if self._statistics:
+        if statistics:
             self.nearest[:, first:last] = nearest
         return counts
 
@@ -189,7 +201,7 @@ class Passes:
         arguments = self._native.SumTriplets(
             records=self._records.data_ptr(),
             rows=len(self._records),
-            params=self._params,
+            params=self._params(),
             pieces=pieces.data_ptr(),
             totals=self.totals.data_ptr(),
         )
@@ -210,7 +222,7 @@ class Passes:
             a_squares=batch.a_squares[first:last].data_ptr(),
             b_squares=batch.b_squares.data_ptr(),
             pairs=self._pairs(first, last, square),
-            params=self._params,
+            params=self._params(),
             row_sums=row_sums.data_ptr(),
             column_sums=column_sums.data_ptr(),
         )
@@ -228,24 +240,20 @@ def gradients_by_tiles(passes: Passes, batch: Batch, gradient: bool) -> tuple[Te
     height = max(64, _TILE_BYTES // max(each, 1) // 64 * 64)
     tiles = [(first, min(rows, first + height)) for first in range(0, rows, height)]
 
-    def distances(first: int, last: int) -> tuple[Tensor, Tensor]:
-        values = multiply(batch.a[first:last], batch.b.T)
-        return values, passes.mine(values, first, last)
-
-    for tile in tiles:
-        distances(*tile)
+    for first, last in tiles:
+        passes.mine(multiply(batch.a[first:last], batch.b.T), first, last)
     passes.add_up()
     if not gradient:
         return batch.a.new_empty((0, 0)), batch.a.new_empty((0, 0))
-    histogram = passes.histogram.clone()  # the second pass adds to it again
     by_a, by_b = torch.zeros_like(batch.a), torch.zeros_like(batch.b)
     for first, last in tiles:
-        values, counts = distances(first, last)
-        row_sums, column_sums = passes.weights(values, counts, first, last, square=False)
         a = batch.a[first:last]
-        by_a[first:last] += multiply(values, batch.b).addcmul_(row_sums[:, None], a)
-        by_b += multiply(values.T, a).addcmul_(column_sums[:, None], batch.b)
-    passes.histogram.copy_(histogram)
+        values = multiply(a, batch.b.T)
+        counts = passes.mine(values, first, last, again=True)
+        sums = passes.weights(values, counts, first, last, square=False)
+        by_tile, by_all = gradients(values, *sums, a, batch.b, own=False)
+        by_a[first:last] += by_tile
+        by_b += by_all
     return (by_a.add_(by_b), batch.a.new_empty((0, 0))) if batch.square else (by_a, by_b)
 
 
