@@ -22,7 +22,7 @@ from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
 from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
-    from . import captum, data, evaluate, losses, models, occlude, pdsn, reproduce, train
+    from . import audit, captum, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
 
 __all__ = [
     "Adaptive",
@@ -44,6 +44,7 @@ __all__ = [
     "TripletMiner",
     "TripletStats",
     "__version__",
+    "audit",
     "backend",
     "captum",
     "data",
@@ -57,10 +58,13 @@ __all__ = [
     "pdsn",
     "plot_score_distributions",
     "reproduce",
+    "sweep",
     "train",
 ]
 
-_SUBPACKAGES = ("captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "train")
+_SUBPACKAGES = frozenset(
+    ("audit", "captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "sweep", "train")
+)
 
 
 def __getattr__(name: str) -> ModuleType:
