@@ -14,6 +14,7 @@ from .errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from .losses.cosface import LargeMarginCosine
 from .losses.memory import CrossBatchMemory
 from .losses.miner import TripletMiner
+from .losses.partial_fc import PartialFC
 from .losses.stats import TripletStats, plot_score_distributions
 from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
@@ -22,7 +23,7 @@ from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
 from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
-    from . import captum, data, evaluate, losses, models, occlude, pdsn, reproduce, train
+    from . import audit, captum, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
 
 __all__ = [
     "Adaptive",
@@ -36,6 +37,7 @@ __all__ = [
     "NoisyOccluder",
     "OccluderInfo",
     "OcclusionMap",
+    "PartialFC",
     "PerImage",
     "ProcessLost",
     "Sampled",
@@ -44,6 +46,7 @@ __all__ = [
     "TripletMiner",
     "TripletStats",
     "__version__",
+    "audit",
     "backend",
     "captum",
     "data",
@@ -57,10 +60,13 @@ __all__ = [
     "pdsn",
     "plot_score_distributions",
     "reproduce",
+    "sweep",
     "train",
 ]
 
-_SUBPACKAGES = ("captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "train")
+_SUBPACKAGES = frozenset(
+    ("audit", "captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "sweep", "train")
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -19,6 +19,9 @@ Pair = int | Sequence[int] | np.ndarray
 #: Images with more pixels are refused before they are decoded: a file of kilobytes can claim gigabytes.
 MAX_PIXELS = 40_000_000
 
+#: Largest number of which twice as much fits float32; bounds arguments that float32 computations add or subtract.
+MAX_FLOAT32 = 1.7e38
+
 _LARGEST = 2**31 - 1
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_subpackages_are_imported_at_first_use() -> None:
         "if 'occfast.' + n in sys.modules]; print(rooms)"
     )
     assert out == "[]"
+
+
+def test_every_documented_subpackage_is_an_attribute() -> None:
+    table = (ROOT / "docs" / "api" / "index.md").read_text()
+    names = sorted(set(re.findall(r"(?m)^\| \[`occfast\.(\w+)`\]", table)))
+    folders = {path.parent.name for path in (ROOT / "occfast").glob("*/__init__.py")}
+    assert set(names) == folders - {"cli", "native"}
+    out = python(f"import occfast; print(all(n in dir(occfast) and getattr(occfast, n).__doc__ for n in {names}))", ())
+    assert out == "True"
 
 
 def test_the_occluder_and_the_losses_work_without_other_packages() -> None:

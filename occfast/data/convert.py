@@ -26,12 +26,15 @@ from ..errors import DataError
 from ..files import Lock, locked, read_json, remove, write_atomically
 from ..progress import Report
 from ..progress import progress as show_progress
+from .digests import image_digest
 from .faces import FaceDataset
-from .folder import ABOUT
+from .folder import ABOUT, Folder, find_images
 from .images import encode_png, probe
 from .landmarks import write_landmarks
+from .npz import Npz
 from .pairs import Pairs
 from .record_file import Header, RecordWriter
+from .recordio import RecordIO
 from .verification_bin import write_verification_bin
 
 KINDS = ("folder", "recordio", "npz")
@@ -68,7 +71,8 @@ def convert(
         progress: True for a progress bar, False for none, or a function that is called with (done, total).
 
     Returns:
-        The folder or file. After an interruption the same call continues; an ``.npz`` starts again.
+        The folder or file. After an interruption the same call continues, and writes images again that changed
+        meanwhile; an ``.npz`` starts again.
 
     Raises:
         DataError: if an image cannot be read, or the format cannot hold a name; names are checked first.
@@ -87,6 +91,7 @@ def convert(
         note = f"{kind} {pixels} {_fingerprint(source)}"
         state = target / STATE if kind == "folder" else target.with_suffix(".rec.part.json")
         if lock.notes == note and target.exists() and not state.exists():
+            _check_same(target, kind, source)
             return target
         if kind == "folder":
             _to_folder(source, target, report, lambda: lock.note(note))
@@ -179,6 +184,18 @@ def _fingerprint(source: FaceDataset) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _check_same(target: Path, kind: str, source: FaceDataset) -> None:
+    """Refuse a target that was whole before an interruption, if the source has other images now."""
+    kinds: dict[str, Callable[..., FaceDataset]] = {"folder": Folder, "recordio": RecordIO, "npz": Npz}
+    stored = kinds[kind](target, gray=None)
+    found, wanted = (sorted(hashlib.sha256(content(d, k)).digest() for k in range(len(d))) for d in (stored, source))
+    if found != wanted:
+        raise ValueError(
+            f"{target}: expected a new target; an interrupted conversion has completed this one, and its images differ "
+            "from the source's"
+        )
+
+
 def _has_landmarks(source: FaceDataset) -> bool:
     return source.landmarks is not None and not bool(source.landmarks.isnan().all())
 
@@ -213,12 +230,15 @@ def _to_folder(source: FaceDataset, target: Path, report: Report, note: Callable
         if owners.setdefault(names[k], k) != k:
             raise DataError(f"{source.place(k)}: {names[k]} is already the name of {source.place(owners[names[k]])}")
         path = target / names[k]
-        if not path.is_file() or path.stat().st_size != len(data):
+        if not path.is_file() or path.read_bytes() != data:  # an image that changed meanwhile is written again
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.part")
             part.write_bytes(data)
             part.replace(path)
         report(k + 1, len(source))
+    foreign = sorted(set(find_images(target)[0]) - set(names))
+    if foreign:  # such as that of an image whose format changed meanwhile
+        raise DataError(f"{target / foreign[0]}: not an image of this conversion; remove it and convert again")
     if _has_landmarks(source):
         assert source.landmarks is not None
         write_landmarks(target / "landmarks.csv", names, source.landmarks)
@@ -253,12 +273,14 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, note: Callab
     """Write insightface's layout: record 0 states where the images end, and records of the identities follow them."""
     if target.suffix.lower() != ".rec":
         raise ValueError(f"target: expected a name that ends in .rec, got {target}")
-    state = target.with_suffix(".rec.part.json")
+    state, log = (target.with_suffix(f".rec.part.{ending}") for ending in ("json", "digests"))
     begun = {"source": _fingerprint(source)}
     resume = state.is_file() and read_json(state) == begun
     if target.exists():
         if resume and RecordWriter.finish(target):  # killed between the last two names
+            _check_same(target, "recordio", source)
             note()
+            log.unlink(missing_ok=True)
             remove(state)
             return
         raise ValueError(f"{target}: expected a new file")
@@ -271,11 +293,14 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, note: Callab
     order = torch.argsort(source.labels, stable=True).tolist()
     count = len(order)
     sizes: set[tuple[int, int]] = set()
-    with RecordWriter(target, resume=resume) as writer:
+    unchanged = _unchanged(source, order, log) if resume else 0
+    with RecordWriter(target, resume=resume, keep=1 + unchanged) as writer, _Digests(log, unchanged) as digests:
         written = len(writer.begun)
         if written == 0:
             writer.write(0, Header((count + 1, count + 1 + len(source.people)), 0, listed=True).pack(b""))
         for key, k in enumerate(order, 1):
+            if key > unchanged:
+                digests.add(image_digest(source, k))
             if key >= written:
                 data = content(source, k)
                 writer.write(key, Header((float(source.labels[k]),), key).pack(data))
@@ -299,7 +324,36 @@ def _to_recordio(source: FaceDataset, target: Path, report: Report, note: Callab
             assert source.landmarks is not None
             names = [source.names[k] for k in order]
             write_landmarks(target.with_suffix(".landmarks.csv"), names, source.landmarks[order])
+    log.unlink()
     remove(state)
+
+
+def _unchanged(source: FaceDataset, order: list[int], log: Path) -> int:
+    """Return how many images at the beginning are those that an interrupted conversion has logged."""
+    logged = log.read_bytes() if log.is_file() else b""
+    known = [logged[at : at + 32] for at in range(0, len(logged) - 31, 32)]
+    same = (image_digest(source, k) == digest for k, digest in zip(order, known, strict=False))
+    return next((number for number, equal in enumerate(same) if not equal), min(len(order), len(known)))
+
+
+class _Digests:
+    """A log of the digests of the images that were written, 32 bytes each, kept for the first ``keep`` of them."""
+
+    def __init__(self, log: Path, keep: int) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = log.open("r+b" if log.is_file() else "wb")
+        self._file.truncate(32 * keep)
+        self._file.seek(32 * keep)
+
+    def add(self, digest: bytes) -> None:
+        self._file.write(digest)
+        self._file.flush()
+
+    def __enter__(self) -> _Digests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 # .npz

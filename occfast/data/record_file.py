@@ -310,18 +310,19 @@ class RecordWriter:
     Args:
         path: the ``.rec``.
         resume: continues after the last complete record of a writer that was interrupted.
+        keep: continues after at most so many records; None keeps all complete ones.
 
     Attributes:
         keys: keys of the records written so far.
         begun: the records that existed at the start.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, *, resume: bool = False, keep: int | None = None) -> None:
         self.path = Path(path)
         self.index = self.path.with_suffix(".idx")
         self._parts = (Path(f"{self.path}.part"), Path(f"{self.index}.part"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        entries = self._whole() if resume and all(part.is_file() for part in self._parts) else []
+        entries = self._whole()[:keep] if resume and all(part.is_file() for part in self._parts) else []
         self.keys = [key for key, _, _ in entries]
         self._offset = entries[-1][2] if entries else 0
         mode = "r+b" if entries else "wb"

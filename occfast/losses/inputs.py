@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ def check_options(margin: float, mining: str, distance: str, seed: int) -> float
     checks.choice(mining, "mining", ops.MININGS)
     checks.choice(distance, "distance", ops.DISTANCES)
     checks.seed(seed)
-    return checks.number(margin, "margin", 0.0)
+    return checks.number(margin, "margin", 0.0, checks.MAX_FLOAT32)
 
 
 def check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str], *, empty: bool = False) -> Tensor:
@@ -49,8 +50,9 @@ def check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str
         raise ValueError(f"{names[1]}: expected shape [{embeddings.shape[0]}], got {list(labels.shape)}")
     if labels.device != embeddings.device:
         raise ValueError(f"{names[1]}: expected a tensor on {embeddings.device}, got {labels.device}")
-    if not empty and embeddings.shape[0] == 0:
-        raise ValueError(f"{names[0]}: expected at least one row, got shape {list(embeddings.shape)}")
+    if (not empty and embeddings.shape[0] == 0) or embeddings.shape[1] == 0:
+        missing = "column" if embeddings.shape[1] == 0 else "row"
+        raise ValueError(f"{names[0]}: expected at least one {missing}, got shape {list(embeddings.shape)}")
     return labels.long()
 
 
@@ -66,6 +68,35 @@ def check_features(features: Tensor, size: int, device: torch.device, *, empty: 
         raise ValueError(f"features: expected a tensor on {device}, got {features.device}")
     if not empty and features.shape[0] == 0:
         raise ValueError(f"features: expected at least one row, got shape {list(features.shape)}")
+
+
+def check_indices(indices: Sequence[Tensor], name: str, rows: int, candidates: int, *, values: bool) -> None:
+    """Check listed triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives).
+
+    Args:
+        indices: 3 or 4 integer tensors, each [T]; of pairs the first two and the last two may differ in length.
+        name: Name of the argument for error messages.
+        rows: Number of anchors.
+        candidates: Number of positives and negatives.
+        values: Also check the range of the indices, which waits for a GPU.
+    """
+    if not isinstance(indices, (tuple, list)) or not all(isinstance(part, Tensor) for part in indices):
+        raise TypeError(f"{name}: expected a tuple of tensors, got {type(indices).__name__}")
+    if len(indices) not in (3, 4):
+        raise ValueError(f"{name}: expected 3 or 4 tensors, got {len(indices)}")
+    shapes = [list(part.shape) for part in indices]
+    for part in indices:
+        if part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
+            raise TypeError(f"{name}: expected integer tensors, got {part.dtype}")
+    together = (shapes,) if len(indices) == 3 else (shapes[:2], shapes[2:])
+    if any(len(shape) != 1 or shape != group[0] for group in together for shape in group):
+        raise ValueError(f"{name}: expected tensors of shape [T], of one length, got shapes {shapes}")
+    if not values:
+        return
+    for k, part in enumerate(indices):
+        count = rows if k == 0 or (k, len(indices)) == (2, 4) else candidates
+        if part.numel() and not bool((part.min() >= 0) & (part.max() < count)):
+            raise ValueError(f"{name}: expected indices in [0, {count}), got [{int(part.min())}, {int(part.max())}]")
 
 
 def prepare(embeddings: Tensor, distance: str) -> Tensor:

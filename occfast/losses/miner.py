@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks
 from ..native import reference
-from .inputs import Distance, Mining, check_batch, check_options, listed_distances, prepare
+from .inputs import Distance, Mining, check_batch, check_indices, check_options, listed_distances, prepare
 
 
 class TripletMiner:
@@ -83,10 +83,17 @@ class TripletMiner:
 
         Returns:
             As the call of the miner.
+
+        Raises:
+            TypeError, ValueError: If ``pairs`` has another form or an index that is out of range, or allows more than
+                ``max_candidates`` triplets.
         """
-        first, positives, second, negatives = pairs
         a = prepare(embeddings.double(), self.distance)
         b = a if ref_emb is None else prepare(ref_emb.double(), self.distance)
+        check_indices(pairs, "pairs", len(a), len(b), values=True)
+        if len(pairs) != 4:
+            raise ValueError(f"pairs: expected 4 tensors, got {len(pairs)}")
+        first, positives, second, negatives = pairs
         counts = [at.bincount(minlength=len(a)) for at in (first, second)]
         self._check_count(int((counts[0] * counts[1]).sum()))
         anchors = ((counts[0] > 0) & (counts[1] > 0)).nonzero()[:, 0].tolist()

@@ -16,7 +16,7 @@ from .. import checks
 from ..native import ops
 from ..native.enums import Slot
 from .distributed import gather_batch
-from .inputs import Distance, Memory, Mining, check_batch, check_options, listed_distances, prepare
+from .inputs import Distance, Memory, Mining, check_batch, check_indices, check_options, listed_distances, prepare
 from .stats import TripletStats
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Triplets(nn.Module):
         self.mining, self.distance, self.seed = mining, distance, seed
         self.bins = checks.integer(bins, "bins", 1, ops.MAX_BINS)
         if histogram_range is not None:
-            histogram_range = checks.number(histogram_range, "histogram_range", above=0.0)
+            histogram_range = checks.number(histogram_range, "histogram_range", 0.0, checks.MAX_FLOAT32, above=0.0)
         self.histogram_range = histogram_range
         self.distributed = checks.flag(distributed, "distributed")
         self.statistics = checks.flag(statistics, "statistics")
@@ -83,7 +83,8 @@ class _Triplets(nn.Module):
             embeddings: float16, bfloat16, float32 or float64 [B, D], B at least 1; used as given (normalize before).
             labels: Integers [B], of at least two classes.
             indices_tuple: Triplets to use in place of mining, int64: (anchors, positives, negatives), or pairs
-                (anchors, positives, anchors, negatives), as pytorch-metric-learning's miners return them.
+                (anchors, positives, anchors, negatives), as pytorch-metric-learning's miners return them. Indices are
+                checked on the CPU, and on a GPU with ``check_finite``.
             ref_emb, ref_labels: Source of positives and negatives, [M, D] and [M]; by default the batch itself, in
                 which no item is its own positive. ``ref_emb`` receives a gradient too.
 
@@ -174,7 +175,14 @@ class _Triplets(nn.Module):
             self.step = (self.step + 1) % 2**32
         self._stats = TripletStats(totals, nearest, histogram, edge, lengths, squares, self.margin, self.statistics)
         result: Tensor = loss
+        self._check_loss(result)
         return result
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if self.check_finite and not bool(loss.isfinite()):
+            raise ValueError(
+                f"embeddings: expected distances for which the loss is finite, got a loss of {float(loss)}"
+            )
 
     def _check_values(self, tensor: Tensor, name: str) -> None:
         if self.check_finite and not bool(tensor.isfinite().all()):
@@ -220,22 +228,25 @@ class _Triplets(nn.Module):
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
         anchors = prepare(embeddings, self.distance)
         others = anchors if ref_emb is None else prepare(ref_emb, self.distance)
+        values = not torch.compiler.is_compiling() and (embeddings.device.type == "cpu" or self.check_finite)
+        check_indices(indices_tuple, "indices_tuple", len(anchors), len(others), values=values)
         if len(indices_tuple) == 4:
             first, positives, second, negatives = indices_tuple
             i, j = (first[:, None] == second).nonzero(as_tuple=True)
             a, p, n = first[i], positives[i], negatives[j]
-        elif len(indices_tuple) == 3:
-            a, p, n = indices_tuple
         else:
-            raise ValueError(f"indices_tuple: expected 3 or 4 tensors, got {len(indices_tuple)}")
+            a, p, n = indices_tuple
         if a.numel() == 0:
             return (anchors.sum() + others.sum()) * 0
         d_ap = listed_distances(anchors, others, a, p, self.distance)
         d_an = listed_distances(anchors, others, a, n, self.distance)
         if self.hinge:
-            return (d_ap - d_an + self.margin).clamp(min=0).mean()
-        spread = d_ap.var(correction=0) + d_an.var(correction=0)
-        return (1 - self.beta) * (d_ap.mean() - d_an.mean() + self.margin) + self.beta * spread
+            loss = (d_ap - d_an + self.margin).clamp(min=0).mean()
+        else:
+            spread = d_ap.var(correction=0) + d_an.var(correction=0)
+            loss = (1 - self.beta) * (d_ap.mean() - d_an.mean() + self.margin) + self.beta * spread
+        self._check_loss(loss)
+        return loss
 
     def extra_repr(self) -> str:
         beta = "" if self.hinge else f"beta={self.beta}, "
@@ -271,7 +282,7 @@ class BatchTripletLoss(_Triplets):
     forward-mode derivatives raise an error.
 
     Args:
-        margin: α >= 0. The paper's 0.5 applies to squared distances of unit vectors.
+        margin: α in [0, 1.7e38]. The paper's 0.5 applies to squared distances of unit vectors.
         beta: β in [0, 1]; 0 gives Eq. 7, 1 the variances alone.
         mining: Rule that selects triplets by the distances d_ap and d_an of a positive and a negative from the anchor:
 
@@ -292,8 +303,8 @@ class BatchTripletLoss(_Triplets):
         bins: Number of histogram bins.
         histogram_range: Upper edge of the histograms, > 0; by default a bound from the lengths (4 for unit vectors).
         seed: Seed of ``"semihard_random"``, in [0, 2**63).
-        check_finite: Raise ValueError for NaN or infinite embeddings, which otherwise make the loss NaN.  On a GPU
-            this waits for the device.
+        check_finite: Raise ValueError for NaN or infinite embeddings, which otherwise make the loss NaN, and for a loss
+            that overflows. On a GPU this waits for the device.
         memory: ``"quadratic"`` keeps the distance and the count of every pair, 8 bytes a pair in float32. ``"linear"``
             holds some rows of them at a time, at most 128 MiB or 64 rows, and computes them once for the loss and once
             for the gradient, which takes about twice as long. Both give the same up to rounding. ``"auto"`` is linear

@@ -92,6 +92,39 @@ def test_interrupted_and_gone_on(source: Folder, tmp_path: Path, target: str, af
     same(open_dataset(path), source)
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("changed", [0, 4])
+@pytest.mark.parametrize("target", TARGETS[:2])
+def test_images_that_changed_meanwhile_are_written_again(
+    source: Folder, tmp_path: Path, target: str, changed: int, aligned: bool
+) -> None:
+    def stop(done: int, total: int | None) -> None:
+        if done == 7:
+            raise StoppedError
+
+    faces = Aligned(source.select(people=["Ann", "Ünal"]), "arcface-112") if aligned else source
+    with pytest.raises(StoppedError):
+        convert(faces, tmp_path / "two" / target, progress=stop)
+    source.path(changed).write_bytes(encode(pixels(55)))
+    path = convert(faces, tmp_path / "two" / target, progress=False)
+    whole = convert(faces, tmp_path / "whole" / target, progress=False)
+    same(open_dataset(path), open_dataset(whole))
+    assert sorted(p.name for p in path.parent.rglob("*")) == sorted(p.name for p in whole.parent.rglob("*"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_whole_target_of_images_that_changed_is_refused(source: Folder, tmp_path: Path, target: str) -> None:
+    program = (
+        "import os, sys; from occfast.data import Folder; from occfast.data.convert import convert\n"
+        "sys.addaudithook(lambda event, given: event == 'os.remove' and str(given[0]).endswith('.lock') and os._exit(9))\n"
+        f"convert(Folder({str(source.root)!r}), {str(tmp_path / target)!r}, progress=False)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    source.path(3).write_bytes(source.path(2).read_bytes())
+    with pytest.raises(ValueError, match="expected a new target; an interrupted conversion has completed this one"):
+        convert(source, tmp_path / target, progress=False)
+
+
 def test_another_source_is_not_mixed_in(source: Folder, tmp_path: Path) -> None:
     def stop(done: int, total: int | None) -> None:
         raise StoppedError

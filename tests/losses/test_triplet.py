@@ -747,7 +747,8 @@ def test_pairs_as_indices() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -0.1}, "margin: expected a number of at least 0, got -0.1"),
+        ({"margin": -0.1}, r"margin: expected a number in \[0, 1.7e\+38\], got -0.1"),
+        ({"margin": 1e308}, r"margin: expected a number in \[0, 1.7e\+38\], got 1e\+308"),
         ({"margin": math.nan}, "margin"),
         ({"beta": 1.5}, r"beta: expected a number in \[0, 1\], got 1.5"),
         ({"beta": -0.1}, "beta"),
@@ -757,6 +758,7 @@ def test_pairs_as_indices() -> None:
         ({"bins": 0}, "bins"),
         ({"bins": 5000}, "bins"),
         ({"histogram_range": 0.0}, "histogram_range"),
+        ({"histogram_range": 1e308}, "histogram_range"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
@@ -802,6 +804,14 @@ def test_bad_batches() -> None:
         ((x, y, None, x[:, :2].clone(), y), ValueError, "ref_emb: expected 3 columns, got 2"),
         ((x, y, None, x.double(), y), TypeError, "ref_emb: expected the dtype"),
         ((x, y, (y, y)), ValueError, "indices_tuple: expected 3 or 4 tensors, got 2"),
+        ((x, y, ([0], [1], [2])), TypeError, "indices_tuple: expected a tuple of tensors"),
+        ((x, y, (y.float(), y, y)), TypeError, "indices_tuple: expected integer tensors, got torch.float32"),
+        ((x, y, (y, y, y[:1])), ValueError, r"indices_tuple: .* got shapes \[\[6\], \[6\], \[1\]\]"),
+        ((x, y, (y, y, y, y[:1])), ValueError, "indices_tuple: expected tensors of shape"),
+        ((x, y, (y[:, None],) * 3), ValueError, "indices_tuple: expected tensors of shape"),
+        ((x, y, (y, y, y + 4)), ValueError, r"indices_tuple: expected indices in \[0, 6\), got \[4, 6\]"),
+        ((x, y, (y, y - 1, y)), ValueError, r"indices_tuple: expected indices in \[0, 6\), got \[-1, 1\]"),
+        ((x[:, :0], y), ValueError, r"embeddings: expected at least one column, got shape \[6, 0\]"),
         ((x[:0], y[:0]), ValueError, r"embeddings: expected at least one row, got shape \[0, 3\]"),
         ((x, y, None, x[:0], y[:0]), ValueError, "ref_emb: expected at least one row"),
     ):
@@ -825,6 +835,24 @@ def test_embeddings_that_are_not_finite(value: float, mining: str, backend: str,
     assert BatchTripletLoss(mining=mining)(x, y).isnan()
     with pytest.raises(ValueError, match=r"embeddings: expected finite numbers, got NaN or infinity in rows \[3\]"):
         BatchTripletLoss(mining=mining, check_finite=True)(x, y)
+
+
+@pytest.mark.parametrize("kind", (BatchTripletLoss, TripletLoss))
+def test_a_loss_that_overflows_is_found_if_asked(kind: type) -> None:
+    x, y = torch.tensor([[0.0], [1e30], [2e30], [5e30]]), torch.tensor([0, 0, 1, 1])
+    listed = (torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
+    for arguments in ((x, y), (x, y, listed)):
+        with pytest.raises(ValueError, match="embeddings: expected distances for which the loss is finite, got"):
+            kind(mining="all", check_finite=True)(*arguments)
+
+
+@pytest.mark.parametrize("kind", (BatchTripletLoss, TripletLoss))
+@pytest.mark.parametrize("memory", ("quadratic", "linear"))
+def test_the_largest_margin_gives_a_finite_loss(kind: type, memory: str) -> None:
+    x = torch.randn(6, 3).requires_grad_()
+    loss = kind(margin=1.7e38, memory=memory)(x, torch.arange(6) // 2)
+    loss.backward()
+    assert bool(loss.isfinite()) and bool(x.grad.isfinite().all())
 
 
 def test_smaller_integer_labels() -> None:
