@@ -294,14 +294,21 @@ def covers() -> None:
         "mask:surgical",
         "mask:cloth",
         "mask:respirator",
+        "scarf:plain",
+        "scarf:striped",
+        "scarf:checked",
+        "hand:mouth",
+        "hand:eye",
+        "hand:cheek",
         "noisy:40x80@84,100",
         "sunglasses+mask:surgical",
     )
-    figure = Figure(figsize=(9.4, 3.1), layout="constrained")
-    axes = figure.subplots(2, 7)
-    for ax, name in zip(axes.flat, names, strict=True):
+    figure = Figure(figsize=(9.4, 4.4), layout="constrained")
+    axes = figure.subplots(3, 7)
+    for ax, name in zip(axes.flat, names, strict=False):
         ax.imshow(named_occlusion(name, seed=4)(image, points).images[0].permute(1, 2, 0))
         ax.set_title(name, fontsize=7)
+    for ax in axes.flat:
         ax.set_axis_off()
     save(figure, "covers.png")
 

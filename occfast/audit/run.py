@@ -26,6 +26,7 @@ from ..models import Preprocessing
 from ..occlude import Block, OcclusionLike, named_occlusion
 from ..occlude.drawn import BANDS
 from ..occlude.face_masks import DRAWN_MASKS
+from ..occlude.scarf import PATTERNS
 from ..progress import Report as Progress
 from ..sweep import OcclusionMap, occlusion_map
 from .figures import UNCOVERED
@@ -36,7 +37,13 @@ from .report import Audit, CurvePoint, Group, Region
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _FEW = 20  # people, below which a bootstrap over people is no guide
 _NAMES = {
-    "scarf": "a scarf (band from nose to chin)",
+    "scarf": "a scarf",
+    **{f"scarf:{pattern}": f"a {pattern} scarf" for pattern in PATTERNS},
+    "hand": "a hand",
+    "hand:mouth": "a hand over the mouth",
+    "hand:eye": "a hand over an eye",
+    "hand:cheek": "a hand on a cheek",
+    "nose+mouth+chin": "a band from nose to chin",
     "mask": "a mask",
     **{f"mask:{kind}": f"a {kind} mask" for kind in DRAWN_MASKS},
 }
@@ -77,7 +84,8 @@ def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> li
         landmarks: Whether the faces have landmarks; without them, only blocks can be placed.
         seed: Random seed of the coverings.
     """
-    usual = ["sunglasses", "mask:surgical", "mask:cloth", "scarf", "eyes", "nose", "mouth", "forehead"]
+    things = ("sunglasses", "mask:surgical", "mask:cloth", "scarf", "hand:mouth", "hand:eye")
+    usual = (*things, "eyes", "nose", "mouth", "forehead")
     found = [Covering.named(text, seed) for text in usual] if landmarks else []
     height, width = (max(1, round(share * length)) for share, length in zip((0.2, 0.4), size, strict=True))
     return [*found, Covering("a noisy block (20 x 40 %)", named_occlusion(f"noisy:{height}x{width}", seed))]

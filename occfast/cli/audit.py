@@ -30,7 +30,7 @@ Cover = Annotated[
     list[str] | None,
     typer.Option(
         help="Covering, as in evaluate --occlude: sunglasses, mask:surgical, noisy:20x40, … Repeat it for more.",
-        show_default="glasses, masks, scarf, bands and a noisy block",
+        show_default="glasses, masks, scarf, hands, bands and a noisy block",
         rich_help_panel="Coverings",
     ),
 ]

@@ -57,8 +57,9 @@ def evaluate(
     occlude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Also evaluate under this occlusion; may be repeated. Bands: forehead, eyes, nose, mouth, chin, and "
-            "scarf from nose to chin. sunglasses, sunglasses:STYLE. mask, mask:KIND, mask:FOLDER/NAME. Blocks: "
+            help="Also evaluate under this occlusion; may be repeated. Bands: forehead, eyes, nose, mouth, chin. "
+            "sunglasses, sunglasses:STYLE. mask, mask:KIND, mask:FOLDER/NAME. scarf, scarf:PATTERN. hand, hand:PLACE. "
+            "Blocks: "
             "block:20x40, block:20x40@ROW,COLUMN, block:20x40@nose. Noise: noisy:20x40, noisy:20x40@ROW,COLUMN, "
             "noisy:20x40@P.npz. "
             "Join several with +.",

@@ -3,15 +3,18 @@
 from .base import Compose, Occlusion, OcclusionLike, OcclusionResult
 from .drawn import Band, Block, Sunglasses
 from .face_masks import FaceMask, MaskTemplate
+from .hand import Hand
 from .locations import LocationDistribution
 from .named import named_occlusion
 from .noisy import NoisyBlock, NoisyOccluder, OccluderInfo, PerImage
+from .scarf import Scarf
 
 __all__ = [
     "Band",
     "Block",
     "Compose",
     "FaceMask",
+    "Hand",
     "LocationDistribution",
     "MaskTemplate",
     "NoisyBlock",
@@ -21,6 +24,7 @@ __all__ = [
     "OcclusionLike",
     "OcclusionResult",
     "PerImage",
+    "Scarf",
     "Sunglasses",
     "named_occlusion",
 ]

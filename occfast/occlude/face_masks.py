@@ -19,6 +19,7 @@ from .. import checks
 from ..errors import DataError
 from ..files import read_bytes, read_json
 from .base import LUMA, Occlusion, OcclusionResult, paint, uniform
+from .frame import FaceFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +120,8 @@ class FaceMask(Occlusion):
 
     def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
         assert landmarks is not None
+        FaceFrame.of(landmarks).check()  # the six points of a flat face span no area
         points = mask_points(landmarks)
-        across, down = landmarks[:, 1] - landmarks[:, 0], landmarks[:, 3:].mean(1) - landmarks[:, :2].mean(1)
-        flat = (across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]).abs() < across.norm(dim=1)
-        if bool(flat.any()):  # with the mouth within a pixel of the line of the eyes, the six points span no area
-            k = int(flat.nonzero()[0])
-            raise ValueError(f"landmarks: expected the mouth apart from the eyes, not in image {k}")
         choice = (uniform(self.seed, sample_ids, 1)[:, 0] * len(self.templates)).long()
         size = (images.shape[2], images.shape[3])
         layers = torch.zeros(len(images), 4, *size, device=images.device)
@@ -150,8 +147,7 @@ def mask_points(landmarks: Tensor) -> Tensor:
     """Estimate the positions of a face mask's six anchors on faces.
 
     The five landmarks do not include chin and jaw. Their positions follow from average proportions in the frame of
-    the eyes and the mouth. The horizontal offset of the nose measures how far the head is turned, and the half that is
-    turned away becomes narrower.
+    the eyes and the mouth, whose half that is turned away is narrower (:class:`~occfast.occlude.frame.FaceFrame`).
 
     Args:
         landmarks: float [N, 5, 2].
@@ -159,20 +155,9 @@ def mask_points(landmarks: Tensor) -> Tensor:
     Returns:
         float64 [N, 6, 2], (row, column): cheek, bridge of the nose, cheek (a, b, c), and jaw, chin, jaw (d, e, f).
     """
-    points = landmarks.double()
-    eyes, mouth, nose = points[:, :2].mean(1), points[:, 3:].mean(1), points[:, 2]
-    across, down = points[:, 1] - points[:, 0], mouth - eyes
-    distance = across.norm(dim=1, keepdim=True)
-    x = across / distance
-    # Turning the head shortens the distance between the eyes but not the distance to the mouth; nodding does the
-    # opposite.
-    size = torch.maximum(distance, down.norm(dim=1, keepdim=True))
-    along = ((nose - eyes) * down).sum(1, keepdim=True) / (down * down).sum(1, keepdim=True).clamp(min=1e-12)
-    turn = ((nose - eyes - along * down) * x).sum(1, keepdim=True) / size
-    # The tip of the nose protrudes by about 0.35 of half the head's width from the plane of eyes and mouth, which lies
-    # about 0.7 in front of the axis of rotation. As the head turns, its outline therefore shifts relative to eyes and
-    # mouth by about twice as much as the nose.
-    left, right = (size * (1.02 + sign * 2 * turn).clamp(0.45, 1.4) for sign in (1, -1))
+    frame = FaceFrame.of(landmarks)
+    eyes, x, down, left, right = frame.eyes, frame.across, frame.down, frame.left, frame.right
+    nose = landmarks[:, 2].double()
     cheek, jaw = eyes + 0.38 * down, eyes + 1.12 * down
     return torch.stack(
         [
@@ -180,7 +165,7 @@ def mask_points(landmarks: Tensor) -> Tensor:
             eyes + 0.62 * (nose - eyes),
             cheek + right * x,
             jaw - 0.80 * left * x,
-            eyes + 1.66 * down + 0.5 * turn * size * x,
+            eyes + 1.66 * down + 0.5 * frame.turn * frame.size * x,
             jaw + 0.80 * right * x,
         ],
         1,

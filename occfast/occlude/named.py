@@ -7,17 +7,21 @@ from pathlib import Path
 from .base import Compose, Occlusion
 from .drawn import BANDS, Band, Block, Sunglasses
 from .face_masks import DRAWN_MASKS, FaceMask, MaskTemplate
+from .hand import HAND_PLACES, Hand
 from .locations import LocationDistribution
 from .noisy import NoisyBlock
+from .scarf import PATTERNS, Scarf
 
 
 def named_occlusion(text: str, seed: int = 0) -> Occlusion:
     """Return the occlusion with a name.
 
-    - ``forehead``, ``eyes``, ``nose``, ``mouth``, ``chin``: a white band; ``scarf``: that from nose to chin.
+    - ``forehead``, ``eyes``, ``nose``, ``mouth``, ``chin``: a white band.
     - ``sunglasses``, or ``sunglasses:STYLE`` with the style ``round``, ``square`` or ``aviator``.
     - ``mask`` (a drawn mask, chosen for each sample), ``mask:surgical``, ``mask:cloth``, ``mask:respirator``,
       ``mask:FOLDER`` (a template of a folder, chosen for each sample) or ``mask:FOLDER/NAME``.
+    - ``scarf``, or ``scarf:PATTERN`` with the pattern ``plain``, ``striped`` or ``checked``.
+    - ``hand``, or ``hand:PLACE`` with the place ``mouth``, ``eye`` or ``cheek``.
     - ``block:20x40`` (a black block at a random place), ``block:20x40@50,30`` (at a row and a column) or
       ``block:20x40@nose`` (at a landmark, see :data:`~occfast.occlude.drawn.PLACES`).
     - ``noisy:20x40``, ``noisy:20x40@50,30``: a noisy block; ``noisy:20x40@P.npz`` draws its center from a saved
@@ -35,8 +39,6 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
     kind, _, rest = text.partition(":")
     if "+" in text:
         return Compose(tuple(named_occlusion(part, seed) for part in text.split("+")))
-    if text == "scarf":
-        return Compose(tuple(map(Band, ("nose", "mouth", "chin"))))
     if kind in BANDS and not rest:
         return Band(kind)
     if kind == "sunglasses":
@@ -47,6 +49,10 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
         path = Path(rest)
         found = MaskTemplate.read_all(path) if path.is_dir() else [MaskTemplate.read(path.parent, path.name)]
         return FaceMask(found, seed=seed)
+    if kind == "scarf" and (not rest or rest in PATTERNS):
+        return Scarf(rest or None, seed=seed)
+    if kind == "hand" and (not rest or rest in HAND_PLACES):
+        return Hand(rest or None, seed=seed)
     if kind == "block":
         size, at = _size_and_place(text)
         return Block(size, at, seed=seed)
@@ -58,7 +64,8 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
             raise ValueError(f"occlusion: expected ROW,COLUMN or a file after the @, got {at!r}")
         return NoisyBlock(size, LocationDistribution.load(at), seed)
     raise ValueError(
-        f"occlusion: expected {', '.join(BANDS)}, scarf, sunglasses[:STYLE], mask[:KIND or FOLDER[/NAME]], "
+        f"occlusion: expected {', '.join(BANDS)}, sunglasses[:STYLE], mask[:KIND or FOLDER[/NAME]], "
+        f"scarf[:{'|'.join(PATTERNS)}], hand[:{'|'.join(HAND_PLACES)}], "
         f"block:HEIGHTxWIDTH[@ROW,COLUMN] or noisy:HEIGHTxWIDTH[@ROW,COLUMN], got {text!r}"
     )
 

@@ -16,7 +16,9 @@ from occfast import DataError
 from occfast.occlude.base import Compose, Occlusion, OcclusionResult, uniform
 from occfast.occlude.drawn import BANDS, Band, Block, Sunglasses
 from occfast.occlude.face_masks import DRAWN_MASKS, FaceMask, MaskTemplate, mask_points
+from occfast.occlude.hand import Hand
 from occfast.occlude.named import named_occlusion
+from occfast.occlude.scarf import Scarf
 
 #: A frontal face in 100×100, (row, column).
 FRONTAL = torch.tensor([[40.0, 31], [40, 69], [60.5, 50], [79, 33.5], [79, 66.5]], dtype=torch.float64)
@@ -29,6 +31,10 @@ ALL = [
     Sunglasses("round", opacity=0.5),
     FaceMask(),
     FaceMask(None),
+    Scarf(),
+    Scarf("checked", color=(0.6, 0.1, 0.1), height=0.6),
+    Hand(),
+    Hand("eye", color=0.5),
     Compose((Band("nose"), Sunglasses())),
 ]
 
@@ -85,7 +91,7 @@ def test_draws_depend_on_seed_and_sample_id_alone(cover: Occlusion) -> None:
 
 def test_other_seeds_and_ids_give_other_draws() -> None:
     images, landmarks = batch(40), FRONTAL.expand(40, 5, 2)
-    for make in (Block, Sunglasses, lambda seed: FaceMask(None, seed=seed)):
+    for make in (Block, Sunglasses, Scarf, Hand, lambda seed: FaceMask(None, seed=seed)):
         a, b = (make(seed=s)(images, landmarks).mask for s in (0, 1))
         assert sum(not torch.equal(x, y) for x, y in zip(a, b, strict=True)) > 5
         assert len({m.numpy().tobytes() for m in a}) >= 3
@@ -248,7 +254,6 @@ def test_published_templates_fit_a_face() -> None:
 
 def test_together_is_the_union() -> None:
     whole = named_occlusion("nose+mouth+chin")(batch(1), FRONTAL[None])
-    assert torch.equal(named_occlusion("scarf")(batch(1), FRONTAL[None]).mask, whole.mask)
     parts = [named_occlusion(name)(batch(1), FRONTAL[None]).mask for name in ("nose", "mouth", "chin")]
     assert torch.equal(whole.mask, parts[0] | parts[1] | parts[2])
     assert (whole.images[0, :, 60:] == 255).all()
@@ -262,6 +267,10 @@ def test_together_is_the_union() -> None:
         ("sunglasses:round", Sunglasses("round")),
         ("mask:cloth", FaceMask("cloth")),
         ("mask", FaceMask(None)),
+        ("scarf", Scarf()),
+        ("scarf:striped", Scarf("striped")),
+        ("hand", Hand()),
+        ("hand:cheek", Hand("cheek")),
         ("block:20x40", Block((20, 40))),
         ("block:20x40@50,30", Block((20, 40), (50.0, 30.0))),
         ("block:4x6@nose", Block((4, 6), "nose")),
@@ -285,6 +294,8 @@ def test_names(name: str, expected: Occlusion) -> None:
         "block:0x2",
         "mask:/nowhere/at-all",
         "sunglasses:star",
+        "scarf:silk",
+        "hand:nose",
         "eyes+",
         "block:2x3@a,b",
     ],
@@ -325,6 +336,22 @@ def test_wrong_names_are_one_clear_error(name: str) -> None:
         (lambda: Block(fill=(0.1, 0.2)), "fill: expected a number or three"),
         (lambda: Band("ear"), "region: expected one of forehead"),
         (lambda: Sunglasses(opacity=0.0), "opacity: expected a number in"),
+        (lambda: Scarf("silk"), "pattern: expected one of plain, striped, checked or None, got 'silk'"),
+        (lambda: Scarf(color=(0.1, 2.0, 0.1)), "color: expected a number in"),
+        (lambda: Scarf(height=2.0), "height: expected a number in"),
+        (lambda: Scarf(seed=-1), "seed: expected"),
+        (lambda: Scarf()(batch(1)), r"landmarks: expected \[1, 5, 2\] for Scarf, got none"),
+        (
+            lambda: Scarf()(batch(1), FRONTAL[[0, 1, 2, 0, 1]][None]),
+            "landmarks: expected the mouth apart from the eyes, not in image 0",
+        ),
+        (lambda: Hand("nose"), "place: expected one of mouth, eye, cheek or None, got 'nose'"),
+        (lambda: Hand(color=(0.1, 0.2)), "color: expected a number or three"),
+        (lambda: Hand(scale=0.0), "scale: expected a number in"),
+        (
+            lambda: Hand()(batch(2), torch.stack([FRONTAL, FRONTAL + 200])),
+            "landmarks: expected a face within the image to take the skin's color from, not image 1",
+        ),
         (lambda: FaceMask("paper"), "kind: expected one of surgical"),
         (lambda: FaceMask([]), "template: expected at least one"),
         (lambda: Compose(()), "parts: expected at least one"),
