@@ -1,5 +1,4 @@
-"""Losses: triplet losses over all triplets of a batch with their statistics, and classifiers
-with large margin cosine loss or softmax, whole or divided among processes."""
+"""Losses: triplet losses over all triplets of a batch with their statistics, and losses of classifiers."""
 
 from .adapters import for_metric_learning
 from .cosface import LargeMarginCosine

@@ -281,7 +281,8 @@ class PartialFC(nn.Module):
 
     def _mine(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
         rank = 0 if self.processes == 1 else torch.distributed.get_rank(self.process_group)
-        return values.split(list(sizes))[rank]
+        first = sum(sizes[:rank])
+        return values[first : first + sizes[rank]]
 
     def _everyone(self, values: Tensor) -> Tensor:
         """Return the values [M, N] of all processes as [M, n, N]."""
@@ -444,8 +445,9 @@ class PartialFC(nn.Module):
     def _owned(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, nn.Parameter]]:
         """Yield this classifier's parameters with their numbers in the optimizer."""
         every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own = list(self.parameters())
         for number, parameter in enumerate(every):
-            if parameter is self.weight or parameter is self.bias:
+            if any(parameter is one for one in own):
                 yield number, parameter
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:

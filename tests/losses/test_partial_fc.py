@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from occfast.losses import LargeMarginCosine, PartialFC
+from tests.processes import together
 
 LOSSES = ("large_margin_cosine", "cross_entropy")
 SIZE, CLASSES = 6, 11
@@ -304,9 +305,7 @@ def check_training(process: Process, folder: Path, loss: str) -> None:
     getattr(network, "module", network).load_state_dict(other["network"])
     head.load_state_dict({**other["head"], "_extra_state": {"step": other["step"]}})
     optimizer.load_state_dict(head.own_optimizer_state(optimizer, other["optimizer"]))
-    assert all(
-        optimizer.state[head.weight][name].shape == head.weight.shape for name in ("exp_avg", "exp_avg_sq")
-    )
+    assert all(optimizer.state[head.weight][name].shape == head.weight.shape for name in ("exp_avg", "exp_avg_sq"))
     again = train(network, head, optimizer, range(3, 6))
     torch.testing.assert_close(torch.tensor(again), torch.tensor(after), rtol=1e-12, atol=0)
     weight = head.gather_rows(head.weight)
@@ -316,7 +315,9 @@ def check_training(process: Process, folder: Path, loss: str) -> None:
 
 def check_errors(process: Process) -> None:
     group, ranks = process.group, process.ranks
-    with pytest.raises(ValueError, match=f"n_classes: expected at least {ranks}, one for each process, got {ranks - 1}"):
+    with pytest.raises(
+        ValueError, match=f"n_classes: expected at least {ranks}, one for each process, got {ranks - 1}"
+    ):
         PartialFC(3, ranks - 1, process_group=group)
     head, (x, y) = created("cross_entropy", process_group=group), batch(torch.float32)
     y[0] = CLASSES  # only the first process has it, and every process says so
@@ -324,7 +325,9 @@ def check_errors(process: Process) -> None:
         head(process.part(x), process.part(y))
     with pytest.raises(ValueError, match="features: expected at least one row over all processes"):
         head(x[:0], y[:0])
-    both = nn.parallel.DistributedDataParallel(Both(PartialFC(SIZE, 4 * ranks, process_group=group)), process_group=group)
+    both = nn.parallel.DistributedDataParallel(
+        Both(PartialFC(SIZE, 4 * ranks, process_group=group)), process_group=group
+    )
     with pytest.raises(ValueError, match="got DistributedDataParallel around the classifier"):
         both(process.part(x), process.part(y) * 0)
 
@@ -346,10 +349,9 @@ def groups() -> Iterator[Process]:
         dist.barrier()
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work(folder: Path) -> None:
     before = created("cross_entropy")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=max(BATCHES))
+    dist.init_process_group("gloo")
     with pytest.raises(ValueError, match="process_group: expected the 1 processes that the classifier was created for"):
         before(*batch(torch.float32))
     for process in groups():
@@ -357,16 +359,12 @@ def work(rank: int, folder: str) -> None:
             for smoothing in (0.0, 0.1):
                 for dtype in (torch.float64, torch.float32):
                     check_loss(process, loss, dtype, smoothing)
-            check_training(process, Path(folder), loss)
+            check_training(process, folder, loss)
         if process.ranks > 1:
             check_memory(process)
             check_errors(process)
-    dist.barrier()  # a rank that leaves while another still talks to it aborts that one
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch without torch.distributed")
 def test_processes_do_what_one_does(tmp_path: Path) -> None:
-    """One to four of four processes, in groups; a server forks them, since each import of PyTorch takes seconds."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "torch._dynamo"])
-    multiprocessing.start_processes(work, args=(str(tmp_path),), nprocs=max(BATCHES), start_method="forkserver")
+    together(work, tmp_path, processes=max(BATCHES))
