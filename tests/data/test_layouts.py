@@ -120,6 +120,7 @@ def test_the_list_of_insightface(tmp_path: Path) -> None:
         ("train.json", b"[1, 2"),
         ("train.json", b'{"people": ["one"]}'),
         ("train.json", b'{"alignment": 3}'),
+        ("train.json", b'{"people": ["A", "A", "A", "B", "A", "A", "A", "B"]}'),
         ("train.landmarks.csv", b"image,x\n"),
         ("property", b"many\n"),
     ],
