@@ -233,6 +233,13 @@ def number_people(identities: Sequence[str], source: str) -> tuple[list[str], Te
     return people, torch.tensor([number[identity] for identity in identities])
 
 
+def check_people(people: Sequence[str], source: str) -> None:
+    """Raise DataError if two labels have one name."""
+    twice = [person for person, times in Counter(people).items() if times > 1]
+    if twice:
+        raise DataError(f"{source}: expected a name of its own for every label, got {twice[0]!r} twice")
+
+
 @dataclass(frozen=True)
 class Alignment:
     """A record of how images were aligned.

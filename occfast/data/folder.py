@@ -179,11 +179,12 @@ class Folder(ImageFiles):
 
 
 class ImageList(ImageFiles):
-    """Images listed in a text file: a path and a person on each line, separated by a tab, a comma or spaces.
+    """Images listed in a text file: a path and a person on each line, between them a tab, comma, semicolon or spaces.
 
-    The ``.lst`` files of mxnet (key, label, path) and of insightface (flag, path, label) are read as well. Empty lines
-    and lines that begin with ``#`` are skipped. Windows line ends, a byte-order mark and backslashes between folders
-    are accepted. A path with spaces needs a tab or a comma after it.
+    A first line with titles, such as ``image,identity``, says which columns hold them; other columns are ignored. The
+    ``.lst`` files of mxnet (key, label, path) and of insightface (flag, path, label) are read as well. Empty lines and
+    lines that begin with ``#`` are skipped. Windows line ends, a byte-order mark, quoted cells and backslashes between
+    folders are accepted. A path with spaces needs another separator after it.
 
     Args:
         path: the list.
@@ -191,7 +192,8 @@ class ImageList(ImageFiles):
         landmarks, min_images, people, exclude, gray: as in :class:`ImageFiles`.
 
     Raises:
-        DataError: if a line is malformed, an image is listed twice, or image files are missing.
+        DataError: if a line is malformed, an image is listed twice, a person's number is written in two ways (1 and
+            01), or image files are missing.
     """
 
     def __init__(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import posixpath
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import DataError
 from ..files import read_text
@@ -20,6 +23,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     text = read_text(path)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def split_cells(line: str, divider: str | None) -> list[str]:
+    """Return the cells of a line, stripped; between commas and semicolons they may be quoted."""
+    cells = line.split(divider)
+    if divider in (",", ";") and '"' in line:
+        with contextlib.suppress(csv.Error):
+            cells = next(csv.reader([line], delimiter=divider, skipinitialspace=True))
+    return [cell.strip() for cell in cells]
 
 
 def is_count(cell: str) -> bool:
@@ -75,7 +87,7 @@ def read_lst(path: Path) -> Listed:
                 f"got {line!r:.120}"
             )
         layouts.add(states_keys)
-        name = PurePosixPath(name.replace("\\", "/")).as_posix()
+        name = posixpath.normpath(name.replace("\\", "/"))
         if len(layouts) > 1:
             raise DataError(f"{path}, line {number}: expected the columns of the lines before it, got {line!r:.120}")
         if not cells[-1] or name == ".":
@@ -92,27 +104,63 @@ def read_list(path: Path) -> tuple[list[str], list[str]]:
     """Read the names and identities of a list of images; see :class:`~occfast.data.ImageList`.
 
     Raises:
-        DataError: if a line is malformed or an image occurs twice.
+        DataError: if a line is malformed, an image occurs twice, or one number is a person in two spellings (1 and 01).
     """
     if path.suffix.lower() == ".lst":
         listed = read_lst(path)
         return listed.names, listed.labels
     seen: dict[str, int] = {}
-    identities = []
+    identities: list[str] = []
+    columns: tuple[int, int] | None = None  # of the path and the person, if the first line has titles
+    width = 2
     for number, line in read_lines(path):
         if line.lstrip().startswith("#"):
             continue
-        separator = next((s for s in ("\t", ",") if s in line), None)
-        cells = [cell.strip() for cell in (line.split(separator) if separator else line.rsplit(None, 1))]
-        while len(cells) > 2 and not cells[-1]:  # separators at the end of the line
-            cells.pop()
+        if columns is None:
+            divider = next((s for s in ("\t", ",", ";") if s in line), None)
+        cells = split_cells(line, divider) if divider else [cell.strip() for cell in line.rsplit(None, 1)]
+        if not seen and columns is None:
+            columns, width = _titled(cells), len(cells)
+            if columns is not None:
+                continue
+        if columns is None:
+            while len(cells) > 2 and not cells[-1]:  # separators at the end of the line
+                cells.pop()
+        elif len(cells) == width:
+            cells = [cells[k] for k in columns]
         if len(cells) != 2 or not all(cells):
             raise DataError(f"{path}, line {number}: expected a path and a person, got {line!r}")
-        name, identity = PurePosixPath(cells[0].replace("\\", "/")).as_posix(), cells[1]
+        # "x/../a.jpg" is "a.jpg", which would count twice.
+        name, identity = posixpath.normpath(cells[0].replace("\\", "/")), cells[1]
         if seen.setdefault(name, number) != number:
             raise DataError(f"{path}, line {number}: {name!r} is there already, at line {seen[name]}")
         identities.append(identity)
+    _check_spelling(identities, list(seen.values()), path)
     return list(seen), identities
+
+
+#: Titles of columns, in lower case.
+_PATHS = frozenset(("path", "image", "file", "filename", "file_name", "image_path", "image_id", "img"))
+_PEOPLE = frozenset(("person", "label", "identity", "id", "name", "class", "subject", "target", "class_id"))
+
+
+def _titled(cells: list[str]) -> tuple[int, int] | None:
+    """Return the columns of the path and the person, if the cells are titles."""
+    titles = [cell.lower() for cell in cells]
+    columns = [[k for k, title in enumerate(titles) if title in known] for known in (_PATHS, _PEOPLE)]
+    return (columns[0][0], columns[1][0]) if [len(found) for found in columns] == [1, 1] else None
+
+
+def _check_spelling(identities: list[str], lines: list[int], path: Path) -> None:
+    """Refuse one number that is written in two ways, such as 1 and 01, which would become two people."""
+    spelled: dict[str, tuple[str, int]] = {}
+    for identity, line in zip(identities, lines, strict=True):
+        known, before = spelled.setdefault(_label(identity), (identity, line))
+        if known != identity:
+            raise DataError(
+                f"{path}, line {line}: expected every person in one spelling, got {identity!r} and {known!r}, at line "
+                f"{before}"
+            )
 
 
 def _is_number(cell: str) -> bool:
@@ -125,6 +173,8 @@ def _is_number(cell: str) -> bool:
 
 def _label(cell: str) -> str:
     try:
+        if cell.isascii() and cell.isdecimal():
+            return str(int(cell))
         return str(int(float(cell))) if float(cell).is_integer() else cell
     except (ValueError, OverflowError):
         return cell

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import check_texts
-from .faces import Alignment, EncodedFaces, Face, number_people
+from .faces import Alignment, EncodedFaces, Face, check_people, number_people
 from .images import recolor
 
 #: Compressed arrays of more bytes together are refused, since they would have to be held in memory.
@@ -127,6 +127,7 @@ class Npz(EncodedFaces):
                 raise self._wrong("people", f"texts [{int(stored[-1]) + 1}]")
             texts = self._texts("people", len(named))
             people = [texts[int(label)] for label in stored]
+            check_people(people, f"{self.path}: 'people'")
         return people, torch.from_numpy(numbers.astype(np.int64))
 
     def place(self, k: int) -> str:

@@ -12,8 +12,8 @@ import pickle
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
 
 from ..errors import DataError
 
@@ -23,6 +23,7 @@ _CONTAINERS_OF_A_CALL = 8  # NumPy stores an array with several tuples
 _MAX_LINE = 32
 _MAX_TEXT = 64
 _DECIMAL = re.compile(rb"-?[0-9]+")
+_WHOLE = re.compile(r"[biu]([1248])|bool|\?")
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,29 @@ class _Name:
 
 @dataclass
 class _Dtype:
+    """A dtype of NumPy; its byte order ("<", ">" or "|") is set by a later instruction."""
+
     code: str
+    order: str = "|"
+
+    @property
+    def whole(self) -> int:
+        """Number of bytes of a boolean or an integer; 0 of other dtypes."""
+        match = _WHOLE.fullmatch(self.code)
+        return int(match[1] or 1) if match else 0
 
 
 @dataclass
 class _Array:
     """An array of NumPy; its parts are set by a later instruction."""
 
-    dtype: str = ""
+    type: _Dtype = field(default_factory=lambda: _Dtype(""))
     shape: tuple[int, ...] = ()
     data: Slice | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.type.code
 
     def __str__(self) -> str:
         return f"a NumPy array, {self.dtype} {list(self.shape)}"
@@ -64,7 +78,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class _Scalar:
-    dtype: str
+    type: _Dtype
     data: Slice
 
 
@@ -176,25 +190,26 @@ class _Machine:
         self.calls += 1
         match function.name, arguments:
             case "dtype", (code, *_):
-                self.push(_Dtype(self.text(code)))
+                self.push(_Dtype(self.text(code).lstrip("|<>=")))
             case "reconstruct", (_Name("ndarray"), *_):
                 self.push(_Array())
-            case "scalar", (_Dtype(code), Slice() as data):
-                self.push(_Scalar(code, data))
-            case "frombuffer", (Slice() as data, _Dtype(code), tuple(shape), *_):
-                self.push(_Array(code, self.shape(shape), data))
+            case "scalar", (_Dtype() as dtype, Slice() as data):
+                self.push(_Scalar(dtype, data))
+            case "frombuffer", (Slice() as data, _Dtype() as dtype, tuple(shape), *_):
+                self.push(_Array(dtype, self.shape(shape), data))
             case _:
                 raise self.refused(b"R", start, f"NumPy's {function.name}")
 
     def build(self, start: int) -> None:
-        """Set the parts of an array; what a dtype is set to (its byte order) is of no meaning for single bytes."""
+        """Set the parts of an array, or the byte order of a dtype."""
         state = self.pop()
         target = self.stack[-1] if self.stack else None
         if isinstance(target, _Dtype) and isinstance(state, tuple):
+            target.order = self.text(state[1]) if len(state) > 1 else target.order
             return
         match target, state:
-            case _Array(data=None), (int(), tuple(shape), _Dtype(code), bool(), Slice() as data):
-                target.dtype, target.shape, target.data = code, self.shape(shape), data
+            case _Array(data=None), (int(), tuple(shape), _Dtype() as dtype, bool(), Slice() as data):
+                target.type, target.shape, target.data = dtype, self.shape(shape), data
             case _:
                 raise self.refused(b"b", start)
 
@@ -337,28 +352,37 @@ def read_pairs(data: Any, size: int, source: str) -> tuple[list[Slice], list[boo
 
     Raises:
         DataError: if the file is truncated, contains any other instruction, or holds anything but two lists, of bytes
-            (or NumPy arrays, uint8 [length]) and of booleans (Python's or NumPy's).
+            (or NumPy arrays, uint8 [length]) and of booleans or 0 and 1 (Python's or NumPy's).
     """
     result = _Machine(data, size, source).run()
-    if not isinstance(result, (list, tuple)) or len(result) != 2 or not isinstance(result[0], list):
+    if not isinstance(result, (list, tuple)) or len(result) != 2:
         raise DataError(f"{source}: expected a pair of lists, of images and of booleans")
     images, same = result
-    if isinstance(same, _Array) and same.dtype in ("b1", "|b1", "bool", "?") and same.data is not None:
-        if same.shape != (same.data.length,):
+    if isinstance(same, _Array) and same.type.whole and same.data is not None:
+        if len(same.shape) != 1 or same.shape[0] * same.type.whole != same.data.length:
             raise DataError(f"{source}: expected booleans [pairs], got {same}")
-        same = [value != 0 for value in data[same.data.start : same.data.start + same.data.length]]
-    if not isinstance(same, list):
+        same = _numbers(data, same.data, same.type)
+    if not isinstance(images, (list, tuple)) or not isinstance(same, (list, tuple)):
         raise DataError(f"{source}: expected a pair of lists, of images and of booleans")
     found, flags = [_image(image, k, source) for k, image in enumerate(images)], []
     for k, value in enumerate(same):
-        if isinstance(value, _Scalar) and value.dtype in ("b1", "|b1", "bool", "?") and value.data.length == 1:
-            value = data[value.data.start] != 0
-        if not isinstance(value, bool) and value not in (0, 1):
-            raise DataError(f"{source}: expected True or False for pair {k}, got {_kind(value)}")
+        if isinstance(value, _Scalar) and value.data.length == value.type.whole:
+            value = _numbers(data, value.data, value.type)[0]
+        if not isinstance(value, (bool, int)) or value not in (0, 1):
+            got = value if isinstance(value, int) else _kind(value)
+            raise DataError(f"{source}: expected True or False for pair {k}, got {got}")
         flags.append(bool(value))
     if len(found) != 2 * len(flags):
         raise DataError(f"{source}: expected two images a pair, got {len(found)} images and {len(flags)} pairs")
     return found, flags
+
+
+def _numbers(data: Any, where: Slice, dtype: _Dtype) -> list[int]:
+    """Decode booleans or integers of NumPy."""
+    order: Literal["big", "little"] = "big" if dtype.order == ">" else "little"
+    step, end = dtype.whole, where.start + where.length
+    signed = dtype.code.startswith("i")
+    return [int.from_bytes(data[at : at + step], order, signed=signed) for at in range(where.start, end, step)]
 
 
 def _image(value: Any, k: int, source: str) -> Slice:

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import DataError
 from ..files import read_bytes, read_json
-from .faces import Alignment, EncodedFaces
+from .faces import Alignment, EncodedFaces, check_people
 from .landmarks import read_landmarks
 from .lists import is_count, read_lst
 from .record_file import Header, RecordFile
@@ -118,7 +118,9 @@ class RecordIO(EncodedFaces):
                 if people is not None:
                     if not isinstance(people, list) or len(people) <= self._stored[-1]:
                         raise DataError(f"{about}: expected the names of {self._stored[-1] + 1} people")
-                    self.people = [str(people[label]) for label in self._stored]
+                    named = [str(people[label]) for label in self._stored]
+                    check_people(named, str(about))
+                    self.people = named
                 self.alignment = Alignment.read(values.get("alignment"), str(about))
         landmarks = self.path.with_suffix(".landmarks.csv")
         if landmarks.is_file():

@@ -120,6 +120,7 @@ def test_the_list_of_insightface(tmp_path: Path) -> None:
         ("train.json", b"[1, 2"),
         ("train.json", b'{"people": ["one"]}'),
         ("train.json", b'{"alignment": 3}'),
+        ("train.json", b'{"people": ["A", "A", "A", "B", "A", "A", "A", "B"]}'),
         ("train.landmarks.csv", b"image,x\n"),
         ("property", b"many\n"),
     ],
@@ -253,6 +254,25 @@ def listed(tmp_path: Path, content: str) -> list[tuple[str, str, bool, int | Non
         ("-1\ta.jpg\tb.jpg\n", [("a.jpg", "b.jpg", False, None)]),
         # Two lines a pair.
         ("a.jpg 1\nb.jpg 1\nc.jpg 0\nd.jpg 0\n", [("a.jpg", "b.jpg", True, None), ("c.jpg", "d.jpg", False, None)]),
+        ("a.jpg b.jpg 1.0\na.jpg c.jpg 0.0\n", [("a.jpg", "b.jpg", True, None), ("a.jpg", "c.jpg", False, None)]),
+        ("600 601 False\n600 602 -1\n", [("600", "601", False, None), ("600", "602", False, None)]),
+        # Titles say which column is which.
+        (
+            "fold,first,second,same\n3,a.jpg,b.jpg,1\n4,a.jpg,c.jpg,0\n",
+            [("a.jpg", "b.jpg", True, 3), ("a.jpg", "c.jpg", False, 4)],
+        ),
+        (
+            ",image1,image2,label\n0,a.jpg,b.jpg,True\n1,a.jpg,c.jpg,False\n",
+            [("a.jpg", "b.jpg", True, None), ("a.jpg", "c.jpg", False, None)],
+        ),
+        ("label image1 image2\n1 600 601\n0 600 700\n", [("600", "601", True, None), ("600", "700", False, None)]),
+        ("image1,image2,same\n600,601,0\n", [("600", "601", False, None)]),
+        ("name,imagenum1,imagenum2\n1,2,3\n", [("1/1_0002", "1/1_0003", True, None)]),
+        ("path,flag\na.jpg,1\nb.jpg,1\n", [("a.jpg", "b.jpg", True, None)]),
+        # Quoted cells, semicolons, comments.
+        ('"a, 1.jpg","b.jpg",1\n', [("a, 1.jpg", "b.jpg", True, None)]),
+        ("a.jpg;b.jpg;0\n", [("a.jpg", "b.jpg", False, None)]),
+        ("# pairs\na.jpg b.jpg 1\n", [("a.jpg", "b.jpg", True, None)]),
         # LFW's header with a space, and tabs at the ends of lines.
         (
             "2 1\nA\t1\t2\t\nA\t1\tB\t1\t\nC\t1\t2\nC\t1\tD\t1\t\t\n",
@@ -265,6 +285,7 @@ def listed(tmp_path: Path, content: str) -> list[tuple[str, str, bool, int | Non
         ),
         # Names of images that are numbers, as of a .rec without a list, and people whose names are numbers.
         ("600 601 0\n600 602 1\n", [("600", "601", False, None), ("600", "602", True, None)]),
+        ("600 601 0 1\n600 602 1 2\n", [("600", "601", False, 1), ("600", "602", True, 2)]),
         (
             "600 1 2\n600 1 601 2\n",
             [("600/600_0001", "600/600_0002", True, None), ("600/600_0001", "601/601_0002", False, None)],
@@ -282,6 +303,11 @@ def test_lists_of_pairs(tmp_path: Path, content: str, expected: list[tuple]) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("1 600 601\n0 600 700\n", "line 1: expected titles above, since '1 600 601' may be 'flag name name'"),
+        (
+            "fold,first,second,same\n0,a.jpg,b.jpg,2\n",
+            "line 2: expected two images, a flag such as 1 or False and a fold",
+        ),
         ("a.jpg 1\nb.jpg 0\n", "line 2: expected the flag of the line before, 1, got 0"),
         ("a.jpg 1\nb.jpg 1\nc.jpg 0\n", "line 3: expected two lines for each pair"),
         ("Ann 0 1\n", "line 1: expected numbers of images from 1, got 0 of 'Ann'"),

@@ -82,6 +82,10 @@ def test_image_files(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": [0] * 5, "names": np.array(["a"] * 5)}, "expected every name once"),
         ({"images": PIXELS, "labels": [0] * 5, "names": np.arange(5)}, "expected 'names', texts"),
         ({"images": PIXELS, "labels": [2] * 5, "people": np.array(["a", "b"])}, r"expected 'people', texts \[3\]"),
+        (
+            {"images": PIXELS, "labels": [0, 0, 1, 1, 1], "people": np.array(["a", "a"])},
+            "'people': expected a name of its own",
+        ),
         ({"images": PIXELS, "labels": [0] * 5, "landmarks": np.zeros((5, 4, 2))}, "expected 'landmarks', floating"),
         ({"images": PIXELS, "labels": [0] * 5, "about": np.array("{")}, "expected JSON in 'about'"),
         ({"images": PIXELS, "labels": [0] * 5, "about": np.array("[]")}, "expected the record of an alignment"),

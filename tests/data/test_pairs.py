@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from occfast import DataError
 from occfast.data import Face, FaceDataset
+from occfast.data.faces import number_people
 from occfast.data.pairs import ListedPair, read_pairs
+from tests.data.pictures import InMemory
 
 
 class Named(FaceDataset):
@@ -20,8 +22,7 @@ class Named(FaceDataset):
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self.labels = torch.arange(len(names))
-        self.people = names
+        self.people, self.labels = number_people([name.split("/")[0] for name in names], "names")
 
     def __getitem__(self, k: int) -> Face:
         raise AssertionError("a list is resolved without opening an image")
@@ -106,6 +107,28 @@ def test_images_are_found_by_the_end_of_their_names_unless_that_is_ambiguous(tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (
+            "P0 1 2\nP0/P0_0002 P0/P0_0001 0",
+            "line 2: P0/P0_0002 and P0/P0_0001 are two people here, but line 1 says the",
+        ),
+        ("P0/P0_0001 P0/P0_0001.jpg 0", "line 1: .* are two people here, but it is one image"),
+    ],
+)
+def test_lines_that_contradict_each_other(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_pairs(written(tmp_path, content)).resolve(FACES)
+
+
+def test_pairs_that_contradict_the_data_set_are_told_of(tmp_path: Path) -> None:
+    faces = InMemory([torch.zeros(3, 4, 4)] * 3, [0, 0, 1])
+    listed = read_pairs(written(tmp_path, "000 001 1\n000 002 1\n001 002 0"))
+    with pytest.warns(UserWarning, match="1 of 3 pairs are one person in the list and two in the data set, .* line 2"):
+        assert len(listed.resolve(faces)) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         ("", "expected a list of pairs, it is empty"),
         ("\n \r\n", "it is empty"),
         ("Ann 1", "line 1: expected 'name 1 4'"),
@@ -145,7 +168,7 @@ def test_any_bytes_are_pairs_or_a_data_error(tmp_path_factory: pytest.TempPathFa
     try:
         listed.resolve(FACES)
     except DataError as error:
-        assert "not there" in str(error)
+        assert "not there" in str(error) or " here, but " in str(error)
 
 
 def test_all_official_pairs_are_resolved() -> None:

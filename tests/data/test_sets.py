@@ -162,6 +162,13 @@ def test_separators_and_lst(tmp_path: Path) -> None:
     (tmp_path / "train.lst").write_text("0\t7.000000\ta.jpg\n1\t12\tb c.jpg\n")
     listed = open_dataset(tmp_path / "train.lst")
     assert listed.names == ["a.jpg", "b c.jpg"] and listed.people == ["12", "7"]
+    for titled in (
+        'image,identity\na.jpg,Ann\nb c.jpg,"Bob, jr"\n',
+        "nose_x;label;path\n3;Ann;a.jpg\n4;Bob, jr;b c.jpg\n",
+        "a.jpg;Ann\nb c.jpg;Bob, jr\n".replace(", ", " "),
+    ):
+        (tmp_path / "titled.csv").write_text(titled)
+        assert [name.replace(",", "") for name in ImageList(tmp_path / "titled.csv").people] == ["Ann", "Bob jr"]
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "l.txt").write_text("a.jpg Ann\n")
     assert len(ImageList(tmp_path / "sub" / "l.txt", tmp_path)) == 1
@@ -174,6 +181,9 @@ def test_separators_and_lst(tmp_path: Path) -> None:
         (b"a.jpg A\n\na.jpg A\n", "line 3: 'a.jpg' is there already, at line 1"),
         (b"a.jpg A\nnone.jpg B\n", "1 of 2 images are not under .*: none.jpg"),
         (b"a.jpg\t1\t2\n", "line 1: expected a path and a person"),
+        (b"a.jpg 1\nb.jpg 01\n", "line 2: expected every person in one spelling, got '01' and '1', at line 1"),
+        (b"a.jpg 1\nb.jpg 1.0\n", "line 2: expected every person in one spelling, got '1.0' and '1', at line 1"),
+        (b"a.jpg A\nx/../a.jpg B\n", "line 2: 'a.jpg' is there already, at line 1"),
         (b"\xff\xfea\0", "expected UTF-8, byte 0xff at offset 0"),
         (b"", "expected images of people, found none"),
         (b"a.jpg,\n", "line 1: expected a path and a person"),

@@ -124,7 +124,11 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     ("value", "message"),
     [
         ((IMAGES, SAME[:3]), "expected two images a pair, got 8 images and 3 pairs"),
-        ((IMAGES, [7] * 4), "expected True or False for pair 0, got int"),
+        ((IMAGES, [7] * 4), "expected True or False for pair 0, got 7"),
+        ((IMAGES, np.array([1, 0, 256, 1])), "expected True or False for pair 2, got 256"),
+        ((IMAGES, [np.int8(-1)] * 4), "expected True or False for pair 0, got -1"),
+        ((IMAGES, np.ones((2, 2), int)), "expected booleans .pairs., got a NumPy array"),
+        ((IMAGES, np.ones(4)), "expected a pair of lists"),
         ((IMAGES, [b"1"] * 4), "expected True or False for pair 0, got Slice"),
         (([1, 2], [True]), "expected bytes for image 0, got int"),
         (([IMAGES], [True]), "expected bytes for image 0, got list"),
@@ -141,7 +145,17 @@ def test_other_structures(value: object, message: str) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize(
-    "flags", [SAME, [np.bool_(value) for value in SAME], np.array(SAME)], ids=["bool", "bool_", "array"]
+    "flags",
+    [
+        SAME,
+        tuple(map(int, SAME)),
+        [np.bool_(value) for value in SAME],
+        [np.int64(value) for value in SAME],
+        np.array(SAME),
+        np.array(SAME, np.int32),
+        np.array(SAME, ">i8"),
+    ],
+    ids=["bool", "int", "bool_", "int_", "array", "int32", "big-endian"],
 )
 def test_arrays_of_numpy(tmp_path: Path, protocol: int, flags: object) -> None:
     """uint8 arrays of encoded images, as cv2.imencode gives them, and NumPy's booleans are plain data."""
