@@ -14,6 +14,7 @@ from .errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from .losses.cosface import LargeMarginCosine
 from .losses.memory import CrossBatchMemory
 from .losses.miner import TripletMiner
+from .losses.partial_fc import PartialFC
 from .losses.stats import TripletStats, plot_score_distributions
 from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
@@ -37,6 +38,7 @@ __all__ = [
     "NoisyOccluder",
     "OccluderInfo",
     "OcclusionMap",
+    "PartialFC",
     "PerImage",
     "ProcessLost",
     "Sampled",

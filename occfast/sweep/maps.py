@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Of the files that :meth:`OcclusionMap.save` writes.
 MAP_KIND = "occfast.OcclusionMap"
+#: Setting of a map of similarities of images with themselves.
+OWN_REFERENCE = "the image without an occluder"
 _OPTIONAL = ("per_image", "interval", "bias", "image_indices")
 _LABELS = {
     "error": "classification error rate",
@@ -46,7 +48,8 @@ _LABELS = {
 class OcclusionMap:
     """Scores of a network with an occluder centered on each pixel of a grid.
 
-    ``m - n`` is the :class:`~occfast.sweep.difference.MapDifference` of two maps. A notebook shows a map as a picture
+    ``m - n`` is the :class:`~occfast.sweep.difference.MapDifference` of two maps, and ``m[k]`` the map of image k. A
+    notebook shows a map as a picture
     with its settings.
 
     Attributes:
@@ -134,6 +137,75 @@ class OcclusionMap:
             raise ValueError(f"accuracy: expected a map of the score 'error' or 'mismatch', got {self.score!r}")
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
+
+    def __getitem__(self, image_index: int) -> OcclusionMap:
+        """Return the map of one image.
+
+        Its errors are NaN, and ``mean_image`` stays that of all images, since single images are not kept. Iteration
+        over a map gives the maps of the images used, in their order; ``len`` is their number.
+
+        Args:
+            image_index: Number of an image among those given, as in ``image_indices``.
+
+        Raises:
+            TypeError: It is not an integer.
+            ValueError: The map does not hold the scores of single images.
+            IndexError: That image was not used.
+        """
+        number = checks.integer(image_index, "image_index")
+        try:
+            values = self._of_image(number)
+        except ValueError as error:
+            raise (error if self.per_image is None else IndexError(str(error))) from None
+        return replace(
+            self,
+            values=values,
+            standard_error=np.full_like(values, np.nan),
+            per_image=values[None].astype(np.uint8 if self.score == "error" else np.float32),
+            image_indices=np.array([number]),
+            n_images=1,
+            n_skipped=0,
+            settings={**self.settings, "image": f"{number}, one of {self.n_images}"},
+            estimate=None,
+            interval=None,
+            bias=None,
+            fingerprint=None,
+            _checkpoint=None,
+        )
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def __iter__(self) -> Iterator[OcclusionMap]:
+        numbers = range(self.n_images) if self.image_indices is None else self.image_indices.tolist()
+        return (self[number] for number in numbers)
+
+    def rejection_rate(self, threshold: float) -> NDArray[np.float64]:
+        """Return the share of images that a recognizer rejects with the occluder at each position.
+
+        An image is rejected where the cosine similarity of its embeddings with and without the occluder is below the
+        threshold. It answers for a recognizer what the score "error" answers for a classifier.
+
+        Args:
+            threshold: Cosine similarity in (-1, 1], such as the one that ``occfast audit`` sets by a false match rate.
+
+        Returns:
+            Float64 [rows, columns], in [0, 1].
+
+        Raises:
+            ValueError: The map is not of "similarity_drop" with the images themselves as references, or does not hold
+                the scores of single images.
+        """
+        threshold = checks.number(threshold, "threshold", high=1.0, above=-1.0)
+        if self.score != "similarity_drop" or self.settings.get("reference") != OWN_REFERENCE:
+            raise ValueError(
+                "rejection_rate: expected a map of the score 'similarity_drop' with labels=None, this one is of "
+                f"{self.score!r} with {self.settings.get('reference', 'labels')}"
+            )
+        if self.per_image is None:
+            raise ValueError("rejection_rate: expected a map that holds the scores of single images, this one does not")
+        rejected: NDArray[np.float64] = (1.0 - self.per_image.astype(np.float64) < threshold).mean(0)
+        return rejected
 
     def every_pixel(self, image_index: int | None = None) -> NDArray[np.float64]:
         """Return the values at every pixel, float64 [H, W].
@@ -230,7 +302,7 @@ class OcclusionMap:
     def _of_image(self, image_index: int) -> NDArray[Any]:
         number = checks.integer(image_index, "image_index", 0)
         if self.per_image is None:
-            raise ValueError("image_index: expected None, since this map does not hold the scores of single images")
+            raise ValueError("image_index: this map does not hold the scores of single images")
         rows = np.arange(self.n_images) if self.image_indices is None else self.image_indices
         found = np.flatnonzero(rows == number)
         if not len(found):
@@ -253,7 +325,9 @@ class OcclusionMap:
         j = np.abs(np.arange(width)[:, None] - columns).argmin(1)
         return np.asarray(mean * weight[np.ix_(i, j)])
 
-    def to_html(self, path: str | os.PathLike[str], *, comparison: MapComparison | None = None) -> Path:
+    def to_html(
+        self, path: str | os.PathLike[str], *, comparison: MapComparison | None = None, threshold: float | None = None
+    ) -> Path:
         """Write a self-contained page and return its path.
 
         It shows the map, the mean image masked by it, a histogram over locations, the errors and the settings.
@@ -261,10 +335,11 @@ class OcclusionMap:
         Args:
             path: The file.
             comparison: Result of :meth:`compare`, for a section of the page; None: no such section.
+            threshold: Similarity below which images are rejected, for a picture of :meth:`rejection_rate`.
         """
         from .page import render
 
-        return write_atomically(path, render(self, comparison).encode())
+        return write_atomically(path, render(self, comparison, threshold).encode())
 
     def _picture(self) -> Figure:
         figure, ax = new_figure()

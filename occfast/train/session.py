@@ -21,7 +21,7 @@ from .. import checks
 from ..data import FaceDataset
 from ..errors import DataError
 from ..files import write_atomically
-from ..losses import BatchTripletLoss, LargeMarginCosine, Mining, TripletLoss
+from ..losses import BatchTripletLoss, ClassifierLoss, LargeMarginCosine, Mining, PartialFC, TripletLoss
 from ..models import Preprocessing, build, feature_size
 from ..models.preprocessing import Color
 from ..models.registry import takes_classes
@@ -82,7 +82,8 @@ class Result:
 
 def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple[nn.Module, dict[str, Any]]:
     part = recipe.network
-    classes = people if recipe.loss.name == "cross_entropy" and takes_classes(part.name) else None
+    own = recipe.loss.name == "cross_entropy" and not recipe.classifier.sharded
+    classes = people if own and takes_classes(part.name) else None
     network = build(part.name, classes, channels=preprocessing.channels, size=preprocessing.size, **part.arguments)
     spec = {"name": part.name, "classes": classes, "arguments": dict(part.arguments)}
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,6 +115,22 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
     if own:
         return Classify(network, label_smoothing=loss.label_smoothing)
     size = feature_size(network, p.channels, p.size)
+    if recipe.classifier.sharded:
+        if people < world:
+            raise ValueError(
+                f"classifier.sharded: expected at least {world} people to train on, one for each process, got {people}"
+            )
+        sharded = PartialFC(
+            size,
+            people,
+            loss=cast("ClassifierLoss", loss.name),
+            scale=loss.scale,
+            margin=loss.cosine_margin,
+            label_smoothing=loss.label_smoothing,
+            sampling=recipe.classifier.sampling,
+            seed=recipe.seed,
+        )
+        return Classify(network, sharded)
     head: nn.Module = nn.Linear(size, people)
     if loss.name == "large_margin_cosine":
         head = LargeMarginCosine(size, people, scale=loss.scale, margin=loss.cosine_margin)
@@ -217,10 +234,12 @@ class _Session:
             self.accelerator.num_processes,
         )
         if recipe.start is not None and found is None:
-            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"])
+            unused = load_into(
+                network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"]
+            )
             own = self.spec["classes"] is not None
             if objective.head is not None and not recipe.fresh_classifier:
-                own = load_head(objective.head, recipe.start)
+                own = load_head(objective.head, recipe.start, unused)
             if own and not recipe.fresh_classifier:
                 self._check_people(recipe.start)
         jitter = Jitter(**recipe.jitter)
@@ -489,22 +508,23 @@ class _Session:
             save_checkpoint(self.output / CHECKPOINT, tensors, values)
 
     def _save(self, name: str) -> None:
-        if not self.main:
-            return
         objective = self.engine.objective
         assert isinstance(objective, Classify | Embed)
+        head = objective.head
+        if isinstance(head, PartialFC):
+            head = head.whole()  # every process sends its rows
+        if not self.main:
+            return
         about = {
             "stage": self.recipe.stage,
             "loss": self.recipe.loss.name,
             "step": self.engine.step,
             "epoch": self.engine.epoch,
-            "head": objective.head is not None,
+            "head": head is not None,
             "validation": self.latest,
         }
         people = self.people if isinstance(objective, Classify) else []
-        Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(
-            self.output / name
-        )
+        Trained(objective.network, self.preprocessing, self.spec, people, head, about).save(self.output / name)
 
 
 @contextmanager

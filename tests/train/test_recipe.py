@@ -103,6 +103,17 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
             "batch.accumulate: expected 1",
         ),
         (["validation.by=people"], "validation.by: other people can't be classified"),
+        (["classifier.sharded=true", "classifier.sampling=0"], "classifier.sampling: expected a number above 0"),
+        (["classifier.sampling=0.1"], "classifier.sampling: expected 1.0 without classifier.sharded=true, got 0.1"),
+        (
+            ["classifier.sharded=true", "stage=embed", "loss.name=triplet", "batch.images_each=8"],
+            "classifier.sharded: expected false for the stage 'embed'",
+        ),
+        (["classifier.sharded=true", "precision=fp16"], "precision: expected 'fp32' or 'bf16' with classifier.sharded"),
+        (
+            ["classifier.sharded=true", "classifier.sampling=0.5", "batch.accumulate=2"],
+            "batch.accumulate: expected 1 with classifier.sampling below 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
