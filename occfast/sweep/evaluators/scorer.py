@@ -41,7 +41,7 @@ def _probability(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 
 _FUNCTIONS: dict[str, ScoreFunction] = {"probability_drop": _probability}
-_OF_EMBEDDINGS = ("similarity_drop", "mismatch")
+OF_EMBEDDINGS = ("similarity_drop", "mismatch")  # scores of recognizers
 OF_LABELS = ("score_drop", "probability_drop")  # scores with a target class, of which there may be several
 
 
@@ -118,12 +118,12 @@ class Scorer(Runner):
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
         classes, score = outputs.shape[1], self.options.score
         self.kept = torch.arange(images.shape[0])
-        if classes == 1 and score in ("error", "probability_drop", *_OF_EMBEDDINGS):
+        if classes == 1 and score in ("error", "probability_drop", *OF_EMBEDDINGS):
             raise ValueError(
                 f"model: expected outputs [n, K] with K of at least 2 for score={score!r}, got [n, 1]; a "
                 "single logit x with threshold t has the class scores torch.cat([t - x, x - t], 1)"
             )
-        if score in _OF_EMBEDDINGS:
+        if score in OF_EMBEDDINGS:
             _check_references(labels, classes)
             if score == "similarity_drop" or labels is None or not self.options.skip_misclassified:
                 return images, labels, outputs
@@ -172,7 +172,7 @@ class Scorer(Runner):
         score = self.options.score
         if score == "error":
             return [_Target(labels=labels)]
-        if score in _OF_EMBEDDINGS:
+        if score in OF_EMBEDDINGS:
             mine = clean.double()
             references = mine if labels is None else labels.double()
             return [_Target(references=references, baseline=cosine(mine, references))]
