@@ -36,6 +36,7 @@ from .faces import data_changes, fingerprint, open_data, split, split_rows, writ
 from .jitter import Jitter
 from .log import Log, Meter
 from .objective import Classify, Embed, Objective
+from .page import Used, write_page
 from .recipe import Recipe, load, to_yaml
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .sets import VerificationSet, open_sets
@@ -154,7 +155,8 @@ def train(
 
     The folder ``output`` receives ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
     (:func:`occfast.train.load_network` reads them), ``split.csv``, ``steps.csv``, ``validations.csv``,
-    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``. Under ``torchrun``, every process calls this
+    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``; at its end ``report.html``, a page with the
+    curves, the validations and what was used. Under ``torchrun``, every process calls this
     function.
 
     Args:
@@ -437,7 +439,7 @@ class _Session:
             if self.log is not None:
                 self.log.close()
         self.seconds = time.perf_counter() - start
-        return Result(
+        result = Result(
             output=str(self.output),
             weights=str(self.output / (LAST if self.best is None else BEST)),
             steps=engine.step,
@@ -451,6 +453,29 @@ class _Session:
             left_out=self.left_out,
             main=self.main,
             seconds=self.seconds,
+        )
+        if self.main and self.stopped != "interrupted":
+            write_page(self.output, recipe, result, self._used())
+        return result
+
+    def _used(self) -> Used:
+        """Return what the page says that was used."""
+        compared = {name: f"{len(one.protocol.same):,} pairs" for one in self.sets for name in one.columns}
+        if self.validation is not None:
+            count, images = self.validation.count, len(self.validation.labels)
+            compared[self.validation.metric] = f"{images:,} images" if count is None else f"{count:,} pairs"
+        network = self.engine.objective.network
+        assert isinstance(network, nn.Module)
+        return Used(
+            people=len(self.people),
+            images=len(self.engine.labels),
+            held=0 if self.validation is None else len(self.validation.labels),
+            left_out=self.left_out,
+            parameters=sum(p.numel() for p in network.parameters()),
+            preprocessing=self.preprocessing,
+            device=str(self.accelerator.device),
+            processes=self.accelerator.num_processes,
+            compared=compared,
         )
 
     def _pairs(self) -> int | None:
