@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 #: Type of ``transform(images, sample_ids, uniform)``, which converts stored images [B, C, H, W] to the network's input.
 #: ``sample_ids`` is int64 [B]; ``uniform`` holds random numbers in [0, 1), float32 [B, draws], where ``draws`` is an
-#: attribute of the transform (0 without one).
-Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: attribute of the transform (0 without one). If its attribute ``needs_landmarks`` is true, a fourth argument holds the
+#: images' landmarks, float64 [B, 5, 2].
+Transform = Callable[..., Tensor]
 
 
 class NotFinite(ValueError):
@@ -121,6 +122,7 @@ class Engine:
         names: Names of the images, for messages.
         seed: Seed of the order of the images and of augmentation; PyTorch's generators belong to the caller.
         accumulate: Number of parts in which a process computes its batch.
+        landmarks: float64 [N, 5, 2], for a transform that needs them.
     """
 
     objective: nn.Module
@@ -134,6 +136,7 @@ class Engine:
     names: Sequence[str] = ()
     seed: int = 0
     accumulate: int = 1
+    landmarks: Tensor | None = None
     step: int = field(default=0, init=False)
     epoch: int = field(default=0, init=False)
     batch: int = field(default=0, init=False)
@@ -205,7 +208,11 @@ class Engine:
         images = images.to(self.device, non_blocking=True)
         labels = self.labels[chosen].to(self.device, non_blocking=True)
         if self.transform is not None:
-            images = self.transform(images, samples.to(self.device), uniform)
+            arguments = [images, samples.to(self.device), uniform]
+            if getattr(self.transform, "needs_landmarks", False):
+                assert self.landmarks is not None
+                arguments.append(self.landmarks[chosen].to(self.device))
+            images = self.transform(*arguments)
         rate = self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate

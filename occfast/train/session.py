@@ -28,9 +28,10 @@ from ..models.registry import takes_classes
 from ..models.weights import Trained, description, load_head, load_into
 from ..progress import Report
 from ..progress import progress as show_progress
-from .augment import Augment, occluder_of
+from .augment import Augment, occlusions_of
 from .batches import FromDisk, InMemory, PKBatches, Plan, Shuffled, source_of
 from .checkpoint import save_checkpoint
+from .drawn import check_landmarks
 from .engine import Engine, NotFinite, OptimizerConfig, Step, accelerator
 from .faces import data_changes, fingerprint, open_data, split, split_rows, write_split
 from .jitter import Jitter
@@ -248,8 +249,11 @@ class _Session:
         augment = Augment(
             self.preprocessing,
             None if jitter == Jitter(*[0.0] * len(asdict(jitter))) else jitter,
-            occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
+            *occlusions_of(recipe.occluder, recipe.drawn, self.preprocessing.size, recipe.seed),
         )
+        landmarks = None if faces.landmarks is None else faces.landmarks[rest]
+        if augment.needs_landmarks:
+            check_landmarks(landmarks, self.preprocessing.size, [faces.names[k] for k in rest.tolist()])
         source = self._source(faces, rest)
         part = recipe.batch
         if part.size > len(rest):
@@ -276,6 +280,7 @@ class _Session:
             [faces.names[k] for k in rest.tolist()],
             recipe.seed,
             part.accumulate,
+            landmarks if augment.needs_landmarks else None,
         )
         validated = None
         if len(held):
@@ -296,7 +301,9 @@ class _Session:
         pixels = [part.images for part in (source, validated) if isinstance(part, InMemory)]
         whole = len(pixels) == 1 + (validated is not None)
         gray = self.preprocessing.channels == 1
-        self.fingerprint = fingerprint(faces, rest, held, gray, pixels if whole else [])
+        self.fingerprint = fingerprint(
+            faces, rest, held, gray, pixels if whole else [], landmarks if augment.needs_landmarks else None
+        )
         self.fingerprint |= {f"sets/{one.name}": one.digest for one in self.sets}
         if found is not None:
             tensors, values = found

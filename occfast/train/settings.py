@@ -12,6 +12,7 @@ from .. import checks
 from ..losses import Mining
 from ..models.preprocessing import COLORS, per_channel
 from ..models.presets import PRESETS
+from .drawn import DrawnOccluders
 from .jitter import Jitter
 
 #: Losses of each stage.
@@ -294,6 +295,9 @@ class Recipe:
         device: "auto", "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16".
         jitter: Options of :class:`~occfast.train.Jitter`; all 0 for no jitter.
+        drawn: Shares of the images with drawn occlusions, by name: "sunglasses", "mask", "scarf", "hand", "eyes" and
+            the other names of :func:`occfast.occlude.named_occlusion`, or "band" for a gray band over any part of the
+            face. They are placed by landmarks. Each image gets one of these or the noisy occluder, at most.
     """
 
     stage: str = "classify"
@@ -312,6 +316,7 @@ class Recipe:
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
     jitter: dict[str, float] = field(default_factory=lambda: asdict(Jitter()))
     occluder: OccluderPart = field(default_factory=OccluderPart)
+    drawn: dict[str, float] = field(default_factory=dict)
     log: LogPart = field(default_factory=LogPart)
 
     def check(self) -> None:
@@ -467,6 +472,7 @@ class Recipe:
             raise ValueError(f"jitter: expected keys among {', '.join(known)}, got {', '.join(sorted(unknown))}")
         for name, value in self.jitter.items():
             checks.number(value, f"jitter.{name}", 0.0)
+        DrawnOccluders(self.drawn, self.occluder.share if self.drawn else 0.0, self.seed)
 
     @property
     def sets(self) -> list[SetPart]:
