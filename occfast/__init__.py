@@ -20,7 +20,7 @@ from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
 from .occlude.locations import LocationDistribution
 from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
-from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
+from .sweep import Adaptive, Mismatch, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
     from . import audit, captum, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
@@ -32,6 +32,7 @@ __all__ = [
     "DataError",
     "LargeMarginCosine",
     "LocationDistribution",
+    "Mismatch",
     "MissingPackage",
     "NativeUnavailable",
     "NoisyOccluder",
