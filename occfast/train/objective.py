@@ -60,7 +60,7 @@ class Classify(nn.Module):
 
 
 class Embed(nn.Module):
-    """Loss over triplets of L2-normalized features (trigueros2018, section 3.2), and of earlier ones if it remembers."""
+    """Loss over triplets of L2-normalized features (trigueros2018, section 3.2), or also of earlier ones."""
 
     head = None
 
