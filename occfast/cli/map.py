@@ -612,11 +612,10 @@ def _occluder(text: str) -> tuple[str, Any]:
     from ..sweep import disk
 
     if text.lower().endswith(".png"):
-        import numpy as np
-        from PIL import Image
+        from ..data.images import decode
+        from ..files import read_bytes
 
-        with Image.open(text) as picture:
-            covered = np.asarray(picture.convert("L")) > 127
+        covered = (decode(read_bytes(text), text, gray=True)[0] > 127).numpy()
         if not covered.any():
             raise ValueError(f"--occluder: {text} has no white pixel")
         return Path(text).stem, covered
