@@ -141,11 +141,23 @@ class Audit:
                     f"{share_text(condition.fmr)}; a threshold of {condition.threshold:.3f} restores {odds} and "
                     f"rejects {condition.fnmr_at_threshold} of genuine pairs."
                 )
-        if self.regions:
-            first = self.regions[0]
+        if len(covered) > 1:
+            low, high = (pick(covered, key=lambda c: c.threshold) for pick in (min, max))
             found.append(
-                f"The {first.name} matters most: a block over it lowers the cosine similarity by {first.drop:.2f}."
+                f"Thresholds that keep {odds} when covered: from {low.threshold:.3f} with {low.name} to "
+                f"{high.threshold:.3f} with {high.name}."
             )
+        if self.regions:
+            first, *others = self.regions
+            less = ", ".join(f"{region.name} {region.drop:.2f}" for region in others)
+            found.append(
+                f"The {first.name} matters most: a block over it lowers the cosine similarity by {first.drop:.2f}"
+                + (f"; then {less}." if less else ".")
+            )
+        for kind, groups in (("group", self.groups), ("pose", self.poses)):
+            bare = [f"{group.name} {group.fnmr}" for group in groups if group.covering == clean.name]
+            if bare:
+                found.append(f"By {kind}, rejected uncovered: {', '.join(bare)}.")
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
