@@ -1,7 +1,7 @@
 """``python -m bench.audit_time``: the whole audit of a MobileFaceNet on 1,000 faces of LFW, with its findings and time.
 
-    occfast export models/mobilefacenet-112x96.safetensors --network mobilefacenet --preset sphereface -o mobilefacenet.onnx
-    occfast audit mobilefacenet.onnx lfw --landmarks lfw/landmarks.csv --limit 1000
+    occfast export models/mobilefacenet-112x96.safetensors --network mobilefacenet --preset sphereface -o mfn.onnx
+    occfast audit mfn.onnx lfw --landmarks lfw/landmarks.csv --limit 1000
 
 Both commands run in processes of their own on the folder of photographs ``--data`` (or ``$OCCFAST_DATA``), as a user
 runs them. The result without resamples and without names of people is written to ``bench/results/audit-lfw.json``.

@@ -142,10 +142,11 @@ class Audit:
                     f"rejects {condition.fnmr_at_threshold} of genuine pairs."
                 )
         if len(covered) > 1:
-            low, high = (pick(covered, key=lambda c: c.threshold) for pick in (min, max))
+            lowest = min(covered, key=lambda c: c.threshold)
+            highest = max(covered, key=lambda c: c.threshold)
             found.append(
-                f"Thresholds that keep {odds} when covered: from {low.threshold:.3f} with {low.name} to "
-                f"{high.threshold:.3f} with {high.name}."
+                f"Thresholds that keep {odds} when covered: from {lowest.threshold:.3f} with {lowest.name} to "
+                f"{highest.threshold:.3f} with {highest.name}."
             )
         if self.regions:
             first, *others = self.regions
