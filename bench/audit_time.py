@@ -1,7 +1,7 @@
 """``python -m bench.audit_time``: the whole audit of a MobileFaceNet on 1,000 faces of LFW, with its findings and time.
 
     occfast export models/mobilefacenet-112x96.safetensors --network mobilefacenet --preset sphereface -o mfn.onnx
-    occfast audit mfn.onnx lfw --landmarks lfw/landmarks.csv --limit 1000
+    occfast audit mfn.onnx lfw --limit 1000
 
 Both commands run in processes of their own on the folder of photographs ``--data`` (or ``$OCCFAST_DATA``), as a user
 runs them. The result without resamples and without names of people is written to ``bench/results/audit-lfw.json``.
@@ -44,8 +44,7 @@ def main() -> int:
         model, report = Path(folder, "mobilefacenet.onnx"), Path(folder, "audit")
         export = run("export", weights, "--network", "mobilefacenet", "--preset", "sphereface", "-o", model)
         audit = run(
-            *("audit", model, f"lfw:{data / 'lfw'}", "--landmarks", data / "lfw" / "landmarks.csv"),
-            *("--limit", arguments.limit, "--output", report, "--quiet"),
+            *("audit", model, f"lfw:{data / 'lfw'}"), *("--limit", arguments.limit, "--output", report, "--quiet")
         )
         found: dict[str, Any] = json.loads((report / "audit.json").read_text())
     kept = {name: value for name, value in found.items() if name not in ("resamples", "worst")}
