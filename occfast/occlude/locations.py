@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -80,12 +80,12 @@ class LocationDistribution:
         if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
             raise ValueError("weights: expected finite numbers >= 0, not all 0")
         rows, columns = centers if centers is not None else (torch.arange(w.shape[0]), torch.arange(w.shape[1]))
-        size = tuple(image_size) if image_size is not None else tuple(w.shape)
+        size = _image_size(image_size) if image_size is not None else tuple(w.shape)
         w = w / w.max()  # keeps the sum of huge weights finite
         return cls(
             w / w.sum(),
-            torch.as_tensor(rows, dtype=torch.int64).cpu(),
-            torch.as_tensor(columns, dtype=torch.int64).cpu(),
+            _centers(rows, "row_centers"),
+            _centers(columns, "column_centers"),
             (int(size[0]), int(size[1])),
         )
 
@@ -115,8 +115,7 @@ class LocationDistribution:
     @classmethod
     def uniform(cls, image_size: Sequence[int]) -> LocationDistribution:
         """Return the uniform distribution over all pixels of images of this (height, width)."""
-        height, width = image_size
-        return cls.from_weights(torch.ones(height, width, dtype=torch.float64))
+        return cls.from_weights(torch.ones(_image_size(image_size), dtype=torch.float64))
 
     @classmethod
     def normal(cls, image_size: Sequence[int], spread: float = NORMAL_SPREAD) -> LocationDistribution:
@@ -131,7 +130,7 @@ class LocationDistribution:
         spread = checks.number(spread, "spread", 1e-6, 1e6)
         axes = [
             torch.exp(-0.5 * ((torch.arange(s, dtype=torch.float64) - (s - 1) / 2) / (spread * s)) ** 2)
-            for s in image_size
+            for s in _image_size(image_size)
         ]
         return cls.from_weights(axes[0][:, None] * axes[1])
 
@@ -250,3 +249,19 @@ class LocationDistribution:
     def __repr__(self) -> str:
         rows, columns = self.probabilities.shape
         return f"LocationDistribution({rows}x{columns} centers over {self.image_size}, entropy {self.entropy:.1f} bits)"
+
+
+def _image_size(value: Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) of images that can be decoded."""
+    height, width = checks.pair(value, "image_size")
+    if height * width > checks.MAX_PIXELS:
+        raise ValueError(f"image_size: expected at most {checks.MAX_PIXELS:,} pixels, got {height}x{width}")
+    return height, width
+
+
+def _centers(value: Any, name: str) -> Tensor:
+    """Return centers as int64 on the CPU."""
+    found = torch.as_tensor(value)
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
+        raise TypeError(f"{name}: expected integers, got {found.dtype}")
+    return found.to("cpu", torch.int64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.data import get_worker_info
 
 from .. import checks
@@ -82,7 +83,8 @@ class NoisyOccluder(nn.Module):
     Random numbers come from Philox counters keyed by (seed, sample id, pixel). With explicit ``sample_ids`` a result
     depends on (seed, sample id) alone: not on the batch or its order, nor on the thread, worker, process or device.
 
-    Gradients pass through unchanged to the pixels that are not covered; covered pixels receive a gradient of 0.
+    Gradients pass through unchanged to the pixels that are not covered; covered pixels receive a gradient of 0. This
+    also holds in forward mode and under ``torch.func.grad``.
 
     Args:
         size: (height, width) of the occluder in pixels, or ((min, max), (min, max)) to draw both uniformly from closed
@@ -206,17 +208,18 @@ class NoisyOccluder(nn.Module):
         """
         batch = checks.as_tensor(images, "images")
         ids, params = self._params(batch, sample_ids)
+        differentiated = (batch.requires_grad and torch.is_grad_enabled()) or _has_tangent(batch)
+        values = batch.detach() if differentiated else batch
         if self._by_channel(batch):
-            covered, info = self._painted_by_channel(batch, ids, params)
-            return (covered, info) if return_info else covered
-        arguments = (batch, ids, *params, *self._limits())
-        result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-        if batch.requires_grad and torch.is_grad_enabled():
-            result = _Occlude.apply(self._validates(batch), *arguments)  # type: ignore[no-untyped-call]
+            limits = self._by_channel_limits(batch)
+            result = _occlude_by_channel(values, limits, self._validates(batch), ids, *params)
         else:
-            result = _occlude(self._validates(batch), *arguments)
+            result = _occlude(self._validates(batch), values, ids, *params, *self._limits(batch.dtype))
         out, boxes, kind, level, intensity = result
-        return (out, OccluderInfo(boxes, kind, level, intensity, ids)) if return_info else out
+        info = OccluderInfo(boxes, kind, level, intensity, ids)
+        if differentiated:
+            out = torch.where(info.mask(*batch.shape[2:])[:, None], out, batch)
+        return (out, info) if return_info else out
 
     def apply_(self, images: Tensor, sample_ids: ArrayLike | None = None) -> OccluderInfo:
         """Occlude the images in place and return the random choices.
@@ -238,11 +241,11 @@ class NoisyOccluder(nn.Module):
                 "clone, or disable gradients with torch.no_grad()"
             )
         ids, params = self._params(images, sample_ids)
-        if self._by_channel(images):
-            covered, info = self._painted_by_channel(images, ids, params)
+        if self._by_channel(images) or _has_tangent(images):
+            covered, info = self.forward(images, ids, return_info=True)
             images.copy_(covered)
             return info
-        low, high = self._limits()
+        low, high = self._limits(images.dtype)
         if images.numel() and self._validates(images):  # before anything is changed
             least, most = images.aminmax()
             if not bool((least >= low) & (most <= high)):  # false for NaN, which aminmax propagates
@@ -260,37 +263,23 @@ class NoisyOccluder(nn.Module):
     def _by_channel(self, images: Tensor) -> bool:
         return isinstance(self.value_range[0], tuple) and images.is_floating_point()
 
-    def _limits(self) -> tuple[float, float]:
-        """Return the value range of all channels; uint8 images have none."""
+    def _limits(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Return the value range of all channels, checked against the images' dtype; uint8 images have none."""
         if isinstance(self.value_range[0], tuple):
             return 0.0, 1.0
+        _check_range((self.value_range,), dtype)
         low, high = self.value_range
         return low, high
 
-    def _painted_by_channel(self, images: Tensor, ids: Tensor, params: _Params) -> tuple[Tensor, OccluderInfo]:
-        """Paint occluders of values in [0, 1] on black, and move them to the ranges of the channels."""
+    def _by_channel_limits(self, images: Tensor) -> Tensor:
+        """Return the range of each channel, float32 [C, 2]."""
         if len(self.value_range) != images.shape[1]:
             raise ValueError(
                 f"value_range: expected a pair for each of the images' {images.shape[1]} channels, got "
                 f"{len(self.value_range)}"
             )
-        limits = torch.tensor(self.value_range, device=images.device)
-        low, high = limits[:, 0], limits[:, 1]
-        if images.numel() and self._validates(images):
-            values = images.detach()
-            # Normalize rounds its limits by another order of operations than this range was computed in.
-            slack = 2 * torch.finfo(images.dtype).eps * limits.abs().amax(1)
-            least, most = (extreme((0, 2, 3)).float() for extreme in (values.amin, values.amax))
-            outside = ~((least >= low - slack) & (most <= high + slack))  # true for NaN
-            if bool(outside.any()):
-                channel = int(outside.int().argmax())
-                allowed = float(low[channel]), float(high[channel])
-                raise ops.outside_range(values[:, channel], *allowed, f" in channel {channel}")
-        black = torch.zeros_like(images, dtype=torch.float32, requires_grad=False)
-        unit, boxes, kind, level, intensity = ops.occlude(black, ids, *params, 0.0, 1.0)
-        info = OccluderInfo(boxes, kind, level, intensity, ids)
-        painted = unit.mul_((high - low)[:, None, None]).add_(low[:, None, None]).to(images.dtype)
-        return torch.where(info.mask(*images.shape[2:])[:, None], painted, images), info
+        _check_range(self.value_range, images.dtype)
+        return torch.tensor(self.value_range, device=images.device)
 
     def _validates(self, images: Tensor) -> bool:
         # On a GPU, reading the result would wait for the device.
@@ -366,6 +355,13 @@ def _occlude(validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, T
     return result
 
 
+def _occlude_by_channel(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the op for a value range of each channel."""
+    run = ops.occlude_by_channel if torch.compiler.is_compiling() else ops.paint_by_channel
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = run(*arguments)
+    return result
+
+
 def _uncovered(gradient: Tensor, boxes: Tensor) -> Tensor:
     """Return a gradient [N, C, H, W] with zeros inside the boxes [N, 4]."""
     i = torch.arange(gradient.shape[2], device=boxes.device).view(1, 1, -1, 1)
@@ -374,25 +370,11 @@ def _uncovered(gradient: Tensor, boxes: Tensor) -> Tensor:
     return gradient.masked_fill((i >= top) & (i < bottom) & (j >= left) & (j < right), 0.0)
 
 
-class _Occlude(torch.autograd.Function):
-    """Native op with the gradient of ``torch.where(mask, occluder, images)``."""
-
-    @staticmethod
-    def forward(ctx: Any, validate: bool, images: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        out, *drawn = _occlude(validate, images, *arguments)
-        ctx.save_for_backward(drawn[0])
-        ctx.mark_non_differentiable(*drawn)
-        ctx.arguments = len(arguments)
-        return (out, *drawn)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        (boxes,) = ctx.saved_tensors
-        return (None, _uncovered(gradient, boxes), *[None] * ctx.arguments)
-
-
 class _OccludeInPlace(torch.autograd.Function):
-    """In-place native op with the same gradient; the random choices are appended to a list."""
+    """In-place native op with the gradient of ``torch.where(mask, occluder, images)``.
+
+    The random choices are appended to a list.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, drawn: list[Tensor], *arguments: Any) -> Tensor:
@@ -406,6 +388,20 @@ class _OccludeInPlace(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (boxes,) = ctx.saved_tensors
         return (_uncovered(gradient, boxes), None, *[None] * ctx.arguments)
+
+
+def _has_tangent(images: Tensor) -> bool:
+    """Return whether forward-mode differentiation follows the images."""
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(images).tangent is not None
+
+
+def _check_range(ranges: Sequence[Any], dtype: torch.dtype) -> None:
+    largest = max(abs(float(limit)) for pair in ranges for limit in pair)
+    if dtype.is_floating_point and largest > torch.finfo(dtype).max:
+        raise ValueError(
+            f"value_range: expected numbers that {dtype} images can hold, up to {torch.finfo(dtype).max:g}, got "
+            f"{largest:g}"
+        )
 
 
 def _interval(value: Sequence[float], name: str, low: float, high: float) -> tuple[float, float]:
@@ -426,7 +422,7 @@ def _value_range(value: Any) -> tuple[float, float] | tuple[tuple[float, float],
 
 
 def _value_pair(value: Any, name: str) -> tuple[float, float]:
-    found = _interval(value, name, -1.7e38, 1.7e38)  # differences fit float32
+    found = _interval(value, name, -checks.MAX_FLOAT32, checks.MAX_FLOAT32)
     if found[0] == found[1]:
         raise ValueError(f"{name}: expected two different numbers, got {tuple(value)!r}")
     return found

@@ -235,6 +235,60 @@ def test_numpy_in():
     assert isinstance(out, torch.Tensor) and float(out.max()) == 0.5
 
 
+@pytest.mark.parametrize("ranges", [(0.0, 1.0), [(0.0, 1.0), (0.0, 2.0), (-1.0, 3.0)]], ids=["one", "channels"])
+def test_every_mode_of_differentiation(ranges):
+    from torch.autograd import forward_ad
+
+    images, ids = torch.rand(3, 3, 20, 20), torch.arange(3)
+    occluder = NoisyOccluder((7, 9), seed=2, value_range=ranges)
+    covered = occluder(images, ids, return_info=True)[1].mask(20, 20)[:, None].expand_as(images)
+    wanted = (~covered).float()
+    assert torch.equal(torch.func.grad(lambda x: occluder(x, ids).sum())(images), wanted)
+    assert torch.equal(torch.func.jvp(lambda x: occluder(x, ids), (images,), (torch.ones_like(images),))[1], wanted)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(images.clone(), torch.ones_like(images))
+        assert torch.equal(forward_ad.unpack_dual(occluder(dual, ids)).tangent, wanted)
+        occluder.apply_(dual, ids)
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, wanted)
+        assert torch.equal(forward_ad.unpack_dual(dual).primal, occluder(images, ids))
+
+
+def test_ranges_of_channels_in_a_compiled_graph():
+    torch.compiler.reset()
+    images, ids = torch.rand(3, 3, 20, 20), torch.arange(3)
+    occluder = NoisyOccluder((7, 9), seed=2, value_range=[(0.0, 1.0), (0.0, 2.0), (-1.0, 3.0)])
+    compiled = torch.compile(lambda x, k: occluder(x.clone(), k).clone(), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(images, ids), occluder(images, ids))
+    with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], .* in channel 0"):
+        compiled(images * 9, ids)
+
+
+def test_a_range_that_the_dtype_cannot_hold():
+    images, ids = torch.rand(2, 3, 20, 20).half(), torch.arange(2)
+    for ranges in ((0.0, 7e4), [(0.0, 1.0), (0.0, 1.0), (-7e4, 0.0)]):
+        occluder = NoisyOccluder((7, 9), value_range=ranges)
+        for call in (occluder, occluder.apply_):
+            with pytest.raises(
+                ValueError, match=r"value_range: expected numbers that torch\.float16 images can hold, .* got 70000"
+            ):
+                call(images, ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LocationDistribution.uniform((2**40, 2**40)), "image_size: expected numbers of at most"),
+        (lambda: LocationDistribution.uniform((20_000, 20_000)), "image_size: expected at most 40,000,000 pixels"),
+        (lambda: LocationDistribution.normal((0, 4)), "image_size: expected numbers of at least 1"),
+        (lambda: LocationDistribution.at((1.5, 2), (4, 4)), "row_centers: expected integers, got torch.float32"),
+        (lambda: LocationDistribution.from_weights(torch.ones(1, 2), centers=([0], [0.5, 1.5])), "column_centers"),
+    ],
+)
+def test_sizes_and_centers_that_are_none(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
 @pytest.mark.parametrize("locations", ["uniform", "normal", LocationDistribution.normal((30, 30))])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

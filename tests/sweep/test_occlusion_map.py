@@ -292,6 +292,14 @@ def test_the_batch_fits_into_the_memory_limit(tiny_net, faces, labels):
     assert dense.largest_batch(lambda b: torch.zeros(b, 1000), 40_000_000) == pytest.approx(6666, rel=0.5)
 
 
+def test_a_memory_limit_that_holds_nothing_is_told_of(tiny_net, faces, labels):
+    call = dict(progress=False, method="dense")
+    with pytest.warns(UserWarning, match="memory_limit: 100 bytes do not hold a forward pass of one image"):
+        m = occfast.occlusion_map(tiny_net, faces[:1], labels[:1], (5, 4), memory_limit=100, **call)
+    assert m.settings["batch size"] == 1
+    assert dense.largest_batch(lambda b: torch.zeros(b, 1000), 100) == 0
+
+
 def test_out_of_memory_halves_the_batch(tiny_net, faces, labels, caplog):
     def fragile(x):
         if x.shape[0] > 6:

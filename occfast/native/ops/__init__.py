@@ -7,7 +7,7 @@ receive addresses in structs with named fields (``csrc/api.h``). Importing this 
 
 from .common import IMAGE_DTYPES, dense, is_channels_last
 from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution
-from .occluder_checks import occlude_validated, outside_range
+from .occluder_checks import occlude_by_channel, occlude_validated, outside_range, paint_by_channel
 from .occluders import KINDS, draw_occluders, occlude, occlude_, paint_occluders, paint_occluders_
 from .sweep import SCORES, occlude_positions, sweep_accumulate, sweep_score
 from .triplet import DISTANCES, MAX_BINS, MININGS, triplet_loss, triplet_loss_backward
@@ -27,10 +27,12 @@ __all__ = [
     "is_channels_last",
     "occlude",
     "occlude_",
+    "occlude_by_channel",
     "occlude_positions",
     "occlude_validated",
     "outside_range",
     "pack_convolution",
+    "paint_by_channel",
     "paint_occluders",
     "paint_occluders_",
     "sweep_accumulate",

@@ -1,4 +1,4 @@
-"""The occluder op with a check of the value range, as one op that compiled graphs can contain."""
+"""The occluder op with checks of the value range, also of each channel, as ops that compiled graphs can contain."""
 
 from __future__ import annotations
 
@@ -48,4 +48,51 @@ occlude_validated = register(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _occlude_validated,
     _fake_occlude_validated,
+)
+
+
+def paint_by_channel(
+    images: Tensor, limits: Tensor, validate: bool, sample_ids: Tensor, cdf: Tensor, *arguments: Any
+) -> _Result:
+    """Occlude copies of images whose channels have ranges of their own.
+
+    Occluders are painted on black with values in [0, 1], and moved to the ranges of the channels.
+
+    Args:
+        images: Floating point [N, C, H, W].
+        limits: float32 [C, 2], the values that correspond to 0 and 1.
+        validate: Raise ValueError if images leave their ranges.
+        sample_ids, cdf, arguments: As for :data:`~occfast.native.ops.occlude`, up to ``gray``.
+    """
+    low, high = limits[:, 0], limits[:, 1]
+    if validate and images.numel():
+        # Normalize rounds its limits by another order of operations than this range was computed in.
+        slack = 2 * torch.finfo(images.dtype).eps * limits.abs().amax(1)
+        least, most = (extreme((0, 2, 3)).float() for extreme in (images.amin, images.amax))
+        outside = ~((least >= low - slack) & (most <= high + slack))  # true for NaN
+        if bool(outside.any()):
+            channel = int(outside.int().argmax())
+            allowed = float(low[channel]), float(high[channel])
+            raise outside_range(images[:, channel], *allowed, f" in channel {channel}")
+    black = torch.zeros_like(images, dtype=torch.float32)
+    unit, *drawn = occlude(black, sample_ids, cdf, *arguments, 0.0, 1.0)
+    painted = unit.mul_((high - low)[:, None, None]).add_(low[:, None, None]).to(images.dtype)
+    i = torch.arange(images.shape[2], device=images.device)[:, None]
+    j = torch.arange(images.shape[3], device=images.device)
+    top, left, bottom, right = (drawn[0][:, k, None, None, None] for k in range(4))
+    inside = (i >= top) & (i < bottom) & (j >= left) & (j < right)
+    return (torch.where(inside, painted, images), *drawn)  # type: ignore[return-value]
+
+
+def _fake_occlude_by_channel(images: Tensor, limits: Tensor, validate: bool, sample_ids: Tensor, *_: Any) -> _Result:
+    return _fake_occlude_validated(images, sample_ids)
+
+
+#: :func:`paint_by_channel` as one op.
+occlude_by_channel = register(
+    "occlude_by_channel(Tensor images, Tensor limits, bool validate, Tensor sample_ids, Tensor cdf, "
+    "Tensor row_centers, Tensor column_centers, int seed, float probability, int[] sizes, float[] ranges, "
+    "int[] kinds, bool gray) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    paint_by_channel,
+    _fake_occlude_by_channel,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,13 @@ class DenseEvaluator:
         limit = memory_limit or int(_SHARE_OF_FREE * available_bytes(device))
         limit -= _parameter_bytes(self._plain)  # of the copy in the other format
         fits = min(total, largest_batch(lambda b: self.outputs(_some_positions(b, total, device)), limit))
+        if fits < 1:
+            if memory_limit is not None:
+                warnings.warn(
+                    f"memory_limit: {memory_limit} bytes do not hold a forward pass of one image; it takes more",
+                    stacklevel=2,
+                )
+            fits = 1
         return_freed(device)
         first = min(fits, _FIRST_BATCH[device.type])
         best, budget = (0.0, first, "channels_last"), math.inf
@@ -206,7 +214,7 @@ def _some_positions(count: int, total: int, device: torch.device) -> Tensor:
 
 
 def largest_batch(run: Callable[[int], Any], limit: int) -> int:
-    """Return the largest batch whose tensors fit into ``limit`` bytes, from two measured passes; at least 1."""
+    """Return the largest batch whose tensors fit into ``limit`` bytes, from two measured passes; 0: not even one."""
     try:
         one, three = peak_bytes(lambda: run(1)), peak_bytes(lambda: run(3))
     except (RuntimeError, MemoryError) as error:
@@ -214,4 +222,5 @@ def largest_batch(run: Callable[[int], Any], limit: int) -> int:
             raise
         return 1
     each = max(1.0, (three - one) / 2)
-    return max(1, min(_LARGEST_BATCH, int((limit - max(0.0, one - each)) / (_SCRATCH * each))))
+    fits = int((limit - max(0.0, one - each)) / (_SCRATCH * each))
+    return max(int(one <= limit), min(_LARGEST_BATCH, fits))
