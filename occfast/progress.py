@@ -82,7 +82,7 @@ def _rate(rate: float, unit: str = "") -> str:
     return f"{1 / rate:,.1f} s each" if 0 < rate < 1 else f"{rate:,.0f}{unit}/s"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """Return a time as text: seconds up to an hour, then hours and minutes."""
     minutes = round(seconds / 60)
     return f"{seconds:,.0f} s" if seconds < 3600 else f"{minutes // 60:,} h {minutes % 60} min"
@@ -102,7 +102,7 @@ def _lines(title: str, unit: str, note: Callable[[], str] | None) -> Report:
             return
         last = now
         rate = (done - first) / (now - started)
-        left = f", {_time((total - done) / rate)} left" if total and rate > 0 else ""
+        left = f", {time_text((total - done) / rate)} left" if total and rate > 0 else ""
         share = f" of {total:,}" if total else ""
         beside = note() if note else ""
         text = f", {beside}" if beside else ""

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
     from ..data import FaceDataset
     from ..models import Preprocessing, Recognizer
-    from ..sweep import MapComparison, OcclusionMap
+    from ..sweep import MapComparison, OcclusionMap, SweepGrid
     from ..sweep.options import Method
 
 _BATCH = 64  # images that are read together
 _TIMEOUT = timedelta(minutes=10)  # for a message from another process
 _MANY = 500_000  # evaluations
+_LONG = 600.0  # seconds of a sweep from which faster settings are suggested
+_MEASURED = 8  # images of the forward pass that is timed
 
 
 def map_(
@@ -57,7 +60,8 @@ def map_(
         str,
         typer.Option(
             help="error, score_drop or probability_drop for a classifier; similarity_drop for an embedding network "
-            "(drop of the cosine similarity to the image without the occluder)."
+            "(drop of the cosine similarity to the image without the occluder), or mismatch (whether it is below "
+            "--threshold)."
         ),
     ] = "error",
     method: Annotated[
@@ -72,6 +76,14 @@ def map_(
         typer.Option(
             help="sampled: stop at this standard error. adaptive: allowed probability of a wrong label at a skipped "
             "position or, with other scores than error, allowed error of interpolation.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Cosine similarity below which the recognizer rejects a face (see occfast audit), for mismatch; with "
+            "similarity_drop it adds the share of rejected images at each position.",
             show_default=False,
         ),
     ] = None,
@@ -197,6 +209,8 @@ def map_(
     stems = _occluders(occluder or ["20x40"], average, output)
     within = None if region is None else _region(region)
     chosen = _method(method, tolerance)
+    kind = _score(score, threshold, method)
+    rejected_below = threshold if score == "similarity_drop" else None
     others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems if compare}
     with _processes(device) as place, ExitStack() as stack:
         group = Processes()
@@ -224,11 +238,11 @@ def map_(
             validation_of,
         )
         network_, names, content = found.network, found.people, _fill(fill, preparation)
-        if score == "similarity_drop":
+        labeled = score not in ("similarity_drop", "mismatch")
+        if not labeled:
             network_, names = found.embedding(), None
         elif people is not None:
             names = read_text(people).splitlines()
-        labeled = score != "similarity_drop"
         batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
         if labeled:
             _check_classes(network_, next(iter(batches))[0].to(place), names, faces.people)
@@ -240,7 +254,7 @@ def map_(
         made, comparisons = {}, {}
         for stem, box in stems.items():
             if speak and not quiet:
-                _announce(box, stride, border, within, preparation.size, len(batches.dataset), method)
+                _announce(box, stride, border, within, preparation.size, batches, method, network_, place)
             made[stem] = occlusion_map(
                 network_,
                 batches,
@@ -249,7 +263,7 @@ def map_(
                 border=border,  # type: ignore[arg-type]
                 region=within,
                 fill=content,
-                score=score,  # type: ignore[arg-type]
+                score=kind,
                 method=chosen,
                 seed=seed,
                 batch_size=batch_size,
@@ -262,20 +276,45 @@ def map_(
             )
             if speak:
                 comparisons[stem] = _compared(made[stem], others.get(stem), faces.labels[batches.dataset])
-                _write(made[stem], stem, temperature, comparisons[stem])
+                _write(made[stem], stem, temperature, comparisons[stem], rejected_below)
                 _warn_of_skipped(made[stem])
     if not speak:
         return
-    results = [_summary(m, stem, comparisons[stem]) for stem, m in made.items()]
+    results = [_summary(m, stem, comparisons[stem], rejected_below) for stem, m in made.items()]
     if as_json:
         typer.echo(json.dumps({"model": model, "dataset": dataset, "images": len(batches.dataset), "maps": results}))
         return
     for one in results:
         typer.echo(f"{one['files']['page']}: {one['summary']}")
+        if rejected_below is not None:
+            typer.echo(
+                f"  rejected below {rejected_below:g}: {one['rejected']:.1%} of the images on average over positions, "
+                f"{one['most_rejected']:.1%} at the worst"
+            )
         if one["estimate"] is not None:
             typer.echo(f"  {one['estimate_text']}")
         if one["comparison"] is not None:
             typer.echo(f"  compared with {compare}: {one['comparison_text']}")
+
+
+def _score(score: str, threshold: float | None, method: str) -> Any:
+    """Return the score; a threshold that no map could use, or that is missing, is refused before any work."""
+    from .. import checks
+    from ..sweep import Mismatch
+
+    if score == "mismatch":
+        if threshold is None:
+            raise ValueError("--threshold: required by --score mismatch, such as the one that occfast audit states")
+        checks.number(threshold, "--threshold", above=-1.0)
+        return Mismatch(threshold)
+    if threshold is not None:
+        checks.number(threshold, "--threshold", high=1.0, above=-1.0)
+        if score != "similarity_drop" or method == "sampled":
+            raise ValueError(
+                "--threshold: only valid with --score mismatch, or with --score similarity_drop and a --method that "
+                f"keeps maps of single images, got --score {score} and --method {method}"
+            )
+    return score
 
 
 # -- earlier runs --------------------------------------------------------------------------------------
@@ -333,39 +372,65 @@ def _announce(
     border: str,
     region: tuple[int, int, int, int] | None,
     size: tuple[int, int],
-    images: int,
+    batches: _Batches,
     method: str,
+    network: nn.Module,
+    place: torch.device,
 ) -> None:
-    """Say how much work a map is before it begins."""
+    """Say how much work a map is before it begins, and how long it will take."""
+    from ..progress import time_text
     from ..sweep import SweepGrid
 
     grids = [
         SweepGrid.over(size, each, stride=stride, border=border, region=region)  # type: ignore[arg-type]
         for each in (box if isinstance(box, list) else [box])
     ]
-    positions = sum(grid.positions for grid in grids)
+    images, positions = len(batches.dataset), sum(grid.positions for grid in grids)
     total = images * positions
     boxes = ", ".join(grid.occluder_text for grid in grids)
     text = f"occluder {boxes}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
+    seconds = _seconds(network, next(iter(batches)), place) * total
+    faster = 1.0
+    if seconds > _LONG and method in ("auto", "incremental") and region is None:
+        faster = max(1.0, _speedup(network, size, grids[0], images))
+    text += f", about {time_text(seconds / faster)}"
     if method in ("adaptive", "sampled"):
         text += f" in full; {method} takes a fraction of them"
-    elif total > _MANY:
-        text += "; a larger --stride, --limit, or --method adaptive or sampled take fewer"
+    elif seconds / faster > _LONG or total > _MANY:
+        text += "; a larger --stride, --limit, or --method adaptive or sampled take less"
     typer.echo(text, err=True)
+
+
+def _seconds(network: nn.Module, batch: Any, place: torch.device) -> float:
+    """Measure the seconds that a forward pass takes for an image of a batch."""
+    import torch
+
+    images = (batch[0] if isinstance(batch, tuple) else batch)[:_MEASURED].to(place)
+    times = []
+    for _ in range(3):  # the first ones are slower
+        begin = time.perf_counter()
+        _outputs(network, images)
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        times.append(time.perf_counter() - begin)
+    return min(times) / len(images)
+
+
+def _speedup(network: nn.Module, size: tuple[int, int], grid: SweepGrid, images: int) -> float:
+    """Predict how many times as fast as forward passes the exact sweep is."""
+    from ..sweep import explain
+
+    try:
+        return explain(network, size, grid.occluder, stride=grid.stride, border=grid.border, images=images).speedup
+    except (ValueError, TypeError, RuntimeError):  # the sweep says what is wrong with the network
+        return 1.0
 
 
 def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, people: Sequence[str]) -> None:
     """Refuse outputs that are not classes of these people, such as the dimensions of an embedding."""
     import torch
 
-    try:
-        with torch.no_grad():
-            outputs = network(images[:1])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model: fails on images of shape {list(images.shape[1:])} ({reason}); see --color and --size"
-        ) from error
+    outputs = _outputs(network, images[:1])
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
         return  # the sweep refuses it
     found, wanted = outputs.shape[1], len(people if names is None else names)
@@ -375,6 +440,20 @@ def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, 
             f"model: {found} outputs, but {wanted} people are {whose}; for an embedding network give --score "
             "similarity_drop, for a classifier of other people name its classes with --people"
         )
+
+
+def _outputs(network: nn.Module, images: Tensor) -> Any:
+    """Run the network; an image that it does not take is one error."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return network(images)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model: fails on images of shape {list(images.shape[1:])} ({reason}); see --color and --size"
+        ) from error
 
 
 def _warn_of_skipped(m: OcclusionMap) -> None:
@@ -566,19 +645,23 @@ def _fill(name: str, preparation: Preprocessing) -> Any:
 _FILES = {"map": ".npz", "picture": ".png", "page": ".html", "table": ".csv"}
 
 
-def _write(m: OcclusionMap, stem: Path, temperature: float, comparison: MapComparison | None) -> None:
+def _write(
+    m: OcclusionMap, stem: Path, temperature: float, comparison: MapComparison | None, threshold: float | None
+) -> None:
     """Write a map, its picture, its page and its table."""
     import numpy as np
 
     from ..files import write_atomically
 
     m.save(stem.with_suffix(_FILES["picture"]))
-    m.to_html(stem.with_suffix(_FILES["page"]), comparison=comparison)
+    m.to_html(stem.with_suffix(_FILES["page"]), comparison=comparison, threshold=threshold)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns: dict[str, Any] = {"value": m.values, "standard_error": m.standard_error}
     if m.interval is not None:
         columns |= {"low": m.interval[0], "high": m.interval[1]}
+    if threshold is not None:
+        columns["rejected"] = m.rejection_rate(threshold)
     rows, across = m.centers
     columns["probability"] = m.distribution(temperature).probabilities.numpy()[np.ix_(rows, across)]
     writer.writerow(["row", "column", *columns])
@@ -589,11 +672,16 @@ def _write(m: OcclusionMap, stem: Path, temperature: float, comparison: MapCompa
     m.save(stem.with_suffix(_FILES["map"]))  # the last file, since the checkpoint is removed after it
 
 
-def _summary(m: OcclusionMap, stem: Path, comparison: MapComparison | None) -> dict[str, Any]:
+def _summary(m: OcclusionMap, stem: Path, comparison: MapComparison | None, threshold: float | None) -> dict[str, Any]:
     """Return the results for JSON."""
     from ..sweep.estimate import as_json
 
-    mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]} if m.score == "error" else {}
+    mean: dict[str, Any] = {}
+    if m.binary:
+        mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]}
+    if threshold is not None:
+        rejected = m.rejection_rate(threshold)
+        mean = {"threshold": threshold, "rejected": float(rejected.mean()), "most_rejected": float(rejected.max())}
     return {
         "occluder": list(m.occluder),
         "occluders": m.occluder_text,

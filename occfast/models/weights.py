@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..losses import LargeMarginCosine
+from ..losses import LargeMarginCosine, PartialFC
 from .preprocessing import Preprocessing
 from .registry import NETWORKS, build, classifier_name, features
 from .tensor_files import read_about, read_state_dict, read_tensors, write_tensors
@@ -184,8 +185,14 @@ def _load_head(path: Path) -> nn.Module:
     return head.eval()
 
 
-def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
-    """Load the head that was saved beside the weights ``start``.
+def load_head(head: nn.Module, start: str | os.PathLike[str], unused: Sequence[str] = ()) -> bool:
+    """Load the head that was saved beside the weights ``start``, or the classifier in them.
+
+    Args:
+        head: Changed in place.
+        start: Path of the weights.
+        unused: Names in the weights that the network did not use. A softmax classifier that is divided among processes
+            takes its weights from there if no head was saved.
 
     Returns:
         True if there was one.
@@ -194,9 +201,23 @@ def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
         ValueError: If it does not fit.
     """
     path = _head_of(Path(start))
-    if not path.is_file():
-        return False
-    load_into(head, read_tensors(path)[0], source=str(path))
+    if not isinstance(head, PartialFC):
+        if path.is_file():
+            load_into(head, read_tensors(path)[0], source=str(path))
+        return path.is_file()
+    if path.is_file():
+        state = read_tensors(path)[0]
+    else:
+        path = Path(start)
+        layers = {name.rpartition(".")[0] for name in unused}
+        if head.loss != "cross_entropy" or len(layers) != 1:
+            return False
+        weights = read_state_dict(path)
+        state = {name.rpartition(".")[2]: weights[name] for name in unused}
+    try:
+        head.load_whole(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: the classifier does not fit: {error}") from error
     return True
 
 

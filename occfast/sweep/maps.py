@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from .comparison import MapComparison, compared
 from .difference import MapDifference
 from .estimate import Disagreement, Sampling, as_json, from_json
 from .geometry import SweepGrid
+from .options import BINARY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 
 #: Of the files that :meth:`OcclusionMap.save` writes.
 MAP_KIND = "occfast.OcclusionMap"
+#: Setting of a map of similarities of images with themselves.
+OWN_REFERENCE = "the image without an occluder"
 _OPTIONAL = ("per_image", "interval", "bias", "image_indices")
 _LABELS = {
     "error": "classification error rate",
     "score_drop": "mean drop of the label's output",
     "probability_drop": "mean drop of the label's probability",
     "similarity_drop": "mean drop of the cosine similarity",
+    "mismatch": "share of images that no longer match",
 }
 
 
@@ -44,7 +48,8 @@ _LABELS = {
 class OcclusionMap:
     """Scores of a network with an occluder centered on each pixel of a grid.
 
-    ``m - n`` is the :class:`~occfast.sweep.difference.MapDifference` of two maps. A notebook shows a map as a picture
+    ``m - n`` is the :class:`~occfast.sweep.difference.MapDifference` of two maps, and ``m[k]`` the map of image k. A
+    notebook shows a map as a picture
     with its settings.
 
     Attributes:
@@ -52,14 +57,14 @@ class OcclusionMap:
             the mean of Eq. 3).
         standard_error: Float64 [rows, columns], of the mean as an estimate for the population that the images come
             from; NaN with one image. For "sampled": as an estimate of the full sweep of all images that were given.
-        per_image: Scores of each image, uint8 ("error") or float32 [n_images, rows, columns]; None if they were not
-            kept.
+        per_image: Scores of each image, uint8 ("error", "mismatch") or float32 [n_images, rows, columns]; None if they
+            were not kept.
         image_indices: Numbers of the images used among those given, int64 [n_images], one for each row of
             ``per_image``; None in files of earlier versions.
         grid: The centers, and the occluder.
         further: Grids of further occluders over which the map is an average, with the same centers; () for one.
-        score: The quantity: "error", "score_drop", "probability_drop", "similarity_drop", or "drop of NAME" for a
-            function.
+        score: The quantity: "error", "score_drop", "probability_drop", "similarity_drop", "mismatch", or "drop of
+            NAME" for a function.
         method: The method that ran: "dense", "incremental", "adaptive" or "sampled".
         n_images: Number of images in the mean.
         n_skipped: Number of images left out because the model misclassifies them without an occluder.
@@ -121,12 +126,86 @@ class OcclusionMap:
         return rows.numpy(), columns.numpy()
 
     @property
+    def binary(self) -> bool:
+        """Whether scores of single images are 0 or 1: those of "error" and "mismatch"."""
+        return self.score in BINARY
+
+    @property
     def accuracy(self) -> tuple[float, float]:
         """Mean and standard deviation (of the population) over locations of 1 - ``values``: a cell of Table 1."""
-        if self.score != "error":
-            raise ValueError(f"accuracy: expected a map of the score 'error', this one is of {self.score!r}")
+        if not self.binary:
+            raise ValueError(f"accuracy: expected a map of the score 'error' or 'mismatch', got {self.score!r}")
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
+
+    def __getitem__(self, image_index: int) -> OcclusionMap:
+        """Return the map of one image.
+
+        Its errors are NaN, and ``mean_image`` stays that of all images, since single images are not kept. Iteration
+        over a map gives the maps of the images used, in their order; ``len`` is their number.
+
+        Args:
+            image_index: Number of an image among those given, as in ``image_indices``.
+
+        Raises:
+            TypeError: It is not an integer.
+            ValueError: The map does not hold the scores of single images.
+            IndexError: That image was not used.
+        """
+        number = checks.integer(image_index, "image_index")
+        try:
+            values = self._of_image(number)
+        except ValueError as error:
+            raise (error if self.per_image is None else IndexError(str(error))) from None
+        return replace(
+            self,
+            values=values,
+            standard_error=np.full_like(values, np.nan),
+            per_image=values[None].astype(np.uint8 if self.score == "error" else np.float32),
+            image_indices=np.array([number]),
+            n_images=1,
+            n_skipped=0,
+            settings={**self.settings, "image": f"{number}, one of {self.n_images}"},
+            estimate=None,
+            interval=None,
+            bias=None,
+            fingerprint=None,
+            _checkpoint=None,
+        )
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def __iter__(self) -> Iterator[OcclusionMap]:
+        numbers = range(self.n_images) if self.image_indices is None else self.image_indices.tolist()
+        return (self[number] for number in numbers)
+
+    def rejection_rate(self, threshold: float) -> NDArray[np.float64]:
+        """Return the share of images that a recognizer rejects with the occluder at each position.
+
+        An image is rejected where the cosine similarity of its embeddings with and without the occluder is below the
+        threshold. It answers for a recognizer what the score "error" answers for a classifier.
+
+        Args:
+            threshold: Cosine similarity in (-1, 1], such as the one that ``occfast audit`` sets by a false match rate.
+
+        Returns:
+            Float64 [rows, columns], in [0, 1].
+
+        Raises:
+            ValueError: The map is not of "similarity_drop" with the images themselves as references, or does not hold
+                the scores of single images.
+        """
+        threshold = checks.number(threshold, "threshold", high=1.0, above=-1.0)
+        if self.score != "similarity_drop" or self.settings.get("reference") != OWN_REFERENCE:
+            raise ValueError(
+                "rejection_rate: expected a map of the score 'similarity_drop' with labels=None, this one is of "
+                f"{self.score!r} with {self.settings.get('reference', 'labels')}"
+            )
+        if self.per_image is None:
+            raise ValueError("rejection_rate: expected a map that holds the scores of single images, this one does not")
+        rejected: NDArray[np.float64] = (1.0 - self.per_image.astype(np.float64) < threshold).mean(0)
+        return rejected
 
     def every_pixel(self, image_index: int | None = None) -> NDArray[np.float64]:
         """Return the values at every pixel, float64 [H, W].
@@ -214,7 +293,7 @@ class OcclusionMap:
             checks.choice(image, "image", ["mean"])
             image = self.mean_image
         values = self.values if image_index is None else self._of_image(image_index)
-        limits = (0.0, max(float(values.max()), 1e-9)) if self.score == "error" else None
+        limits = (0.0, max(float(values.max()), 1e-9)) if self.binary else None
         label = f"{self.score}, image {image_index}"
         if image_index is None:
             label = _LABELS.get(self.score, f"mean {self.score}")
@@ -223,7 +302,7 @@ class OcclusionMap:
     def _of_image(self, image_index: int) -> NDArray[Any]:
         number = checks.integer(image_index, "image_index", 0)
         if self.per_image is None:
-            raise ValueError("image_index: expected None, since this map does not hold the scores of single images")
+            raise ValueError("image_index: this map does not hold the scores of single images")
         rows = np.arange(self.n_images) if self.image_indices is None else self.image_indices
         found = np.flatnonzero(rows == number)
         if not len(found):
@@ -246,7 +325,9 @@ class OcclusionMap:
         j = np.abs(np.arange(width)[:, None] - columns).argmin(1)
         return np.asarray(mean * weight[np.ix_(i, j)])
 
-    def to_html(self, path: str | os.PathLike[str], *, comparison: MapComparison | None = None) -> Path:
+    def to_html(
+        self, path: str | os.PathLike[str], *, comparison: MapComparison | None = None, threshold: float | None = None
+    ) -> Path:
         """Write a self-contained page and return its path.
 
         It shows the map, the mean image masked by it, a histogram over locations, the errors and the settings.
@@ -254,10 +335,11 @@ class OcclusionMap:
         Args:
             path: The file.
             comparison: Result of :meth:`compare`, for a section of the page; None: no such section.
+            threshold: Similarity below which images are rejected, for a picture of :meth:`rejection_rate`.
         """
         from .page import render
 
-        return write_atomically(path, render(self, comparison).encode())
+        return write_atomically(path, render(self, comparison, threshold).encode())
 
     def _picture(self) -> Figure:
         figure, ax = new_figure()
@@ -381,7 +463,7 @@ class OcclusionMap:
         return loaded
 
     def __repr__(self) -> str:
-        mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.score == "error" else self.score
+        mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.binary else self.score
         low = f" in {self.precision}" if self.precision else ""
         skipped = f" ({self.n_skipped} misclassified ones left out)" if self.n_skipped else ""
         return (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .maps import OcclusionMap
 
 
-def render(m: OcclusionMap, comparison: MapComparison | None = None) -> str:
+def render(m: OcclusionMap, comparison: MapComparison | None = None, threshold: float | None = None) -> str:
     """Return the page of a map, with its pictures inside, and with a section for a comparison if there is one."""
     require("a page", "jinja2")
     from importlib.resources import files
@@ -31,7 +31,7 @@ def render(m: OcclusionMap, comparison: MapComparison | None = None) -> str:
     return environment.from_string(template).render(
         title=f"Occlusion map {m.occluder_text}".replace("x", "×"),
         headline=_headline(m),
-        pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m)],
+        pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m, threshold)],
         comparison=None if comparison is None else _comparison(comparison),
         rows=_rows(m),
         version=_version(),
@@ -47,7 +47,7 @@ def _version() -> str:
 
 
 def _headline(m: OcclusionMap) -> str:
-    if m.score == "error":
+    if m.binary:
         mean, std = m.accuracy
         return f"Accuracy over locations: {100 * mean:.2f} ± {100 * std:.2f} % ({m.n_images} images)"
     return f"Mean over locations: {m.values.mean():.4g} ± {m.values.std():.4g} ({m.n_images} images)"
@@ -74,9 +74,15 @@ def _rows(m: OcclusionMap) -> list[tuple[str, str]]:
     return [(html.unescape(str(name)), str(value)) for name, value in rows]
 
 
-def _pictures(m: OcclusionMap) -> list[tuple[Figure, str]]:
+def _pictures(m: OcclusionMap, threshold: float | None) -> list[tuple[Figure, str]]:
     """Return the figures of the page with their captions."""
+    rejected = None if threshold is None else m.rejection_rate(threshold)
     found = [(_map_picture(m), _map_text(m)), (_masked_picture(m), _MASKED_TEXT), (_histogram(m), _HISTOGRAM_TEXT)]
+    if rejected is not None:
+        figure, ax = new_figure(_SIZE)
+        limits = (0.0, max(float(rejected.max()), 1e-9))
+        draw_map(rejected, extent(*m.centers), ax=ax, label="share of images rejected", limits=limits)
+        found.insert(1, (figure, f"Share of images whose similarity falls below {threshold:g}: they are rejected."))
     error, label, text = _error(m)
     if not np.isnan(error).all():  # as of one image
         figure, ax = new_figure(_SIZE)
@@ -128,6 +134,8 @@ def _map_picture(m: OcclusionMap) -> Figure:
 
 
 def _map_text(m: OcclusionMap) -> str:
+    if m.score == "mismatch":
+        return "Share of images that no longer match with the occluder at each location; bright is where it hurts."
     if m.score == "error":
         return "Error rate with the occluder centered at each location; bright is where it hurts."
     if (m.values < 0).any():
@@ -144,9 +152,9 @@ def _masked_picture(m: OcclusionMap) -> Figure:
 
 def _histogram(m: OcclusionMap) -> Figure:
     figure, ax = new_figure(_SIZE)
-    values = 1 - m.values if m.score == "error" else m.values
+    values = 1 - m.values if m.binary else m.values
     ax.hist(values.ravel(), bins=40, color="#b5367a")
-    ax.set_xlabel("accuracy with the occluder at the location" if m.score == "error" else m.score)
+    ax.set_xlabel("accuracy with the occluder at the location" if m.binary else m.score)
     ax.set_ylabel("locations")
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -385,7 +386,7 @@ def test_what_is_left_out_is_said(folder: Path, tmp_path: Path, capsys, monkeypa
     assert result.exit_code == 0, result.output
     assert "images are misclassified even without an occluder and are left out" in result.stderr
     assert "misclassified ones left out)" in result.stdout
-    assert "occluder 6x5: 10 images, 396 positions each, 3,960 evaluations" in result.stderr
+    assert re.search(r"occluder 6x5: 10 images, 396 positions each, 3,960 evaluations, about \d+ s\n", result.stderr)
     m = run("tests.cli.test_map:embedder", folder, *box, "-o", tmp_path / "embedding", "--score", "similarity_drop")[
         "maps"
     ][0]
@@ -396,6 +397,71 @@ def test_what_is_left_out_is_said(folder: Path, tmp_path: Path, capsys, monkeypa
         0
     ]
     assert skip["left_out"] > 0
+
+
+def test_a_long_sweep_is_forecast(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is that of forward passes, divided by the predicted speed-up of the exact sweep."""
+    from occfast.cli import map as command
+
+    monkeypatch.setattr(command, "_seconds", lambda *_: 5000.0)
+    monkeypatch.setattr(command, "_speedup", lambda *_: 2.0)
+    common = ["map", FACTORY, str(folder), "--occluder", "6x5", "--stride", "9", "--color", "gray"]
+    told = {}
+    for method in ("auto", "dense", "adaptive"):
+        result = CliRunner().invoke(app, [*common, "-o", str(tmp_path / method), "--method", method])
+        assert result.exit_code == 0, result.output
+        told[method] = re.search(r"([\d,]+) evaluations, about ([\d,]+) h (\d+) min(.*)", result.stderr)
+        assert told[method] is not None
+    for method, faster in (("auto", 2), ("dense", 1), ("adaptive", 1)):
+        total, hours, minutes, rest = told[method].groups()
+        assert (
+            abs(int(total.replace(",", "")) * 5000 / faster / 60 - (60 * int(hours.replace(",", "")) + int(minutes)))
+            <= 0.5
+        )
+        assert "takes a fraction" in rest if method == "adaptive" else "a larger --stride" in rest
+
+
+def test_the_time_of_a_forward_pass_and_the_speed_up_are_measured() -> None:
+    import time
+
+    from occfast.cli.map import _seconds, _speedup
+    from occfast.sweep import SweepGrid
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return images
+
+    assert 0.02 / 8 <= _seconds(slow, torch.rand(64, 1, 9, 9), torch.device("cpu")) < 0.1
+    assert _speedup(slow, (9, 9), SweepGrid.over((9, 9), (3, 3)), 4) == 1.0  # a function is swept densely
+    with pytest.raises(ValueError, match=r"model: fails on images of shape \[1, 9, 9\] \(.*\); see --color and --size"):
+        _seconds(torch.nn.Conv2d(3, 4, 3), torch.rand(2, 1, 9, 9), torch.device("cpu"))
+
+
+def test_the_share_of_rejected_images(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """A finished map gets it with --resume, without another sweep."""
+    common = ("tests.cli.test_map:embedder", folder, "--occluder", "6x5", "--stride", "4", "-o", tmp_path / "maps")
+    score = ("--score", "similarity_drop")
+    first = run(*common, *score)["maps"][0]
+    saved = occfast.OcclusionMap.load(first["files"]["map"])
+    threshold = round(float(1 - np.median(saved.per_image)), 6)
+    given = ("--threshold", str(threshold))
+    m = run(*common, *score, *given, "--resume")["maps"][0]
+    wanted = (1 - saved.per_image.astype(float) < threshold).mean(0)
+    assert 0 < m["rejected"] == pytest.approx(wanted.mean()) and m["most_rejected"] == wanted.max()
+    with Path(m["files"]["table"]).open() as file:
+        table = list(csv.DictReader(file))
+    np.testing.assert_allclose([float(row["rejected"]) for row in table], wanted.ravel(), rtol=1e-5)
+    assert "they are rejected" in Path(m["files"]["page"]).read_text()
+    for more in ((), (*score, "--method", "sampled")):
+        text = refused(capsys, monkeypatch, *common, *given, *more, "--overwrite")
+        assert "--threshold: only valid with --score mismatch, or with" in text
+    again = (*common[:-1], tmp_path / "mismatch", "--score", "mismatch")
+    exact = run(*again, *given)["maps"][0]
+    assert exact["accuracy"] == pytest.approx(1 - wanted.mean()) and "rejected" not in exact
+    text = refused(capsys, monkeypatch, *again, "--overwrite")
+    assert "--threshold: required by --score mismatch" in text
+    text = refused(capsys, monkeypatch, *common, "--threshold", "1.5", *score, "--overwrite")
+    assert "--threshold: expected a number above -1 and at most 1, got 1.5" in text
 
 
 def test_help_is_for_newcomers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -408,3 +410,56 @@ def test_changing_shapes_in_an_iterable(tiny_net, faces, labels):
     batches = [(faces[:2], labels[:2]), (faces[2:, :, :15], labels[2:])]
     with pytest.raises(ValueError, match=r"images: expected \[1, 17, 14\] as before, got \[1, 15, 14\] in batch 1"):
         occfast.occlusion_map(tiny_net, batches, None, (5, 4), progress=False)
+
+
+# -- the maps of single images -------------------------------------------------------------------------
+
+
+def test_the_map_of_one_image(tiny_net, faces, labels):
+    labels = labels.clone()
+    labels[1] = (tiny_net(faces[1:2]).argmax() + 1) % 2  # is left out
+    m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), stride=6, progress=False)
+    used = m.image_indices.tolist()
+    assert 1 not in used and len(m) == len(used) == m.n_images
+    for row, k in enumerate(used):
+        one = m[k]
+        alone = occfast.occlusion_map(tiny_net, faces[k : k + 1], labels[k : k + 1], (5, 4), stride=6, progress=False)
+        assert np.array_equal(one.values, alone.values) and np.array_equal(one.per_image, alone.per_image)
+        assert np.array_equal(one.values, m.per_image[row]) and one.per_image.dtype == m.per_image.dtype
+        assert one.n_images == 1 and one.image_indices.tolist() == [k] and np.isnan(one.standard_error).all()
+        assert one.accuracy == alone.accuracy
+    assert [one.image_indices.tolist() for one in m] == [[k] for k in used]
+    for wrong in (1, -1, len(faces)):
+        with pytest.raises(IndexError, match="image_index: expected"):
+            m[wrong]
+    with pytest.raises(TypeError, match="image_index: expected an int"):
+        m["1"]
+    with pytest.raises(ValueError, match="image_index: this map does not hold the scores of single images"):
+        dataclasses.replace(m, per_image=None)[0]
+
+
+def test_the_map_of_one_image_is_kept_and_drawn(tiny_net, faces, labels, tmp_path):
+    m = occfast.occlusion_map(tiny_net, faces, labels, (5, 4), stride=6, score="score_drop", progress=False)[2]
+    loaded = occfast.OcclusionMap.load(m.save(tmp_path / "one.npz"))
+    assert np.array_equal(loaded.values, m.values) and loaded.image_indices.tolist() == [2]
+    assert "one of" in m.to_html(tmp_path / "one.html").read_text()
+
+
+def test_images_that_a_recognizer_rejects(tiny_net, faces):
+    m = occfast.occlusion_map(tiny_net, faces, None, (5, 4), stride=6, score="similarity_drop", progress=False)
+    threshold = float(1 - np.median(m.per_image))
+    rate = m.rejection_rate(threshold)
+    assert np.array_equal(rate, ((1 - m.per_image.astype(float)) < threshold).mean(0)) and 0 < rate.mean() < 1
+    assert np.array_equal(m.rejection_rate(-0.999), np.zeros_like(rate))
+    for wrong in (-1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="threshold: expected a number above -1 and at most 1"):
+            m.rejection_rate(wrong)
+    references = torch.randn(len(faces), tiny_net(faces[:1]).shape[1])
+    other = occfast.occlusion_map(
+        tiny_net, faces, references, (5, 4), stride=6, score="similarity_drop", progress=False
+    )
+    for wrong in (other, dataclasses.replace(m, score="score_drop")):
+        with pytest.raises(
+            ValueError, match="rejection_rate: expected a map of the score 'similarity_drop' with labels"
+        ):
+            wrong.rejection_rate(0.5)

@@ -81,7 +81,7 @@ def paint_by_channel(
     j = torch.arange(images.shape[3], device=images.device)
     top, left, bottom, right = (drawn[0][:, k, None, None, None] for k in range(4))
     inside = (i >= top) & (i < bottom) & (j >= left) & (j < right)
-    return (torch.where(inside, painted, images), *drawn)  # type: ignore[return-value]
+    return (torch.where(inside, painted, images), *drawn)
 
 
 def _fake_occlude_by_channel(images: Tensor, limits: Tensor, validate: bool, sample_ids: Tensor, *_: Any) -> _Result:

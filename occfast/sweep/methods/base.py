@@ -19,9 +19,9 @@ from ...native import ops
 from ...progress import Report
 from ..checkpoint import Checkpoint, Fingerprint, SweepState, different_outputs, fingerprint
 from ..convolution import right_convolutions
-from ..evaluators.scorer import OF_LABELS, Scorer
+from ..evaluators.scorer import OF_EMBEDDINGS, OF_LABELS, Scorer
 from ..geometry import SweepGrid
-from ..maps import MAP_KIND, OcclusionMap
+from ..maps import MAP_KIND, OWN_REFERENCE, OcclusionMap
 from ..options import EXACT, Options, check_fill_count, check_model
 from ..precision import check_precision
 from ..processes import Processes
@@ -153,6 +153,7 @@ class Sweep(ABC):
         self.grid = self.grids[0]
         labels = block.labels
         several = labels is not None and labels.dim() == 2 and options.score in OF_LABELS
+        self.reference = OWN_REFERENCE if labels is None else "given embeddings"
         self.targets = labels.shape[1] if several and labels is not None else 1
         if self.targets > 1 and options.method not in EXACT:
             raise ValueError(f"labels: expected int64 [N] for method={options.method!r}, got several targets each")
@@ -394,6 +395,10 @@ class Sweep(ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
             "skip misclassified": self.options.skip_misclassified,
         }
+        if self.options.score in OF_EMBEDDINGS:
+            settings["reference"] = self.reference
+        if self.options.threshold is not None:
+            settings["threshold"] = self.options.threshold
         if self.targets > 1:
             settings["target"] = f"{target} of {self.targets}"
         per_image = None
