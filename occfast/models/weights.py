@@ -141,10 +141,19 @@ def load(
         raise ValueError(f"{path}: is for the network {name}, whose code runs only with trust=True (--trust)")
     if name in NETWORKS:
         _check_size(spec, preprocessing, state, str(path))
+    _check_people(people, spec["classes"], str(path))
     built = _built(spec, preprocessing)
     load_into(built, state, source=str(path))
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
     return Trained(built.eval(), preprocessing, spec, people, head, about)
+
+
+def _check_people(people: list[Any], classes: Any, source: str) -> None:
+    """Raise DataError if names of classes are no texts, occur twice or are not as many as the classes."""
+    if not all(isinstance(person, str) for person in people) or len(set(people)) < len(people):
+        raise DataError(f"{source}: people: expected a name of its own for every class")
+    if people and classes is not None and len(people) != classes:
+        raise DataError(f"{source}: people: expected {classes} names, one for each class, got {len(people)}")
 
 
 _UNDESCRIBED = "no architecture is recorded in this file; name it with network= (--network), or use load_into"

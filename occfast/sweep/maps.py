@@ -497,14 +497,17 @@ def _check(m: OcclusionMap) -> None:
     if not isinstance(m.settings, dict):
         raise TypeError(f"settings: expected an object, got {type(m.settings).__name__}")
     finite: Callable[[NDArray[Any]], Any] = np.isfinite
+    scores: Callable[[NDArray[Any]], Any] = finite
+    if m.score == "error" and m.method != "sampled":  # a share; an image's is 0 or 1, or a mean over occluders
+        scores = lambda array: (array >= 0) & (array <= 1)  # noqa: E731 - as the others
     wanted: list[tuple[str, tuple[type, ...], tuple[int, ...], Any]] = [
-        ("values", (np.float64,), grid, finite),
+        ("values", (np.float64,), grid, scores),
         ("standard_error", (np.float64,), grid, lambda array: ~np.isinf(array) & ~(array < 0)),
-        ("mean_image", (np.float32,), (*m.mean_image.shape[:1], *m.grid.image), finite),
-        ("per_image", (np.uint8, np.float32), (n, *grid), finite),
-        ("image_indices", (np.int64,), (n,), lambda array: array >= 0),
+        ("mean_image", (np.float32,), (max(1, *m.mean_image.shape[:1]), *m.grid.image), finite),
+        ("per_image", (np.uint8, np.float32), (n, *grid), scores),
+        ("image_indices", (np.int64,), (n,), lambda array: (array >= 0).all() and len(np.unique(array)) == n),
         ("interval", (np.float64,), (2, *grid), lambda array: ~np.isinf(array)),
-        ("bias", (np.float64,), grid, lambda array: ~np.isinf(array)),
+        ("bias", (np.float64,), grid, lambda array: ~np.isinf(array) & ~(array < 0)),
     ]
     for name, dtypes, shape, valid in wanted:
         array = getattr(m, name)

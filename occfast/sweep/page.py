@@ -145,7 +145,10 @@ def _map_text(m: OcclusionMap) -> str:
 
 def _masked_picture(m: OcclusionMap) -> Figure:
     figure, ax = new_figure(_SIZE)
-    ax.imshow(gray(m.masked_mean()), cmap="gray", vmin=0, vmax=1)
+    masked = m.masked_mean()
+    if len(masked) not in (1, 3):  # images that are no colors, such as with depth
+        masked = masked.mean(0)
+    ax.imshow(gray(masked), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     return figure
 
