@@ -178,6 +178,37 @@ class Folder(ImageFiles):
             self.others.remove(ABOUT)
 
 
+class Photographs(ImageFiles):
+    """Photographs of anybody: all image files of a folder, at any depth, or one file. Each counts as its own person.
+
+    Args:
+        root: the folder, or an image file.
+        landmarks: as in :class:`Folder`.
+        gray: as in :class:`ImageFiles`.
+
+    Raises:
+        DataError: if there is no such folder or file, it cannot be listed, or has no images.
+    """
+
+    def __init__(
+        self, root: str | Path, *, landmarks: LandmarkTable | str | Path | None = None, gray: bool | None = False
+    ) -> None:
+        root = Path(root)
+        if root.is_file():
+            root, names, others = root.parent, [root.name], list[str]()
+        elif root.is_dir():
+            names, others = find_images(root)
+        else:
+            raise DataError(f"{root}: no such file or folder")
+        if not names:
+            raise DataError(f"{root}: expected images, found none ({len(others)} other files)")
+        if landmarks is None and "landmarks.csv" in others:
+            landmarks = root / "landmarks.csv"
+        super().__init__(root, names, names, landmarks=landmarks, gray=gray)
+        if ABOUT in others:
+            self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
+
+
 class ImageList(ImageFiles):
     """Images listed in a text file: a path and a person on each line, between them a tab, comma, semicolon or spaces.
 
