@@ -52,6 +52,12 @@ class ImageFiles(EncodedFaces):
         if isinstance(landmarks, (str, Path)):
             landmarks = read_landmarks(landmarks)
         self.landmarks = None if landmarks is None else landmarks.of(self.names)
+        if landmarks is not None and landmarks.names and not any(landmarks.has(name) for name in self.names):
+            warnings.warn(
+                f"{self.root}: the landmarks are of other images, such as {landmarks.names[0]!r}; those here are named "
+                f"like {self.names[0]!r}",
+                stacklevel=3,
+            )
 
     def path(self, k: int) -> Path:
         """Return the file of image k."""
