@@ -67,10 +67,12 @@ def covered(
     genuine comparison is rejected, and a verdict. Sunglasses, masks, scarves, hands and other things before a face
     count; clear glasses, beards and hair don't.
     """
+    from .. import checks
     from ..covered import RejectionModel, estimate_coverage
     from ..files import read_json
 
     options.check_resume(resume, overwrite)
+    checks.number(limit, "--limit", 0.0, 1.0)
     with options.only_run(output, "covered", "writes estimates into"):
         for name in (_TABLE, _LANDMARKS):
             if (output / name).exists() and not (resume or overwrite):
@@ -131,6 +133,10 @@ def _write_masks(coverage: Coverage, folder: Path) -> None:
     from ..files import write_atomically
 
     assert coverage.masks is not None
+    root = folder.resolve()
+    for name in coverage.names:  # those in the file of a data set can be anything
+        if not (folder / f"{name}.png").resolve().is_relative_to(root):
+            raise ValueError(f"--masks: expected names of images that stay in {folder}, got {name!r}")
     for name, mask in zip(coverage.names, coverage.masks, strict=True):
         write_atomically(folder / f"{name}.png", encode_png(mask[None]))
 

@@ -54,6 +54,8 @@ def _read(path: Path) -> tuple[UNet, RejectionModel]:
     tensors, about = read_tensors(path)
     if about.get("kind") != "coverage":
         raise DataError(f"{path}: expected a network of occfast.covered, got other weights")
+    if not all(t.isfinite().all() for t in tensors.values()):
+        raise DataError(f"{path}: damaged network of occfast.covered (NaN or infinite weights)")
     try:
         network = UNet(3, width=about["width"])
         network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +31,9 @@ class RejectionModel:
     def __post_init__(self) -> None:
         if tuple(self.weights) != REGIONS:
             raise ValueError(f"weights: expected the regions {', '.join(REGIONS)}, got {', '.join(self.weights)}")
-        for name, value in (("bias", self.bias), *((f"weights: {k}", v) for k, v in self.weights.items())):
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
+        checks.number(self.bias, "bias")
+        for name, value in self.weights.items():
+            checks.number(value, f"weights: {name}", 0.0)
 
     def probability(self, shares: Tensor) -> Tensor:
         """Return the probability of rejection, float64 [N].
@@ -52,8 +51,11 @@ class RejectionModel:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RejectionModel:
         """Restore a model from :meth:`as_dict`. Raises KeyError, TypeError or ValueError for anything else."""
-        weights = {name: float(values["weights"][name]) for name in REGIONS}
-        return cls(float(values["bias"]), weights, dict(values["about"]))
+        given = values["weights"]
+        if unknown := set(given) - set(REGIONS):
+            raise ValueError(f"weights: expected the regions {', '.join(REGIONS)}, got {checks.shown(unknown)}")
+        weights = {name: checks.number(given[name], f"weights: {name}", 0.0) for name in REGIONS}
+        return cls(checks.number(values["bias"], "bias"), weights, dict(values["about"]))
 
     @classmethod
     def fit(cls, shares: Tensor, rejected: Tensor, about: Mapping[str, Any] | None = None) -> RejectionModel:
@@ -68,7 +70,7 @@ class RejectionModel:
 
         Raises:
             TypeError: ``rejected`` is not bool.
-            ValueError: Shapes differ, or all pairs, or none, were rejected.
+            ValueError: Shapes differ, a share is out of range, or all pairs, or none, were rejected.
         """
         from scipy.optimize import minimize
 
@@ -79,6 +81,8 @@ class RejectionModel:
                 f"shares, rejected: expected [N, {len(REGIONS)}] and [N], got {list(shares.shape)} and "
                 f"{list(rejected.shape)}"
             )
+        if not bool(((shares >= -1e-6) & (shares <= 1 + 1e-6)).all()):  # sums of float32 may end just above 1
+            raise ValueError("shares: expected numbers in [0, 1], got others or NaN")
         count = int(rejected.sum())
         if count in (0, len(rejected)):
             raise ValueError(f"rejected: expected some pairs rejected and some not, got {count} of {len(rejected)}")

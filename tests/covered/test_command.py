@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from occfast.covered import REGIONS, load_network
+from occfast.cli.covered import _write_masks
+from occfast.covered import REGIONS, estimate_coverage, load_network
 from occfast.covered.calibration import Covered
 from occfast.data import ORL, Photographs, Subset, write_landmarks
 from occfast.errors import DataError
@@ -87,6 +89,22 @@ def test_what_is_no_photograph(occfast: object, tmp_path: Path) -> None:  # noqa
         assert message in done.stderr
     with pytest.raises(DataError, match="no such file or folder"):
         Photographs(tmp_path / "nowhere")
+
+
+def test_a_limit_out_of_range_is_refused_before_any_work(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    for limit in ("-1", "2", "nan"):
+        done: Done = occfast("covered", photos, "-o", tmp_path / "out", "--limit", limit)  # type: ignore[operator]
+        assert done.returncode == 2
+        assert "--limit: expected a number in [0, 1]" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_stay_in_their_folder(tmp_path: Path) -> None:
+    found = estimate_coverage(Subset(ORL(aligned=False), [0]), masks=True, progress=False)
+    for name in ("../x", str(tmp_path / "x")):
+        with pytest.raises(ValueError, match="--masks: expected names of images that stay in"):
+            _write_masks(dataclasses.replace(found, names=[name]), tmp_path / "masks")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("covering", ["sunglasses", "mask"])

@@ -168,6 +168,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(WEIGHTS.read_bytes()[:-10])
     with pytest.raises(DataError):
         load_network(path)
+    network, rejection = load_network(WEIGHTS)
+    next(network.parameters()).data[:] = float("nan")
+    with pytest.raises(DataError, match="NaN or infinite"):
+        load_network(save_network(path, network, rejection))
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(DataError, match="expected a network of occfast"):
         load_network(path)

@@ -55,6 +55,8 @@ def test_the_record_restores_the_model() -> None:
         (torch.zeros(4, 8), torch.zeros(4), TypeError, "rejected: expected dtype bool"),
         (torch.zeros(4, 7), torch.zeros(4, dtype=torch.bool), ValueError, r"\[4, 7\]"),
         (torch.zeros(4, 8), torch.zeros(3, dtype=torch.bool), ValueError, r"\[3\]"),
+        (torch.full((4, 8), float("nan")), torch.tensor([True, False] * 2), ValueError, r"shares: .* \[0, 1\]"),
+        (torch.full((4, 8), 3.0), torch.tensor([True, False] * 2), ValueError, r"shares: .* \[0, 1\]"),
         (torch.zeros(4, 8), torch.ones(4, dtype=torch.bool), ValueError, "got 4 of 4"),
     ],
 )
@@ -82,3 +84,12 @@ def test_the_regions_are_the_face_without_overlap_and_mirror_each_other() -> Non
     for left, right in (("left eye", "right eye"), ("left cheek", "right cheek")):
         mirrored = masks[REGIONS.index(left)].flip(1).roll(1, 1)  # column 32 is the middle
         assert int((mirrored ^ masks[REGIONS.index(right)]).sum()) <= 20  # the middle column belongs to one side
+
+
+@pytest.mark.parametrize("value", ["1.5", True, 10**400, float("nan"), -5.0])
+def test_hostile_records_are_refused(value: object) -> None:
+    weights: dict[str, object] = {**dict.fromkeys(REGIONS, 0.0), "chin": value}
+    with pytest.raises((TypeError, ValueError), match="weights: chin: expected a"):
+        RejectionModel.from_dict({"bias": 0.0, "weights": weights, "about": {}})
+    with pytest.raises(ValueError, match="got .'ear'"):
+        RejectionModel.from_dict({"bias": 0.0, "weights": {**dict.fromkeys(REGIONS, 0.0), "ear": 1.0}, "about": {}})

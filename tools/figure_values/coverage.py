@@ -72,6 +72,7 @@ def coverage() -> dict[str, str]:
         "covered-real": markdown(["AR's shots", "face", "eyes", "mouth and chin", "a fifth or more"], shots),
         "covered-rejection-real": markdown(["AR's shots", "predicted", "rejected"], rejection),
         "covered-rejection-drawn": markdown(["faces", "predicted", "rejected"], bins),
+        "covered-found-count": f"{report['found'][0]['photographs']:,}",
         "covered-rejection-gap": f"{100 * report['rejection_drawn']['gap']:.1f}",
         "covered-auc-sunglasses": f"{against['sunglasses']['auc']:.4f}",
         "covered-auc-scarf": f"{against['scarf']['auc']:.4f}",
