@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bench.harness import RESULTS, environment, write
+from occfast.losses import PartialFC
 from occfast.reproduce import Paper, prepare
 from occfast.reproduce.cost import Rates, predict
 
@@ -25,6 +26,10 @@ PARTS = {
     "verify ": "Table 2, Figure 6",
     "roc ": "Table 2, Figure 6",
 }
+
+
+#: WebFace42M: people, size of the features of the paper's network, and images of a step.
+PEOPLE, FEATURES, BATCH = 2_059_906, 320, 256
 
 
 def part_of(step: str) -> str:
@@ -61,13 +66,35 @@ def scaling(paper: Paper, rate: float) -> dict[str, Any]:
     }
 
 
+def webface42m(processes: int, sampling: float) -> dict[str, Any]:
+    """Calculate what each process holds and sends of WebFace42M's classifier, in bytes of float32."""
+    held = PartialFC.elements(FEATURES, PEOPLE, BATCH, processes=processes, sampling=sampling)
+    return {
+        "processes": processes,
+        "sampling": sampling,
+        "weights": 4 * held.weights,
+        "logits": 4 * held.logits,
+        "features": 4 * held.features,
+        # The backward pass: unit rows and a product; of sampled rows also a copy and its gradient.
+        "temporary": round(
+            4 * held.weights * (2 if sampling == 1 else 4 * held.logits / BATCH * FEATURES / held.weights)
+        ),
+        # Gathered features and the sum of their gradients; of each image, seven sums and maxima in float64.
+        "exchanged": 0 if processes == 1 else 8 * held.features + 7 * 8 * BATCH,
+        "flops_per_image": 6 * FEATURES * held.logits / BATCH * processes,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--rate", type=float, default=1e14, help="operations per second of one process")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args()
     os.environ.pop("OCCFAST_DATA", None)
-    result = environment() | {"rows": [scaling(paper, options.rate) for paper in get_args(Paper)]}
+    result = environment() | {
+        "rows": [scaling(paper, options.rate) for paper in get_args(Paper)],
+        "webface42m": [webface42m(1, 1.0), webface42m(8, 1.0), webface42m(8, 0.1)],
+    }
     write(options.output, result)
     for row in result["rows"]:
         one, eight = row["seconds"] / 3600, row["seconds_of_eight_spread"] / 60

@@ -14,12 +14,13 @@ from .errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from .losses.cosface import LargeMarginCosine
 from .losses.memory import CrossBatchMemory
 from .losses.miner import TripletMiner
+from .losses.partial_fc import PartialFC
 from .losses.stats import TripletStats, plot_score_distributions
 from .losses.triplet import BatchTripletLoss, TripletLoss
 from .native import backend
 from .occlude.locations import LocationDistribution
 from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
-from .sweep import Adaptive, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
+from .sweep import Adaptive, Mismatch, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
     from . import audit, captum, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
@@ -31,11 +32,13 @@ __all__ = [
     "DataError",
     "LargeMarginCosine",
     "LocationDistribution",
+    "Mismatch",
     "MissingPackage",
     "NativeUnavailable",
     "NoisyOccluder",
     "OccluderInfo",
     "OcclusionMap",
+    "PartialFC",
     "PerImage",
     "ProcessLost",
     "Sampled",

@@ -291,6 +291,7 @@ def covers() -> None:
         "sunglasses:round",
         "sunglasses:square",
         "sunglasses:aviator",
+        "sunglasses:wayfarer",
         "mask:surgical",
         "mask:cloth",
         "mask:respirator",

@@ -27,6 +27,7 @@ from ..occlude import Block, OcclusionLike, named_occlusion
 from ..occlude.drawn import BANDS
 from ..occlude.face_masks import DRAWN_MASKS
 from ..occlude.scarf import PATTERNS
+from ..occlude.sunglasses import STYLES
 from ..progress import Report as Progress
 from ..progress import one_line
 from ..sweep import OcclusionMap, occlusion_map
@@ -45,6 +46,8 @@ _NAMES = {
     "hand:eye": "a hand over an eye",
     "hand:cheek": "a hand on a cheek",
     "nose+mouth+chin": "a band from nose to chin",
+    "sunglasses:flat": "flat sunglasses",
+    **{f"sunglasses:{style}": f"{style} sunglasses" for style in STYLES},
     "mask": "a mask",
     **{f"mask:{kind}": f"a {kind} mask" for kind in DRAWN_MASKS},
 }

@@ -60,7 +60,8 @@ def map_(
         str,
         typer.Option(
             help="error, score_drop or probability_drop for a classifier; similarity_drop for an embedding network "
-            "(drop of the cosine similarity to the image without the occluder)."
+            "(drop of the cosine similarity to the image without the occluder), or mismatch (whether it is below "
+            "--threshold)."
         ),
     ] = "error",
     method: Annotated[
@@ -81,8 +82,8 @@ def map_(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="similarity_drop: similarity below which the recognizer rejects a face (see occfast audit); adds the "
-            "share of rejected images at each position.",
+            help="Cosine similarity below which the recognizer rejects a face (see occfast audit), for mismatch; with "
+            "similarity_drop it adds the share of rejected images at each position.",
             show_default=False,
         ),
     ] = None,
@@ -208,8 +209,8 @@ def map_(
     stems = _occluders(occluder or ["20x40"], average, output)
     within = None if region is None else _region(region)
     chosen = _method(method, tolerance)
-    if threshold is not None:
-        _check_threshold(threshold, score, method)
+    kind = _score(score, threshold, method)
+    rejected_below = threshold if score == "similarity_drop" else None
     others = {stem: _earlier(compare / stem.with_suffix(_FILES["map"]).name) for stem in stems if compare}
     with _processes(device) as place, ExitStack() as stack:
         group = Processes()
@@ -237,11 +238,11 @@ def map_(
             validation_of,
         )
         network_, names, content = found.network, found.people, _fill(fill, preparation)
-        if score == "similarity_drop":
+        labeled = score not in ("similarity_drop", "mismatch")
+        if not labeled:
             network_, names = found.embedding(), None
         elif people is not None:
             names = read_text(people).splitlines()
-        labeled = score != "similarity_drop"
         batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
         if labeled:
             _check_classes(network_, next(iter(batches))[0].to(place), names, faces.people)
@@ -262,7 +263,7 @@ def map_(
                 border=border,  # type: ignore[arg-type]
                 region=within,
                 fill=content,
-                score=score,  # type: ignore[arg-type]
+                score=kind,
                 method=chosen,
                 seed=seed,
                 batch_size=batch_size,
@@ -275,19 +276,19 @@ def map_(
             )
             if speak:
                 comparisons[stem] = _compared(made[stem], others.get(stem), faces.labels[batches.dataset])
-                _write(made[stem], stem, temperature, comparisons[stem], threshold)
+                _write(made[stem], stem, temperature, comparisons[stem], rejected_below)
                 _warn_of_skipped(made[stem])
     if not speak:
         return
-    results = [_summary(m, stem, comparisons[stem], threshold) for stem, m in made.items()]
+    results = [_summary(m, stem, comparisons[stem], rejected_below) for stem, m in made.items()]
     if as_json:
         typer.echo(json.dumps({"model": model, "dataset": dataset, "images": len(batches.dataset), "maps": results}))
         return
     for one in results:
         typer.echo(f"{one['files']['page']}: {one['summary']}")
-        if threshold is not None:
+        if rejected_below is not None:
             typer.echo(
-                f"  rejected below {threshold:g}: {one['rejected']:.1%} of the images on average over positions, "
+                f"  rejected below {rejected_below:g}: {one['rejected']:.1%} of the images on average over positions, "
                 f"{one['most_rejected']:.1%} at the worst"
             )
         if one["estimate"] is not None:
@@ -296,16 +297,24 @@ def map_(
             typer.echo(f"  compared with {compare}: {one['comparison_text']}")
 
 
-def _check_threshold(threshold: float, score: str, method: str) -> None:
-    """Refuse a threshold before any work, where no map could use it."""
+def _score(score: str, threshold: float | None, method: str) -> Any:
+    """Return the score; a threshold that no map could use, or that is missing, is refused before any work."""
     from .. import checks
+    from ..sweep import Mismatch
 
-    checks.number(threshold, "--threshold", high=1.0, above=-1.0)
-    if score != "similarity_drop" or method == "sampled":
-        raise ValueError(
-            "--threshold: only valid with --score similarity_drop and a --method that keeps maps of single images, got "
-            f"--score {score} and --method {method}"
-        )
+    if score == "mismatch":
+        if threshold is None:
+            raise ValueError("--threshold: required by --score mismatch, such as the one that occfast audit states")
+        checks.number(threshold, "--threshold", above=-1.0)
+        return Mismatch(threshold)
+    if threshold is not None:
+        checks.number(threshold, "--threshold", high=1.0, above=-1.0)
+        if score != "similarity_drop" or method == "sampled":
+            raise ValueError(
+                "--threshold: only valid with --score mismatch, or with --score similarity_drop and a --method that "
+                f"keeps maps of single images, got --score {score} and --method {method}"
+            )
+    return score
 
 
 # -- earlier runs --------------------------------------------------------------------------------------
@@ -668,7 +677,7 @@ def _summary(m: OcclusionMap, stem: Path, comparison: MapComparison | None, thre
     from ..sweep.estimate import as_json
 
     mean: dict[str, Any] = {}
-    if m.score == "error":
+    if m.binary:
         mean = {"accuracy": m.accuracy[0], "accuracy_std": m.accuracy[1]}
     if threshold is not None:
         rejected = m.rejection_rate(threshold)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from .inputs import check_batch, prepare
+from .inputs import check_batch, check_features, prepare
 
 
 class LargeMarginCosine(nn.Module):
@@ -55,14 +55,7 @@ class LargeMarginCosine(nn.Module):
             TypeError, ValueError: If an argument has a wrong type, shape or device, or if a label lies outside
                 [0, K). Label values are checked on the CPU only: on a GPU, reading them would wait for the device.
         """
-        if features.dim() != 2 or features.shape[1] != self.in_features:
-            raise ValueError(f"features: expected shape [N, {self.in_features}], got {list(features.shape)}")
-        if not features.is_floating_point():
-            raise TypeError(f"features: expected a floating-point tensor, got {features.dtype}")
-        if features.device != self.weight.device:
-            raise ValueError(f"features: expected a tensor on {self.weight.device}, got {features.device}")
-        if features.shape[0] == 0:
-            raise ValueError(f"features: expected at least one row, got shape {list(features.shape)}")
+        check_features(features, self.in_features, self.weight.device)
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         with torch.autocast(features.device.type, enabled=False):
             cosine = prepare(features.to(dtype), "cosine") @ prepare(self.weight.to(dtype), "cosine").T

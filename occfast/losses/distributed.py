@@ -1,4 +1,4 @@
-"""Gather embeddings across processes, with gradients."""
+"""Gather rows across processes, with gradients."""
 
 from __future__ import annotations
 
@@ -36,6 +36,49 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.first : ctx.first + ctx.size] * ctx.ranks, None, None
 
 
+def process_count(group: dist.ProcessGroup | None) -> int:
+    """Return the number of processes; 1 where ``torch.distributed`` is not initialized."""
+    import torch.distributed as dist
+
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def exchange(numbers: Sequence[int], device: torch.device, group: dist.ProcessGroup | None) -> list[list[int]]:
+    """Return the numbers of all ranks, in rank order; every rank gives as many. Waits for the device."""
+    import torch.distributed as dist
+
+    mine = torch.tensor(numbers, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    found: list[list[int]] = torch.stack(everyone).tolist()
+    return found
+
+
+def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """Concatenate the rows of all ranks, of which each has ``sizes[rank]``; see :class:`_GatherRows`."""
+    gather: Any = _GatherRows.apply
+    found: Tensor = gather(rows, sizes, group)
+    return found
+
+
+def collect_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor | None:
+    """Return the rows of all ranks on the CPU of rank 0, which receives one part at a time; None on the others."""
+    import torch.distributed as dist
+
+    rank, mine = dist.get_rank(group), rows.detach().contiguous()
+    if rank:
+        dist.send(mine.view(torch.uint8), group=group, group_dst=0)
+        return None
+    whole = torch.empty(sum(sizes), *rows.shape[1:], dtype=rows.dtype)
+    parts = list(whole.split(list(sizes)))
+    parts[0].copy_(mine)
+    for source, part in enumerate(parts[1:], 1):
+        received = torch.empty_like(part, device=rows.device)
+        dist.recv(received.view(torch.uint8), group=group, group_src=source)
+        part.copy_(received)
+    return whole
+
+
 def gather_batch(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Return the embeddings and labels of all ranks, in rank order; batch sizes may differ.
 
@@ -51,12 +94,7 @@ def gather_batch(embeddings: Tensor, labels: Tensor, group: dist.ProcessGroup | 
 
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError("distributed: expected an initialized torch.distributed process group, got none")
-    ranks = dist.get_world_size(group)
-    if ranks == 1:
+    if dist.get_world_size(group) == 1:
         return embeddings, labels
-    mine = torch.tensor([embeddings.shape[0]], device=embeddings.device)
-    everyone = [torch.empty_like(mine) for _ in range(ranks)]
-    dist.all_gather(everyone, mine, group=group)
-    sizes = torch.cat(everyone).tolist()
-    gather: Any = _GatherRows.apply
-    return gather(embeddings, sizes, group), gather(labels[:, None], sizes, group)[:, 0]
+    sizes = [size for [size] in exchange([embeddings.shape[0]], embeddings.device, group)]
+    return gather_rows(embeddings, sizes, group), gather_rows(labels[:, None], sizes, group)[:, 0]

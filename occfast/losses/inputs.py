@@ -56,6 +56,20 @@ def check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str
     return labels.long()
 
 
+def check_features(features: Tensor, size: int, device: torch.device, *, empty: bool = False) -> None:
+    """Check the features of a classifier: floating point [N, size] on ``device``; ``empty`` accepts N = 0."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.dim() != 2 or features.shape[1] != size:
+        raise ValueError(f"features: expected shape [N, {size}], got {list(features.shape)}")
+    if not features.is_floating_point():
+        raise TypeError(f"features: expected a floating-point tensor, got {features.dtype}")
+    if features.device != device:
+        raise ValueError(f"features: expected a tensor on {device}, got {features.device}")
+    if not empty and features.shape[0] == 0:
+        raise ValueError(f"features: expected at least one row, got shape {list(features.shape)}")
+
+
 def check_indices(indices: Sequence[Tensor], name: str, rows: int, candidates: int, *, values: bool) -> None:
     """Check listed triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives).
 

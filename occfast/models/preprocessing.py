@@ -66,6 +66,10 @@ class Preprocessing:
             if isinstance(value, tuple) and self.color == "gray":
                 raise ValueError(f"{name}: expected one number for gray images, got {len(value)}")
             object.__setattr__(self, name, value)
+        if self.alignment is not None and not (
+            isinstance(self.alignment, dict) and isinstance(self.alignment.get("template"), str)
+        ):
+            raise TypeError(f"alignment: expected None or the record of an alignment, got {self.alignment!r}")
 
     @property
     def channels(self) -> int:
@@ -128,7 +132,7 @@ class Preprocessing:
             for part in (values, values.get("alignment")):
                 if isinstance(part, dict) and part.get("color") == "grey":
                     part["color"] = "gray"
-            return cls(size=(int(height), int(width)), **values)
+            return cls(size=(height, width), **values)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{source}: not a description of preprocessing ({error})") from error
 

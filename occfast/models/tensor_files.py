@@ -112,13 +112,37 @@ def may_be_pickle(path: str | os.PathLike[str]) -> bool:
     return first == b"PK\x03\x04" or first[:1] == b"\x80"
 
 
+def _innermost(content: Any, source: str) -> dict[str, Tensor]:
+    """Return the state dict inside what a file holds."""
+    while isinstance(content, dict) and not _is_state_dict(content):
+        known = [content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)]
+        names = [key for key, value in content.items() if isinstance(value, dict) and _is_state_dict(value)]
+        if not known and len(names) > 1:
+            raise DataError(
+                f"{source}: expected one state dict, got several: {', '.join(map(str, names))[:200]}; save the wanted "
+                "one alone"
+            )
+        if not known and not names:
+            shown = ", ".join(map(str, content))[:200] or "nothing"
+            raise DataError(f"{source}: expected a state dict: names and tensors, got {shown}")
+        content = known[0] if known else content[names[0]]
+    if not isinstance(content, dict):
+        raise DataError(f"{source}: expected a state dict: names and tensors, got {type(content).__name__}")
+    return content
+
+
+def _is_state_dict(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a ``.safetensors``, ``.pt`` or ``.pth`` file.
 
     Only tensors and plain containers are unpickled from the last two. A state dict inside other dictionaries is found
     under ``state_dict``, ``model``, ``net_state_dict``, ``backbone``, arcface_torch's ``state_dict_backbone`` and
-    similar keys. The prefixes of DataParallel (``module.``) and torch.compile (``_orig_mod.``) are removed if all
-    names have them; :func:`~occfast.models.load_into` removes others that the network does not have.
+    similar keys, and under any other key if it is the only one. The prefixes of DataParallel (``module.``) and
+    torch.compile (``_orig_mod.``) are removed if all names have them; :func:`~occfast.models.load_into` removes others
+    that the network does not have.
 
     Raises:
         FileNotFoundError, DataError: As :func:`read_tensors`.
@@ -136,13 +160,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             if not may_be_pickle(path):
                 raise DataError(f"{path}: not a file of weights (neither an archive of PyTorch nor a pickle)") from None
             raise DataError(f"{path}: not a file of weights ({' '.join(str(error).split())[:200]})") from error
-        while isinstance(content, dict) and (
-            inner := next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
-        ):
-            content = inner
-        if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-            raise DataError(f"{path}: expected a state dict: names and tensors")
-        state = dict(content)
+        state = dict(_innermost(content, str(path)))
     while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..losses import LargeMarginCosine
+from ..losses import LargeMarginCosine, PartialFC
 from .preprocessing import Preprocessing
 from .registry import NETWORKS, build, classifier_name, features
 from .tensor_files import read_about, read_state_dict, read_tensors, write_tensors
@@ -140,10 +141,19 @@ def load(
         raise ValueError(f"{path}: is for the network {name}, whose code runs only with trust=True (--trust)")
     if name in NETWORKS:
         _check_size(spec, preprocessing, state, str(path))
+    _check_people(people, spec["classes"], str(path))
     built = _built(spec, preprocessing)
     load_into(built, state, source=str(path))
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
     return Trained(built.eval(), preprocessing, spec, people, head, about)
+
+
+def _check_people(people: list[Any], classes: Any, source: str) -> None:
+    """Raise DataError if names of classes are no texts, occur twice or are not as many as the classes."""
+    if not all(isinstance(person, str) for person in people) or len(set(people)) < len(people):
+        raise DataError(f"{source}: people: expected a name of its own for every class")
+    if people and classes is not None and len(people) != classes:
+        raise DataError(f"{source}: people: expected {classes} names, one for each class, got {len(people)}")
 
 
 _UNDESCRIBED = "no architecture is recorded in this file; name it with network= (--network), or use load_into"
@@ -184,8 +194,14 @@ def _load_head(path: Path) -> nn.Module:
     return head.eval()
 
 
-def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
-    """Load the head that was saved beside the weights ``start``.
+def load_head(head: nn.Module, start: str | os.PathLike[str], unused: Sequence[str] = ()) -> bool:
+    """Load the head that was saved beside the weights ``start``, or the classifier in them.
+
+    Args:
+        head: Changed in place.
+        start: Path of the weights.
+        unused: Names in the weights that the network did not use. A softmax classifier that is divided among processes
+            takes its weights from there if no head was saved.
 
     Returns:
         True if there was one.
@@ -194,9 +210,23 @@ def load_head(head: nn.Module, start: str | os.PathLike[str]) -> bool:
         ValueError: If it does not fit.
     """
     path = _head_of(Path(start))
-    if not path.is_file():
-        return False
-    load_into(head, read_tensors(path)[0], source=str(path))
+    if not isinstance(head, PartialFC):
+        if path.is_file():
+            load_into(head, read_tensors(path)[0], source=str(path))
+        return path.is_file()
+    if path.is_file():
+        state = read_tensors(path)[0]
+    else:
+        path = Path(start)
+        layers = {name.rpartition(".")[0] for name in unused}
+        if head.loss != "cross_entropy" or len(layers) != 1:
+            return False
+        weights = read_state_dict(path)
+        state = {name.rpartition(".")[2]: weights[name] for name in unused}
+    try:
+        head.load_whole(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: the classifier does not fit: {error}") from error
     return True
 
 

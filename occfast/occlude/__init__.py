@@ -1,13 +1,14 @@
 """Occlusions of face images: noisy blocks for training, drawn occlusions and face masks for evaluation."""
 
 from .base import Compose, Occlusion, OcclusionLike, OcclusionResult
-from .drawn import Band, Block, Sunglasses
+from .drawn import Band, Block
 from .face_masks import FaceMask, MaskTemplate
 from .hand import Hand
 from .locations import LocationDistribution
 from .named import named_occlusion
 from .noisy import NoisyBlock, NoisyOccluder, OccluderInfo, PerImage
 from .scarf import Scarf
+from .sunglasses import Sunglasses
 
 __all__ = [
     "Band",

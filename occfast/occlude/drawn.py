@@ -1,4 +1,4 @@
-"""Synthetic occlusions for evaluation: blocks, bands over parts of the face, and sunglasses."""
+"""Synthetic occlusions for evaluation: blocks, and bands over parts of the face."""
 
 from __future__ import annotations
 
@@ -111,71 +111,3 @@ class Band(Occlusion):
         rows, columns = pixel_grid(images)
         mask = ((rows >= start[:, None, None]) & (rows < end[:, None, None])).expand(-1, -1, columns.shape[-1])
         return paint(images, mask.float(), color_of(self.fill, images.shape[1], "fill"))
-
-
-#: Lens shapes: half width, half height, exponent of the superellipse, and offset below the eye. Lengths are in units of
-#: the distance between the eyes.
-_LENSES = {"round": (0.37, 0.36, 2.0, 0.06), "square": (0.43, 0.31, 5.0, 0.07), "aviator": (0.42, 0.38, 2.6, 0.12)}
-
-
-@dataclass(frozen=True)
-class Sunglasses(Occlusion):
-    """Sunglasses with two lenses, a bridge and the ends of the temples, scaled and rotated to fit the eyes.
-
-    Attributes:
-        style: "round", "square" or "aviator". None draws the style of each sample at random.
-        color: color of lenses and frame.
-        opacity: opacity of the lenses, in [1 / 255, 1].
-        scale: size, in [0.1, 10]; 1.0 covers the eyebrows and eye sockets of a frontal face.
-        seed: seed of the random styles.
-    """
-
-    style: str | None = None
-    color: Color = (0.05, 0.05, 0.06)
-    opacity: float = 1.0
-    scale: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.style is not None and self.style not in _LENSES:
-            raise ValueError(f"style: expected one of {', '.join(_LENSES)} or None, got {self.style!r}")
-        color_of(self.color, 1, "color")
-        checks.number(self.opacity, "opacity", 1 / 255, 1.0)
-        checks.number(self.scale, "scale", 0.1, 10.0)
-        checks.seed(self.seed)
-
-    def _occlude(self, images: Tensor, landmarks: Tensor | None, sample_ids: Tensor) -> OcclusionResult:
-        assert landmarks is not None
-        device = images.device
-        if self.style is None:
-            style = (uniform(self.seed, sample_ids, 1)[:, 0] * len(_LENSES)).long()
-        else:
-            style = torch.full((len(images),), list(_LENSES).index(self.style), device=device)
-        lens = torch.tensor(list(_LENSES.values()), dtype=torch.float64, device=device)[style]
-        a, b, power, drop = (v[:, None, None] for v in lens.unbind(1))
-        left, right = landmarks[:, 0], landmarks[:, 1]
-        middle, across = (left + right) / 2, right - left
-        d = across.norm(dim=1)
-        rows, columns = pixel_grid(images)
-        r, c = rows - middle[:, 0, None, None], columns - middle[:, 1, None, None]
-        # Coordinates in units of the distance between the eyes: x along the line of the eyes, y downward from it.
-        u = (across / d[:, None] / d[:, None] / self.scale)[..., None, None]
-        x, y = c * u[:, 1] + r * u[:, 0], r * u[:, 1] - c * u[:, 0]
-        pixel = (d * self.scale)[:, None, None]
-
-        def box(left: float | Tensor, right: float | Tensor, top: float, bottom: float) -> Tensor:
-            # The share of each pixel that lies inside; left and right bound |x|.
-            edges = (x.abs() - left, right - x.abs(), y - top, bottom - y)
-            inside: Tensor = torch.stack(edges).amin(0) * pixel
-            return (inside + 0.5).clamp(0, 1)
-
-        lens_x, lens_y = (x.abs() - 0.5 / self.scale), y - drop
-        norm = ((lens_x / a).abs() ** power + (lens_y / b).abs() ** power) ** (1 / power)
-        lenses = ((1 - norm) * torch.minimum(a, b) * pixel + 0.5).clamp(0, 1)
-        bridge = box(-1.0, 0.5 / self.scale - a + 0.06, -0.13, -0.02)
-        temples = box(0.5 / self.scale + a - 0.06, 1.05, -0.17, -0.06)
-        frame = torch.maximum(bridge, temples)
-        # Less than a hundredth of a pixel is a rounding error, not an edge.
-        alpha = torch.maximum(lenses * self.opacity, frame)
-        alpha = torch.where(alpha < 0.01, 0.0, alpha)
-        return paint(images, alpha, color_of(self.color, images.shape[1], "color"))

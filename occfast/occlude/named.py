@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import Compose, Occlusion
-from .drawn import BANDS, Band, Block, Sunglasses
+from .drawn import BANDS, Band, Block
 from .face_masks import DRAWN_MASKS, FaceMask, MaskTemplate
 from .hand import HAND_PLACES, Hand
 from .locations import LocationDistribution
 from .noisy import NoisyBlock
 from .scarf import PATTERNS, Scarf
+from .sunglasses import Sunglasses
 
 
 def named_occlusion(text: str, seed: int = 0) -> Occlusion:
     """Return the occlusion with a name.
 
     - ``forehead``, ``eyes``, ``nose``, ``mouth``, ``chin``: a white band.
-    - ``sunglasses``, or ``sunglasses:STYLE`` with the style ``round``, ``square`` or ``aviator``.
+    - ``sunglasses``, or ``sunglasses:STYLE`` with the style ``round``, ``square``,
+      ``aviator`` or ``wayfarer``; ``sunglasses:flat`` without frame and reflections.
     - ``mask`` (a drawn mask, chosen for each sample), ``mask:surgical``, ``mask:cloth``, ``mask:respirator``,
       ``mask:FOLDER`` (a template of a folder, chosen for each sample) or ``mask:FOLDER/NAME``.
     - ``scarf``, or ``scarf:PATTERN`` with the pattern ``plain``, ``striped`` or ``checked``.
@@ -41,6 +43,8 @@ def named_occlusion(text: str, seed: int = 0) -> Occlusion:
         return Compose(tuple(named_occlusion(part, seed) for part in text.split("+")))
     if kind in BANDS and not rest:
         return Band(kind)
+    if text == "sunglasses:flat":
+        return Sunglasses(seed=seed, flat=True)
     if kind == "sunglasses":
         return Sunglasses(rest or None, seed=seed)
     if kind == "mask":

@@ -13,8 +13,8 @@ from .. import checks
 from ..data import Aligned, Alignment, FaceDataset, Template, open_dataset
 from ..errors import DataError
 from ..models import Preprocessing
-from ..occlude.drawn import Sunglasses
 from ..occlude.face_masks import FaceMask
+from ..occlude.sunglasses import Sunglasses
 from ..progress import Report
 from ..progress import progress as show_progress
 from .regions import Regions, paint
@@ -205,7 +205,7 @@ def occlude(
         chosen = [name] if name in BANDS else ["nose", "mouth", "chin"]
         band = paint(bands.boxes[[bands.names.index(one) for one in chosen]], bands.size).any(0)
         return torch.where(band, torch.tensor(255, dtype=torch.uint8), images), band.expand(len(images), -1, -1)
-    draw = FaceMask(None, seed=seed) if name == "face mask" else Sunglasses(seed=seed)
+    draw = FaceMask(None, seed=seed) if name == "face mask" else Sunglasses(seed=seed, flat=True)
     parts = [draw(images[rows], landmarks[rows], ids[rows]) for rows in torch.arange(len(images)).split(64)]
     return torch.cat([part.images for part in parts]), torch.cat([part.mask for part in parts])
 

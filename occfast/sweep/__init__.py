@@ -8,7 +8,7 @@ from .evaluators.incremental.explain import explain
 from .evaluators.incremental.rates import calibrate
 from .geometry import SweepGrid
 from .maps import OcclusionMap
-from .options import Adaptive, Sampled
+from .options import Adaptive, Mismatch, Sampled
 from .shapes import band, disk
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Curves",
     "MapComparison",
     "MapDifference",
+    "Mismatch",
     "OcclusionMap",
     "Sampled",
     "SweepGrid",

@@ -22,7 +22,7 @@ from .methods.adaptive import AdaptiveSweep
 from .methods.base import Sweep
 from .methods.exact import ExactSweep
 from .methods.sampled import SampledSweep
-from .options import Method, Options, device_of
+from .options import Method, Mismatch, Options, device_of
 from .precision import float32_as, lowered
 from .processes import Processes
 from .source import Source
@@ -62,7 +62,7 @@ def occlusion_map(
     border: Border = "clip",
     region: Region | None = None,
     fill: Fill = 0.0,
-    score: Score = "error",
+    score: Score | Mismatch = "error",
     method: Method = "auto",
     skip_misclassified: bool | None = None,
     precision: Precision | None = None,
@@ -81,14 +81,15 @@ def occlusion_map(
 
     Args:
         model: An ``nn.Module`` in evaluation mode, or any function, from images [n, C, H, W] to a floating-point
-            tensor [n, K]: class scores (K of at least 2), or embeddings for "similarity_drop". With a function as
+            tensor [n, K]: class scores (K of at least 2), or embeddings for "similarity_drop" and
+            :class:`Mismatch`. With a function as
             ``score``, a tensor [n, ...] of any shape, such as [n], or [n, classes, H, W] of a segmentation.
         images: Floating-point [N, C, H, W], a tensor or an array with ``__dlpack__``, scaled as the model expects; or
             an iterable of batches such as a ``DataLoader``, which may be larger than memory. A batch is images, a
             tuple (images, labels) or (images, labels, sample ids), or a mapping with the keys "images" and "labels".
-        labels: Integers [N], classes in [0, K), as a tensor, an array or a list. For "similarity_drop": None (each
-            image is compared with itself without an occluder) or reference embeddings, floating-point [N, K].  None
-            where ``images`` is an iterable.
+        labels: Integers [N], classes in [0, K), as a tensor, an array or a list. For "similarity_drop"
+            and :class:`Mismatch`: None (each image is compared with itself without an occluder) or reference
+            embeddings, floating-point [N, K]. None where ``images`` is an iterable.
         occluder: (height, width) in pixels; a mask bool [height, width] of the pixels that it covers, such as
             :func:`~occfast.sweep.disk` returns; or a list of these, over which each image's map is averaged.
         stride: Pixels between neighboring centers, an int or (rows, columns).
@@ -105,6 +106,7 @@ def occlusion_map(
             "score_drop": the label's output without the occluder minus that with it;
             "probability_drop": the same drop of the label's softmax probability;
             "similarity_drop": the drop of the cosine similarity to the reference embedding;
+            ``Mismatch(threshold)``: 1 where that similarity is below a recognizer's threshold;
             or a function of outputs [m, ...] and their labels [m, ...] (None without labels) that returns m
             floating-point numbers, of which the drop is recorded.
         method: "dense": one forward pass for each position. "incremental": recompute only what the occluder changes;
@@ -113,8 +115,9 @@ def occlusion_map(
             positions, and ``OcclusionMap.estimate`` holds their error: "adaptive" refines each image's map where it
             changes; "sampled" estimates the mean map. Pass :class:`Adaptive` or :class:`Sampled` to set their
             options.
-        skip_misclassified: Leave out images that the model misclassifies without an occluder. None: True for
-            "error", else False. ``OcclusionMap.image_indices`` lists the images that were used.
+        skip_misclassified: Leave out images that the model misclassifies without an occluder, or whose uncovered
+            embedding does not match the reference. None: True for "error" and :class:`Mismatch`, else False.
+            ``OcclusionMap.image_indices`` lists the images that were used.
         precision: None: the images' own dtype. Float32 is then IEEE float32, whatever ``torch.backends`` and autocast
             say. "tf32" (float32 images on a GPU): matrix products and convolutions round their factors to TF32.
             "bf16" (an ``nn.Module``): a bfloat16 copy of the model sweeps bfloat16 images. Scores are accumulated in

@@ -24,6 +24,7 @@ from .comparison import MapComparison, compared
 from .difference import MapDifference
 from .estimate import Disagreement, Sampling, as_json, from_json
 from .geometry import SweepGrid
+from .options import BINARY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ _LABELS = {
     "score_drop": "mean drop of the label's output",
     "probability_drop": "mean drop of the label's probability",
     "similarity_drop": "mean drop of the cosine similarity",
+    "mismatch": "share of images that no longer match",
 }
 
 
@@ -55,14 +57,14 @@ class OcclusionMap:
             the mean of Eq. 3).
         standard_error: Float64 [rows, columns], of the mean as an estimate for the population that the images come
             from; NaN with one image. For "sampled": as an estimate of the full sweep of all images that were given.
-        per_image: Scores of each image, uint8 ("error") or float32 [n_images, rows, columns]; None if they were not
-            kept.
+        per_image: Scores of each image, uint8 ("error", "mismatch") or float32 [n_images, rows, columns]; None if they
+            were not kept.
         image_indices: Numbers of the images used among those given, int64 [n_images], one for each row of
             ``per_image``; None in files of earlier versions.
         grid: The centers, and the occluder.
         further: Grids of further occluders over which the map is an average, with the same centers; () for one.
-        score: The quantity: "error", "score_drop", "probability_drop", "similarity_drop", or "drop of NAME" for a
-            function.
+        score: The quantity: "error", "score_drop", "probability_drop", "similarity_drop", "mismatch", or "drop of
+            NAME" for a function.
         method: The method that ran: "dense", "incremental", "adaptive" or "sampled".
         n_images: Number of images in the mean.
         n_skipped: Number of images left out because the model misclassifies them without an occluder.
@@ -124,10 +126,15 @@ class OcclusionMap:
         return rows.numpy(), columns.numpy()
 
     @property
+    def binary(self) -> bool:
+        """Whether scores of single images are 0 or 1: those of "error" and "mismatch"."""
+        return self.score in BINARY
+
+    @property
     def accuracy(self) -> tuple[float, float]:
         """Mean and standard deviation (of the population) over locations of 1 - ``values``: a cell of Table 1."""
-        if self.score != "error":
-            raise ValueError(f"accuracy: expected a map of the score 'error', this one is of {self.score!r}")
+        if not self.binary:
+            raise ValueError(f"accuracy: expected a map of the score 'error' or 'mismatch', got {self.score!r}")
         right = 1.0 - self.values
         return float(right.mean()), float(right.std())
 
@@ -286,7 +293,7 @@ class OcclusionMap:
             checks.choice(image, "image", ["mean"])
             image = self.mean_image
         values = self.values if image_index is None else self._of_image(image_index)
-        limits = (0.0, max(float(values.max()), 1e-9)) if self.score == "error" else None
+        limits = (0.0, max(float(values.max()), 1e-9)) if self.binary else None
         label = f"{self.score}, image {image_index}"
         if image_index is None:
             label = _LABELS.get(self.score, f"mean {self.score}")
@@ -456,7 +463,7 @@ class OcclusionMap:
         return loaded
 
     def __repr__(self) -> str:
-        mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.score == "error" else self.score
+        mean = f"accuracy {self.accuracy[0]:.1%} ± {self.accuracy[1]:.1%}" if self.binary else self.score
         low = f" in {self.precision}" if self.precision else ""
         skipped = f" ({self.n_skipped} misclassified ones left out)" if self.n_skipped else ""
         return (
@@ -490,14 +497,17 @@ def _check(m: OcclusionMap) -> None:
     if not isinstance(m.settings, dict):
         raise TypeError(f"settings: expected an object, got {type(m.settings).__name__}")
     finite: Callable[[NDArray[Any]], Any] = np.isfinite
+    scores: Callable[[NDArray[Any]], Any] = finite
+    if m.score == "error" and m.method != "sampled":  # a share; an image's is 0 or 1, or a mean over occluders
+        scores = lambda array: (array >= 0) & (array <= 1)  # noqa: E731 - as the others
     wanted: list[tuple[str, tuple[type, ...], tuple[int, ...], Any]] = [
-        ("values", (np.float64,), grid, finite),
+        ("values", (np.float64,), grid, scores),
         ("standard_error", (np.float64,), grid, lambda array: ~np.isinf(array) & ~(array < 0)),
-        ("mean_image", (np.float32,), (*m.mean_image.shape[:1], *m.grid.image), finite),
-        ("per_image", (np.uint8, np.float32), (n, *grid), finite),
-        ("image_indices", (np.int64,), (n,), lambda array: array >= 0),
+        ("mean_image", (np.float32,), (max(1, *m.mean_image.shape[:1]), *m.grid.image), finite),
+        ("per_image", (np.uint8, np.float32), (n, *grid), scores),
+        ("image_indices", (np.int64,), (n,), lambda array: (array >= 0).all() and len(np.unique(array)) == n),
         ("interval", (np.float64,), (2, *grid), lambda array: ~np.isinf(array)),
-        ("bias", (np.float64,), grid, lambda array: ~np.isinf(array)),
+        ("bias", (np.float64,), grid, lambda array: ~np.isinf(array) & ~(array < 0)),
     ]
     for name, dtypes, shape, valid in wanted:
         array = getattr(m, name)

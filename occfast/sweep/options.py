@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -78,6 +78,31 @@ class Sampled:
         _set(self, bandwidth=_optional(self.bandwidth, _widths))
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """The score "mismatch": 1 where a recognizer no longer accepts a face, for embedding networks.
+
+    It accepts a pair whose cosine similarity is at least the threshold, as ``occfast audit`` reports it.
+
+    Args:
+        threshold: Cosine similarity, in (-1, 1).
+
+    Raises:
+        TypeError, ValueError: The threshold is not a number, or is out of range.
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        found = checks.number(self.threshold, "threshold", above=-1.0)
+        if found >= 1:
+            raise ValueError(f"threshold: expected a cosine similarity in (-1, 1), got {self.threshold!r}")
+        object.__setattr__(self, "threshold", found)
+
+
+#: Scores of single images that are 0 or 1.
+BINARY = ("error", "mismatch")
+
 #: Methods by name, which have no options, or with their options.
 Method = MethodName | Adaptive | Sampled
 
@@ -114,7 +139,7 @@ class Options:
     border: Border
     region: tuple[int, int, int, int] | None
     fill: Fill
-    score: Score
+    score: Score | Literal["mismatch"]
     method: MethodName
     seed: int
     batch_size: int | None
@@ -123,6 +148,7 @@ class Options:
     adaptive: Adaptive = Adaptive()
     sampled: Sampled = Sampled()
     precision: Precision | None = None
+    threshold: float | None = None
 
     @classmethod
     def checked(
@@ -147,12 +173,18 @@ class Options:
             TypeError, ValueError: Naming the argument.
         """
         name = _name_of(method)
-        kind = score if callable(score) else checks.choice(score, "score", SCORES)
-        if isinstance(method, Adaptive) and kind == "error" and (method.tolerance or 0.0) > 0.5:
+        kind: Any = score
+        if isinstance(score, Mismatch):
+            kind = "mismatch"
+        elif isinstance(score, str) and score == "mismatch":
+            raise ValueError("score: expected Mismatch(threshold), which says what counts as a match, got 'mismatch'")
+        elif not callable(score):
+            kind = checks.choice(score, "score", SCORES)
+        if isinstance(method, Adaptive) and kind in BINARY and (method.tolerance or 0.0) > 0.5:
             raise ValueError(
                 f"tolerance: expected the probability of a wrong label, at most 0.5, got {method.tolerance!r}"
             )
-        skip = kind == "error" if skip_misclassified is None else checks.flag(skip_misclassified, "skip_misclassified")
+        skip = kind in BINARY if skip_misclassified is None else checks.flag(skip_misclassified, "skip_misclassified")
         made: dict[str, Any] = {
             "border": checks.choice(border, "border", get_args(Border)),
             "score": kind,
@@ -176,6 +208,7 @@ class Options:
             batch_size=None if batch_size is None else checks.integer(batch_size, "batch_size", 1, 2**31 - 1),
             memory_limit=None if memory_limit is None else checks.memory(memory_limit, "memory_limit"),
             skip_misclassified=skip,
+            threshold=score.threshold if isinstance(score, Mismatch) else None,
             adaptive=method if isinstance(method, Adaptive) else Adaptive(),
             sampled=method if isinstance(method, Sampled) else Sampled(),
             **made,
@@ -202,6 +235,7 @@ class Options:
             "skip_misclassified": self.skip_misclassified,
             "precision": self.precision,
             **({} if self.region is None else {"region": list(self.region)}),
+            **({} if self.threshold is None else {"threshold": self.threshold}),
             **{name: value for name, value in own.items() if value is not None},
         }
 
@@ -220,7 +254,7 @@ class Options:
     @property
     def binary(self) -> bool:
         """Whether scores of single images are 0 or 1."""
-        return self.score == "error" and len(self.occluders) == 1
+        return self.score in BINARY and len(self.occluders) == 1
 
 
 def _occluders(occluder: Any) -> tuple[tuple[int, int] | OccluderMask, ...]:

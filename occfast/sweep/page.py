@@ -47,7 +47,7 @@ def _version() -> str:
 
 
 def _headline(m: OcclusionMap) -> str:
-    if m.score == "error":
+    if m.binary:
         mean, std = m.accuracy
         return f"Accuracy over locations: {100 * mean:.2f} ± {100 * std:.2f} % ({m.n_images} images)"
     return f"Mean over locations: {m.values.mean():.4g} ± {m.values.std():.4g} ({m.n_images} images)"
@@ -134,6 +134,8 @@ def _map_picture(m: OcclusionMap) -> Figure:
 
 
 def _map_text(m: OcclusionMap) -> str:
+    if m.score == "mismatch":
+        return "Share of images that no longer match with the occluder at each location; bright is where it hurts."
     if m.score == "error":
         return "Error rate with the occluder centered at each location; bright is where it hurts."
     if (m.values < 0).any():
@@ -143,16 +145,19 @@ def _map_text(m: OcclusionMap) -> str:
 
 def _masked_picture(m: OcclusionMap) -> Figure:
     figure, ax = new_figure(_SIZE)
-    ax.imshow(gray(m.masked_mean()), cmap="gray", vmin=0, vmax=1)
+    masked = m.masked_mean()
+    if len(masked) not in (1, 3):  # images that are no colors, such as with depth
+        masked = masked.mean(0)
+    ax.imshow(gray(masked), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     return figure
 
 
 def _histogram(m: OcclusionMap) -> Figure:
     figure, ax = new_figure(_SIZE)
-    values = 1 - m.values if m.score == "error" else m.values
+    values = 1 - m.values if m.binary else m.values
     ax.hist(values.ravel(), bins=40, color="#b5367a")
-    ax.set_xlabel("accuracy with the occluder at the location" if m.score == "error" else m.score)
+    ax.set_xlabel("accuracy with the occluder at the location" if m.binary else m.score)
     ax.set_ylabel("locations")
     return figure
 

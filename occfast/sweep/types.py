@@ -38,7 +38,7 @@ ScoreFunction = Callable[[Tensor, Tensor | None], Tensor]
 #: The name of a score.
 ScoreName = Literal["error", "score_drop", "probability_drop", "similarity_drop"]
 
-#: The quantity that is recorded at each position.
+#: The quantity that is recorded at each position, but for :class:`~occfast.sweep.Mismatch`.
 Score = ScoreName | ScoreFunction
 
 #: Top, left, bottom and right of the part of the image in which centers lie, in pixels.

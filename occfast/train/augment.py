@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..models import Preprocessing
 from ..occlude.locations import LocationDistribution
 from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap
+from .drawn import DrawnOccluders
 from .jitter import Jitter
 from .recipe import OccluderPart
 
@@ -23,41 +24,79 @@ TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
 
 @dataclass(frozen=True)
 class Augment:
-    """Jitter, occluder and scaling to the network's range, on the images' device.
+    """Drawn occlusions, jitter, noisy occluder and scaling to the network's range, on the images' device.
+
+    Accessories are drawn on the stored image, where its landmarks are, and move with it under jitter.
 
     Attributes:
         preprocessing: Preparation that the network expects.
         jitter: Jitter, or None.
-        occluder: Occluder, keyed by the sample ids, or None.
+        occluder: Noisy occluder, keyed by the sample ids, or None.
+        drawn: Drawn occlusions, or None; the noisy occluder then gets the images that they leave to it.
     """
 
     preprocessing: Preprocessing
     jitter: Jitter | None = None
     occluder: NoisyOccluder | None = None
+    drawn: DrawnOccluders | None = None
+
+    @property
+    def needs_landmarks(self) -> bool:
+        """Whether a call needs landmarks."""
+        return self.drawn is not None and self.drawn.needs_landmarks
 
     @property
     def draws(self) -> int:
         """Number of random numbers per image."""
         return 0 if self.jitter is None else self.jitter.draws
 
-    def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """Convert stored images to the network's input.
 
         Args:
             images: uint8 [B, C, H, W].
             sample_ids: int64 [B].
             uniform: Random numbers in [0, 1), float32 [B, draws].
+            landmarks: float64 [B, 5, 2], (row, column) in pixels, if :attr:`needs_landmarks`.
 
         Returns:
             float32 [B, C, H, W].
         """
         self.preprocessing.check(images)
-        batch = self.preprocessing.order(images.float() / 255)
+        batch = images.float() / 255
+        if self.drawn is not None:
+            batch = self.drawn(batch, landmarks, sample_ids)
+        batch = self.preprocessing.order(batch)
         if self.jitter is not None:
             batch = self.jitter(batch, uniform)
-        if self.occluder is not None:
+        if self.occluder is not None and self.drawn is None:
             batch = self.occluder(batch, sample_ids)
+        elif self.occluder is not None and self.drawn is not None:
+            rows = (self.drawn.kinds(sample_ids) == 0).nonzero()[:, 0]
+            if len(rows):
+                covered = self.occluder(batch[rows], sample_ids[rows])
+                batch = batch.index_copy(0, rows, covered)
         return self.preprocessing.scale(batch)
+
+
+def occlusions_of(
+    part: OccluderPart, drawn: dict[str, float], size: tuple[int, int], seed: int
+) -> tuple[NoisyOccluder | None, DrawnOccluders | None]:
+    """Create the noisy occluder and the drawn occlusions of a recipe; None for those without a share.
+
+    Args:
+        part: Settings of the noisy occluder.
+        drawn: Shares of the drawn occlusions.
+        size: (height, width) of the images.
+        seed: Seed of all of them.
+
+    Raises:
+        ValueError: As :func:`occluder_of` and :class:`~occfast.train.drawn.DrawnOccluders`.
+    """
+    if not any(drawn.values()):
+        return occluder_of(part, size, seed), None
+    kinds = DrawnOccluders(drawn, part.share, seed)
+    return occluder_of(replace(part, share=1.0) if part.share else part, size, seed), kinds
 
 
 def occluder_of(part: OccluderPart, size: tuple[int, int], seed: int) -> NoisyOccluder | None:

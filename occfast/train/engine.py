@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..losses import PartialFC
 from ..packages import require
 from .batches import FromDisk, InMemory, Plan
 from .pointwise import safe_pointwise_gradients
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 #: Type of ``transform(images, sample_ids, uniform)``, which converts stored images [B, C, H, W] to the network's input.
 #: ``sample_ids`` is int64 [B]; ``uniform`` holds random numbers in [0, 1), float32 [B, draws], where ``draws`` is an
-#: attribute of the transform (0 without one).
-Transform = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: attribute of the transform (0 without one). If its attribute ``needs_landmarks`` is true, a fourth argument holds the
+#: images' landmarks, float64 [B, 5, 2].
+Transform = Callable[..., Tensor]
 
 
 class NotFinite(ValueError):
@@ -120,6 +122,7 @@ class Engine:
         names: Names of the images, for messages.
         seed: Seed of the order of the images and of augmentation; PyTorch's generators belong to the caller.
         accumulate: Number of parts in which a process computes its batch.
+        landmarks: float64 [N, 5, 2], for a transform that needs them.
     """
 
     objective: nn.Module
@@ -133,6 +136,7 @@ class Engine:
     names: Sequence[str] = ()
     seed: int = 0
     accumulate: int = 1
+    landmarks: Tensor | None = None
     step: int = field(default=0, init=False)
     epoch: int = field(default=0, init=False)
     batch: int = field(default=0, init=False)
@@ -146,6 +150,7 @@ class Engine:
                 f"(batch.accumulate), got {self.plan.size}"
             )
         self.device = self.accelerator.device
+        self.sharded = next((part for part in self.objective.modules() if isinstance(part, PartialFC)), None)
         self.total = self.epochs * len(self.plan)
         if not self.total:
             raise ValueError("batch.size: expected an epoch to have at least one batch, got none")
@@ -203,7 +208,11 @@ class Engine:
         images = images.to(self.device, non_blocking=True)
         labels = self.labels[chosen].to(self.device, non_blocking=True)
         if self.transform is not None:
-            images = self.transform(images, samples.to(self.device), uniform)
+            arguments = [images, samples.to(self.device), uniform]
+            if getattr(self.transform, "needs_landmarks", False):
+                assert self.landmarks is not None
+                arguments.append(self.landmarks[chosen].to(self.device))
+            images = self.transform(*arguments)
         rate = self.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -230,12 +239,17 @@ class Engine:
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.wrapped)
 
     def _gradient_norm(self) -> Tensor:
-        if self.config.clip is not None:
-            clipped: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-            return clipped
+        """Return the norm of the whole gradient, and clip it if that is wanted."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        sharded = [] if self.sharded is None else list(self.sharded.parameters())
+        common = [p.grad for p in self.parameters if p.grad is not None and not any(p is own for own in sharded)]
+        norm = nn.utils.get_total_norm(common)
+        if self.sharded is not None:
+            norm = torch.hypot(norm.double(), self.sharded.gradient_norm()).to(norm.dtype)
+        if self.config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        return norm
 
     # -- NaN -------------------------------------------------------------------------------------------
 
@@ -294,7 +308,8 @@ class Engine:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything that further steps depend on: tensors by name, and JSON values.
 
-        Every process must call it, between two steps. Sample ids follow from the epoch and the order, so augmentation
+        Every process must call it, between two steps. A classifier that is divided among processes is whole in the
+        main process and left out in the others. Sample ids follow from the epoch and the order, so augmentation
         has no state of its own.
 
         Raises:
@@ -310,6 +325,15 @@ class Engine:
             else:
                 values["extra"][name] = value
         state = self.optimizer.state_dict()
+        if self.sharded is not None:
+            for name, parameter in self.objective.named_parameters():
+                if any(parameter is own for own in self.sharded.parameters()):
+                    rows = self.sharded.gather_rows(parameter)
+                    if rows is not None:
+                        tensors[f"objective/{name}"] = rows
+                    else:
+                        del tensors[f"objective/{name}"]
+            state = self.sharded.gather_optimizer_state(self.optimizer) or {"state": {}}
         values["optimizer"] = {}
         for number, entries in state["state"].items():
             for name, value in entries.items():
@@ -343,11 +367,17 @@ class Engine:
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, number, name = key.split("/", 2)
-                entries.setdefault(int(number), {})[name] = self._like_parameter(int(number), value)
+                entries.setdefault(int(number), {})[name] = value
         for key, value in values["optimizer"].items():
             number, name = key.split("/", 1)
             entries.setdefault(int(number), {})[name] = value
-        self.optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+        moments = {"state": entries, "param_groups": state["param_groups"]}
+        if self.sharded is not None:
+            moments = self.sharded.own_optimizer_state(self.optimizer, moments)
+        for number, found in moments["state"].items():
+            for name, value in found.items():
+                found[name] = self._like_parameter(number, value) if isinstance(value, Tensor) else value
+        self.optimizer.load_state_dict(moments)
         if self.accelerator.scaler is not None and "scaler" in values:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         self.step, self.epoch, self.batch = (int(values[name]) for name in ("step", "epoch", "batch"))

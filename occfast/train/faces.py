@@ -110,7 +110,9 @@ def _draws(names: list[str], seed: int) -> Tensor:
 # -- fingerprint -----------------------------------------------------------------------------------------
 
 
-def fingerprint(faces: FaceDataset, rest: Tensor, held: Tensor, gray: bool, pixels: list[Tensor]) -> dict[str, str]:
+def fingerprint(
+    faces: FaceDataset, rest: Tensor, held: Tensor, gray: bool, pixels: list[Tensor], landmarks: Tensor | None = None
+) -> dict[str, str]:
     """Compute digests of the data of a run, to recognize it when the run is resumed.
 
     Args:
@@ -119,10 +121,11 @@ def fingerprint(faces: FaceDataset, rest: Tensor, held: Tensor, gray: bool, pixe
         gray: Convert sampled images to gray, else to RGB.
         pixels: Images that are in memory, uint8; all of them count. Otherwise one image of each of up to 2,048 people
             is read.
+        landmarks: Landmarks of the images for training that augmentation depends on, float64 [N, 5, 2]; None: on none.
 
     Returns:
         Digests of "people" (in the order of the classes), "images" (names and people), "split", "sample" (pixels of one
-        image of each person) and, if the images are in memory, "pixels".
+        image of each person), if the images are in memory "pixels", and of "landmarks".
     """
     every = torch.cat([rest, held]).sort().values
     labels = faces.labels[every]
@@ -137,6 +140,8 @@ def fingerprint(faces: FaceDataset, rest: Tensor, held: Tensor, gray: bool, pixe
         "split": _digest(faces.names[k] for k in held.tolist()),
         "sample": _digest(recolor(faces[k].image, gray) for k in sample.tolist()),
     }
+    if landmarks is not None:
+        found["landmarks"] = _digest([landmarks])
     return found | ({"pixels": _digest(pixels)} if pixels else {})
 
 
@@ -219,7 +224,8 @@ def data_changes(before: dict[str, str], now: dict[str, str], path: Path, rows: 
         changes = ["the people differ"]
     if not changes and different & {"images", "split"}:
         changes = ["names, people or the split of the images differ"]
-    return "; ".join(changes or ["the names are the same, but the pixels of images differ"])
+    what = "landmarks" if different == {"landmarks"} else "pixels"
+    return "; ".join(changes or [f"the names are the same, but the {what} of images differ"])
 
 
 def _listed_changes(path: Path, rows: list[tuple[str, str, str]]) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import BatchTripletLoss, LargeMarginCosine, TripletLoss, TripletStats
+from ..losses import BatchTripletLoss, LargeMarginCosine, PartialFC, TripletLoss, TripletStats
 from ..models import features
 
 
@@ -16,15 +16,22 @@ class Classify(nn.Module):
     Args:
         network: Returns logits [B, K], or features [B, D] if there is a ``head``.
         head: Maps features to logits; :class:`~occfast.LargeMarginCosine` also receives the labels.
-        label_smoothing: Label smoothing, in [0, 1].
+            :class:`~occfast.losses.PartialFC` computes the loss of all processes itself.
+        label_smoothing: Label smoothing, in [0, 1]; that of a ``PartialFC`` is its own.
     """
 
     def __init__(self, network: nn.Module, head: nn.Module | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.network, self.head, self.label_smoothing = network, head, label_smoothing
+        if isinstance(head, PartialFC):  # DistributedDataParallel leaves alone what this attribute names
+            self._ddp_params_and_buffers_to_ignore = [f"head.{name}" for name, _ in head.named_parameters()]
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss, and the number of images assigned to the right person, int64."""
+        if isinstance(self.head, PartialFC):
+            loss = self.head(features(self.network)(images), labels)
+            assert self.head.predicted is not None
+            return loss, (self.head.predicted == labels).sum()
         if isinstance(self.head, LargeMarginCosine):
             logits = self.head(features(self.network)(images), labels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -36,8 +43,15 @@ class Classify(nn.Module):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, (answers.detach().argmax(1) == labels).sum()
 
+    def answers(self, images: Tensor) -> Tensor:
+        """Return the number of the largest logit of each image, int64 [B]; -1 if its logits are not finite."""
+        if isinstance(self.head, PartialFC):
+            return self.head.predict(features(self.network)(images))
+        logits = self.logits(images)
+        return logits.argmax(1).where(logits.isfinite().all(1), -1)
+
     def logits(self, images: Tensor) -> Tensor:
-        """Compute logits [B, K], without a margin."""
+        """Compute logits [B, K], without a margin; not with a ``PartialFC``, of which no process has all."""
         if self.head is None:
             own: Tensor = self.network(images)
             return own

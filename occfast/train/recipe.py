@@ -16,6 +16,7 @@ from ..models.tensor_files import read_about
 from ..packages import require
 from .settings import (
     BatchPart,
+    ClassifierPart,
     DataPart,
     LogPart,
     LossPart,
@@ -36,6 +37,7 @@ _CODE = ("data.name", "network.name", "validation.metric")
 
 __all__ = [
     "BatchPart",
+    "ClassifierPart",
     "DataPart",
     "LogPart",
     "LossPart",

@@ -17,6 +17,7 @@ from .. import files
 from ..errors import ProcessLost
 from .checkpoint import load_checkpoint
 from .log import SCORES, STEPS, VALIDATIONS
+from .page import PAGE
 from .recipe import Recipe, load
 
 CHECKPOINT, BEST, LAST, RECIPE = "checkpoint.safetensors", "best.safetensors", "last.safetensors", "recipe.yaml"
@@ -59,7 +60,7 @@ def claim(
 
 def clear(output: Path) -> None:
     """Delete the files of an earlier run; other files stay."""
-    names = [CHECKPOINT, BEST, LAST, RECIPE, SPLIT, STEPS, VALIDATIONS, SCORES, *_HEADS]
+    names = [CHECKPOINT, BEST, LAST, RECIPE, SPLIT, STEPS, VALIDATIONS, SCORES, PAGE, *_HEADS]
     for path in [*(output / name for name in names), *output.glob("not-finite-*.txt")]:
         files.remove(path)
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
@@ -79,12 +80,26 @@ def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
         if isinstance(value, dict):
             pairs = {f"{name}.{key}": (old.get(key), value.get(key)) for key in {**old, **value} if key not in free}
         for key, (was, now) in pairs.items():
+            if key == "epochs" and now > was and _extensible(recipe):
+                continue
             if was != now:
-                why = " (the learning rate of every step depends on it)" if key == "epochs" else ""
+                why = ""
+                if key == "epochs":
+                    why = " (it can only grow)"
+                    if not _extensible(recipe):
+                        why = (
+                            " (the learning rate of every step depends on it, unless optimizer.schedule=constant and "
+                            "optimizer.warmup=0)"
+                        )
                 raise ValueError(
                     f"{key}: the run in {output} used {was!r}, which can't be changed{why}, got {now!r}; "
                     f"start a new run from its weights with start={output / LAST}"
                 )
+
+
+def _extensible(recipe: Recipe) -> bool:
+    """Return whether the steps of a run do not depend on the number of its epochs, so that more can follow."""
+    return recipe.optimizer.schedule == "constant" and recipe.optimizer.warmup == 0
 
 
 def locked(output: Path) -> contextlib.AbstractContextManager[files.Lock]:

@@ -21,21 +21,23 @@ from .. import checks
 from ..data import FaceDataset
 from ..errors import DataError
 from ..files import write_atomically
-from ..losses import BatchTripletLoss, LargeMarginCosine, Mining, TripletLoss
+from ..losses import BatchTripletLoss, ClassifierLoss, LargeMarginCosine, Mining, PartialFC, TripletLoss
 from ..models import Preprocessing, build, feature_size
 from ..models.preprocessing import Color
 from ..models.registry import takes_classes
 from ..models.weights import Trained, description, load_head, load_into
 from ..progress import Report
 from ..progress import progress as show_progress
-from .augment import Augment, occluder_of
+from .augment import Augment, occlusions_of
 from .batches import FromDisk, InMemory, PKBatches, Plan, Shuffled, source_of
 from .checkpoint import save_checkpoint
+from .drawn import check_landmarks
 from .engine import Engine, NotFinite, OptimizerConfig, Step, accelerator
 from .faces import data_changes, fingerprint, open_data, split, split_rows, write_split
 from .jitter import Jitter
 from .log import Log, Meter
 from .objective import Classify, Embed, Objective
+from .page import Used, write_page
 from .recipe import Recipe, load, to_yaml
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .sets import VerificationSet, open_sets
@@ -82,7 +84,8 @@ class Result:
 
 def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple[nn.Module, dict[str, Any]]:
     part = recipe.network
-    classes = people if recipe.loss.name == "cross_entropy" and takes_classes(part.name) else None
+    own = recipe.loss.name == "cross_entropy" and not recipe.classifier.sharded
+    classes = people if own and takes_classes(part.name) else None
     network = build(part.name, classes, channels=preprocessing.channels, size=preprocessing.size, **part.arguments)
     spec = {"name": part.name, "classes": classes, "arguments": dict(part.arguments)}
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,6 +117,22 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
     if own:
         return Classify(network, label_smoothing=loss.label_smoothing)
     size = feature_size(network, p.channels, p.size)
+    if recipe.classifier.sharded:
+        if people < world:
+            raise ValueError(
+                f"classifier.sharded: expected at least {world} people to train on, one for each process, got {people}"
+            )
+        sharded = PartialFC(
+            size,
+            people,
+            loss=cast("ClassifierLoss", loss.name),
+            scale=loss.scale,
+            margin=loss.cosine_margin,
+            label_smoothing=loss.label_smoothing,
+            sampling=recipe.classifier.sampling,
+            seed=recipe.seed,
+        )
+        return Classify(network, sharded)
     head: nn.Module = nn.Linear(size, people)
     if loss.name == "large_margin_cosine":
         head = LargeMarginCosine(size, people, scale=loss.scale, margin=loss.cosine_margin)
@@ -137,7 +156,8 @@ def train(
 
     The folder ``output`` receives ``recipe.yaml`` with every value, ``best.safetensors`` and ``last.safetensors``
     (:func:`occfast.train.load_network` reads them), ``split.csv``, ``steps.csv``, ``validations.csv``,
-    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``. Under ``torchrun``, every process calls this
+    ``scores.jsonl``, ``tensorboard/`` and ``checkpoint.safetensors``; at its end ``report.html``, a page with the
+    curves, the validations and what was used. Under ``torchrun``, every process calls this
     function.
 
     Args:
@@ -217,18 +237,23 @@ class _Session:
             self.accelerator.num_processes,
         )
         if recipe.start is not None and found is None:
-            load_into(network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"])
+            unused = load_into(
+                network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"]
+            )
             own = self.spec["classes"] is not None
             if objective.head is not None and not recipe.fresh_classifier:
-                own = load_head(objective.head, recipe.start)
+                own = load_head(objective.head, recipe.start, unused)
             if own and not recipe.fresh_classifier:
                 self._check_people(recipe.start)
         jitter = Jitter(**recipe.jitter)
         augment = Augment(
             self.preprocessing,
             None if jitter == Jitter(*[0.0] * len(asdict(jitter))) else jitter,
-            occluder_of(recipe.occluder, self.preprocessing.size, recipe.seed),
+            *occlusions_of(recipe.occluder, recipe.drawn, self.preprocessing.size, recipe.seed),
         )
+        landmarks = None if faces.landmarks is None else faces.landmarks[rest]
+        if augment.needs_landmarks:
+            check_landmarks(landmarks, self.preprocessing.size, [faces.names[k] for k in rest.tolist()])
         source = self._source(faces, rest)
         part = recipe.batch
         if part.size > len(rest):
@@ -255,6 +280,7 @@ class _Session:
             [faces.names[k] for k in rest.tolist()],
             recipe.seed,
             part.accumulate,
+            landmarks if augment.needs_landmarks else None,
         )
         validated = None
         if len(held):
@@ -275,7 +301,9 @@ class _Session:
         pixels = [part.images for part in (source, validated) if isinstance(part, InMemory)]
         whole = len(pixels) == 1 + (validated is not None)
         gray = self.preprocessing.channels == 1
-        self.fingerprint = fingerprint(faces, rest, held, gray, pixels if whole else [])
+        self.fingerprint = fingerprint(
+            faces, rest, held, gray, pixels if whole else [], landmarks if augment.needs_landmarks else None
+        )
         self.fingerprint |= {f"sets/{one.name}": one.digest for one in self.sets}
         if found is not None:
             tensors, values = found
@@ -418,7 +446,7 @@ class _Session:
             if self.log is not None:
                 self.log.close()
         self.seconds = time.perf_counter() - start
-        return Result(
+        result = Result(
             output=str(self.output),
             weights=str(self.output / (LAST if self.best is None else BEST)),
             steps=engine.step,
@@ -432,6 +460,29 @@ class _Session:
             left_out=self.left_out,
             main=self.main,
             seconds=self.seconds,
+        )
+        if self.main and self.stopped != "interrupted":
+            write_page(self.output, recipe, result, self._used())
+        return result
+
+    def _used(self) -> Used:
+        """Return what the page says that was used."""
+        compared = {name: f"{len(one.protocol.same):,} pairs" for one in self.sets for name in one.columns}
+        if self.validation is not None:
+            count, images = self.validation.count, len(self.validation.labels)
+            compared[self.validation.metric] = f"{images:,} images" if count is None else f"{count:,} pairs"
+        network = self.engine.objective.network
+        assert isinstance(network, nn.Module)
+        return Used(
+            people=len(self.people),
+            images=len(self.engine.labels),
+            held=0 if self.validation is None else len(self.validation.labels),
+            left_out=self.left_out,
+            parameters=sum(p.numel() for p in network.parameters()),
+            preprocessing=self.preprocessing,
+            device=str(self.accelerator.device),
+            processes=self.accelerator.num_processes,
+            compared=compared,
         )
 
     def _pairs(self) -> int | None:
@@ -489,22 +540,23 @@ class _Session:
             save_checkpoint(self.output / CHECKPOINT, tensors, values)
 
     def _save(self, name: str) -> None:
-        if not self.main:
-            return
         objective = self.engine.objective
         assert isinstance(objective, Classify | Embed)
+        head = objective.head
+        if isinstance(head, PartialFC):
+            head = head.whole()  # every process sends its rows
+        if not self.main:
+            return
         about = {
             "stage": self.recipe.stage,
             "loss": self.recipe.loss.name,
             "step": self.engine.step,
             "epoch": self.engine.epoch,
-            "head": objective.head is not None,
+            "head": head is not None,
             "validation": self.latest,
         }
         people = self.people if isinstance(objective, Classify) else []
-        Trained(objective.network, self.preprocessing, self.spec, people, objective.head, about).save(
-            self.output / name
-        )
+        Trained(objective.network, self.preprocessing, self.spec, people, head, about).save(self.output / name)
 
 
 @contextmanager

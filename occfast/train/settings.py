@@ -12,6 +12,7 @@ from .. import checks
 from ..losses import Mining
 from ..models.preprocessing import COLORS, per_channel
 from ..models.presets import PRESETS
+from .drawn import DrawnOccluders
 from .jitter import Jitter
 
 #: Losses of each stage.
@@ -185,6 +186,21 @@ class LossPart:
 
 
 @dataclass
+class ClassifierPart:
+    """Classifier of the stage "classify" (An et al. 2021 and 2022, "Partial FC").
+
+    Attributes:
+        sharded: Divide the classifier by people among the processes (:class:`~occfast.losses.PartialFC`): each holds
+            its share of the weights, of their moments and of the logits.
+        sampling: Probability with which a person without an image in the batch takes part in a step, in (0, 1]; less
+            than 1 needs ``sharded``.
+    """
+
+    sharded: bool = False
+    sampling: float = 1.0
+
+
+@dataclass
 class BatchPart:
     """Batches.
 
@@ -279,6 +295,9 @@ class Recipe:
         device: "auto", "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16".
         jitter: Options of :class:`~occfast.train.Jitter`; all 0 for no jitter.
+        drawn: Shares of the images with drawn occlusions, by name: "sunglasses", "mask", "scarf", "hand", "eyes" and
+            the other names of :func:`occfast.occlude.named_occlusion`, or "band" for a gray band over any part of the
+            face. They are placed by landmarks. Each image gets one of these or the noisy occluder, at most.
     """
 
     stage: str = "classify"
@@ -292,10 +311,12 @@ class Recipe:
     validation: ValidationPart = field(default_factory=ValidationPart)
     network: NetworkPart = field(default_factory=NetworkPart)
     loss: LossPart = field(default_factory=LossPart)
+    classifier: ClassifierPart = field(default_factory=ClassifierPart)
     batch: BatchPart = field(default_factory=BatchPart)
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
     jitter: dict[str, float] = field(default_factory=lambda: asdict(Jitter()))
     occluder: OccluderPart = field(default_factory=OccluderPart)
+    drawn: dict[str, float] = field(default_factory=dict)
     log: LogPart = field(default_factory=LogPart)
 
     def check(self) -> None:
@@ -329,6 +350,7 @@ class Recipe:
                 "batch.accumulate: expected 1, since the triplets are those of the whole batch, "
                 f"got {self.batch.accumulate}; use more processes"
             )
+        self._check_classifier()
         self._check_preset()
         self._check_sets()
         if self.validation.by == "people" and self.held_metric == "accuracy":
@@ -352,6 +374,29 @@ class Recipe:
             checks.choice(value, key, known)
         for key, flag in (("fresh_classifier", self.fresh_classifier), ("log.tensorboard", self.log.tensorboard)):
             checks.flag(flag, key)
+
+    def _check_classifier(self) -> None:
+        part = self.classifier
+        checks.flag(part.sharded, "classifier.sharded")
+        checks.number(part.sampling, "classifier.sampling", 0.0, 1.0, above=0.0)
+        if part.sampling < 1 and not part.sharded:
+            raise ValueError(f"classifier.sampling: expected 1.0 without classifier.sharded=true, got {part.sampling}")
+        if not part.sharded:
+            return
+        if self.stage != "classify":
+            raise ValueError(
+                f"classifier.sharded: expected false for the stage {self.stage!r}, which has no classifier, got true"
+            )
+        if self.precision == "fp16":
+            raise ValueError(
+                "precision: expected 'fp32' or 'bf16' with classifier.sharded=true, since half precision would skip "
+                "a step in one process and not in another, got 'fp16'"
+            )
+        if part.sampling < 1 and self.batch.accumulate > 1:
+            raise ValueError(
+                "batch.accumulate: expected 1 with classifier.sampling below 1, since the people of the whole batch "
+                f"take part, got {self.batch.accumulate}; use more processes"
+            )
 
     def _check_preset(self) -> None:
         if self.data.preset is None:
@@ -427,6 +472,7 @@ class Recipe:
             raise ValueError(f"jitter: expected keys among {', '.join(known)}, got {', '.join(sorted(unknown))}")
         for name, value in self.jitter.items():
             checks.number(value, f"jitter.{name}", 0.0)
+        DrawnOccluders(self.drawn, self.occluder.share if self.drawn else 0.0, self.seed)
 
     @property
     def sets(self) -> list[SetPart]:

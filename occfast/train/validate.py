@@ -79,7 +79,7 @@ class Validation:
         if self.metric == "accuracy":
             objective = engine.objective
             assert isinstance(objective, Classify)
-            answers = self._collect(engine, lambda images: _answers(objective.logits(images)))
+            answers = self._collect(engine, objective.answers)
             self._check_finite(engine, answers >= 0)
             return ValidationResult(float((answers == self.labels).double().mean()), None)
         network = engine.objective.network
@@ -143,11 +143,6 @@ def collect(
         answers = engine.accelerator.gather(answers[None].contiguous()).transpose(0, 1).flatten(0, 1)
     objective.train()
     return answers[:n].cpu()
-
-
-def _answers(logits: Tensor) -> Tensor:
-    """Return the number of the largest logit of each row, int64; -1 for rows that are not finite."""
-    return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
 
 def verification_accuracy(features: Tensor, labels: Tensor, pairs: int = 6000, seed: int = 0, folds: int = 10) -> float:

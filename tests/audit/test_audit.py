@@ -214,7 +214,7 @@ def test_coverings_are_named_as_readers_call_them() -> None:
         ("hand:eye", "a hand over an eye"),
         ("mask:respirator", "a respirator mask"),
         ("noisy:20x40", "a noisy block of 20x40 pixels"),
-        ("sunglasses:round", "sunglasses:round"),
+        ("sunglasses:round", "round sunglasses"),
         ("noisy:20x40@3,4", "noisy:20x40@3,4"),
     ):
         assert Covering.named(text).name == name

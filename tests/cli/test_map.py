@@ -454,7 +454,12 @@ def test_the_share_of_rejected_images(folder: Path, tmp_path: Path, capsys, monk
     assert "they are rejected" in Path(m["files"]["page"]).read_text()
     for more in ((), (*score, "--method", "sampled")):
         text = refused(capsys, monkeypatch, *common, *given, *more, "--overwrite")
-        assert "--threshold: only valid with --score similarity_drop" in text
+        assert "--threshold: only valid with --score mismatch, or with" in text
+    again = (*common[:-1], tmp_path / "mismatch", "--score", "mismatch")
+    exact = run(*again, *given)["maps"][0]
+    assert exact["accuracy"] == pytest.approx(1 - wanted.mean()) and "rejected" not in exact
+    text = refused(capsys, monkeypatch, *again, "--overwrite")
+    assert "--threshold: required by --score mismatch" in text
     text = refused(capsys, monkeypatch, *common, "--threshold", "1.5", *score, "--overwrite")
     assert "--threshold: expected a number above -1 and at most 1, got 1.5" in text
 

@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["eyes", "sunglasses", "mask", "block:5x9", "nose+chin"])
+@pytest.mark.parametrize("name", ["eyes", "sunglasses", "mask", "scarf", "hand", "block:5x9", "nose+chin"])
 def test_occlusions(name: str) -> None:
     faces = Squares()
     cpu = named_occlusion(name)(faces.images, faces.landmarks)

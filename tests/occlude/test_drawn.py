@@ -14,11 +14,12 @@ from torch import Tensor
 
 from occfast import DataError
 from occfast.occlude.base import Compose, Occlusion, OcclusionResult, uniform
-from occfast.occlude.drawn import BANDS, Band, Block, Sunglasses
+from occfast.occlude.drawn import BANDS, Band, Block
 from occfast.occlude.face_masks import DRAWN_MASKS, FaceMask, MaskTemplate, mask_points
 from occfast.occlude.hand import Hand
 from occfast.occlude.named import named_occlusion
 from occfast.occlude.scarf import Scarf
+from occfast.occlude.sunglasses import STYLES, Sunglasses
 
 #: A frontal face in 100×100, (row, column).
 FRONTAL = torch.tensor([[40.0, 31], [40, 69], [60.5, 50], [79, 33.5], [79, 66.5]], dtype=torch.float64)
@@ -29,6 +30,7 @@ ALL = [
     *(Band(region) for region in BANDS),
     Sunglasses(),
     Sunglasses("round", opacity=0.5),
+    Sunglasses(flat=True),
     FaceMask(),
     FaceMask(None),
     Scarf(),
@@ -142,9 +144,10 @@ def test_bands_are_the_whole_image_without_overlap_and_hold_their_landmarks() ->
     assert (Band("eyes")(batch(1), FRONTAL[None]).images[0, :, 40] == 255).all()  # white, as the paper's
 
 
-@pytest.mark.parametrize("style", ["round", "square", "aviator"])
-def test_sunglasses_cover_the_eyes_and_turn_and_grow_with_them(style: str) -> None:
-    glasses = Sunglasses(style)
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("style", STYLES)
+def test_sunglasses_cover_the_eyes_and_turn_and_grow_with_them(style: str, flat: bool) -> None:
+    glasses = Sunglasses(style, flat=flat)
     areas = []
     for degrees, scale in ((0, 1.0), (20, 1.0), (-35, 1.0), (0, 0.5), (10, 0.5)):
         points = turned(degrees, scale)
@@ -160,7 +163,30 @@ def test_sunglasses_cover_the_eyes_and_turn_and_grow_with_them(style: str) -> No
         across = (points[1] - points[0]) / (points[1] - points[0]).norm()
         assert abs(float(vectors[:, 1] @ across)) > math.cos(math.radians(3))
     assert areas == pytest.approx([areas[0]] * 5, rel=0.15)
-    assert 0.10 < areas[0] / 1e4 < 0.20  # two lenses of 0.37 by 0.36 eye distances (38 pixels) are 12 %
+    # Two lenses of 0.37 by 0.36 eye distances (38 pixels) are 12 %; a frame of 0.03 round them adds a sixth.
+    low, high = (0.10, 0.20) if flat else (0.12, 0.23)
+    assert low < areas[0] / 1e4 < high
+
+
+def test_frames_and_reflections_of_sunglasses() -> None:
+    images = torch.full((40, 3, 200, 200), 128, dtype=torch.uint8)
+    points = (FRONTAL * 2).expand(40, 5, 2)
+    for style in STYLES:
+        flat = Sunglasses(style, flat=True)(images, points)
+        real = Sunglasses(style)(images, points)
+        assert (real.mask | ~flat.mask).all()
+        # The frame is 0.03 eye distances of 76 pixels wide; bridge and temples cover some of its outline.
+        ring = (real.mask & ~flat.mask).sum((1, 2)).double()
+        outline = 2 * 2 * math.pi * 0.39 * 76
+        assert (ring > 0.5 * 0.03 * 76 * outline).all() and (ring < 1.3 * (0.03 * 76 + 1) * outline).all()
+        # Flat ones have one color but for soft edges; others a bright lamp in both lenses, within them.
+        assert (flat.images[flat.mask[:, None].expand_as(images)] < 20).double().mean() > 0.9
+        bright = (real.images[:, 1] > 150) & real.mask
+        assert (~bright | flat.mask).all()
+        for half in (slice(0, 100), slice(100, 200)):
+            lamp = bright[:, :, half].sum((1, 2)) / 76**2
+            assert (lamp < 0.13).all() and (lamp > 0.003).double().mean() > 0.9
+        assert len({image.numpy().tobytes() for image in real.images}) == 40
 
 
 @pytest.mark.parametrize("kind", DRAWN_MASKS)
@@ -265,6 +291,7 @@ def test_together_is_the_union() -> None:
         ("eyes", Band("eyes")),
         ("sunglasses", Sunglasses()),
         ("sunglasses:round", Sunglasses("round")),
+        ("sunglasses:flat", Sunglasses(flat=True)),
         ("mask:cloth", FaceMask("cloth")),
         ("mask", FaceMask(None)),
         ("scarf", Scarf()),

@@ -142,12 +142,18 @@ WRONG = {
     "values": dict(values=np.zeros((3, 3))),
     "values dtype": dict(values=np.zeros((9, 5), np.float32)),
     "values text": dict(values=np.full((9, 5), "a")),
+    "error rate": dict(values=np.full((9, 5), 1.5)),
+    "negative error rate": dict(values=np.full((9, 5), -0.5)),
     "values nan": dict(values=np.full((9, 5), np.nan)),
     "error": dict(standard_error=np.zeros(5)),
     "error sign": dict(standard_error=np.full((9, 5), -1.0)),
     "per image": dict(per_image=np.zeros((5, 9, 5), np.uint8)),
     "per image dtype": dict(per_image=np.zeros((6, 9, 5), np.int64)),
     "indices": dict(image_indices=np.zeros(5, np.int64)),
+    "per image error": dict(per_image=np.full((6, 9, 5), 7, np.uint8)),
+    "indices repeated": dict(image_indices=np.zeros(6, np.int64)),
+    "bias sign": dict(bias=np.full((9, 5), -1.0)),
+    "no channels": dict(mean_image=np.zeros((0, 17, 14), np.float32)),
     "indices sign": dict(image_indices=np.full(6, -1)),
     "interval": dict(interval=np.zeros((9, 5))),
     "bias": dict(bias=np.zeros((2, 9, 5))),
@@ -323,3 +329,13 @@ def test_a_browser_shows_the_page(map_, tmp_path):
 def test_repr_and_torch_inputs(map_):
     assert "OcclusionMap(9x5 centers, occluder 5x4, 6 images" in repr(map_)
     assert isinstance(map_.distribution().probabilities, torch.Tensor)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_pages_of_images_that_are_no_colors(channels, tmp_path):
+    net = torch.nn.Sequential(torch.nn.Conv2d(channels, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    m = occfast.occlusion_map(
+        net, torch.rand(2, channels, 9, 8), None, 3, stride=3, score="similarity_drop", progress=False
+    )
+    assert "Mean image, dark where" in m.to_html(tmp_path / "map.html").read_text()
+    assert np.array_equal(occfast.OcclusionMap.load(m.save(tmp_path / "map.npz")).values, m.values)

@@ -17,12 +17,12 @@ PLACED = [*STATED, "occluder.locations=map.npz"]
 def stated(name: str) -> list[str]:
     if name in ("A", "pdsn"):
         return STATED[:1]
-    return PLACED if "x" in name and not name.endswith("R") else STATED
+    return PLACED if name == "robust" or ("x" in name and not name.endswith("R")) else STATED
 
 
 def test_the_papers_models_are_there() -> None:
     sizes = ("20x20", "20x40", "40x40")
-    expected = {"A", "B", "C", "pdsn"} | {f"A{s}" for s in sizes} | {f"A{s}R" for s in sizes}
+    expected = {"A", "B", "C", "pdsn", "robust"} | {f"A{s}" for s in sizes} | {f"A{s}R" for s in sizes}
     assert set(names()) == expected | {f"{loss}{s}" for loss in "BC" for s in sizes}
 
 
@@ -34,12 +34,22 @@ def test_packaged_recipes_say_what_the_papers_say(name: str) -> None:
         assert recipe.occluder.size == [int(height), int(width)] and recipe.occluder.share == 1
         assert recipe.occluder.locations == ("normal" if name.endswith("R") else "map.npz")
         assert set(recipe.occluder.noise) == {"salt_and_pepper", "speckle", "gaussian"}
+    elif name == "robust":
+        assert recipe.occluder.locations == "map.npz"
+        assert recipe.drawn.keys() == {"sunglasses", "mask", "scarf", "hand", "band"}
+        assert 0.5 < recipe.occluder.share + sum(recipe.drawn.values()) < 1
     else:
         assert recipe.occluder.share == 0
-    loss = {"A": "cross_entropy", "B": "triplet", "C": "batch_triplet", "p": "large_margin_cosine"}[name[0]]
+    loss = {
+        "A": "cross_entropy",
+        "B": "triplet",
+        "C": "batch_triplet",
+        "p": "large_margin_cosine",
+        "r": "cross_entropy",
+    }[name[0]]
     assert recipe.loss.name == loss
     assert recipe.stage == ("embed" if name[0] in "BC" else "classify")
-    if name[0] in "ABC":
+    if name[0] in "ABCr":
         assert recipe.network.name == "paper" and recipe.validation.share == 0.1
         assert (recipe.loss.margin, recipe.loss.beta, recipe.loss.mining) == (0.5, 0.7, "violating")
     else:
@@ -102,7 +112,21 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
             ["stage=embed", "loss.name=triplet", "batch.images_each=8", "batch.accumulate=2"],
             "batch.accumulate: expected 1",
         ),
+        (["drawn.sunglases=0.1"], "drawn.sunglases: expected band, or a name of an occlusion"),
+        (["drawn.hand=1.5"], r"drawn.hand: expected a number in \[0, 1\], got 1.5"),
+        (["drawn={hand: 0.5, mask: 0.4}", "occluder.share=0.2"], "drawn: expected shares that add up to at most 1"),
         (["validation.by=people"], "validation.by: other people can't be classified"),
+        (["classifier.sharded=true", "classifier.sampling=0"], "classifier.sampling: expected a number above 0"),
+        (["classifier.sampling=0.1"], "classifier.sampling: expected 1.0 without classifier.sharded=true, got 0.1"),
+        (
+            ["classifier.sharded=true", "stage=embed", "loss.name=triplet", "batch.images_each=8"],
+            "classifier.sharded: expected false for the stage 'embed'",
+        ),
+        (["classifier.sharded=true", "precision=fp16"], "precision: expected 'fp32' or 'bf16' with classifier.sharded"),
+        (
+            ["classifier.sharded=true", "classifier.sampling=0.5", "batch.accumulate=2"],
+            "batch.accumulate: expected 1 with classifier.sampling below 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:

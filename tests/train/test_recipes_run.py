@@ -67,7 +67,7 @@ def test_packaged_recipes_train(name: str, base: tuple[Path, OcclusionMap], tmp_
         overrides += ["batch.images_each=4", "batch.size=8", "validation.share=0.5"]
     if name not in ("A", "pdsn"):
         overrides += [f"start={folder / 'A' / 'best.safetensors'}"]
-    if "x" in name and not name.endswith("R"):
+    if name == "robust" or ("x" in name and not name.endswith("R")):
         overrides += [f"occluder.locations={folder / 'map.npz'}"]
     result = train(load_recipe(name, overrides), tmp_path / name, faces=faces(), progress=False)
     assert result.steps >= 2 and result.best is not None

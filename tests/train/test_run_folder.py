@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from occfast.data.images import encode_png
 from occfast.models import PaperNet
 from occfast.train import load_into, load_network, load_recipe, train
+from occfast.train.log import read_rows
 from tests.train.tiny import ROOT, Net, Patterns, recipe
 
 OLD = Path(__file__).with_name("written_before_0_1")
@@ -97,17 +100,104 @@ def test_overwriting_replaces_the_run_and_keeps_other_files(tmp_path: Path) -> N
     assert not (tmp_path / "best-head.safetensors").exists() and not (tmp_path / "best.safetensors").exists()
 
 
-def test_epochs_cannot_be_extended_and_the_error_says_how_to_go_on(tmp_path: Path) -> None:
+def test_epochs_that_cannot_be_extended_are_refused_and_the_error_says_how_to_go_on(tmp_path: Path) -> None:
     train(recipe("classify", "epochs=1"), tmp_path / "run", progress=False)
     with pytest.raises(
         ValueError,
-        match=r"epochs: the run in .* used 1, which can't be changed \(the learning rate of every step depends on it\), "
-        r"got 4; start a new run from its weights with start=(.*last.safetensors)",
+        match=r"epochs: the run in .* used 1, which can't be changed \(the learning rate of every step depends on it, "
+        r"unless optimizer.schedule=constant and optimizer.warmup=0\), got 4; start a new run from its weights with "
+        r"start=(.*last.safetensors)",
     ) as error:
         train(recipe("classify", "epochs=4"), tmp_path / "run", resume=True, progress=False)
     start = re.search(r"start=\S+", str(error.value))
     assert start is not None
     assert train(recipe("classify", "epochs=3", start[0]), tmp_path / "more", progress=False).epochs == 3
+
+
+@pytest.mark.parametrize("stage", ["classify", "embed"])
+def test_more_epochs_at_a_constant_rate_are_the_run_that_was_begun_with_them(stage: str, tmp_path: Path) -> None:
+    constant = ("optimizer.schedule=constant", "optimizer.warmup=0")
+    whole = train(recipe(stage, *constant, "epochs=3"), tmp_path / "whole", progress=False)
+    assert train(recipe(stage, *constant, "epochs=2"), tmp_path / "run", progress=False).epochs == 2
+    more = train(recipe(stage, *constant, "epochs=3"), tmp_path / "run", resume=True, progress=False)
+    assert (more.epochs, more.steps, more.best) == (3, whole.steps, whole.best)
+    for name in ("last.safetensors", "best.safetensors", "recipe.yaml", "validations.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "3 of 3 epochs" in (tmp_path / "run" / "report.html").read_text()
+    with pytest.raises(
+        ValueError, match=r"epochs: the run in .* used 3, which can't be changed \(it can only grow\), got 2"
+    ):
+        train(recipe(stage, *constant, "epochs=2"), tmp_path / "run", resume=True, progress=False)
+
+
+# -- the page of a run ---------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_run_shows_curves_validations_and_what_was_used(tmp_path: Path) -> None:
+    listed = tmp_path / "pairs.csv"
+    write_pairs(tmp_path / "faces", listed)
+    sets = f"validation.sets=[{{set: {listed}, images: {tmp_path / 'faces'}, aligned: true}}]"
+    result = train(recipe("embed", sets, "data.min_images=2"), tmp_path / "run$1", progress=False)
+    page = (tmp_path / "run$1" / "report.html").read_text()
+    with (tmp_path / "run$1" / "split.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "training"]
+    trained, people = len(rows), {row["person"] for row in rows}
+    assert "<h1>Training run$1</h1>" in page and "(3 of 3 epochs)" in page
+    rows = read_rows(tmp_path / "run$1" / "validations.csv")
+    for name, compares in (("pairs/accuracy", "12 pairs"), ("verification", f"{count_of(page, 'verification')} pairs")):
+        best = max(rows, key=lambda row: row[name])
+        cells = [name, compares, f"{100 * best[name]:.2f} %", f"{best['epoch']:.0f}", f"{100 * rows[-1][name]:.2f} %"]
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    for text in (
+        "tests.train.tiny:Patterns",
+        f"{trained} images of {len(people)} people",
+        "20 × 16, gray",
+        "batch_triplet",
+        result.weights,
+    ):
+        assert text in page
+    assert page.count("data:image/png;base64,") == 5
+    for name in ("Loss", "Accuracy", "Values of the validations", "Learning rate", "Distances of pairs"):
+        assert f"<figcaption>{name}" in page
+
+
+def test_the_page_of_a_run_without_validation(tmp_path: Path) -> None:
+    train(recipe("classify", "validation.share=0", "epochs=1"), tmp_path, progress=False)
+    page = (tmp_path / "report.html").read_text()
+    assert "1 of 1 epochs, without validation" in page and 'id="validation"' not in page
+    assert page.count("data:image/png;base64,") == 3
+    train(recipe("classify", "epochs=1"), tmp_path, overwrite=True, progress=False)
+    assert "Best accuracy" in (tmp_path / "report.html").read_text()
+
+
+def test_an_interrupted_run_has_no_page(tmp_path: Path) -> None:
+    def stop(done: int, total: int | None) -> None:
+        if done == 24:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert train(recipe("classify"), tmp_path, progress=stop).stopped == "interrupted"
+    assert not (tmp_path / "report.html").exists()
+
+
+def count_of(page: str, name: str) -> int:
+    found = re.search(rf"<td>{name}</td><td>(\d+) pairs</td>", page)
+    assert found is not None
+    return int(found[1])
+
+
+def write_pairs(folder: Path, listed: Path) -> None:
+    """Write images of Patterns, and a list of twelve pairs of them."""
+    faces = Patterns(people=2, each=4)
+    for face in faces:
+        path = folder / face.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(face.image))
+    lines = ["fold,first,second,same"]
+    for fold in range(2):
+        for k in range(3):
+            lines.append(f"{fold},person {fold}/{k}.png,person {fold}/{k + 1}.png,1")
+            lines.append(f"{fold},person 0/{k}.png,person 1/{(k + fold) % 4}.png,0")
+    listed.write_text("\n".join(lines) + "\n")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without torch.distributed")

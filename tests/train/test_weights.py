@@ -229,8 +229,19 @@ def test_files_that_hold_no_weights(content: bytes, tmp_path: Path, capsys: pyte
         with pytest.raises(DataError, match=f"{name}: not a (file of weights|(whole )?.safetensors file)"):
             read_state_dict(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.pt")
-    with pytest.raises(DataError, match=r"none.pt: expected a state dict"):
-        read_state_dict(tmp_path / "none.pt")
+    state = {"a": torch.zeros(1)}
+    for held, message in (
+        ({"epoch": 3}, "expected a state dict: names and tensors, got epoch"),
+        ([state], "expected a state dict: names and tensors, got list"),
+        ({}, "expected a state dict: names and tensors, got nothing"),
+        (
+            {"teacher": state, "student": state},
+            "expected one state dict, got several: teacher, student; save the wanted",
+        ),
+    ):
+        torch.save(held, tmp_path / "none.pt")
+        with pytest.raises(DataError, match=rf"none.pt: {message}"):
+            read_state_dict(tmp_path / "none.pt")
     assert capsys.readouterr().out == ""
 
 
@@ -246,6 +257,31 @@ def test_trust_is_not_recommended_for_files_without_a_pickle(content: bytes, tru
         load(tmp_path / "w.pth")
     assert ("--trust" in str(found.value)) == trust
     assert trust or "(neither an archive of PyTorch nor a pickle)" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"people": ["a"]}, "people: expected 3 names, one for each class, got 1"),
+        ({"people": ["a", "b", "a"]}, "people: expected a name of its own for every class"),
+        ({"people": [1, 2, 3]}, "people: expected a name of its own for every class"),
+        ({"alignment": {}}, "alignment: expected None or the record of an alignment, got {}"),
+        ({"alignment": 3}, "alignment: expected None or the record of an alignment, got 3"),
+        ({"size": [100.5, 100]}, "size: expected an int"),
+    ],
+)
+def test_descriptions_that_contradict_the_network(change: dict, message: str, tmp_path: Path) -> None:
+    network = PaperNet(3, width=0.125)
+    spec = {"name": "paper", "classes": 3, "arguments": {"width": 0.125}}
+    path = tmp_path / "w.safetensors"
+    Trained(network, Preprocessing((100, 100), "gray"), spec, ["a", "b", "c"]).save(path)
+    tensors, about = read_tensors(path)
+    assert load_network(path).people == ["a", "b", "c"]
+    place = about if "people" in change else about["preprocessing"]
+    place.update(change)
+    write_tensors(path, tensors, about)
+    with pytest.raises(DataError, match=message):
+        load_network(path)
 
 
 def test_other_safetensors_are_not_taken_for_networks(tmp_path: Path) -> None:
@@ -308,7 +344,10 @@ def test_build_hands_on_what_a_network_takes() -> None:
 # -- files of other programs -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("container", ["state_dict", "net_state_dict", "backbone", "model", "model_state_dict", None])
+@pytest.mark.parametrize(
+    "container",
+    ["state_dict", "net_state_dict", "backbone", "model", "model_state_dict", "state_dict_ema", "params", None],
+)
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.", "net.0."]
 )

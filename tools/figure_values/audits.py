@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.figure_values.formats import markdown, read
+from typing import Any
+
+from tools.figure_values.formats import markdown, read, signed
 
 
 def audits() -> dict[str, str]:
@@ -26,7 +28,69 @@ def audits() -> dict[str, str]:
         gate.append([*cells, f"{100 * row['holm']:.1f} %"])
     header = ["correlation", "faces", "loss", "repetitions", "failed", "failed by a figure there", "Holm"]
     return {
+        **_drawn_real(),
         "audit-intervals": held,
         "audit-intervals-simulations": str(rows[0]["simulations"]),
         "gate-error": markdown(header, gate),
+    }
+
+
+def _drawn_real() -> dict[str, str]:
+    """Return what drawn sunglasses and scarves cost beside real ones, on people whom the drawing was not chosen on."""
+    result = read("drawn-real")
+    names = {"drawn": "drawn", "wayfarer alone": "drawn, one style", "flat": "flat", "bands": "white bands"}
+    shown = ("TAR at FAR 0.01", "TAR at FAR 0.001", "TAR at the uncovered FAR 0.01", "rank-1", "genuine", "impostor")
+
+    def difference(found: dict[str, Any], figure: str) -> str:
+        scale, digits = (1, 3) if figure in ("genuine", "impostor") else (100, 0)
+        low, high = found["interval"]
+        numbers = [signed(scale * value, digits) for value in (found["value"], low, high)]
+        return f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
+
+    def own(found: dict[str, Any], figure: str) -> str:
+        return f"{found['value']:.3f}" if figure in ("genuine", "impostor") else f"{100 * found['value']:.0f} %"
+
+    tables = {}
+    for part, name in (("chosen on", "chosen"), ("reported on", "reported")):
+        rows = [row for row in result["rows"] if row["people"] == part]
+        cells = []
+        for row in rows:
+            about = [row["network"], row["occlusion"]]
+            if row["condition"] == "real":
+                values = [own(row["figures"][figure], figure) for figure in shown]
+                cells.append([*about, "real", *values])
+            elif row["condition"] in names:
+                values = [difference(row["minus real"][figure], figure) for figure in shown]
+                cells.append([*about, names[row["condition"]], *values])
+        order = {"real": 0, **{name: k for k, name in enumerate(names.values(), 1)}}
+        cells.sort(key=lambda c: (c[0], c[1] != "sunglasses", order[c[2]]))
+        header = ["network", "occlusion", "", "TAR, FAR 0.01", "TAR, FAR 0.001", "TAR, kept threshold", "rank-1"]
+        tables[f"drawn-real-{name}"] = markdown([*header, "genuine cosine", "impostor cosine"], cells)
+    about = result["second"]
+    uncovered = [
+        row["figures"]["TAR at FAR 0.01"]["value"]
+        for row in result["rows"]
+        if row["condition"] == "uncovered" and row["people"] == "reported on" and row["occlusion"] == "scarf"
+    ]
+    first = {
+        name: next(
+            difference(row["minus real"]["TAR at FAR 0.01"], "TAR at FAR 0.01")
+            for row in result["rows"]
+            if row["people"] == "reported on" and row["condition"] == condition and row["occlusion"] == occlusion
+        )
+        for name, condition, occlusion in (
+            ("sunglasses", "drawn", "sunglasses"),
+            ("flat", "flat", "sunglasses"),
+            ("scarf", "drawn", "scarf"),
+            ("bands", "bands", "scarf"),
+        )
+    }
+    return {
+        **tables,
+        **{f"drawn-real-{name}": value for name, value in first.items()},
+        "drawn-real-people": str(next(row["number"] for row in result["rows"] if row["people"] == "reported on")),
+        "drawn-real-second-people": f"{about['people']:,}",
+        "drawn-real-second-images": f"{about['images']:,}",
+        "drawn-real-uncovered-first": f"{100 * uncovered[0]:.0f} %",
+        "drawn-real-uncovered-second": f"{100 * uncovered[1]:.0f} %",
     }

@@ -302,7 +302,20 @@ def scaling() -> dict[str, str]:
     ]
     cells.append(["together", "", "", duration(whole["seconds"])])
     maps = [whole["parts"][part] for part in ("maps for P", "Table 1")]
+    classifiers = [
+        [
+            "one process" if row["processes"] == 1 else f"{row['processes']} processes, sampling {row['sampling']:g}",
+            f"{3 * row['weights'] / 1e9:.2g} GB",
+            f"{row['logits'] / 1e9:.2g} GB",
+            f"{row['temporary'] / 1e9:.2g} GB",
+            "" if row["processes"] == 1 else f"{row['exchanged'] / 1e6:.1f} MB",
+            f"{row['flops_per_image'] / 1e9:.1f} GFLOP",
+        ]
+        for row in read("scaling")["webface42m"]
+    ]
+    columns = ["classifier", "weights, gradient, momentum", "logits", "temporary", "sent a step", "work a face"]
     return {
+        "scaling-webface42m": markdown(columns, classifiers),
         "scaling-trigueros2018": markdown(["part", "work", "operations", "one H100 (predicted)"], cells),
         "scaling-trigueros2018-eight": duration(whole["seconds_of_eight"]),
         "scaling-trigueros2018-spread": duration(whole["seconds_of_eight_spread"]),

@@ -61,6 +61,12 @@ def change(values: list[float], digits: int) -> str:
     return f"{mean(values):+.{digits}f} [{found[0]:+.{digits}f}, {found[1]:+.{digits}f}]".replace("-", "−")
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign, as +13 or −0.018; what rounds to zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
 def power(value: float) -> str:
     """Return a number as 3.4·10¹⁷."""
     exponent = len(f"{value:.0f}") - 1

@@ -32,13 +32,13 @@ def _full_precision(device: torch.device) -> Iterator[None]:
         held.fp32_precision = before
 
 
-def multiply(a: Tensor, b: Tensor, symmetric: bool = False) -> Tensor:
-    """Return ``a @ b``. On a CPU every sum has one order, whatever the number of threads."""
+def multiply(a: Tensor, b: Tensor, symmetric: bool = False, out: Tensor | None = None) -> Tensor:
+    """Return ``a @ b``, in ``out`` if it is given. On a CPU every sum has one order, whatever the number of threads."""
     native = module_for(a.device)
     if native is None or a.device.type == "cuda":
         with _full_precision(a.device):
-            return a @ b
-    out = a.new_empty((a.shape[0], b.shape[1]))
+            return torch.mm(a, b, out=out)
+    out = a.new_empty((a.shape[0], b.shape[1])) if out is None else out
     (a_row, a_column), (b_row, b_column) = a.stride(), b.stride()
     product = native.MatrixProduct(
         a=a.data_ptr(),
@@ -165,14 +165,17 @@ class Passes:
             stop=batch.stop[first:last].data_ptr(),
         )
 
-    def mine(self, values: Tensor, first: int, last: int, *, again: bool = False) -> Tensor:
+    def mine(
+        self, values: Tensor, first: int, last: int, counts: Tensor | None = None, *, again: bool = False
+    ) -> Tensor:
         """Turn the products of anchors ``first`` to ``last`` into distances, in place, and return the counts.
 
-        Their records, nearest distances and shares of the histogram are kept, unless it is done again.
+        The counts are written into ``counts`` if it is given, int32 of the shape of ``values``. Records, nearest
+        distances and shares of the histogram are kept, unless it is done again.
         """
         batch, device = self._batch, values.device
         statistics = self._statistics and not again
-        counts = torch.empty(values.shape, dtype=torch.int32, device=device)
+        counts = torch.empty(values.shape, dtype=torch.int32, device=device) if counts is None else counts
         nearest = values.new_empty((2, last - first if statistics else 0))
         arguments = self._native.MineTriplets(
             values=values.data_ptr(),
@@ -239,33 +242,40 @@ def gradients_by_tiles(passes: Passes, batch: Batch, gradient: bool) -> tuple[Te
     each = columns * (batch.a.element_size() + 4)
     height = max(64, _TILE_BYTES // max(each, 1) // 64 * 64)
     tiles = [(first, min(rows, first + height)) for first in range(0, rows, height)]
+    # One memory for all tiles: the system would clear that of each tile page by page.
+    values = batch.a.new_empty(min(height, rows), columns)
+    counts = torch.empty(values.shape, dtype=torch.int32, device=values.device)
+
+    def distances(first: int, last: int, again: bool) -> tuple[Tensor, Tensor]:
+        part, number = values[: last - first], counts[: last - first]
+        multiply(batch.a[first:last], batch.b.T, out=part)
+        passes.mine(part, first, last, number, again=again)
+        return part, number
 
     for first, last in tiles:
-        passes.mine(multiply(batch.a[first:last], batch.b.T), first, last)
+        distances(first, last, again=False)
     passes.add_up()
     if not gradient:
         return batch.a.new_empty((0, 0)), batch.a.new_empty((0, 0))
-    by_a, by_b = torch.zeros_like(batch.a), torch.zeros_like(batch.b)
+    by_a, by_b, by_all = torch.zeros_like(batch.a), torch.zeros_like(batch.b), torch.empty_like(batch.b)
     for first, last in tiles:
-        a = batch.a[first:last]
-        values = multiply(a, batch.b.T)
-        counts = passes.mine(values, first, last, again=True)
-        sums = passes.weights(values, counts, first, last, square=False)
-        by_tile, by_all = gradients(values, *sums, a, batch.b, own=False)
+        part, number = distances(first, last, again=True)
+        sums = passes.weights(part, number, first, last, square=False)
+        by_tile, _ = gradients(part, *sums, batch.a[first:last], batch.b, own=False, by_b=by_all)
         by_a[first:last] += by_tile
         by_b += by_all
     return (by_a.add_(by_b), batch.a.new_empty((0, 0))) if batch.square else (by_a, by_b)
 
 
 def gradients(
-    matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, own: bool
+    matrix: Tensor, row_sums: Tensor, column_sums: Tensor, a: Tensor, b: Tensor, own: bool, by_b: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients by a and b from the matrix of weights; empty for b if ``own``."""
+    """Return the gradients by a and b from the matrix of weights; empty for b if ``own``, else in ``by_b`` if given."""
     a, b = a.contiguous(), b.contiguous()
     if own:
         return multiply(matrix, a), a.new_empty((0, 0))
     by_a = multiply(matrix, b).addcmul_(row_sums[:, None], a)
-    return by_a, multiply(matrix.T, a).addcmul_(column_sums[:, None], b)
+    return by_a, multiply(matrix.T, a, out=by_b).addcmul_(column_sums[:, None], b)
 
 
 def _histogram_edge(a: Tensor, b: Tensor, distance: int, top: float) -> Tensor:

@@ -287,7 +287,7 @@ class Sources:
             faces, protocol = self.pairs[0], drawn_pairs(self.pairs[0].labels)
             covers = {
                 "clean": None,
-                "sunglasses": named_occlusion("sunglasses"),
+                "sunglasses": named_occlusion("sunglasses:flat"),
                 "scarf": named_occlusion("mask:cloth"),
             }
             return faces, [Condition(name, protocol, cover) for name, cover in covers.items()]

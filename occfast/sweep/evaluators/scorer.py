@@ -41,6 +41,7 @@ def _probability(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 
 _FUNCTIONS: dict[str, ScoreFunction] = {"probability_drop": _probability}
+OF_EMBEDDINGS = ("similarity_drop", "mismatch")  # scores of recognizers
 OF_LABELS = ("score_drop", "probability_drop")  # scores with a target class, of which there may be several
 
 
@@ -86,7 +87,8 @@ class Scorer(Runner):
     kept: Tensor
     parts: Tensor
     scores: Tensor
-    #: With score="error": score the largest other output minus the label's, which is above 0 for a wrong class.
+    #: With a binary score: score a number that is above 0 where the score is 1: the largest other output minus the
+    #: label's, or the threshold minus the similarity.
     margins: bool = False
 
     # -- the images of a block -------------------------------------------------------------------------
@@ -116,14 +118,19 @@ class Scorer(Runner):
             raise ValueError(f"model: expected finite outputs, got NaN or infinity for image {block.first + wrong}")
         classes, score = outputs.shape[1], self.options.score
         self.kept = torch.arange(images.shape[0])
-        if classes == 1 and score in ("error", "probability_drop", "similarity_drop"):
+        if classes == 1 and score in ("error", "probability_drop", *OF_EMBEDDINGS):
             raise ValueError(
                 f"model: expected outputs [n, K] with K of at least 2 for score={score!r}, got [n, 1]; a "
                 "single logit x with threshold t has the class scores torch.cat([t - x, x - t], 1)"
             )
-        if score == "similarity_drop":
+        if score in OF_EMBEDDINGS:
             _check_references(labels, classes)
-            return images, labels, outputs
+            if score == "similarity_drop" or labels is None or not self.options.skip_misclassified:
+                return images, labels, outputs
+            assert self.options.threshold is not None
+            right = cosine(outputs.double(), labels.double()) >= self.options.threshold
+            self.kept = right.nonzero()[:, 0].cpu()
+            return images[right], labels[right], outputs[right]
         if callable(score) and not self.options.skip_misclassified:
             return images, labels, outputs
         if callable(score) and len(self._shape) != 1:
@@ -165,7 +172,7 @@ class Scorer(Runner):
         score = self.options.score
         if score == "error":
             return [_Target(labels=labels)]
-        if score == "similarity_drop":
+        if score in OF_EMBEDDINGS:
             mine = clean.double()
             references = mine if labels is None else labels.double()
             return [_Target(references=references, baseline=cosine(mine, references))]
@@ -201,6 +208,9 @@ class Scorer(Runner):
         """
         for started, outputs in self.run(positions.to(self.scores.device) - self._start):
             part = started + self._start
+            if self.options.threshold is not None:
+                self._score_mismatch(outputs, part, self.options.threshold)
+                continue
             if self.margins:
                 self._score_margins(outputs, part)
                 continue
@@ -234,6 +244,13 @@ class Scorer(Runner):
         # In a tie the lowest class counts: 0 if that is the label, else the smallest number above 0.
         wrong = (margin == 0) & (first_largest(outputs) != own[:, 0])
         self.scores.view(-1)[positions] = torch.where(wrong, torch.finfo(torch.float64).tiny, margin)
+        self._bad |= ~outputs.isfinite().all()
+
+    def _score_mismatch(self, outputs: Tensor, positions: Tensor, threshold: float) -> None:
+        references = self._targets[0].references
+        assert references is not None
+        margin = threshold - cosine(outputs.double(), references[positions // self.grid.positions])
+        self.scores.view(-1)[positions] = margin if self.margins else (margin > 0).double()
         self._bad |= ~outputs.isfinite().all()
 
     def check_finite(self) -> None:

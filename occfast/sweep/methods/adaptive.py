@@ -14,6 +14,7 @@ from ...checks import pair
 from ..checkpoint import SweepState
 from ..estimate import Disagreement
 from ..maps import OcclusionMap
+from ..options import BINARY
 from .base import Sweep
 from .kriging import BorderSearch
 from .refinement import Refinement
@@ -37,7 +38,7 @@ class AdaptiveSweep(Sweep):
     def visit(self, n: int) -> None:
         """Refine the maps of the ``n`` images, a group at a time."""
         options, grid = self.options, self.grid
-        self._binary = self.scorer.margins = options.score == "error"
+        self._binary = self.scorer.margins = options.score in BINARY
         default = min(_SPACING, grid.occluder[0]), min(_SPACING, grid.occluder[1])
         height, width = pair(default if options.adaptive.spacing is None else options.adaptive.spacing, "spacing")
         self._spacing = max(1, height // grid.stride[0]), max(1, width // grid.stride[1])
@@ -160,6 +161,6 @@ class AdaptiveSweep(Sweep):
     def result(self, target: int = 0, **more: Any) -> OcclusionMap:
         """Return the map, with the disagreement that the checks found."""
         state = self.state
-        tolerance = None if self.options.score == "error" else state.tally.get("tolerances", 0.0) / max(1, state.used)
+        tolerance = None if self.options.score in BINARY else state.tally.get("tolerances", 0.0) / max(1, state.used)
         estimate = Disagreement.of(max(1, state.used) * self.grid.positions, state.tally, tolerance)
         return super().result(target, method="adaptive", estimate=estimate, **more)

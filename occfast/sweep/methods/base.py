@@ -19,7 +19,7 @@ from ...native import ops
 from ...progress import Report
 from ..checkpoint import Checkpoint, Fingerprint, SweepState, different_outputs, fingerprint
 from ..convolution import right_convolutions
-from ..evaluators.scorer import OF_LABELS, Scorer
+from ..evaluators.scorer import OF_EMBEDDINGS, OF_LABELS, Scorer
 from ..geometry import SweepGrid
 from ..maps import MAP_KIND, OWN_REFERENCE, OcclusionMap
 from ..options import EXACT, Options, check_fill_count, check_model
@@ -395,8 +395,10 @@ class Sweep(ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
             "skip misclassified": self.options.skip_misclassified,
         }
-        if self.options.score == "similarity_drop":
+        if self.options.score in OF_EMBEDDINGS:
             settings["reference"] = self.reference
+        if self.options.threshold is not None:
+            settings["threshold"] = self.options.threshold
         if self.targets > 1:
             settings["target"] = f"{target} of {self.targets}"
         per_image = None

@@ -14,6 +14,7 @@ from ...checks import pair
 from ..checkpoint import SweepState
 from ..estimate import CONFIDENCE, Sampling
 from ..maps import OcclusionMap
+from ..options import BINARY
 from .base import Sweep
 from .smoothing import Design, MeanMap
 
@@ -75,7 +76,7 @@ class SampledSweep(Sweep):
         """Return the samples with a block's scores added, and the number of evaluations."""
         if not len(scores):
             return {}
-        kept = np.uint8 if self.options.score == "error" else np.float64
+        kept = np.uint8 if self.options.score in BINARY else np.float64
         block = np.concatenate([each[at].numpy() for each, at in zip(scores.cpu(), self._at, strict=True)])
         return {
             "samples": [*self.state.samples, block.astype(kept)],
@@ -84,7 +85,7 @@ class SampledSweep(Sweep):
 
     def check_state(self, state: SweepState) -> None:
         """Raise ValueError for a state that this method can't have saved."""
-        kept = np.uint8 if self.options.score == "error" else np.float64
+        kept = np.uint8 if self.options.score in BINARY else np.float64
         visited = sum(len(self.design.positions(k)) for k in range(state.used))
         if sum(map(len, state.samples)) != visited or any(part.dtype != kept for part in state.samples):
             raise ValueError(f"expected {visited} scores")
@@ -105,7 +106,7 @@ class SampledSweep(Sweep):
         ends = np.cumsum([len(design.positions(k)) for k in range(self.state.used)])[:-1]
         width = tuple(pixels / step for pixels, step in zip(self.bandwidth, grid.stride, strict=True))
         each = list(torch.tensor_split(scores, torch.from_numpy(ends)))
-        found = MeanMap(design, each, (width[0], width[1]), part, self.options.score == "error")
+        found = MeanMap(design, each, (width[0], width[1]), part, self.options.score in BINARY)
         self._latest = self.state.used, part, found
         return found
 
@@ -148,7 +149,7 @@ class SampledSweep(Sweep):
             return super().result()
         from scipy.special import stdtrit
 
-        tolerance, binary = self.options.sampled.tolerance, self.options.score == "error"
+        tolerance, binary = self.options.sampled.tolerance, self.options.score in BINARY
         part = self._part(not self._reached)
         m = self._final = self._look(part)
         if binary:
