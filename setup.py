@@ -115,7 +115,7 @@ class BinaryDistribution(Distribution):  # type: ignore[misc]
 
 setup(
     packages=find_namespace_packages(include=["occfast", "occfast.*"], exclude=["occfast.csrc*"]),
-    package_data={"": ["*.csv", "*.html", "*.css", "*.yaml", "py.typed"]},
+    package_data={"": ["*.csv", "*.html", "*.css", "*.yaml", "*.safetensors", "card.md", "py.typed"]},
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     distclass=BinaryDistribution,
 )

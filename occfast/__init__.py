@@ -23,7 +23,7 @@ from .occlude.noisy import NoisyOccluder, OccluderInfo, PerImage
 from .sweep import Adaptive, Mismatch, OcclusionMap, Sampled, SweepGrid, explain, occlusion_map, occlusion_maps
 
 if TYPE_CHECKING:
-    from . import audit, captum, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
+    from . import audit, captum, covered, data, evaluate, losses, models, occlude, pdsn, reproduce, sweep, train
 
 __all__ = [
     "Adaptive",
@@ -50,6 +50,7 @@ __all__ = [
     "audit",
     "backend",
     "captum",
+    "covered",
     "data",
     "evaluate",
     "explain",
@@ -66,7 +67,20 @@ __all__ = [
 ]
 
 _SUBPACKAGES = frozenset(
-    ("audit", "captum", "data", "evaluate", "losses", "models", "occlude", "pdsn", "reproduce", "sweep", "train")
+    (
+        "audit",
+        "captum",
+        "covered",
+        "data",
+        "evaluate",
+        "losses",
+        "models",
+        "occlude",
+        "pdsn",
+        "reproduce",
+        "sweep",
+        "train",
+    )
 )
 
 

@@ -86,6 +86,15 @@ def _from_numpy(value: np.ndarray, name: str) -> Tensor:
         raise TypeError(f"{name}: expected a dtype that PyTorch has, got {value.dtype}") from error
 
 
+def shown(value: Any) -> str:
+    """Return one line that says what a value is, for errors: its text, or shape and type of what holds many numbers."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and (len(shape) > 1 or (len(shape) == 1 and shape[0] > 8)):
+        return f"a {type(value).__name__} of {list(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:160]}… ({type(value).__name__})"
+
+
 def number(
     value: Any, name: str, low: float = -math.inf, high: float = math.inf, *, above: float | None = None
 ) -> float:
@@ -96,13 +105,13 @@ def number(
         ValueError: It is out of range, NaN or infinite.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
     try:
         found = float(value)
     except OverflowError:  # an int beyond the range of floats
         found = math.inf
     if not (low <= found <= high and math.isfinite(found)) or (above is not None and not found > above):
-        raise ValueError(f"{name}: expected {_range('a number', low, high, above)}, got {value!r}")
+        raise ValueError(f"{name}: expected {_range('a number', low, high, above)}, got {shown(value)}")
     return found
 
 
@@ -114,18 +123,18 @@ def integer(value: Any, name: str, low: int | None = None, high: int | None = No
         ValueError: It is out of range.
     """
     if not _is_integer(value):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+        raise TypeError(f"{name}: expected an int, got {shown(value)}")
     found = int(value)
     if (low is not None and found < low) or (high is not None and found > high):
         bounds = _range("an int", -math.inf if low is None else low, math.inf if high is None else high, None)
-        raise ValueError(f"{name}: expected {bounds}, got {value!r}")
+        raise ValueError(f"{name}: expected {bounds}, got {shown(value)}")
     return found
 
 
 def flag(value: Any, name: str) -> bool:
     """Return a bool. Raises TypeError for anything else."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -138,16 +147,16 @@ def choice(value: Any, name: str, options: Iterable[str]) -> str:
     """
     known = list(options)
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+        raise TypeError(f"{name}: expected one of {', '.join(map(repr, known))}, got {shown(value)}")
     if value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {shown(value)}")
     return value
 
 
 def seed(value: Any, name: str = "seed") -> int:
     """Return a seed that fits the counters of the random numbers: an int in [0, 2**63)."""
     if not _is_integer(value):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
+        raise TypeError(f"{name}: expected an int, got {shown(value)}")
     if not 0 <= value < 2**63:
         raise ValueError(f"{name}: expected an int in [0, 2**63), got {value}")
     return int(value)
@@ -172,13 +181,13 @@ def device(value: torch.device | str) -> torch.device:
         ValueError: It names no CPU or CUDA device, or one that is not there.
     """
     if not isinstance(value, (str, torch.device)):
-        raise TypeError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {value!r}")
+        raise TypeError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {shown(value)}")
     try:
         found = torch.device(value)
     except RuntimeError as error:
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {value!r}") from error
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {shown(value)}") from error
     if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {value!r}")
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {shown(value)}")
     if found.type == "cuda" and not torch.cuda.is_available():
         why = "this PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
         raise ValueError(f"device: {str(value)!r} was asked for, but {why}")
@@ -198,14 +207,14 @@ def memory(value: int | str, name: str) -> int:
         match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMG]?i?B?)\s*", value, re.IGNORECASE | re.ASCII)
         unit = match and match[2].upper()
         if not match or unit not in _UNITS:
-            raise ValueError(f"{name}: expected bytes or a size such as '512MiB', got {value!r}")
+            raise ValueError(f"{name}: expected bytes or a size such as '512MiB', got {shown(value)}")
         found = int(float(match[1]) * _UNITS[unit])
     elif _is_integer(value):
         found = int(value)
     else:
-        raise TypeError(f"{name}: expected bytes or a size such as '512MiB', got {value!r}")
+        raise TypeError(f"{name}: expected bytes or a size such as '512MiB', got {shown(value)}")
     if found < 1:
-        raise ValueError(f"{name}: expected at least 1 byte, got {value!r}")
+        raise ValueError(f"{name}: expected at least 1 byte, got {shown(value)}")
     return found
 
 
@@ -222,11 +231,11 @@ def pair(value: Pair, name: str) -> tuple[int, int]:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         parts = value
     if len(parts) != 2 or not all(_is_integer(part) for part in parts):
-        raise TypeError(f"{name}: expected an int or two (rows, columns), got {value!r}")
+        raise TypeError(f"{name}: expected an int or two (rows, columns), got {shown(value)}")
     if min(parts) < 1:
-        raise ValueError(f"{name}: expected numbers of at least 1, got {value!r}")
+        raise ValueError(f"{name}: expected numbers of at least 1, got {shown(value)}")
     if max(parts) > _LARGEST:
-        raise ValueError(f"{name}: expected numbers of at most {_LARGEST}, got {value!r}")
+        raise ValueError(f"{name}: expected numbers of at most {_LARGEST}, got {shown(value)}")
     return int(parts[0]), int(parts[1])
 
 
@@ -235,7 +244,7 @@ def progress(value: bool | Callable[[int, int | None], None]) -> bool | Callable
     if callable(value):
         return value
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"progress: expected True, False or a function of (done, total), got {value!r}")
+        raise TypeError(f"progress: expected True, False or a function of (done, total), got {shown(value)}")
     return bool(value)
 
 

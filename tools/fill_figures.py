@@ -14,7 +14,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from tools.figure_values import audits, benchmarks, reports
+from tools.figure_values import audits, benchmarks, coverage, reports
 from tools.figure_values.formats import ROOT
 
 MARK = re.compile(r"(<!-- figure: ([\w-]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
@@ -33,6 +33,7 @@ def figures() -> dict[str, str]:
         benchmarks.captum(),
         benchmarks.calibration(),
         audits.audits(),
+        coverage.coverage(),
         benchmarks.noise(),
         benchmarks.losses(),
         benchmarks.stages(),
@@ -63,7 +64,7 @@ def fill(text: str, page: str) -> str:
 
 def pages() -> list[Path]:
     """Return the pages whose figures are filled in."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [ROOT / "README.md", ROOT / "occfast/covered/card.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> None:

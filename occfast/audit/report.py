@@ -142,11 +142,24 @@ class Audit:
                     f"{share_text(condition.fmr)}; a threshold of {condition.threshold:.3f} restores {odds} and "
                     f"rejects {condition.fnmr_at_threshold} of genuine pairs."
                 )
-        if self.regions:
-            first = self.regions[0]
+        if len(covered) > 1:
+            lowest = min(covered, key=lambda c: c.threshold)
+            highest = max(covered, key=lambda c: c.threshold)
             found.append(
-                f"The {first.name} matters most: a block over it lowers the cosine similarity by {first.drop:.2f}."
+                f"Thresholds that keep {odds} when covered: from {lowest.threshold:.3f} with {lowest.name} to "
+                f"{highest.threshold:.3f} with {highest.name}."
             )
+        if self.regions:
+            first, *others = self.regions
+            less = ", ".join(f"{region.name} {region.drop:.2f}" for region in others)
+            found.append(
+                f"The {first.name} matters most: a block over it lowers the cosine similarity by {first.drop:.2f}"
+                + (f"; then {less}." if less else ".")
+            )
+        for kind, groups in (("group", self.groups), ("pose", self.poses)):
+            bare = [f"{group.name} {group.fnmr}" for group in groups if group.covering == clean.name]
+            if bare:
+                found.append(f"By {kind}, rejected uncovered: {', '.join(bare)}.")
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:

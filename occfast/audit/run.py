@@ -265,8 +265,12 @@ def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> Face
     checks.integer(limit, "limit", 4)
     order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
     order = order[(counts[order] < 2).to(torch.int8).argsort(stable=True)]
-    total = counts[order].cumsum(0)
-    kept = order[total <= limit]
+    room, chosen = limit, []
+    for person in order.tolist():  # somebody with too many images for what is left does not end the list
+        if counts[person] <= room:
+            chosen.append(person)
+            room -= int(counts[person])
+    kept = torch.tensor(chosen, dtype=torch.int64)
     if int((counts[kept] >= 2).sum()) < 2:
         raise ValueError(f"limit: expected enough images for two people, got {limit}")
     return Subset(faces, torch.isin(faces.labels, kept).nonzero().flatten())

@@ -18,7 +18,7 @@ from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from ..progress import printable
-from . import audit, compare, data, demo, environment, evaluate, gate, map, overlap, pdsn, reproduce, train
+from . import audit, compare, covered, data, demo, environment, evaluate, gate, map, overlap, pdsn, reproduce, train
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
@@ -53,6 +53,7 @@ app.command()(evaluate.evaluate)
 app.command()(audit.audit)
 app.command()(compare.compare)
 app.command()(gate.gate)
+app.command()(covered.covered)
 data.app.command()(overlap.overlap)
 app.add_typer(data.app, name="data")
 app.add_typer(pdsn.app, name="pdsn")

@@ -596,7 +596,12 @@ def _method(name: str, tolerance: float | None) -> Method:
 
 def _occluders(texts: Sequence[str], average: bool, output: Path) -> dict[Path, Any]:
     """Return the occluder of each map, or the list of them that it averages, by the map's path without its ending."""
-    found = dict(map(_occluder, texts))
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, occluder = _occluder(text)
+        if name in found:  # the maps would have one name
+            raise ValueError(f"--occluder: expected each name once, got {name!r} twice")
+        found[name] = occluder
     if average:
         return {output / "map-average": list(found.values())}
     return {output / f"map-{name}": occluder for name, occluder in found.items()}
@@ -607,11 +612,10 @@ def _occluder(text: str) -> tuple[str, Any]:
     from ..sweep import disk
 
     if text.lower().endswith(".png"):
-        import numpy as np
-        from PIL import Image
+        from ..data.images import decode
+        from ..files import read_bytes
 
-        with Image.open(text) as picture:
-            covered = np.asarray(picture.convert("L")) > 127
+        covered = (decode(read_bytes(text), text, gray=True)[0] > 127).numpy()
         if not covered.any():
             raise ValueError(f"--occluder: {text} has no white pixel")
         return Path(text).stem, covered

@@ -10,7 +10,7 @@ from .ar import AR, AR10P, Shot
 from .celeba import CelebA
 from .detect import Detected, DetectorSettings, detect_landmarks
 from .faces import Alignment, EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
-from .folder import Folder, ImageFiles, ImageList
+from .folder import Folder, ImageFiles, ImageList, Photographs
 from .images import read_image
 from .landmarks import LandmarkTable, read_landmarks, write_landmarks
 from .lfw import LFW
@@ -49,6 +49,7 @@ __all__ = [
     "PKSampler",
     "PairList",
     "Pairs",
+    "Photographs",
     "RecordFile",
     "RecordIO",
     "RecordWriter",

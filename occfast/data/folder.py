@@ -52,6 +52,12 @@ class ImageFiles(EncodedFaces):
         if isinstance(landmarks, (str, Path)):
             landmarks = read_landmarks(landmarks)
         self.landmarks = None if landmarks is None else landmarks.of(self.names)
+        if landmarks is not None and landmarks.names and not any(landmarks.has(name) for name in self.names):
+            warnings.warn(
+                f"{self.root}: the landmarks are of other images, such as {landmarks.names[0]!r}; those here are named "
+                f"like {self.names[0]!r}",
+                stacklevel=3,
+            )
 
     def path(self, k: int) -> Path:
         """Return the file of image k."""
@@ -176,6 +182,37 @@ class Folder(ImageFiles):
         if ABOUT in self.others:
             self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
             self.others.remove(ABOUT)
+
+
+class Photographs(ImageFiles):
+    """Photographs of anybody: all image files of a folder, at any depth, or one file. Each counts as its own person.
+
+    Args:
+        root: the folder, or an image file.
+        landmarks: as in :class:`Folder`.
+        gray: as in :class:`ImageFiles`.
+
+    Raises:
+        DataError: if there is no such folder or file, it cannot be listed, or has no images.
+    """
+
+    def __init__(
+        self, root: str | Path, *, landmarks: LandmarkTable | str | Path | None = None, gray: bool | None = False
+    ) -> None:
+        root = Path(root)
+        if root.is_file():
+            root, names, others = root.parent, [root.name], list[str]()
+        elif root.is_dir():
+            names, others = find_images(root)
+        else:
+            raise DataError(f"{root}: no such file or folder")
+        if not names:
+            raise DataError(f"{root}: expected images, found none ({len(others)} other files)")
+        if landmarks is None and "landmarks.csv" in others:
+            landmarks = root / "landmarks.csv"
+        super().__init__(root, names, names, landmarks=landmarks, gray=gray)
+        if ABOUT in others:
+            self.alignment = Alignment.read(read_json(root / ABOUT).get("alignment"), str(root / ABOUT))
 
 
 class ImageList(ImageFiles):

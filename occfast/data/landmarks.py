@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import posixpath
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,14 +53,23 @@ class LandmarkTable:
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        return {unicodedata.normalize("NFC", name): k for k, name in enumerate(self.names)}
+        return {_key(name): k for k, name in enumerate(self.names)}
+
+    def has(self, name: str) -> bool:
+        """Return whether the table has a line for this image."""
+        return _key(name) in self._positions
 
     def of(self, names: Sequence[str]) -> Tensor:
         """Return the landmarks of these images, float64 [len(names), 5, 2]; NaN for images that the table lacks."""
-        found = [self._positions.get(unicodedata.normalize("NFC", name), -1) for name in names]
+        found = [self._positions.get(_key(name), -1) for name in names]
         index = torch.tensor(found, dtype=torch.int64)
         points = self.points[index.clamp_min(0)] if len(self.points) else torch.zeros(len(found), 5, 2).double()
         return points.masked_fill((index < 0)[:, None, None], math.nan)
+
+
+def _key(name: str) -> str:
+    """Return a name as it is looked up: "./Ann/1.jpg" and backslashes between folders name the same image."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def read_table(path: str | Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -104,16 +114,18 @@ def read_landmarks(path: str | Path) -> LandmarkTable:
         if header.count(name) != 1:
             raise DataError(f"{path}, line 1: expected one column {name!r}, got {', '.join(header) or 'nothing'}")
     image, places = header.index("image"), [header.index(name) for name in wanted]
-    names: dict[str, int] = {}
+    names: list[str] = []
+    keys: dict[str, int] = {}
     points = []
     for line, row in rows:
         name = row[image]
-        if names.setdefault(name, line) != line:
-            raise DataError(f"{path}, line {line}: image {name!r} is there already, at line {names[name]}")
+        if keys.setdefault(_key(name), line) != line:
+            raise DataError(f"{path}, line {line}: image {name!r} is there already, at line {keys[_key(name)]}")
+        names.append(name)
         points.append([_number(row[place], header[place], f"{path}, line {line}") for place in places])
     others = [k for k in range(len(header)) if k != image and k not in places]
     return LandmarkTable(
-        list(names),
+        names,
         torch.tensor(points, dtype=torch.float64).reshape(-1, 5, 2),
         {header[k]: [row[k] for _, row in rows] for k in others},
     )

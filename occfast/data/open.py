@@ -116,10 +116,16 @@ def _locate(source: str | Path, root: str | Path | None) -> tuple[Kind, Path | N
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder, and not a known data set ({', '.join(KINDS)})")
-    return _kind(path), path
+    return kind_of(path), path
 
 
-def _kind(path: Path) -> Kind:
+def kind_of(path: str | Path) -> Kind:
+    """Return the kind of data set that a file or folder seems to be.
+
+    Raises:
+        ValueError: if the suffix of a file is none of a known kind.
+    """
+    path = Path(path)
     if not path.is_dir():
         if path.suffix.lower() not in _SUFFIXES:
             raise ValueError(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import BatchTripletLoss, LargeMarginCosine, PartialFC, TripletLoss, TripletStats
+from ..losses import BatchTripletLoss, CrossBatchMemory, LargeMarginCosine, PartialFC, TripletLoss, TripletStats
 from ..models import features
 
 
@@ -60,11 +60,11 @@ class Classify(nn.Module):
 
 
 class Embed(nn.Module):
-    """Loss over triplets of L2-normalized features (section 3.2 of trigueros2018)."""
+    """Loss over triplets of L2-normalized features (trigueros2018, section 3.2), or also of earlier ones."""
 
     head = None
 
-    def __init__(self, network: nn.Module, loss: BatchTripletLoss | TripletLoss) -> None:
+    def __init__(self, network: nn.Module, loss: BatchTripletLoss | TripletLoss | CrossBatchMemory) -> None:
         super().__init__()
         self.network, self.loss = network, loss
 
@@ -81,7 +81,8 @@ class Embed(nn.Module):
     @property
     def stats(self) -> TripletStats:
         """Statistics of the latest batch."""
-        stats = self.loss.stats
+        mined = self.loss.loss if isinstance(self.loss, CrossBatchMemory) else self.loss
+        stats = mined.stats
         assert stats is not None
         return stats
 

@@ -21,7 +21,15 @@ from .. import checks
 from ..data import FaceDataset
 from ..errors import DataError
 from ..files import write_atomically
-from ..losses import BatchTripletLoss, ClassifierLoss, LargeMarginCosine, Mining, PartialFC, TripletLoss
+from ..losses import (
+    BatchTripletLoss,
+    ClassifierLoss,
+    CrossBatchMemory,
+    LargeMarginCosine,
+    Mining,
+    PartialFC,
+    TripletLoss,
+)
 from ..models import Preprocessing, build, feature_size
 from ..models.preprocessing import Color
 from ..models.registry import takes_classes
@@ -109,11 +117,15 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
     loss = recipe.loss
     mining = cast("Mining", loss.mining)
     if recipe.stage == "embed":
-        if loss.name == "triplet":
-            return Embed(network, TripletLoss(loss.margin, mining=mining, distributed=world > 1, seed=recipe.seed))
-        return Embed(
-            network, BatchTripletLoss(loss.margin, loss.beta, mining=mining, distributed=world > 1, seed=recipe.seed)
+        mined = (
+            TripletLoss(loss.margin, mining=mining, distributed=world > 1, seed=recipe.seed)
+            if loss.name == "triplet"
+            else BatchTripletLoss(loss.margin, loss.beta, mining=mining, distributed=world > 1, seed=recipe.seed)
         )
+        if not loss.memory_size:
+            return Embed(network, mined)
+        size = feature_size(network, p.channels, p.size)
+        return Embed(network, CrossBatchMemory(mined, size, memory_size=loss.memory_size))
     if own:
         return Classify(network, label_smoothing=loss.label_smoothing)
     size = feature_size(network, p.channels, p.size)
@@ -258,6 +270,11 @@ class _Session:
         part = recipe.batch
         if part.size > len(rest):
             raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
+        if recipe.loss.memory_size >= len(rest):
+            raise ValueError(
+                f"loss.memory_size: expected less than {len(rest)}, the images to train on, lest an image meet itself, "
+                f"got {recipe.loss.memory_size}"
+            )
         plan: Plan = Shuffled(len(rest), part.size)
         if part.images_each:
             people = part.size // part.images_each
@@ -311,6 +328,8 @@ class _Session:
             self._restore(tensors, values)
             if changed:
                 self.engine.restart_epoch()
+                if isinstance(objective, Embed) and isinstance(objective.loss, CrossBatchMemory):
+                    objective.loss.reset()  # the numbers of people may be others now
         if self.main:
             if overwrite:
                 clear(output)

@@ -174,6 +174,8 @@ class LossPart:
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1).
         scale, cosine_margin: Scale and margin of the large margin cosine loss.
         margin, beta, mining: Options of the triplet losses (α and β of trigueros2018's Eqs. 6 and 9).
+        memory_size: Number of embeddings of earlier batches that triplets are mined among as well
+            (:class:`~occfast.losses.CrossBatchMemory`); 0: none. Less than the number of images to train on.
     """
 
     name: str = "cross_entropy"
@@ -183,6 +185,7 @@ class LossPart:
     margin: float = 0.5
     beta: float = 0.7
     mining: str = "violating"
+    memory_size: int = 0
 
 
 @dataclass
@@ -335,6 +338,11 @@ class Recipe:
                 f"batch.size: expected a multiple of batch.images_each = {self.batch.images_each}, "
                 f"got {self.batch.size}"
             )
+        if self.stage == "classify" and self.loss.memory_size:
+            raise ValueError(
+                "loss.memory_size: expected 0 for the stage 'classify', which has no triplets, "
+                f"got {self.loss.memory_size}"
+            )
         if self.stage == "embed" and self.batch.images_each < 2:
             raise ValueError(
                 "batch.images_each: expected at least 2 images of each person for a loss over triplets, "
@@ -430,6 +438,7 @@ class Recipe:
             ("epochs", self.epochs, 1),
             ("data.min_images", self.data.min_images, 1),
             ("data.workers", self.data.workers, 0),
+            ("loss.memory_size", self.loss.memory_size, 0),
             ("validation.every", self.validation.every, 1),
             ("validation.pairs", self.validation.pairs, 2),
             ("validation.patience", self.validation.patience, 0),

@@ -112,6 +112,11 @@ def test_what_it_reports(result: Audit) -> None:
     first = result.sentences[0]
     assert "1 in 100 pairs of two people match" in first and "rejected uncovered" in first
     assert all(name in " ".join(result.sentences) for name in ("sunglasses", "a cloth mask"))
+    covering = [c.threshold for c in result.conditions[1:]]
+    (thresholds,) = (s for s in result.sentences if s.startswith("Thresholds that keep 1 in 100 when covered"))
+    assert f"from {min(covering):.3f} with" in thresholds and f"to {max(covering):.3f} with" in thresholds
+    (parts,) = (s for s in result.sentences if "matters most" in s)
+    assert [parts.index(r.name) for r in result.regions] == sorted(parts.index(r.name) for r in result.regions)
     covered = {c.name: c.covered for c in result.conditions}
     assert covered["uncovered"] == 0 < covered["sunglasses"] < covered["a scarf"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -481,3 +482,24 @@ def test_torchrun(folder: Path, tmp_path: Path) -> None:
     two = json.loads(printed)["maps"][0]  # one process speaks
     a, b = (occfast.OcclusionMap.load(m["files"]["map"]) for m in (one, two))
     assert np.array_equal(a.values, b.values) and a.n_evaluations == b.n_evaluations
+
+
+def test_a_picture_that_is_none_is_refused_at_once(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, message in (("pipe", "expected a regular file"), ("cut", "cut.png: "), ("none", "No such file")):
+        text = refused(
+            capsys, monkeypatch, FACTORY, folder, "--occluder", tmp_path / f"{name}.png", "-o", tmp_path / "m"
+        )
+        assert message in text and "Traceback" not in text
+
+
+def test_two_occluders_of_one_name_are_refused(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        Image.fromarray(np.full((3, 3), 255, np.uint8)).save(tmp_path / place / "glasses.png")
+    pictures = [tmp_path / place / "glasses.png" for place in ("a", "b")]
+    for name, two in (("6x5", ("6x5", "6X5")), ("glasses", pictures)):
+        options = [part for each in two for part in ("--occluder", each)]
+        text = refused(capsys, monkeypatch, FACTORY, folder, *options, "-o", tmp_path / "maps")
+        assert f"--occluder: expected each name once, got {name!r} twice" in text

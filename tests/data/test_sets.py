@@ -416,6 +416,24 @@ def test_tables_of_landmarks(tmp_path: Path) -> None:
             read_landmarks(path)
 
 
+def test_landmarks_by_other_spellings_of_a_name_and_of_other_images(tmp_path: Path) -> None:
+    write_faces(tmp_path, ["Ann/1.jpg", "Bob/1.jpg"], landmarks=True)
+    table = tmp_path / "landmarks.csv"
+    content = table.read_text()
+    wanted = Folder(tmp_path).landmarks
+    for a, b in (("Ann/1.jpg", "./Ann/1.jpg"), ("Bob/1.jpg", "Bob\\1.jpg")):
+        table.write_text(content.replace(a, b))
+        assert torch.equal(Folder(tmp_path).landmarks, wanted)
+    table.write_text(content + content.splitlines()[1].replace("Ann/1.jpg", "./Ann/1.jpg") + "\n")
+    with pytest.raises(DataError, match=r"line 4: image './Ann/1.jpg' is there already, at line 2"):
+        Folder(tmp_path)
+    table.write_text(content.replace("/1.jpg", ".jpg"))
+    with pytest.warns(
+        UserWarning, match=r"the landmarks are of other images, such as 'Ann.jpg'; those here are named like"
+    ):
+        assert bool(Folder(tmp_path).landmarks.isnan().all())
+
+
 def test_opening_by_name_or_path(tmp_path: Path) -> None:
     for what, error, message in (
         (tmp_path / "none", DataError, r"no such file or folder, and not a known data set \(orl, lfw"),

@@ -182,6 +182,22 @@ def test_activations_of_several_nodes(how: str, tmp_path: Path) -> None:
     assert [type(m) for m in module.children()] == [nn.Conv2d, nn.SiLU if how == "sigmoid" else nn.Hardswish]
 
 
+@pytest.mark.parametrize("how", ["last", "first", "within", "product", "half as division", "another root"])
+def test_gelu_by_parts(how: str, tmp_path: Path) -> None:
+    tensors = {"w": random(4, 4, 3, 3), "one": np.float32(1), "two": np.float32(2), "half": np.float32(0.5)}
+    tensors |= {"root": np.float32(2**0.5 if how != "another root" else 1.5), "over": np.float32(0.5**0.5)}
+    inner: Node = ("Mul", "over c", "d", {}) if how == "product" else ("Div", "c root", "d", {})
+    bell: list[Node] = [("Conv", "x w", "c", {}), inner, ("Erf", "d", "e", {}), ("Add", "e one", "b", {})]
+    nodes: list[Node] = {
+        "first": [("Mul", "c half", "h", {}), ("Mul", "h b", "y", {})],
+        "within": [("Mul", "half b", "h", {}), ("Mul", "c h", "y", {})],
+        "half as division": [("Mul", "c b", "h", {}), ("Div", "h two", "y", {})],
+    }.get(how, [("Mul", "c b", "h", {}), ("Mul", "h half", "y", {})])  # type: ignore[arg-type]
+    module = check(graph([*bell, *nodes], tensors), tmp_path / "m.onnx", torch.randn(3, 4, 9, 8))
+    kinds = [type(m) for m in module.children()]
+    assert kinds == [nn.Conv2d, nn.GELU] if how != "another root" else nn.GELU not in kinds
+
+
 # The batch size ---------------------------------------------------------------------------------------
 
 

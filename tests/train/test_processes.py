@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_classification_on_two_processes(tmp_path: Path) -> None:
 
 def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    run = recipe("embed", *PLAIN, "loss.mining=violating", "log.checkpoint=2", "batch.size=12")
+    options = ["loss.mining=violating", "log.checkpoint=2", "batch.size=12", "loss.memory_size=20"]
+    run = recipe("embed", *PLAIN, *options)
     train(run, tmp_path / "one", progress=False)
 
     class Stop(Exception):
@@ -77,6 +79,10 @@ def test_triplets_begun_on_one_process_go_on_on_two(tmp_path: Path) -> None:
         train(run, tmp_path / "two", progress=stop)
     train_on_two(tmp_path / "two", tmp_path / "two" / "recipe.yaml", "--resume")
     close(tmp_path / "two", tmp_path / "one")
+    remembered = {name: len(tensor) for name, tensor in weights(tmp_path / "one").items() if name.endswith("labels")}
+    assert remembered == {"objective/loss.labels": 20}
+    with pytest.raises(ValueError, match=r"loss\.memory_size: expected less than"):
+        train(replace(run, loss=replace(run.loss, memory_size=1000)), tmp_path / "three", progress=False)
 
 
 def train_here(recipe_file: Path, folder: Path, overrides: list[str], resume: bool, until: int | None) -> None:

@@ -112,6 +112,8 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
             ["stage=embed", "loss.name=triplet", "batch.images_each=8", "batch.accumulate=2"],
             "batch.accumulate: expected 1",
         ),
+        (["loss.memory_size=-1"], "loss.memory_size: expected an int of at least 0"),
+        (["loss.memory_size=8"], "loss.memory_size: expected 0 for the stage 'classify'"),
         (["drawn.sunglases=0.1"], "drawn.sunglases: expected band, or a name of an occlusion"),
         (["drawn.hand=1.5"], r"drawn.hand: expected a number in \[0, 1\], got 1.5"),
         (["drawn={hand: 0.5, mask: 0.4}", "occluder.share=0.2"], "drawn: expected shares that add up to at most 1"),

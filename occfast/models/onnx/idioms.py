@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -14,7 +15,7 @@ from .builder import Builder
 def simplify(b: Builder) -> None:
     """Replace groups of nodes by the layer that they stand for, in place, and drop nodes without readers."""
     for node in list(b.graph.nodes):
-        for rule in (_permutations, _permuted_reduction, _permuted, _bias, _hard_swish, _silu):
+        for rule in (_permutations, _permuted_reduction, _permuted, _bias, _hard_swish, _silu, _gelu):
             if rule(b, node):
                 break
     for node in reversed(list(b.graph.nodes)):
@@ -184,6 +185,44 @@ def _hard_swish(b: Builder, node: fx.Node) -> bool:
         for x, gate in _product(inner):
             if _is_shifted(b, gate, x):
                 return _new(b, node, nn.Hardswish(), "hard_swish", x)
+    return False
+
+
+def _gelu(b: Builder, node: fx.Node) -> bool:
+    """``x / 2 * (1 + erf(x / sqrt(2)))``, in any order of its factors."""
+    factors = _factors(node)
+    halves = [f for f in factors if isinstance(f, float) and abs(f - 0.5) < 1e-7]
+    if len(factors) != 3 or len(halves) != 1:
+        return False
+    nodes = [f for f in factors if isinstance(f, fx.Node)]
+    for x, bell in (nodes, nodes[::-1]) if len(nodes) == 2 else ():
+        if bell.target is not operator.add or 1 not in bell.args:
+            continue
+        inner = next((a for a in bell.args if isinstance(a, fx.Node)), None)
+        if inner is not None and inner.target is torch.erf and _is_over_root_two(inner.args[0], x):
+            return _new(b, node, nn.GELU(), "gelu", x)
+    return False
+
+
+def _factors(node: Any) -> list[Any]:
+    """Return the factors of a product of products, nodes and numbers; halves that are divisions by 2 count as 0.5."""
+    if isinstance(node, fx.Node) and node.op == "call_function":
+        if node.target is operator.mul:
+            return [factor for argument in node.args for factor in _factors(argument)]
+        if node.target is operator.truediv and node.args[1] == 2:
+            return [*_factors(node.args[0]), 0.5]
+    return [float(node) if isinstance(node, (int, float)) else node]
+
+
+def _is_over_root_two(node: Any, x: fx.Node) -> bool:
+    """Return whether a node is ``x / sqrt(2)`` or ``x * sqrt(1 / 2)``."""
+    if not isinstance(node, fx.Node) or node.op != "call_function" or len(node.args) != 2:
+        return False
+    a, c = node.args
+    if node.target is operator.truediv:
+        return a is x and isinstance(c, (int, float)) and abs(c - math.sqrt(2)) < 1e-6
+    if node.target is operator.mul:
+        return any(y is x and isinstance(k, float) and abs(k - math.sqrt(0.5)) < 1e-6 for y, k in ((a, c), (c, a)))
     return False
 
 

