@@ -134,7 +134,7 @@ def share_failed(
         pair, labels = draw(people, correlation, generator, loss=loss, more=more)
         resampled = People(people, resamples, 0.95, number)
         first, second = (figures(features, labels, resampled) for features in pair)
-        found = differences(first, second, level=level, alternative="worse")
+        found = differences(first, second, people=people, level=level, alternative="worse")
         failed += any(d.significant for d in found)
         there += any(d.significant for d in found if d.figure.covering == _PLANTED.get(loss))
         holm += holm_fails(first, second, level)

@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def one_line(text: str) -> str:
+    """Return a text as :func:`printable` does, with line ends shown as well: a name in a sentence, say."""
+    return printable(text).replace("\n", "\\n")
+
+
 @contextmanager
 def progress(title: str, unit: str, show: bool | Report, note: Callable[[], str] | None = None) -> Iterator[Report]:
     """Report progress on the standard error: a bar with the rate and the time left on a terminal, else lines.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 from .. import checks
 from ..files import write_atomically
+from ..progress import printable
 from ..sweep.comparison import MapComparison
 from .figures import RANK_1, UNCOVERED, fnmr_at, points, rate_text
 from .paired import FigureDifference, differences
@@ -137,7 +139,7 @@ class AuditComparison:
         lines += [markdown_row(header), markdown_row(["---"] * len(header))]
         for cells, significant in rows:
             lines.append(markdown_row([f"**{c}**" if k == 4 and significant else c for k, c in enumerate(cells)]))
-        return "\n".join([*lines, "", self.note, *(["", self.no_maps] if self.no_maps else [])]) + "\n"
+        return printable("\n".join([*lines, "", self.note, *(["", self.no_maps] if self.no_maps else [])]) + "\n")
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``compare.json``, ``compare.md`` and the page ``compare.html``.
@@ -165,22 +167,23 @@ def compare(first: Audit, second: Audit, *, level: float = 0.05) -> AuditCompari
         level: Probability of any significant figure where none differs, in (0, 0.5].
 
     Raises:
-        ValueError: The audits are of other faces or another protocol.
+        ValueError: The audits are of other faces or another protocol, or have too few resamples for the level.
     """
     checks.number(level, "level", above=0.0, high=0.5)
     names = _names(first, second)
     one, other = (AuditRecord.of(x.as_dict(), x.figures, name) for x, name in zip((first, second), names, strict=True))
     one.require(other, "second")
-    maps, no_maps = _maps(first, second, level, one.same_geometry(other))
+    differing = one.differing(other)
+    maps, no_maps = _maps(first, second, level, one.same_geometry(other), same_scale=not differing)
     return AuditComparison(
         first=first,
         second=second,
         names=names,
-        differences=differences(first.figures, second.figures, level=level),
+        differences=differences(first.figures, second.figures, people=one.people, level=level),
         level=level,
         maps=maps,
         no_maps=no_maps,
-        differing=_differing(first.settings, second.settings),
+        differing=differing,
     )
 
 
@@ -190,7 +193,9 @@ def _names(first: Audit, second: Audit) -> tuple[str, str]:
     return (a, b) if a != b else (f"A ({a})", f"B ({b})")
 
 
-def _maps(first: Audit, second: Audit, level: float, same_geometry: bool) -> tuple[MapComparison | None, str]:
+def _maps(
+    first: Audit, second: Audit, level: float, same_geometry: bool, *, same_scale: bool
+) -> tuple[MapComparison | None, str]:
     """Compare the second's map with the first's, or say why not."""
     m, n = first.map, second.map
     if m is None or n is None:
@@ -200,18 +205,12 @@ def _maps(first: Audit, second: Audit, level: float, same_geometry: bool) -> tup
             "The occlusion maps are not subtracted: the recognizers' faces differ in size, color or alignment, so that "
             "their positions are not the same places of a face."
         )
-    if m.n_images < 2:
-        return None, "The occlusion maps are not subtracted: they are of a single image."
-    if _differing(first.settings, second.settings):  # the same faces on another scale
+    fewest = math.ceil(1 - math.log2(level) - 1e-9)  # signs of n images flip in 2**n ways, and each has a mirror image
+    if m.n_images < fewest:
+        return None, (
+            f"The occlusion maps are not subtracted: of {m.n_images} image{'s' * (m.n_images > 1)}, no difference can "
+            f"be significant; {fewest} images or more can show one (--map-images)."
+        )
+    if not same_scale:  # the same faces on another scale
         m, n = replace(m, fingerprint=None), replace(n, fingerprint=None, mean_image=m.mean_image)
     return n.compare(m, level=level), ""
-
-
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the parts of preprocessing that differ."""
-    mine, theirs = ({**s["preprocessing"], "alignment": s["alignment"], "flip": s["flip"]} for s in (first, second))
-    return {
-        name: (mine.get(name), theirs.get(name))
-        for name in sorted({*mine, *theirs})
-        if json.dumps(mine.get(name)) != json.dumps(theirs.get(name))
-    }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 #: Version of audit.json.
-FORMAT = 2
+FORMAT = 3
 #: Name of faces without a covering.
 UNCOVERED = "uncovered"
 #: Names of figures; that of an FNMR also states its FMR.
@@ -99,15 +99,17 @@ def from_json(rows: Any, resamples: int) -> dict[Figure, Resampled]:
     found: dict[Figure, Resampled] = {}
     for row in rows:
         try:
-            figure, value, packed = Figure(row["covering"], row["figure"]), float(row["value"]), row["drawn"]
+            figure, value, packed = Figure(row["covering"], row["figure"]), row["value"], row["drawn"]
             unpack = zlib.decompressobj()
             content = unpack.decompress(base64.b64decode(packed, validate=True), 4 * resamples + 1)
         except (KeyError, TypeError, binascii.Error, zlib.error) as error:
             raise ValueError(f"figure {len(found)}: {error}") from error
         if not isinstance(figure.covering, str) or not isinstance(figure.name, str) or figure in found:
             raise ValueError(f"figure {len(found)}: expected names, each once")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{figure}: expected a rate, got {value!r:.80}")
         drawn = np.frombuffer(content, "<f4").astype(np.float64) if len(content) == 4 * resamples else np.empty(0)
         if len(drawn) != resamples or not -1 <= value <= 1 or not np.all(np.isnan(drawn) | (abs(drawn) <= 1)):
             raise ValueError(f"{figure}: expected rates and {resamples} resamples of each")
-        found[figure] = Resampled(value, drawn)
+        found[figure] = Resampled(float(value), drawn)
     return found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
 from .. import checks
-from ..progress import printable
+from ..progress import one_line, printable
 from .figures import Figure, Resampled, points, rate_text
 from .paired import FigureDifference, differences
 from .record import AuditRecord
@@ -25,6 +25,7 @@ class GateResult:
         level: Probability of failing a recognizer that did not get worse.
         name, baseline_name: Names of the recognizer and of the baseline.
         settings: Settings of the audit.
+        differing: Parts of preprocessing that differ, by name, with the baseline's value and the recognizer's.
     """
 
     differences: list[FigureDifference]
@@ -32,6 +33,7 @@ class GateResult:
     name: str
     baseline_name: str
     settings: Mapping[str, Any]
+    differing: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def worse(self) -> list[FigureDifference]:
@@ -48,12 +50,16 @@ class GateResult:
     def sentences(self) -> list[str]:
         """The findings in plain sentences."""
         figures = f"{len(self.differences)} figures"
+        names = ", ".join(self.differing)
+        also = [f"Their preprocessing differs ({names}); each keeps its own."] if names else []
         if self.passed:
-            return [f"{self.name} passes: none of {figures} is significantly worse than that of {self.baseline_name}."]
+            passes = f"{self.name} passes: none of {figures} is significantly worse than that of {self.baseline_name}."
+            return [passes, *also]
         verb = "is" if len(self.worse) == 1 else "are"
         return [
             f"{self.name} fails: {len(self.worse)} of {figures} {verb} significantly worse than {self.baseline_name}.",
             *(f"{d.figure}: {_change(d)}" for d in self.worse),
+            *also,
         ]
 
     @property
@@ -75,6 +81,7 @@ class GateResult:
             "name": self.name,
             "baseline": self.baseline_name,
             "sentences": self.sentences,
+            "preprocessing": {name: list(values) for name, values in self.differing.items()},
             "figures": [d.as_dict() for d in self.differences],
         }
 
@@ -94,7 +101,7 @@ class GateResult:
         about = {"name": "occfast gate", "tests": str(len(self.differences)), "failures": str(len(self.worse))}
         suite = ElementTree.Element("testsuite", {**about, "errors": "0", "skipped": "0", "time": "0"})
         for d in self.differences:
-            names = {"classname": printable(d.figure.covering), "name": d.figure.name, "time": "0"}
+            names = {"classname": one_line(d.figure.covering), "name": one_line(d.figure.name), "time": "0"}
             case = ElementTree.SubElement(suite, "testcase", names)
             if d.significant:
                 ElementTree.SubElement(case, "failure", {"message": _change(d), "type": "worse"}).text = self.note
@@ -118,13 +125,13 @@ def gate(
 
     Raises:
         DataError: A file is not an audit, is damaged or of another version.
-        ValueError: The audits are of other faces or another protocol.
+        ValueError: The audits are of other faces or another protocol, or have too few resamples for the level.
     """
     checks.number(level, "level", above=0.0, high=0.5)
     now, before = (r if isinstance(r, AuditRecord) else AuditRecord.read(r) for r in (audit, baseline))
     now.require(before, "--baseline")
-    found = differences(gated(before.figures), gated(now.figures), level=level, alternative="worse")
-    return GateResult(found, level, now.name, before.name, now.settings)
+    found = differences(gated(before.figures), gated(now.figures), people=now.people, level=level, alternative="worse")
+    return GateResult(found, level, now.name, before.name, now.settings, before.differing(now))
 
 
 def gated(figures: Mapping[Figure, Resampled]) -> dict[Figure, Resampled]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import checks
 from ..evaluate.curves import Interval
 from .figures import Figure, Resampled
 
@@ -22,7 +23,8 @@ class FigureDifference:
         figure: The figure.
         first, second: Its values.
         interval: Simultaneous confidence interval of the second minus the first: with the confidence level, the
-            intervals of all figures hold. For a one-sided test, it is unbounded on the side of the better.
+            intervals of all figures hold. It ends at -1 and 1, the range of differences of rates; for a one-sided test,
+            it is unbounded on the side of the better.
         p_value: p-value adjusted for the number of figures.
         significant: Whether it is at most the level.
     """
@@ -63,6 +65,7 @@ def differences(
     first: Mapping[Figure, Resampled],
     second: Mapping[Figure, Resampled],
     *,
+    people: int,
     level: float = 0.05,
     alternative: Literal["two-sided", "worse"] = "two-sided",
 ) -> list[FigureDifference]:
@@ -73,15 +76,27 @@ def differences(
     1993), which controls the probability of any false finding and knows how strongly figures go together; Holm's
     correction does not.
 
+    A standard deviation of resamples is known as well as people allow: it is that of a mean over them, too small by
+    their degrees of freedom, and the statistic of the data is one of Student's t. It is therefore brought to the normal
+    scale of the resamples' statistics before they are compared.
+
     Args:
         first, second: Figures by the same keys, with resamples of the same people.
-        level: Probability of any significant figure where none differs.
+        people: Number of people behind the figures, those with several images, at least 2.
+        level: Probability of any significant figure where none differs, in (0, 0.5].
         alternative: "two-sided", or "worse": only a second recognizer that is worse counts.
+
+    Raises:
+        ValueError: So few resamples can't show a difference at that level.
     """
+    from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
+    checks.integer(people, "people", 2)
     figures = list(first)
     value = np.array([second[f].value - first[f].value for f in figures])
     drawn = np.stack([second[f].drawn - first[f].drawn for f in figures], 1)
     drawn = drawn[~np.isnan(drawn).any(1)]  # in some, nobody with two images was drawn
+    require_resamples(len(drawn), level)
     worse = np.array([-1.0 if f.higher_is_better else 1.0 for f in figures])
     center, error = drawn.mean(0), drawn.std(0, ddof=1)
 
@@ -92,16 +107,17 @@ def differences(
 
     error = np.where(error < 1e-12, 0.0, error)
     largest = np.sort(statistic(np.where(error > 0, drawn - center, 0.0)).max(1))
-    mine = statistic(value)
+    shrunk = np.sqrt((people - 1) / people)
+    mine = -ndtri(stdtr(people - 1, -statistic(value) * shrunk))
     reached = len(largest) - np.searchsorted(largest, mine * _SAME, side="left")
     p_values = (1 + reached) / (1 + len(largest))
     # The smallest statistic whose p-value is at most the level.
     allowed = int(np.floor(level * (1 + len(largest)) + 1e-9)) - 1
-    critical = largest[len(largest) - 1 - allowed] if 0 <= allowed < len(largest) else np.inf
+    critical = -stdtrit(people - 1, ndtr(-largest[len(largest) - 1 - allowed])) / shrunk
     found = []
     for k, figure in enumerate(figures):
         half = critical * error[k] if error[k] > 0 else 0.0
-        low, high = value[k] - half, value[k] + half
+        low, high = max(value[k] - half, -1.0), min(value[k] + half, 1.0)
         if alternative == "worse":
             low, high = (-np.inf, high) if figure.higher_is_better else (low, np.inf)
         found.append(
@@ -115,3 +131,13 @@ def differences(
             )
         )
     return found
+
+
+def require_resamples(resamples: int, level: float, name: str = "level") -> None:
+    """Raise ValueError, with the argument's name, unless a p-value of so many resamples can reach the level."""
+    least = 1 / (1 + resamples)
+    if level < least * (1 - 1e-9):
+        raise ValueError(
+            f"{name}: expected at least {least:.2g}, the smallest p-value of {resamples:,} resamples, got {level:g}; "
+            "audit with more (--bootstrap)"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,24 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import read_json
+from ..models import Preprocessing
+from ..progress import one_line
 from .figures import FORMAT, UNCOVERED, Figure, Resampled, from_json
+
+#: Settings that a comparison needs, with their types.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "faces": (str,),
+    "images": (int,),
+    "people": (int,),
+    "people with genuine pairs": (int,),
+    "covered": (str,),
+    "resamples": (int,),
+    "seed": (int,),
+    "preprocessing": (dict,),
+    "pixels": (str, type(None)),
+    "model_name": (str,),
+    "data": (str,),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +54,9 @@ class AuditRecord:
     def of(cls, about: Mapping[str, Any], figures: Mapping[Figure, Resampled], source: str) -> AuditRecord:
         """Return the record of an audit from the content of its JSON file."""
         settings = about["settings"]
+        name = one_line(settings["model_name"]) or source
         coverings = {c["name"]: c["about"] for c in about["conditions"] if c["name"] != UNCOVERED}
-        return cls(source, settings["model_name"] or source, about["fmr"], coverings, settings, figures)
+        return cls(source, name, about["fmr"], coverings, settings, figures)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> AuditRecord:
@@ -57,20 +76,47 @@ class AuditRecord:
                 f"{FORMAT}: repeat the audit"
             )
         try:
-            resamples = content["settings"]["resamples"]
-            if not isinstance(resamples, int) or not 100 <= resamples <= 10**6:
-                raise ValueError(f"{resamples!r} resamples")
-            if not 0 < content["fmr"] < 1:
+            settings = content["settings"]
+            for name, types in _SETTINGS.items():
+                if not isinstance(settings[name], types) or isinstance(settings[name], bool):
+                    raise ValueError(f"{name}: {settings[name]!r:.80}")
+            if not 100 <= settings["resamples"] <= 10**6:
+                raise ValueError(f"{settings['resamples']} resamples")
+            if not 2 <= settings["people with genuine pairs"] <= settings["people"] <= settings["images"]:
+                raise ValueError(f"{settings['people']} people")
+            if isinstance(content["fmr"], bool) or not 0 < content["fmr"] < 1:
                 raise ValueError(f"FMR {content['fmr']!r}")
-            for name in ("faces", "images", "people", "covered", "seed", "preprocessing", "pixels", "model_name"):
-                content["settings"][name]
-            return cls.of(content, from_json(content["resamples"], resamples), str(path))
+            for condition in content["conditions"]:
+                if not isinstance(condition["name"], str) or not isinstance(condition["about"], dict):
+                    raise ValueError(f"condition: {condition!r:.80}")
+            settings["preprocessing"] = json.loads(
+                Preprocessing.from_json(json.dumps(settings["preprocessing"])).to_json()
+            )
+            return cls.of(content, from_json(content["resamples"], settings["resamples"]), str(path))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged audit ({error})") from error
+
+    @property
+    def people(self) -> int:
+        """Number of people with genuine pairs."""
+        found: int = self.settings["people with genuine pairs"]
+        return found
 
     def same_geometry(self, other: AuditRecord) -> bool:
         """Return whether size, colors and alignment of the faces agree with those of another audit."""
         return _geometry(self.settings) == _geometry(other.settings)
+
+    def differing(self, other: AuditRecord) -> dict[str, tuple[Any, Any]]:
+        """Return the parts of preprocessing that differ from another audit's, with both values."""
+        mine, theirs = (
+            {**s["preprocessing"], "alignment": s.get("alignment"), "flip": s.get("flip")}
+            for s in (self.settings, other.settings)
+        )
+        return {
+            name: (mine.get(name), theirs.get(name))
+            for name in sorted({*mine, *theirs})
+            if json.dumps(mine.get(name)) != json.dumps(theirs.get(name))
+        }
 
     def require(self, other: AuditRecord, name: str) -> None:
         """Raise ValueError, with the argument's name, unless another audit is of the same faces and protocol."""

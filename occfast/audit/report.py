@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files import write_atomically
+from ..progress import one_line, printable
 from ..sweep import OcclusionMap
 from .figures import FORMAT, Figure, Resampled, to_json
 from .rates import Rate
@@ -245,7 +246,7 @@ class Audit:
                 lines += [markdown_row(["covering", "group", "rejected", "images", "people"])]
                 lines += [markdown_row(["---"] * 5)]
                 lines += [markdown_row([g.covering, g.name, str(g.fnmr), str(g.images), str(g.people)]) for g in groups]
-        return "\n".join(lines) + "\n"
+        return printable("\n".join(lines) + "\n")
 
     @property
     def title(self) -> str:
@@ -309,4 +310,4 @@ def share_text(rate: Rate) -> str:
 
 def markdown_row(cells: list[str]) -> str:
     """Return a row of a table in Markdown."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checks
 from ..data import FaceDataset, Subset
@@ -29,6 +29,7 @@ from ..occlude.face_masks import DRAWN_MASKS
 from ..occlude.scarf import PATTERNS
 from ..occlude.sunglasses import STYLES
 from ..progress import Report as Progress
+from ..progress import one_line
 from ..sweep import OcclusionMap, occlusion_map
 from .figures import UNCOVERED
 from .judge import Judge
@@ -192,14 +193,15 @@ def audit(
         progress=progress,
     )
     people = People(len(faces.people), resamples, confidence, seed)
-    clean = embedder(everything, title=UNCOVERED).features
+    clean = _not_zero(embedder(everything, title=UNCOVERED).features, faces, UNCOVERED)
     judge = Judge(people, clean, labels, resolved, fmr, both=both)
     conditions = [judge.condition(UNCOVERED, 0.0, clean, {})]
     scores = {}
     for covering in chosen:
         found = embedder(everything, covering.occlusion, title=f"with {covering.name}")
         about = described(covering.occlusion)
-        conditions.append(judge.condition(covering.name, float(found.covered.mean()), found.features, about))
+        features = _not_zero(found.features, faces, f"with {covering.name}")
+        conditions.append(judge.condition(covering.name, float(found.covered.mean()), features, about))
         scores[covering.name] = judge.last
     every = {UNCOVERED: judge.scores(clean, once=False), **scores}
     points = []
@@ -223,12 +225,13 @@ def audit(
         figures=judge.figures,
         examples=mean_faces(faces, everything, {UNCOVERED: None, **{c.name: c.occlusion for c in chosen}}),
         settings={
-            "model_name": model_name,
-            "data": dataset_name,
+            "model_name": one_line(model_name),
+            "data": one_line(dataset_name),
             "date": datetime.now(timezone.utc).date().isoformat(),
             "images": len(faces),
             "people": len(faces.people),
             "features": clean.shape[1],
+            "people with genuine pairs": len(np.unique(judge.base.genuine_people)),
             "genuine pairs": len(judge.base.genuine),
             "impostor pairs": judge.base.n_impostor,
             "alignment": None if faces.alignment is None else faces.alignment.template,
@@ -271,6 +274,18 @@ def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> Face
     if int((counts[kept] >= 2).sum()) < 2:
         raise ValueError(f"limit: expected enough images for two people, got {limit}")
     return Subset(faces, torch.isin(faces.labels, kept).nonzero().flatten())
+
+
+def _not_zero(features: Tensor, faces: FaceDataset, title: str) -> Tensor:
+    """Return features; raise ValueError if some have length 0, and so no cosine."""
+    dead = (features == 0).all(1)
+    if bool(dead.any()):
+        name = faces.names[int(dead.nonzero()[0])]
+        raise ValueError(
+            f"model: expected features that are not all 0, got {int(dead.sum()):,} of {len(dead):,} that are, {title}: "
+            f"{name}"
+        )
+    return features
 
 
 def _digest(faces: FaceDataset) -> str:

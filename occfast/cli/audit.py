@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..progress import printable
 from . import options
 from .networks import load_recognizer, pair, prepared
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ..audit import Audit, Covering
     from ..data import FaceDataset
 
-_REPORT, _WORK = "audit.json", "work"
+REPORT, _WORK = "audit.json", "work"
 
 # Options of audits, for one recognizer or two.
 Faces = Annotated[
@@ -111,7 +112,7 @@ def audit(
     scarf?
     """
     with options.only_run(output, "audit", "writes an audit into"):
-        check_output(output, _REPORT, "an audit", resume, overwrite)
+        check_output(output, REPORT, "an audit", resume, overwrite)
         candidate = Candidate(
             model,
             faces,
@@ -148,9 +149,8 @@ def audit(
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
         return
-    for sentence in result.sentences:
-        typer.echo(sentence)
-    typer.echo(page)
+    for line in (*result.sentences, str(page)):
+        typer.echo(printable(line))
 
 
 class Candidate:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..progress import printable
 from . import options
+from .audit import REPORT as AUDIT
 from .audit import (
     Bootstrap,
     Both,
@@ -77,8 +81,10 @@ def compare(
     """
     from .. import checks
     from ..audit import compare as compared
+    from ..audit.paired import require_resamples
 
     checks.number(level, "--level", above=0.0, high=0.5)
+    require_resamples(bootstrap, level, "--level")
     each = {
         name: _for_both(values, f"--{name}")
         for name, values in (
@@ -93,6 +99,8 @@ def compare(
     }
     with options.only_run(output, "compare", "writes a comparison into"):
         check_output(output, _REPORT, "a comparison", resume, overwrite)
+        for folder in _FOLDERS:
+            check_output(output / folder, AUDIT, "an audit", resume, overwrite)
         candidates = []
         for k, model in enumerate((first, second)):
             candidate = Candidate(
@@ -108,12 +116,13 @@ def compare(
                 resume=resume or k == 1,  # the second takes the landmarks that were found for the first
                 quiet=quiet,
             )
-            _try(candidate, "AB"[k])
+            with _named(candidate, "AB"[k]):
+                _try(candidate)
             candidates.append(candidate)
         audits = []
-        for candidate, folder in zip(candidates, _FOLDERS, strict=True):
-            audits.append(
-                candidate.audit(
+        for candidate, folder, name in zip(candidates, _FOLDERS, "AB", strict=True):
+            with _named(candidate, name):
+                found = candidate.audit(
                     output / _WORK / folder,
                     coverings=coverings_of(cover, seed),
                     fmr=fmr,
@@ -125,16 +134,15 @@ def compare(
                     seed=seed,
                     resume=not overwrite,
                 )
-            )
-            audits[-1].write(output / folder)
+            found.write(output / folder)
+            audits.append(found)
         result = compared(*audits, level=level)
         page = result.write(output)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
         return
-    for sentence in result.sentences:
-        typer.echo(sentence)
-    typer.echo(page)
+    for line in (*result.sentences, str(page)):
+        typer.echo(printable(line))
 
 
 def _for_both(values: list[str] | None, name: str) -> tuple[str | None, str | None]:
@@ -146,18 +154,26 @@ def _for_both(values: list[str] | None, name: str) -> tuple[str | None, str | No
     return values[0], values[-1]
 
 
-def _try(candidate: Candidate, name: str) -> None:
+@contextmanager
+def _named(candidate: Candidate, name: str) -> Iterator[None]:
+    """Say in an error about a model which of the two it is."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("model: "):
+            raise
+        raise ValueError(f"{name} ({candidate.model}): {str(error).removeprefix('model: ')}") from error
+
+
+def _try(candidate: Candidate) -> None:
     """Embed two faces, so that a recognizer that can't is refused before the work on the other one."""
     from ..evaluate import embed
 
-    try:
-        embed(
-            candidate.recognizer.embedding(),
-            candidate.faces,
-            candidate.preprocessing,
-            indices=range(min(2, len(candidate.faces))),
-            flip="none",
-            progress=False,
-        )
-    except ValueError as error:
-        raise ValueError(f"{name} ({candidate.model}): {str(error).removeprefix('model: ')}") from error
+    embed(
+        candidate.recognizer.embedding(),
+        candidate.faces,
+        candidate.preprocessing,
+        indices=range(min(2, len(candidate.faces))),
+        flip="none",
+        progress=False,
+    )

@@ -32,6 +32,10 @@ def gate(
     from ..files import write_atomically
     from ..progress import printable
 
+    taken = {audit.resolve(): "the audit", baseline.resolve(): "the baseline"}
+    for name, path in (("--junit", junit), ("--markdown", markdown)):
+        if path is not None and (other := taken.setdefault(path.resolve(), name)) != name:
+            raise ValueError(f"{name}: expected a file of its own, got {path}, which is {other}")
     result = run(audit, baseline, level=level)
     if junit is not None:
         write_atomically(junit, result.to_junit().encode())

@@ -89,6 +89,10 @@ def only_run(output: Path, command: str, writes: str) -> AbstractContextManager[
     def busy(holder: str) -> Exception:
         return ValueError(f"--output: {holder} {writes} {output}; wait for it or choose another folder")
 
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            under = "" if path == output else f" under {path}, which is a file"
+            raise ValueError(f"--output: expected a folder, got {output}{under or ', which is a file'}")
     return locked(output / f".{command}.lock", busy)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import checks
 from .distributed import gather_batch
 from .inputs import check_batch, prepare
-from .triplet import BatchTripletLoss, TripletLoss
+from .triplet import BatchTripletLoss, TripletLoss, in_backward
 
 
 class CrossBatchMemory(nn.Module):
@@ -21,7 +21,8 @@ class CrossBatchMemory(nn.Module):
 
     In training mode each call then remembers its batch, over all processes with a distributed loss, and forgets the
     oldest embeddings. Keep ``memory_size`` below the number of images of an epoch, lest an image meet an earlier
-    embedding of itself. The paper begins with the memory after some thousand steps, when embeddings drift less.
+    embedding of itself. The paper begins with the memory after some thousand steps, when embeddings drift less. A batch
+    with NaN or infinity, whose loss is NaN, is not remembered.
 
     Args:
         loss: :class:`BatchTripletLoss` or :class:`TripletLoss`. Its ``stats`` are those of the latest call.
@@ -68,6 +69,9 @@ class CrossBatchMemory(nn.Module):
 
         Raises:
             TypeError, ValueError: As for the loss; D is not ``embedding_size``; the memory is on another device.
+            NotImplementedError: In forward-mode differentiation and in transforms of ``torch.func``.
+            RuntimeError: If it is recomputed by activation checkpointing in training mode, where it would remember the
+                batch twice.
         """
         loss = self.loss
         labels = check_batch(embeddings, labels, ("embeddings", "labels"), empty=loss.distributed)
@@ -81,6 +85,13 @@ class CrossBatchMemory(nn.Module):
                 "CrossBatchMemory.double() and .float() change the memory"
             )
         loss._check_values(embeddings, "embeddings")
+        if not torch.compiler.is_compiling():
+            loss._check_autograd(embeddings, None)
+            if self.training and in_backward():
+                raise RuntimeError(
+                    "CrossBatchMemory: each call remembers its batch, so activation checkpointing can't recompute it; "
+                    "call it outside of torch.utils.checkpoint"
+                )
         batch = prepare(embeddings, loss.distance)
         if loss.distributed:
             batch, labels = gather_batch(batch, labels, loss.process_group)
@@ -100,9 +111,12 @@ class CrossBatchMemory(nn.Module):
     @torch.no_grad()
     def _remember(self, batch: Tensor, labels: Tensor) -> None:
         batch, labels = batch[-self.memory_size :], labels[-self.memory_size :]
+        batch = batch.to(self.embeddings.dtype)
         at = (self.written + torch.arange(len(batch), device=batch.device)) % self.memory_size
-        self.embeddings[at], self.labels[at] = batch.to(self.embeddings.dtype), labels
-        self.written += len(batch)
+        usable = batch.isfinite().all()  # not read: a GPU need not be waited for
+        self.embeddings[at] = torch.where(usable, batch, self.embeddings[at])
+        self.labels[at] = torch.where(usable, labels, self.labels[at])
+        self.written += usable * len(batch)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""

@@ -95,7 +95,7 @@ class _Triplets(nn.Module):
             TypeError, ValueError: If an argument has a wrong dtype, shape or device; if all labels are equal, which
                 leaves no triplet; with ``check_finite``, if embeddings are NaN or infinite. Equal labels are
                 detected on the CPU, and on a GPU with ``check_finite``.
-            NotImplementedError: In forward-mode differentiation.
+            NotImplementedError: In forward-mode differentiation and in transforms of ``torch.func``.
             RuntimeError: If ``mining="semihard_random"`` is recomputed by activation checkpointing.
         """
         if labels is None and indices_tuple is not None:  # listed triplets need no labels
@@ -197,11 +197,13 @@ class _Triplets(nn.Module):
 
     def _check_autograd(self, embeddings: Tensor, ref_emb: Tensor | None) -> None:
         for tensor in (embeddings, ref_emb):
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError(
-                    "the triplet losses have no forward-mode derivative; use backward (or torch.func.grad)"
-                )
-        if self.mining == "semihard_random" and _in_backward():
+            if tensor is None:
+                continue
+            if forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError("the triplet losses have no forward-mode derivative; use backward")
+            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+                raise NotImplementedError("the triplet losses work in no transform of torch.func; use backward")
+        if self.mining == "semihard_random" and in_backward():
             raise RuntimeError(
                 "mining: 'semihard_random' draws anew at each call, so activation checkpointing can't recompute it; "
                 "call the loss outside of torch.utils.checkpoint"
@@ -262,7 +264,7 @@ class _Triplets(nn.Module):
         self.step = int(state["step"])
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Return whether a backward pass is running: a forward pass inside it is a recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)
 

@@ -235,7 +235,8 @@ def _onnx(path: Path, channels: int, size: tuple[int, int]) -> Recognizer:
 
 def _torchscript(path: Path) -> nn.Module:
     try:
-        loaded: nn.Module = torch.jit.load(path, map_location="cpu")
+        with path.open("rb") as file:  # torch.jit.load takes no path that is not UTF-8
+            loaded: nn.Module = torch.jit.load(file, map_location="cpu")
     except RuntimeError as error:
         raise DataError(f"{path}: not a complete TorchScript file ({' '.join(str(error).split())[:200]})") from error
     return loaded.eval()

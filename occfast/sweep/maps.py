@@ -302,7 +302,7 @@ class OcclusionMap:
     def _of_image(self, image_index: int) -> NDArray[Any]:
         number = checks.integer(image_index, "image_index", 0)
         if self.per_image is None:
-            raise ValueError("image_index: this map does not hold the scores of single images")
+            raise ValueError("image_index: expected a map that holds the scores of single images, this one does not")
         rows = np.arange(self.n_images) if self.image_indices is None else self.image_indices
         found = np.flatnonzero(rows == number)
         if not len(found):

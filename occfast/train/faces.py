@@ -185,6 +185,8 @@ def validation_of(faces: FaceDataset, run: str | Path) -> Subset:
         ValueError: If the run kept nothing out, or the data set lacks one of these images.
     """
     path = Path(run) / SPLIT if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise DataError(f"run: expected the folder of a run (--validation-of), which holds its {SPLIT}, got {run}")
     rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
     if not rows or rows[0] != ["name", "person", "part"] or any(len(row) != 3 for row in rows):
         raise DataError(f"{path}: expected the split of a run, with the columns name, person and part")

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from occfast.audit import Audit, AuditRecord, Covering, Figure, audit, compare, gate
@@ -72,7 +73,7 @@ def test_differences_equal_the_definition(alternative: str) -> None:
     draws[1, 3] = draws[0, 3]  # equal everywhere
     draws[:, :, 5] = np.nan  # nobody with two images was drawn
     one, two = ({f: Resampled(float(np.nanmean(d)), d) for f, d in zip(figures, draw, strict=True)} for draw in draws)
-    found = differences(one, two, level=0.1, alternative=alternative)  # type: ignore[arg-type]
+    found = differences(one, two, people=20, level=0.1, alternative=alternative)  # type: ignore[arg-type]
     apart = np.delete(draws[1] - draws[0], 5, axis=1)
     error = apart.std(1, ddof=1)
     sign = np.array([1, 1, -1, 1.0])[:, None]
@@ -83,6 +84,9 @@ def test_differences_equal_the_definition(alternative: str) -> None:
     for k, d in enumerate(found):
         t = 0.0 if k == 3 else sign[k, 0] * d.value / error[k]
         t = abs(t) if alternative == "two-sided" else t
+        t = stats.norm.ppf(
+            stats.t.cdf(t * np.sqrt(19 / 20), 19)
+        )  # as likely by chance: 20 people's deviation is estimated
         assert d.p_value == pytest.approx((1 + sum(x >= t - 1e-12 for x in largest)) / 99)
         assert d.significant == (d.p_value <= 0.1)
         outside = not d.interval.low <= 0 <= d.interval.high
@@ -94,8 +98,38 @@ def test_differences_equal_the_definition(alternative: str) -> None:
 def test_a_loss_without_exception_is_significant() -> None:
     figures = {Figure("eyes", RANK_1): Resampled(1.0, np.ones(100))}
     lost = {Figure("eyes", RANK_1): Resampled(0.0, np.zeros(100))}
-    (found,) = differences(figures, lost, alternative="worse")
+    (found,) = differences(figures, lost, people=5, alternative="worse")
     assert found.significant and found.second_is_worse and found.interval.high == -1.0
+
+
+@pytest.mark.parametrize("people", [8, 20])
+def test_few_people_raise_no_more_false_alarms(people: int) -> None:
+    """Means over people of six figures, whose resamples know the deviation only as well as people allow."""
+    random = np.random.default_rng(0)
+    figures = [Figure(str(k), MAIN) for k in range(6)]
+    failed = 0
+    for _ in range(400):
+        times = random.multinomial(people, np.full(people, 1 / people), size=199) / people
+        apart = 0.1 * (random.normal(size=(people, 1)) + random.normal(size=(people, 6)))
+        one = {f: Resampled(0.0, np.zeros(199)) for f in figures}
+        two = {f: Resampled(float(apart[:, k].mean()), times @ apart[:, k]) for k, f in enumerate(figures)}
+        failed += any(d.significant for d in differences(one, two, people=people, alternative="worse"))
+    assert 8 <= failed <= 34  # 5 % are 20, whose standard deviation is 4.4; without Student's t it is up to 16 %
+
+
+def test_a_level_below_every_p_value_is_refused(files: tuple[Path, Path]) -> None:
+    good, bad = files
+    with pytest.raises(ValueError, match=r"level: expected at least 0.005, the smallest p-value of 200 resamples, got"):
+        gate(bad, good, level=0.004)
+    assert not gate(bad, good, level=1 / 201).passed
+
+
+def test_intervals_end_where_rates_do() -> None:
+    random = np.random.default_rng(0)
+    one = {Figure("eyes", RANK_1): Resampled(0.95, np.full(100, 0.95))}
+    two = {Figure("eyes", RANK_1): Resampled(0.1, random.normal(0.1, 0.2, 100))}
+    (found,) = differences(one, two, people=5)
+    assert found.interval.low == -1.0 and -0.85 < found.interval.high < 0.5
 
 
 def test_differences_are_those_of_the_audits(first: Audit, second: Audit) -> None:
@@ -228,10 +262,23 @@ def test_the_gate_refuses_what_can_not_be_compared(
             gate(good, tmp_path / "x.json")
 
     refused("expected an audit.json of occfast audit", kind="occfast.report")
-    refused("written in format 3 by another version of occfast; this version reads format 2", format=3)
+    refused("written in format 2 by another version of occfast; this version reads format 3", format=2)
     refused("damaged audit", resamples=[])
     refused("damaged audit", resamples=[{**content["resamples"][0], "drawn": "AAAA"}])
     refused("damaged audit", settings={})
+    for name, value in (
+        ("images", "many"),
+        ("people", None),
+        ("people with genuine pairs", 1),
+        ("people with genuine pairs", True),
+        ("model_name", ["a"]),
+        ("preprocessing", {}),
+        ("pixels", 5),
+        ("resamples", 10),
+    ):
+        refused(rf"x.json: damaged audit \(.*{name.split()[0]}", settings={**content["settings"], name: value})
+    refused(r"damaged audit \(condition: ", conditions=[{**content["conditions"][0], "name": None}])
+    refused("expected a rate, got True", resamples=[{**content["resamples"][0], "value": True}])
     del content["format"]
     refused("written in format 1 by another version")  # before audits stored their resamples
     with pytest.raises(DataError, match="can't be read"):
@@ -242,6 +289,55 @@ def test_the_gate_refuses_what_can_not_be_compared(
             for c in ([], [Covering("eyes", named_occlusion("eyes"))])
         )
         compare(one, two)
+
+
+def test_the_gate_names_preprocessing_that_differs(
+    faces: WithLandmarks,  # noqa: F811
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    how = Preprocessing(SIZE, "gray", mean=0.3, std=0.2)
+    audited(faces, Net(), how, map_images=0, model_name="scaled").write(tmp_path)
+    result = gate(tmp_path / "audit.json", files[0])
+    assert result.sentences[-1] == "Their preprocessing differs (mean, std); each keeps its own."
+    assert result.as_dict()["preprocessing"] == {"mean": [HOW.mean, 0.3], "std": [HOW.std, 0.2]}
+    assert "preprocessing" not in " ".join(gate(files[1], files[0]).sentences)
+
+
+def test_hostile_names_stay_in_their_line(
+    first: Audit,
+    faces: WithLandmarks,  # noqa: F811
+    files: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    name = "a|b\n# c\x1b[31m\udcff.onnx"
+    again = audited(faces, Net(), map_images=0, model_name=name, dataset_name=name)
+    again.write(tmp_path / "a")
+    compare(first, replace(again, map=None)).write(tmp_path / "b")
+    result = gate(tmp_path / "a" / "audit.json", files[0])
+    (tmp_path / "g.md").write_bytes(result.to_markdown().encode())
+    shown = r"a|b\n# c\x1b[31m\udcff.onnx"
+    assert result.name == shown and ElementTree.fromstring(result.to_junit()) is not None
+    for path in ("a/audit.md", "a/audit.html", "b/compare.md", "b/compare.html", "g.md"):
+        text = (tmp_path / path).read_text()
+        assert shown in text and "\x1b" not in text, path
+
+
+def test_maps_of_too_few_images_are_not_tested(faces: WithLandmarks, first: Audit) -> None:  # noqa: F811
+    few = [audited(faces, network, map_images=5) for network in (Net(), Worse())]
+    result = compare(*few)
+    assert result.maps is None and "of 5 images, no difference can be significant; 6 images" in result.no_maps
+    assert compare(*few, level=0.1).maps is not None
+
+
+def test_features_of_zeros_are_named(faces: WithLandmarks) -> None:  # noqa: F811
+    class Dark(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x) * (x[:, :, 20, 10:14].std(-1) > 0.01).float()  # a band over the mouth is even
+
+    message = r"model: expected features that are not all 0, got \d+ of 80 that are, with mouth: person \d\d/\d.png"
+    with pytest.raises(ValueError, match=message):
+        audited(faces, Dark(), map_images=0)
 
 
 def test_command_lines(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: F811
@@ -267,5 +363,16 @@ def test_command_lines(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: 
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "expected an audit.json" in wrong.stderr
     flat = occfast("compare", tmp_path / "good.pt", tmp_path / "flat.pt", folder, *how, "-o", tmp_path / "flat")
     assert flat.returncode == 2 and "B (" in flat.stderr and "expected features [2, D]" in flat.stderr
+    (tmp_path / "old" / "a").mkdir(parents=True)
+    (tmp_path / "old" / "a" / "audit.json").write_text("{}")
+    old = occfast("compare", tmp_path / "good.pt", tmp_path / "bad.pt", folder, *how, "-o", tmp_path / "old")
+    assert old.returncode == 2 and "audit.json is an audit: --resume continues the run" in old.stderr
+    file = occfast("compare", "a", "b", folder, "-o", tmp_path / "good.pt")
+    assert file.returncode == 2 and "--output: expected a folder, got" in file.stderr
+    rare = occfast("compare", "a", "b", folder, "--level", 1e-4)
+    assert rare.returncode == 2 and "--level: expected at least 0.001, the smallest p-value" in rare.stderr
+    over = occfast("gate", bad, "--baseline", good, "--junit", good)
+    assert over.returncode == 2 and "--junit: expected a file of its own, got" in over.stderr
+    assert json.loads(good.read_text())["kind"] == "occfast.audit"
     thrice = occfast("compare", "a", "b", folder, "--size", "1x1", "--size", "1x1", "--size", "1x1")
     assert thrice.returncode == 2 and "--size: expected one value for both recognizers" in thrice.stderr

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from occfast.losses import BatchTripletLoss, CrossBatchMemory, TripletLoss
 from occfast.native import ops
@@ -81,6 +83,38 @@ def test_a_batch_larger_than_the_memory_leaves_its_last_rows() -> None:
     x, y = batches(1)[0]
     rule(x.float(), y)
     assert torch.equal(rule.embeddings, x.float()[-3:]) and torch.equal(rule.labels, y[-3:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_not_remembered(bad: float) -> None:
+    rule, other = (CrossBatchMemory(BatchTripletLoss(), 5, memory_size=12) for _ in range(2))
+    (x, y), (following, _) = ((x.float(), y) for x, y in batches(2))
+    broken = x.clone()
+    broken[3, 2] = bad
+    for one in (rule, other):
+        one(x, y)
+    assert not bool(rule(broken, y).isfinite())
+    assert rule.remembered == 8 and torch.equal(rule(following, y), other(following, y))
+    half = CrossBatchMemory(BatchTripletLoss(), 5).half()
+    half(x * 1e5, y)  # finite, but not in the memory
+    assert half.remembered == 0
+
+
+def test_what_autograd_can_not_do_is_refused() -> None:
+    rule = CrossBatchMemory(BatchTripletLoss(), 5, memory_size=12)
+    [(x, y)] = [(x.float(), y) for x, y in batches(1)]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        rule(forward_ad.make_dual(x, torch.ones_like(x)), y)
+    with pytest.raises(NotImplementedError, match=r"in no transform of torch.func"):
+        torch.func.grad(lambda a: rule(a, y))(x)
+    assert rule.remembered == 0
+    at = x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="each call remembers its batch"):
+        checkpoint(lambda a: rule(2 * a, y), at, use_reentrant=True).backward()
+    assert rule.remembered == 8
+    rule.eval()
+    (checkpoint(lambda a: rule(2 * a, y), at, use_reentrant=True)).backward()
+    assert at.grad is not None
 
 
 @pytest.mark.parametrize(

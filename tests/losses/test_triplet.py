@@ -935,6 +935,14 @@ def test_saved_tensors_are_read_once(own: bool) -> None:
         assert torch.equal(again.grad, plain.grad)
 
 
+@pytest.mark.parametrize("memory", ("quadratic", "linear"))
+def test_transforms_of_torch_func_are_refused(memory: str) -> None:
+    x, y = torch.randn(6, 4), torch.arange(6) % 2
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.vmap):
+        with pytest.raises(NotImplementedError, match=r"the triplet losses work in no transform of torch.func"):
+            transform(lambda a: BatchTripletLoss(memory=memory)(a, y))(x[None] if transform is torch.func.vmap else x)
+
+
 @pytest.mark.parametrize("reentrant", (False, True))
 def test_activation_checkpointing(reentrant: bool) -> None:
     x, y = batch("unit")

@@ -434,7 +434,9 @@ def test_the_map_of_one_image(tiny_net, faces, labels):
             m[wrong]
     with pytest.raises(TypeError, match="image_index: expected an int"):
         m["1"]
-    with pytest.raises(ValueError, match="image_index: this map does not hold the scores of single images"):
+    with pytest.raises(
+        ValueError, match="image_index: expected a map that holds the scores of single images, this one does not"
+    ):
         dataclasses.replace(m, per_image=None)[0]
 
 

@@ -76,7 +76,7 @@ def test_the_map_of_one_image(tiny_net, faces, labels, closed):
         m.plot(1)
     with pytest.raises(TypeError, match="image_index: expected an int"):
         m.plot(1.0)
-    with pytest.raises(ValueError, match="image_index: expected None, since this map does not hold"):
+    with pytest.raises(ValueError, match="image_index: expected a map that holds the scores of single images"):
         replace(m, per_image=None).plot(3)
     with pytest.raises(ValueError, match="image: expected one of 'mean'"):
         m.plot(image="median")

@@ -93,6 +93,12 @@ def test_the_validation_images_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"this run kept no images out of training \(validation.share\)"):
         validation_of(faces, tmp_path)
     (tmp_path / "split.csv").write_text("name,person\n")
+    (tmp_path / "empty").mkdir()
+    for missing in (tmp_path / "none", tmp_path / "empty"):
+        with pytest.raises(
+            DataError, match=r"run: expected the folder of a run \(--validation-of\), which holds its split"
+        ):
+            validation_of(Patterns(), missing)
     with pytest.raises(DataError, match="expected the split of a run, with the columns name, person and part"):
         validation_of(faces, tmp_path)
 
