@@ -91,5 +91,5 @@ def test_hostile_records_are_refused(value: object) -> None:
     weights: dict[str, object] = {**dict.fromkeys(REGIONS, 0.0), "chin": value}
     with pytest.raises((TypeError, ValueError), match="weights: chin: expected a"):
         RejectionModel.from_dict({"bias": 0.0, "weights": weights, "about": {}})
-    with pytest.raises(ValueError, match="got .'ear'"):
+    with pytest.raises(ValueError, match="'ear'"):
         RejectionModel.from_dict({"bias": 0.0, "weights": {**dict.fromkeys(REGIONS, 0.0), "ear": 1.0}, "about": {}})
