@@ -73,6 +73,8 @@ def covered(
 
     options.check_resume(resume, overwrite)
     checks.number(limit, "--limit", 0.0, 1.0)
+    if Path(photos).is_dir() and output.resolve() == Path(photos).resolve():
+        raise ValueError(f"--output: expected another folder than that of the photographs, got {output}")
     with options.only_run(output, "covered", "writes estimates into"):
         for name in (_TABLE, _LANDMARKS):
             if (output / name).exists() and not (resume or overwrite):
@@ -86,7 +88,7 @@ def covered(
                 rejection = RejectionModel.from_dict(read_json(calibration))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"--calibration: {calibration} is not a model of rejection ({error!r})") from error
-        source, failures = _found(_open(photos, landmarks), output / _LANDMARKS, resume, quiet)
+        source, failures = _found(_open(photos, landmarks, output), output / _LANDMARKS, resume, quiet)
         coverage = estimate_coverage(source, rejection=rejection, masks=masks, progress=not quiet)
         table = coverage.write_csv(output / _TABLE, limit=limit, failures=failures)
         if masks:
@@ -99,14 +101,20 @@ def covered(
         typer.echo(table)
 
 
-def _open(photos: str, landmarks: Path | None) -> FaceDataset:
-    from ..data import Photographs, open_dataset
+def _open(photos: str, landmarks: Path | None, output: Path) -> FaceDataset:
+    """Open the photographs; what an earlier run wrote into a folder among them is none of them."""
+    from ..data import Photographs, Subset, open_dataset
     from ..data.images import SUFFIXES
     from ..data.open import kind_of
 
     path = Path(photos)
     if (path.is_file() and path.suffix.lower() in SUFFIXES) or (path.is_dir() and kind_of(photos) == "folder"):
-        return Photographs(path, landmarks=landmarks)
+        source = Photographs(path, landmarks=landmarks)
+        own = output.resolve()
+        kept = [k for k in range(len(source)) if own not in source.path(k).resolve().parents]
+        if not kept:
+            raise ValueError(f"photos: expected photographs in {path}, all {len(source):,} are in --output {output}")
+        return source if len(kept) == len(source) else Subset(source, kept)
     return open_dataset(photos, landmarks=landmarks)
 
 

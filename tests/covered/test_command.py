@@ -81,6 +81,16 @@ def test_one_photograph(occfast: object, photos: Path, tmp_path: Path) -> None: 
     assert len((tmp_path / "out" / "covered.csv").read_text().splitlines()) == 2
 
 
+def test_results_among_the_photographs_are_no_photographs(occfast: object, photos: Path) -> None:  # noqa: F811
+    for more in ((), ("--overwrite",)):
+        done: Done = occfast("covered", photos, "-o", photos / "out", "--masks", "-q", *more)  # type: ignore[operator]
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("6 faces (1 photographs without one)")
+    same: Done = occfast("covered", photos, "-o", photos, "-q")  # type: ignore[operator]
+    assert same.returncode == 2
+    assert "--output: expected another folder than that of the photographs" in same.stderr
+
+
 def test_what_is_no_photograph(occfast: object, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "empty").mkdir()
     for name, message in (("empty", "expected images, found none"), ("nowhere", "no such file")):
