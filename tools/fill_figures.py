@@ -31,6 +31,7 @@ def figures() -> dict[str, str]:
         benchmarks.estimates(),
         benchmarks.comparisons(),
         benchmarks.captum(),
+        benchmarks.verification(),
         benchmarks.calibration(),
         audits.audits(),
         coverage.coverage(),

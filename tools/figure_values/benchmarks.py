@@ -154,6 +154,26 @@ def comparisons() -> dict[str, str]:
     }
 
 
+def verification() -> dict[str, str]:
+    """Return what adaptive maps of a recognizer save, and how far they are from full ones."""
+    found = read("verification-maps")
+    by_name = {row["score"]: row for row in found["rows"]}
+    labels, drops = by_name["mismatch"], by_name["similarity_drop"]
+
+    def interval(values: list[float], digits: int) -> str:
+        mean, low, high = (100 * value for value in values)
+        return f"{mean:.{digits}f} % ({low:.{digits}f}-{high:.{digits}f})"
+
+    return {
+        "mismatch-faces": str(found["faces"]),
+        "mismatch-fewer": times(labels["fewer_evaluations"]),
+        "mismatch-fewer-single": times(labels["one_face_fewer_evaluations"]),
+        "mismatch-equal": interval(labels["equal"], 2),
+        "similarity-fewer": times(drops["fewer_evaluations"]),
+        "similarity-rmse": interval(drops["rmse_over_range"], 1),
+    }
+
+
 def calibration() -> dict[str, str]:
     """Return how estimated maps of small networks agree with full sweeps."""
     rows = read("calibration")["rows"]
