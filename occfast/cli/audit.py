@@ -62,9 +62,6 @@ Landmarks = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")]
 Seed = Annotated[int, typer.Option(help="Random seed for coverings, people and resamples.", rich_help_panel="Run")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
-]
 
 
 def audit(
@@ -98,7 +95,7 @@ def audit(
     aligned: options.Aligned = False,
     device: Device = "auto",
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
@@ -112,7 +109,7 @@ def audit(
     scarf?
     """
     with options.only_run(output, "audit", "writes an audit into"):
-        check_output(output, REPORT, "an audit", resume, overwrite)
+        options.check_output(output, {REPORT: "an audit", _WORK: "unfinished work"}, resume, overwrite)
         candidate = Candidate(
             model,
             faces,
@@ -294,13 +291,3 @@ def _groups(path: Path) -> dict[str, str]:
     if not rows or not {"name", "group"} <= set(rows[0]):
         raise ValueError(f"--groups: expected a CSV file with the columns name and group, got {path}")
     return {row["name"]: row["group"] for row in rows if row["group"]}
-
-
-def check_output(output: Path, report: str, what: str, resume: bool, overwrite: bool) -> None:
-    """Refuse to lose an earlier run, whose folder has that report or unfinished work."""
-    options.check_resume(resume, overwrite)
-    for path, kind in ((output / report, what), (output / _WORK, "unfinished work")):
-        if path.exists() and not resume and not overwrite:
-            raise ValueError(
-                f"{path} is {kind}: --resume continues the run, --overwrite replaces it; or choose another --output"
-            )

@@ -25,9 +25,7 @@ from .audit import (
     Landmarks,
     Limit,
     MapImages,
-    Resume,
     Seed,
-    check_output,
     coverings_of,
 )
 
@@ -67,7 +65,7 @@ def compare(
     aligned: options.Aligned = False,
     device: Device = "auto",
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
@@ -98,9 +96,9 @@ def compare(
         )
     }
     with options.only_run(output, "compare", "writes a comparison into"):
-        check_output(output, _REPORT, "a comparison", resume, overwrite)
+        options.check_output(output, {_REPORT: "a comparison", _WORK: "unfinished work"}, resume, overwrite)
         for folder in _FOLDERS:
-            check_output(output / folder, AUDIT, "an audit", resume, overwrite)
+            options.check_output(output / folder, {AUDIT: "an audit", _WORK: "unfinished work"}, resume, overwrite)
         candidates = []
         for k, model in enumerate((first, second)):
             candidate = Candidate(

@@ -54,9 +54,7 @@ def covered(
             rich_help_panel="Images",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
-    ] = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
@@ -71,17 +69,11 @@ def covered(
     from ..covered import RejectionModel, estimate_coverage
     from ..files import read_json
 
-    options.check_resume(resume, overwrite)
     checks.number(limit, "--limit", 0.0, 1.0)
     if Path(photos).is_dir() and output.resolve() == Path(photos).resolve():
         raise ValueError(f"--output: expected another folder than that of the photographs, got {output}")
     with options.only_run(output, "covered", "writes estimates into"):
-        for name in (_TABLE, _LANDMARKS):
-            if (output / name).exists() and not (resume or overwrite):
-                raise ValueError(
-                    f"{output / name} is there already: --resume continues the run, --overwrite replaces it; or "
-                    "choose another --output"
-                )
+        options.check_output(output, {_TABLE: "an earlier result", _LANDMARKS: "unfinished work"}, resume, overwrite)
         rejection = None
         if calibration is not None:
             try:

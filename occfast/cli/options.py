@@ -69,6 +69,9 @@ Trust = Annotated[
         rich_help_panel="Network",
     ),
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue an unfinished run in --output.", rich_help_panel="Run")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier run in --output.", rich_help_panel="Run")
 ]
@@ -100,3 +103,14 @@ def check_resume(resume: bool, overwrite: bool) -> None:
     """Refuse two options that contradict each other."""
     if resume and overwrite:
         raise ValueError("--resume: not valid together with --overwrite")
+
+
+def check_output(output: Path, written: dict[str, str], resume: bool, overwrite: bool) -> None:
+    """Refuse to lose an earlier run, of which the folder holds one of the files named; with what each is."""
+    check_resume(resume, overwrite)
+    for name, what in written.items():
+        if (output / name).exists() and not resume and not overwrite:
+            raise ValueError(
+                f"{output / name} is {what}: --resume continues the run, --overwrite replaces it; or choose another "
+                "--output"
+            )

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def estimate_coverage(
                 kept.append((probability * 255).round().to(torch.uint8))
             found.append(region_pixels(probability))
             report(numbers.stop, len(faces))
-    sizes = region_masks().sum((1, 2)).double()
+    sizes = _regions().sum((1, 2))
     covered = torch.cat(found) if found else torch.zeros(0, len(REGIONS), dtype=torch.float64)
     shares = covered / sizes
     return Coverage(
@@ -129,7 +130,13 @@ def region_pixels(probability: Tensor) -> Tensor:
     Args:
         probability: Probability that each pixel is covered, or whether it is, [N, 64, 64].
     """
-    return torch.einsum("nhw,rhw->nr", probability.double(), region_masks().double())
+    return torch.einsum("nhw,rhw->nr", probability.double(), _regions())
+
+
+@cache
+def _regions() -> Tensor:
+    """Return the regions as numbers; made once, not for each batch."""
+    return region_masks().double()
 
 
 def _aligned(faces: FaceDataset) -> FaceDataset:

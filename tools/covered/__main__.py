@@ -23,6 +23,7 @@ from occfast.covered.regions import REGIONS
 from occfast.covered.rejection import RejectionModel
 from occfast.data import Aligned, Subset
 from occfast.files import write_atomically
+from occfast.models import Recognizer
 from occfast.models import load as load_recognizer
 
 from . import crops as reading
@@ -89,15 +90,16 @@ def main() -> None:
         "parameters": sum(p.numel() for p in network.parameters()),
         "megabytes": weights.stat().st_size / 1e6,
         "rejection": rejection.as_dict(),
-        **judged(data, work, weights, rejection, faces_of("lfw-test")),
+        **judged(data, work, weights, rejection, recognizer, faces_of("lfw-test")),
     }
     write_atomically(REPORT, (json.dumps(report, indent=1) + "\n").encode())
     print(REPORT)
 
 
-def judged(data: Path, work: Path, weights: Path, rejection: RejectionModel, faces: Aligned) -> dict[str, object]:
+def judged(
+    data: Path, work: Path, weights: Path, rejection: RejectionModel, recognizer: Recognizer, faces: Aligned
+) -> dict[str, object]:
     """Return every figure about the network and its model of rejection."""
-    recognizer = load_recognizer(data / "models" / _RECOGNIZER, network="mobilefacenet", preset="sphereface")
     preprocessing = recognizer.preprocessing
     assert preprocessing is not None
     test = reading.read(data, "lfw-test", work / "crops")
