@@ -353,7 +353,7 @@ def _protocols(
         "lfw": data.LFW,
         "lfw-view1": data.LFW,
         "bin": data.VerificationBin,
-        "ar": (data.AR, data.AR10P),
+        "ar": (data.AR, data.AR10P, data.AR100),
     }
     if name in wanted and not isinstance(source, wanted[name]):
         raise ValueError(f"dataset: expected one for the protocol {name}, got {type(source).__name__}")
@@ -361,7 +361,7 @@ def _protocols(
         return [evaluate.lfw(source, 2 if name == "lfw" else 1)]
     if isinstance(source, data.VerificationBin) and name == "bin":
         return [evaluate.packed_pairs(source, folds=folds or 10)]
-    if isinstance(source, data.AR | data.AR10P) and name == "ar":
+    if isinstance(source, data.AR | data.AR10P | data.AR100) and name == "ar":
         return [*evaluate.ar(source)]
     if pairs is not None:
         return [evaluate.listed_pairs(source, pairs, folds=folds)]

@@ -6,7 +6,7 @@ folder that the environment variable ``OCCFAST_DATA`` names, unless another one 
 """
 
 from .align import TEMPLATES, Aligned, AlignedFaces, Template, align_faces
-from .ar import AR, AR10P, Shot
+from .ar import AR, AR10P, AR100, Shot
 from .celeba import CelebA
 from .detect import Detected, DetectorSettings, detect_landmarks
 from .faces import Alignment, EncodedFaces, Face, FaceDataset, Subset, WithLandmarks
@@ -28,6 +28,7 @@ from .verification_bin import VerificationBin, write_verification_bin
 __all__ = [
     "AR",
     "AR10P",
+    "AR100",
     "LFW",
     "ORL",
     "TEMPLATES",

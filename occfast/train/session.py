@@ -47,6 +47,7 @@ from .log import Log, Meter
 from .objective import Classify, Embed, Objective
 from .page import Used, write_page
 from .recipe import Recipe, load, to_yaml
+from .resolution import LowResolution
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .sets import VerificationSet, open_sets
 from .validate import Validation
@@ -262,6 +263,7 @@ class _Session:
             self.preprocessing,
             None if jitter == Jitter(*[0.0] * len(asdict(jitter))) else jitter,
             *occlusions_of(recipe.occluder, recipe.drawn, self.preprocessing.size, recipe.seed),
+            LowResolution(**asdict(recipe.low_resolution)) if recipe.low_resolution.share else None,
         )
         landmarks = None if faces.landmarks is None else faces.landmarks[rest]
         if augment.needs_landmarks:

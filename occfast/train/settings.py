@@ -12,6 +12,7 @@ from .. import checks
 from ..losses import Mining
 from ..models.preprocessing import COLORS, per_channel
 from ..models.presets import PRESETS
+from ..occlude.locations import NORMAL_SPREAD
 from .drawn import DrawnOccluders
 from .jitter import Jitter
 
@@ -250,6 +251,7 @@ class OccluderPart:
         size: [height, width] in pixels, or [[min, max], [min, max]].
         locations: "uniform", "normal", or the path of a saved occlusion map or ``LocationDistribution``.
         temperature: T of Eq. 4 for a map; None for the paper's value at 20×20, 20×40 and 40×40.
+        spread: Standard deviation of "normal" along each axis, as a fraction of the image's size, > 0.
         noise, level, intensity: As in :class:`occfast.NoisyOccluder`.
     """
 
@@ -257,9 +259,23 @@ class OccluderPart:
     size: list[Any] = field(default_factory=lambda: [20, 40])
     locations: str = "uniform"
     temperature: float | None = None
+    spread: float = NORMAL_SPREAD
     noise: list[str] = field(default_factory=lambda: ["salt_and_pepper", "speckle", "gaussian"])
     level: list[float] = field(default_factory=lambda: [0.0, 0.3])
     intensity: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+
+@dataclass
+class LowResolutionPart:
+    """Loss of resolution of some training images, occluders included, for faces that are small where they are used.
+
+    Attributes:
+        share: Share of the images that are reduced and enlarged again, in [0, 1].
+        factor: Factor by which height and width are reduced, at least 1.
+    """
+
+    share: float = 0.0
+    factor: float = 2.0
 
 
 @dataclass
@@ -320,6 +336,7 @@ class Recipe:
     jitter: dict[str, float] = field(default_factory=lambda: asdict(Jitter()))
     occluder: OccluderPart = field(default_factory=OccluderPart)
     drawn: dict[str, float] = field(default_factory=dict)
+    low_resolution: LowResolutionPart = field(default_factory=LowResolutionPart)
     log: LogPart = field(default_factory=LogPart)
 
     def check(self) -> None:
@@ -458,6 +475,7 @@ class Recipe:
             ("optimizer.momentum", self.optimizer.momentum),
             ("optimizer.warmup", self.optimizer.warmup),
             ("occluder.share", self.occluder.share),
+            ("low_resolution.share", self.low_resolution.share),
         ):
             checks.number(share, key, 0.0, 1.0)
         for key, least_0 in (
@@ -471,9 +489,11 @@ class Recipe:
             ("optimizer.learning_rate", self.optimizer.learning_rate),
             ("optimizer.clip", self.optimizer.clip),
             ("loss.scale", self.loss.scale),
+            ("occluder.spread", self.occluder.spread),
         ):
             if positive is not None or key != "optimizer.clip":
                 checks.number(positive, key, above=0.0)
+        checks.number(self.low_resolution.factor, "low_resolution.factor", 1.0)
         per_channel(self.data.mean, "data.mean")
         per_channel(self.data.std, "data.std", above=0.0)
         known = [item.name for item in fields(Jitter)]

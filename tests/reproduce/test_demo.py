@@ -23,7 +23,7 @@ from occfast.reproduce.trigueros2018 import sources, steps
 from occfast.reproduce.trigueros2018.effects import Effects, Measured
 from occfast.reproduce.trigueros2018.results import Results
 from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, Settings
-from occfast.reproduce.trigueros2018.sources import split_by_person
+from occfast.reproduce.trigueros2018.sources import Sources, split_by_person
 from occfast.train.augment import TEMPERATURES
 from tests.reproduce.pages import CHROMIUM, look
 
@@ -264,7 +264,7 @@ def test_seeds_give_intervals_over_seeds(tmp_path: Path) -> None:
         name = f"seed {seed}: table {settings.rows[k]} {size}"
         result = {"mean": 0.8 + 0.02 * k + 0.01 * seed * k, "std": 0.1 - 0.01 * k}
         found[name] = Done(name, tmp_path, result, 1.0, "CPU", 1, "")
-    results = Results(settings, found)
+    results = Results(settings, found, Sources("demo"))
     first = demo.findings(results)[0].comparison
     k = settings.rows.index("A20x20") - settings.rows.index(CONTROL)
     assert first.differences == pytest.approx((2.0 * k, 3.0 * k)) and first.over_images is None

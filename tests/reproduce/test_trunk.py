@@ -16,11 +16,12 @@ from occfast import DataError, reproduce
 from occfast.models import MobileFaceNet
 from occfast.models.tensor_files import write_tensors
 from occfast.reproduce.graph import Done
+from occfast.reproduce.trigueros2018.judging import half_width, judged, seeds_needed
 from occfast.reproduce.trigueros2018.steps import distributions
 from occfast.reproduce.trigueros2018.trunk import features
 from occfast.reproduce.trigueros2018.trunk import steps as trunk_steps
 from occfast.reproduce.trigueros2018.trunk.heads import Examples, classify, joined, separate
-from occfast.reproduce.trigueros2018.trunk.results import TrunkResults, half_width, judged, seeds_needed
+from occfast.reproduce.trigueros2018.trunk.results import TrunkResults
 from occfast.reproduce.trigueros2018.trunk.settings import LOSSES, STAGES, TrunkSettings
 from occfast.reproduce.trigueros2018.trunk.sources import TrunkSources
 from occfast.reproduce.values import Claim, Comparison

@@ -74,11 +74,19 @@ class Effects:
 
     Args:
         networks: measurements by network, on the same ``held`` images.
+        recognized: whether each network recognizes each of the ``held`` images uncovered, bool [N].
         seed: of the resampling.
         resamples: number of draws.
     """
 
-    def __init__(self, networks: Mapping[str, Measured], *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, Measured],
+        recognized: Mapping[str, NDArray[np.bool_]] | None = None,
+        *,
+        seed: int = 0,
+        resamples: int = RESAMPLES,
+    ) -> None:
         self._networks = dict(networks)
         held = next(iter(self._networks.values())).held
         if any(not np.array_equal(one.held, held) for one in self._networks.values()):
@@ -87,9 +95,17 @@ class Effects:
         counts = random.multinomial(len(held), np.full(len(held), 1 / len(held)), size=resamples).astype(np.float32)
         place = {int(number): k for k, number in enumerate(held)}
         self._drawn: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._clean = {
+            name: counts @ flags.astype(np.float32) / counts.sum(1) for name, flags in (recognized or {}).items()
+        }
         for name, one in self._networks.items():
             weights = counts[:, [place[int(number)] for number in one.images]]
             self._drawn[name] = _mean_and_std(weights, one.accuracy)
+
+    def draws(self, name: str, key: str) -> NDArray[np.float64]:
+        """Return "mean", "std" or "clean" of a network in each resample, in %, float64 [R]."""
+        found = self._clean[name] if key == "clean" else self._drawn[name][("mean", "std").index(key)]
+        return 100 * found.astype(np.float64)
 
     def compare(self, name: str, other: str) -> Effect:
         """Return the difference ``name`` − ``other``."""

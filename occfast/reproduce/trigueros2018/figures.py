@@ -17,6 +17,8 @@ from .sources import Sources
 from .steps import parts
 
 _COLORS = {"A": "#575463", "A20x20": "#2f7fb5", "A20x40": "#b5367a", "A40x40": "#3a9a5b"}
+#: Conditions of Figure 6.
+CONDITIONS = ("clean", "sunglasses", "scarf")
 _ACCENT, _GRAY = "#b5367a", "#575463"
 
 
@@ -196,10 +198,9 @@ def figure_4(results: Results, command: str) -> Picture:
 
 def figure_6(results: Results, command: str) -> Picture:
     """Draw ROC curves for clean faces, sunglasses and scarves, as Figure 6 of the paper."""
-    conditions = ("clean", "sunglasses", "scarf")
     figure, axes = grid(1, 3, 9.6, 3.6, bare=False)
     first = results.step("roc A").result["conditions"]
-    for ax, condition in zip(axes[0], conditions, strict=True):
+    for ax, condition in zip(axes[0], CONDITIONS, strict=True):
         n = first[condition]["n_different"]
         rates = np.logspace(np.log10(max(1e-4, 1 / n)), 0, 200)
         for name in FIGURE_6:

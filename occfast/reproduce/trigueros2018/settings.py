@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ... import checks
+from ...occlude.locations import NORMAL_SPREAD
 from ...sweep.types import MethodName
 from ...train import Recipe, load_recipe
 from ...train.augment import TEMPERATURES
@@ -38,6 +40,38 @@ TABLE_2 = {
     "B40x40": (97.5, 0.57),
     "C40x40": (98.16, 0.64),
 }
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a network of Table 1 is occluded in training.
+
+    Attributes:
+        title: behind the network's size in reports.
+        locations: "map": P = softmax(O / T) of A's map (Eq. 4); or "normal" about the center (R), or "uniform".
+        temperature: factor of the paper's T.
+        spread: standard deviation of "normal" along each axis, as a fraction of the image's size.
+        share: share of the images that are occluded.
+    """
+
+    title: str
+    locations: str = "map"
+    temperature: float = 1.0
+    spread: float = NORMAL_SPREAD
+    share: float = 1.0
+
+
+#: Schemes by the end of a network's name; the paper's are the first two.
+SCHEMES = {
+    "": Scheme(""),
+    "R": Scheme("R", "normal"),
+    "Rwide": Scheme("R, σ = 0.5", "normal", spread=0.5),
+    "U": Scheme("R, uniform", "uniform"),
+    "cool": Scheme(", T/2", temperature=0.5),
+    "half": Scheme(", half covered", share=0.5),
+    "Rhalf": Scheme("R, half covered", "normal", share=0.5),
+}
+_NAME = re.compile(r"[ABC](?:(\d+)x(\d+)([A-Za-z]*))?")
 #: Networks of Figure 6.
 FIGURE_6 = ("A", "A20x20", "A20x40", "A40x40")
 #: Figures 3, 5 and 7 are photographs.
@@ -46,6 +80,7 @@ TABLES = (1, 2)
 #: A, trained for as many more epochs as the fine-tuned networks, without occluders.
 CONTROL = "A longer"
 SCALES = ("demo", "smoke", "small", "paper")
+_AT_AR = "low_resolution={share: 0.5, factor: 2.7}"
 
 
 def times(size: tuple[int, int]) -> str:
@@ -55,13 +90,22 @@ def times(size: tuple[int, int]) -> str:
 
 def size_of(network: str) -> tuple[int, int] | None:
     """Return the occluder that a network was trained with, from its name; None for A, B and C."""
-    height, _, width = network[1:].removesuffix("R").partition("x")
-    return (int(height), int(width)) if width.isdecimal() else None
+    found = _NAME.fullmatch(network)
+    return (int(found[1]), int(found[2])) if found and found[1] else None
+
+
+def scheme_of(network: str) -> Scheme | None:
+    """Return how a network was occluded in training, from its name; None for A, B and C."""
+    found = _NAME.fullmatch(network)
+    return SCHEMES[found[3]] if found and found[1] else None
 
 
 def pretty(name: str) -> str:
     """Return the name of a network or an occluder as reports show it."""
-    return "A, trained as long" if name == CONTROL else name.replace("x", "×")
+    if name == CONTROL:
+        return "A, trained as long"
+    size, scheme = size_of(name), scheme_of(name)
+    return name.replace("x", "×") if size is None or scheme is None else f"{name[0]}{size[0]}×{size[1]}{scheme.title}"
 
 
 @dataclass(frozen=True)
@@ -79,12 +123,18 @@ class Settings:
         triplet: overrides for networks B... and C....
         fine_seed: added to the seed for fine-tuned networks.
         split: images of each person for training, for P and for Table 1; None: by ``share``.
-        share: share of the training set that is held out, half of it for P and half for Table 1.
+        share: share of the training set that is held out for P and for Table 1.
+        placement_share: share of the held-out images that P may be made from; Table 1 has the others.
+        same_images: whether Table 1's maps are of the images that all its networks recognize uncovered; otherwise each
+            map is of those that its own network recognizes.
         placement_images: maximum number of images of a map for P; each is recognized without an occluder.
         table_images: maximum number of images of a map of Table 1.
         stride: distance of neighboring positions of the occluder in pixels; 1 in the paper.
         map_method: method of :func:`~occfast.occlusion_map`.
+        finer_images: images of the table that A and the network of the largest occluder are mapped on at every second
+            pixel, to tell what ``stride`` changes; 0 for no such maps.
         control: whether to train :data:`CONTROL` too.
+        precision: "fp32" or "bf16" in training; maps and features are computed in fp32.
     """
 
     scale: str = "paper"
@@ -98,11 +148,15 @@ class Settings:
     fine_seed: int = 0
     split: tuple[int, int, int] | None = None
     share: float = 0.1
+    placement_share: float = 0.5
+    same_images: bool = True
     placement_images: int = 1000
     table_images: int = 1000
     stride: int = 1
     map_method: MethodName = "auto"
+    finer_images: int = 0
     control: bool = False
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -111,11 +165,12 @@ class Settings:
             raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
         for seed in self.seeds:
             checks.seed(seed)
-        known = tuple(TABLE_1)[1:]
+        known = [f"A{times(size)}{end}" for size in SIZES for end in SCHEMES]
         if set(self.networks) - set(known) or len(set(self.networks)) != len(self.networks):
             raise ValueError(f"networks: expected different names among {', '.join(known)}, got {self.networks}")
-        if self.scale != "demo" and set(self.networks) != set(known):
-            raise ValueError(f"networks: expected all of {', '.join(known)} at scale {self.scale}, got {self.networks}")
+        paper = tuple(TABLE_1)[1:]
+        if self.scale != "demo" and set(paper) - set(self.networks):
+            raise ValueError(f"networks: expected all of {', '.join(paper)} at scale {self.scale}, got {self.networks}")
         if self.split is not None and (len(self.split) != 3 or min(self.split) < 1):
             raise ValueError(f"split: expected three positive numbers of images, got {self.split}")
         if (self.split is None) == (self.scale == "demo"):
@@ -126,6 +181,10 @@ class Settings:
         if self.stride < 1:
             raise ValueError(f"stride: expected at least 1, got {self.stride}")
         checks.number(self.share, "share", 0.0, 0.9)
+        checks.number(self.placement_share, "placement_share", 0.0, 0.99, above=0.0)
+        checks.integer(self.finer_images, "finer_images", 0)
+        checks.flag(self.same_images, "same_images")
+        checks.choice(self.precision, "precision", ("fp32", "bf16"))
 
     @classmethod
     def of(cls, scale: str, **changes: Any) -> Settings:
@@ -133,8 +192,9 @@ class Settings:
 
         Args:
             scale: "demo" (ORL): Table 1 alone, with all 40 people, a quarter of the channels, batch normalization;
-                minutes. "smoke" (ORL): both tables with 30 people; minutes. "small" (CelebA subset): half of the
-                channels, batch normalization; hours. "paper": the paper's network and numbers; the optimizer and
+                minutes. "smoke" (ORL): both tables with 30 people; minutes. "small" (CelebA subset): a quarter of
+                the channels, batch normalization, half of the images at AR's resolution, and Table 1 with further
+                placements; hours. "paper": the paper's network and numbers; the optimizer and
                 the number of epochs, which it does not state, are those of the packaged recipes.
             changes: values of attributes.
         """
@@ -147,6 +207,7 @@ class Settings:
                 networks=("A20x20", "A20x40", "A40x40", "A20x40R"),
                 network=narrow,
                 common=(*adam, wide, "batch.size=20"),
+                same_images=False,
                 base=("epochs=60", "optimizer.learning_rate=0.004"),
                 fine=("epochs=24", "optimizer.learning_rate=0.002"),
                 fine_seed=1,
@@ -167,15 +228,23 @@ class Settings:
                 stride=8,
             ),
             "small": dict(
-                network=(("batch_norm", True), ("width", 0.5)),
-                common=(*adam, jitter, "batch.size=64", "validation.every=4"),
+                networks=(
+                    *tuple(TABLE_1)[1:],
+                    *(f"A{size}{end}" for size in ("20x40", "40x40") for end in ("Rwide", "U", "cool")),
+                    *("A40x40half", "A40x40Rhalf"),
+                ),
+                network=narrow,
+                # AR's eyes are 14.1 pixels apart, those of the network's input 38.
+                common=(*adam, jitter, "batch.size=64", "validation.every=4", _AT_AR),
                 base=("epochs=30", "optimizer.learning_rate=0.003"),
-                fine=("epochs=5", "optimizer.learning_rate=0.001"),
+                fine=("epochs=4", "optimizer.learning_rate=0.001"),
                 triplet=("epochs=3", "batch.size=128", "batch.images_each=4", "optimizer.learning_rate=0.0003"),
-                share=0.2,
-                placement_images=150,
-                table_images=150,
-                stride=4,
+                share=0.25,
+                placement_share=0.2,
+                placement_images=200,
+                table_images=400,
+                stride=10,
+                finer_images=60,
                 control=True,
             ),
             "paper": dict(common=("validation.every=4", "data.workers=8", "data.memory=8GiB")),
@@ -210,14 +279,41 @@ class Settings:
             f"validation.share={self.share}",
             "log.tensorboard=false",
             f"seed={seed if name == 'A' else seed + self.fine_seed}",
+            f"precision={self.precision}",
             *self.common,
             *(self.base if name == "A" else fine),
         ]
         if name not in ("A", CONTROL):
             overrides.append("start=another step")
-        if size_of(name) and not name.endswith("R"):
-            overrides.append("occluder.locations=another step")
-        return load_recipe("A" if name == CONTROL else name, overrides)
+        size, scheme = size_of(name), scheme_of(name)
+        packaged = "A" if name == CONTROL else name
+        if size is not None and scheme is not None:
+            placed = scheme.locations == "map"
+            packaged = f"{name[0]}{times(size)}{'' if placed else 'R'}"
+            overrides += [
+                f"occluder.locations={'another step' if placed else scheme.locations}",
+                f"occluder.spread={scheme.spread}",
+                f"occluder.share={scheme.share}",
+            ]
+            if placed:
+                overrides.append(f"occluder.temperature={scheme.temperature * TEMPERATURES[size]}")
+        return load_recipe(packaged, overrides)
 
 
-__all__ = ["CONTROL", "FIGURES", "FIGURE_6", "SCALES", "SIZES", "TABLES", "TABLE_1", "TABLE_2", "Settings"]
+__all__ = [
+    "CONTROL",
+    "FIGURES",
+    "FIGURE_6",
+    "SCALES",
+    "SCHEMES",
+    "SIZES",
+    "TABLES",
+    "TABLE_1",
+    "TABLE_2",
+    "Scheme",
+    "Settings",
+    "pretty",
+    "scheme_of",
+    "size_of",
+    "times",
+]

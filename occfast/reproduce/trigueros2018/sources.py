@@ -19,6 +19,7 @@ from ... import checks
 from ...data import (
     AR,
     AR10P,
+    AR100,
     LFW,
     ORL,
     TEMPLATES,
@@ -44,12 +45,14 @@ TEMPLATE = "paper-100"
 DEFAULTS = {
     "demo": {"train": "orl"},
     "smoke": {"train": "orl"},
-    "small": {"train": "celeba", "lfw": "lfw", "ar": "ar10p"},
+    "small": {"train": "celeba", "lfw": "lfw", "ar": "ar100"},
     "paper": {"train": "webface", "lfw": "lfw", "ar": "ar"},
     "trunk": {"train": "celeba", "others": "cfp", "lfw": "lfw"},
 }
 #: The five landmarks in warpAR10P's images, (row, column), read off their mean: all its faces are aligned.
 AR10P_LANDMARKS = ((22.5, 10.0), (22.5, 29.0), (35.5, 19.5), (42.5, 13.0), (42.5, 26.0))
+#: People of AR whose covered photographs seem to show somebody else: in AR100 and in AR10P.
+DOUBTFUL = ("078", "07")
 #: People of ORL to train on, by scale; the others are compared in pairs, like LFW's people not seen in training.
 _TRAINED = {"demo": 40, "smoke": 30}
 
@@ -75,7 +78,7 @@ class Sizes:
 SIZES = {
     "demo": Sizes(400, 40, 0, 0),
     "smoke": Sizes(300, 30, 100, 400),
-    "small": Sizes(6079, 292, 7701, 130),
+    "small": Sizes(6079, 292, 7701, 1900),
     "paper": Sizes(494_414, 10_575, 7701, 2600),
 }
 
@@ -293,8 +296,8 @@ class Sources:
             return faces, [Condition(name, protocol, cover) for name, cover in covers.items()]
         faces_ = self._open("ar")
         inner = faces_.dataset if isinstance(faces_, WithLandmarks) else faces_
-        if not isinstance(inner, AR | AR10P):
-            raise DataError(f"{self.where('ar')}: expected the AR faces (ar or ar10p)")
+        if not isinstance(inner, AR | AR10P | AR100):
+            raise DataError(f"{self.where('ar')}: expected the AR faces (ar, ar10p or ar100)")
         named = zip(("clean", "sunglasses", "scarf"), ar(inner), strict=True)
         return CachedDataset(Aligned(faces_, TEMPLATE, gray=True)), [
             Condition(name, protocol) for name, protocol in named

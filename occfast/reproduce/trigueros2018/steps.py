@@ -14,21 +14,24 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...data import FaceDataset, Subset
 from ...evaluate import TarAtFar, embed, pair_scores, verification
-from ...files import write_npz
+from ...files import read_npz, write_npz
 from ...models import build, features
 from ...sweep import occlusion_map
 from ...train import Trained, load_network, predict, split, train
 from ...train.recipe import ValidationPart
 from ..cost import forward_flops
 from ..graph import Graph, Step, StepContext, Work
-from .settings import FIGURE_6, SIZES, TABLE_2, Settings, size_of, times
+from .settings import FIGURE_6, SIZES, TABLE_2, Settings, scheme_of, size_of, times
 from .sources import Sources, split_by_person
 
+#: Networks that are mapped at every second pixel too, to tell what the stride of Table 1 changes.
+FINER, FINER_STRIDE = ("A", "A40x40"), 2
 #: Speed of the exact sweep over plain dense PyTorch on W1 with a center on every pixel: bench/results/sweep-cpu.json.
 SWEEP_SPEEDUP = {(20, 20): 7.39, (20, 40): 7.42, (40, 40): 5.21}
 
@@ -47,7 +50,7 @@ def targets(graph: Graph, settings: Settings, tables: Iterable[int], figures: It
     for table in tables:
         if table not in settings.tables:
             raise ValueError(f"table: expected one of {', '.join(map(str, settings.tables))}, got {table}")
-        wanted.append(_named("table ") if table == 1 else _named("verify "))
+        wanted.append(_named("table ", "finer ") if table == 1 else _named("verify "))
     for figure in figures:
         if figure not in settings.figures:
             known = ", ".join(map(str, settings.figures))
@@ -74,8 +77,8 @@ def parts(settings: Settings, faces: FaceDataset, seed: int) -> tuple[Tensor, Te
         return trained, placement, table
     trained, held = split(faces, ValidationPart(share=settings.share), 1, seed)
     order = held[torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))]
-    half = len(order) // 2
-    return trained, order[:half], order[half:]
+    count = int(settings.placement_share * len(order))
+    return trained, order[:count], order[count:]
 
 
 class _Seed:
@@ -95,7 +98,11 @@ class _Seed:
         out = [self._train("A")]
         out += [self._map("map", "A", size) for size in SIZES]
         out += [self._train(name) for name in rows[1:]]
+        if self.settings.same_images:
+            out.append(self._recognized())
         out += [self._map("table", name, size) for name in rows for size in SIZES]
+        if self.settings.finer_images and self.seed == self.settings.seeds[0]:
+            out += [self._map("finer", name, size) for name in FINER for size in SIZES]
         if 2 in self.settings.tables:
             out += [self._train(name) for name in TABLE_2 if name[0] in "BC"]
             out += [self._evaluate("verify", name, self._verify) for name in TABLE_2]
@@ -106,7 +113,8 @@ class _Seed:
     def _train(self, name: str) -> Step:
         parent = None if name == "A" else "A" if name[0] == "A" or size_of(name) is None else f"A{name[1:]}"
         occluder = size_of(name)
-        placed = occluder is not None and not name.endswith("R")
+        scheme = scheme_of(name)
+        placed = scheme is not None and scheme.locations == "map"
         recipe = self.settings.recipe(name, self.seed)
         needs = [] if parent is None else [f"train {parent}"]
         if placed and occluder is not None:
@@ -130,23 +138,26 @@ class _Seed:
 
     def _map(self, use: str, name: str, size: tuple[int, int]) -> Step:
         s = self.settings
-        count = s.placement_images if use == "map" else s.table_images
-        positions = min(count, self._work.held) * (-(-100 // s.stride)) ** 2
+        count = self._wanted(use)
+        stride = FINER_STRIDE if use == "finer" else s.stride
+        positions = min(count, self._work.held if use == "map" else self._work.tested) * (-(-100 // stride)) ** 2
         stated = {
             "seed": self.seed,
             "images": count,
             "share": s.share,
+            "placement_share": s.placement_share,
             "use": use,
             "occluder": size,
-            "stride": s.stride,
+            "stride": stride,
             "method": s.map_method,
             "fill": 0.0,
         }
+        needs = [f"train {name}"] + (["recognized"] if use != "map" and s.same_images else [])
         return Step(
             self.name(f"{use} {name} {times(size)}"),
             partial(self._make_map, use, name, size),
             settings={**stated, **self._stated_split},
-            needs=(self.name(f"train {name}"),),
+            needs=tuple(map(self.name, needs)),
             data=("train",),
             work=Work(
                 self._work.flops * positions,
@@ -155,6 +166,25 @@ class _Seed:
                 disk=positions // 10 + 50_000,
                 speedup=SWEEP_SPEEDUP[size],
             ),
+        )
+
+    def _wanted(self, use: str) -> int:
+        s = self.settings
+        return {"map": s.placement_images, "table": s.table_images, "finer": s.finer_images}[use]
+
+    def _recognized(self) -> Step:
+        rows, images = self.settings.rows, self._work.tested
+        return Step(
+            self.name("recognized"),
+            self._make_recognized,
+            settings={
+                "share": self.settings.share,
+                "placement_share": self.settings.placement_share,
+                **self._stated_split,
+            },
+            needs=tuple(self.name(f"train {name}") for name in rows),
+            data=("train",),
+            work=Work(self._work.flops * images * len(rows), images * len(rows), "embed", disk=100_000),
         )
 
     def _evaluate(self, use: str, name: str, make: Callable[[str, StepContext], dict[str, Any]]) -> Step:
@@ -180,9 +210,11 @@ class _Seed:
         with torch.random.fork_rng(devices=[]):
             network = build("paper", sizes.people, channels=1, size=(100, 100), **dict(s.network))
         weights = 4 * sum(p.numel() for p in network.parameters())
-        held = int(s.share * sizes.train) // 2 if s.split is None else s.split[1] * sizes.people
+        out = int(s.share * sizes.train)
+        held = int(s.placement_share * out) if s.split is None else s.split[1] * sizes.people
+        tested = out - held if s.split is None else s.split[2] * sizes.people
         trained = round((1 - s.share) * sizes.train) if s.split is None else s.split[0] * sizes.people
-        return _Sizes(forward_flops(network, (1, 100, 100)), weights, trained, held)
+        return _Sizes(forward_flops(network, (1, 100, 100)), weights, trained, held, tested)
 
     # -- the work -------------------------------------------------------------------------------------------
 
@@ -230,25 +262,26 @@ class _Seed:
     def _make_map(self, use: str, name: str, size: tuple[int, int], context: StepContext) -> dict[str, Any]:
         s, faces = self.settings, self.sources.train
         trained, held = self._network(context, name), parts(s, faces, self.seed)[1 if use == "map" else 2]
-        classes = torch.tensor([trained.people.index(person) for person in faces.people])
-        labels = classes[faces.labels[held]]
-        model = trained.classifier()
-        right, wanted = [], s.placement_images if use == "map" else s.table_images
-        for rows in torch.arange(len(held)).split(64):
-            images = trained.preprocessing(faces.images(held[rows])).to(context.device)
-            right.append(predict(model, images, batch_size=16).argmax(1).cpu() == labels[rows])
-        flags = torch.cat(right)
-        chosen = flags.nonzero()[:, 0][:wanted]
+        labels = self._classes(trained)[faces.labels[held]]
+        if use == "map" or not s.same_images:
+            flags = self._right(trained, held, context)
+            able = flags
+        else:
+            found_ = read_npz(context.needs[self.name("recognized")].folder / "flags.npz")
+            flags = torch.from_numpy(found_["right"][s.rows.index(name)])
+            able = torch.from_numpy(found_["right"].all(0))
+        chosen = able.nonzero()[:, 0][: self._wanted(use)]
         if not len(chosen):
+            who = name if able is flags else "all networks of the table together"
             raise ValueError(
-                f"{name}: recognizes none of the {len(held)} held-out faces, so there is nothing to map; train longer"
+                f"{who}: none of the {len(held)} held-out faces is recognized, so there is nothing to map; train longer"
             )
         found = occlusion_map(
-            model,
+            trained.classifier(),
             trained.preprocessing(faces.images(held[chosen])).to(context.device),
             labels[chosen].to(context.device),
             occluder=size,
-            stride=s.stride,
+            stride=FINER_STRIDE if use == "finer" else s.stride,
             method=s.map_method,
             progress=context.progress,
             checkpoint=context.folder / "map.checkpoint",
@@ -266,6 +299,30 @@ class _Seed:
             "evaluations": found.n_evaluations,
             "method": found.method,
             "brief": f"{100 * mean:.2f} ± {100 * std:.2f} % over locations",
+        }
+
+    def _classes(self, trained: Trained) -> Tensor:
+        """Return the network's class of each person of the training set, int64 [people]."""
+        return torch.tensor([trained.people.index(person) for person in self.sources.train.people])
+
+    def _right(self, trained: Trained, held: Tensor, context: StepContext) -> Tensor:
+        """Tell which of these images a network recognizes, bool [len(held)]."""
+        faces, model, right = self.sources.train, trained.classifier(), []
+        labels = self._classes(trained)[faces.labels[held]]
+        for rows in torch.arange(len(held)).split(64):
+            images = trained.preprocessing(faces.images(held[rows])).to(context.device)
+            right.append(predict(model, images, batch_size=16).argmax(1).cpu() == labels[rows])
+        return torch.cat(right)
+
+    def _make_recognized(self, context: StepContext) -> dict[str, Any]:
+        held = parts(self.settings, self.sources.train, self.seed)[2]
+        right = torch.stack([self._right(self._network(context, name), held, context) for name in self.settings.rows])
+        write_npz(context.folder / "flags.npz", right=right.numpy(), held=held.numpy())
+        everyone = int(right.all(0).sum())
+        return {
+            "held": len(held),
+            "common": everyone,
+            "brief": f"all networks recognize {everyone} of {len(held)} images",
         }
 
     def _embed(
@@ -292,7 +349,8 @@ class _Seed:
         table = self._embed(trained, faces, protocol.index, context, f"pairs, {name}")
         scores = _scores(table, table, protocol.index)
         found = verification(scores, protocol.same, protocol.folds)
-        write_npz(context.folder / "scores.npz", scores=scores.numpy(), same=protocol.same.numpy())
+        assert found.correct is not None
+        write_npz(context.folder / "scores.npz", scores=scores.numpy(), correct=np.asarray(found.correct))
         return {
             **found.as_dict(),
             **distributions(scores, protocol.same),
@@ -302,13 +360,15 @@ class _Seed:
     def _roc(self, name: str, context: StepContext) -> dict[str, Any]:
         trained, (faces, conditions) = self._network(context, name), self.sources.ar
         references = self._embed(trained, faces, conditions[0].protocol.index[:, 0], context, f"references, {name}")
-        out = {}
+        out, kept = {}, {}
         for condition in conditions:
             protocol = condition.protocol
             queries = self._embed(
                 trained, faces, protocol.index[:, 1], context, f"{condition.name}, {name}", condition.cover
             )
-            found = verification(_scores(references, queries, protocol.index), protocol.same, None)
+            scores = _scores(references, queries, protocol.index)
+            kept[condition.name] = scores.numpy().astype(np.float32)
+            found = verification(scores, protocol.same, None)
             far, tar, _ = found.roc.points(400)
             out[condition.name] = {
                 "auc": found.auc,
@@ -319,6 +379,7 @@ class _Seed:
                 "far": [float(v) for v in far],
                 "tar": [float(v) for v in tar],
             }
+        write_npz(context.folder / "scores.npz", **kept)
         return {"conditions": out}
 
 
@@ -327,7 +388,8 @@ class _Sizes:
     flops: float  # of a forward pass of one face
     weights: int  # bytes
     train: int  # images trained on
-    held: int  # images for P, and for the table
+    held: int  # images for P
+    tested: int  # images for the table
 
 
 def _plain(entry: TarAtFar) -> dict[str, Any]:
