@@ -337,44 +337,36 @@ def _placement_claims(results: Results) -> list[Claim]:
             if f"A{times(size)}{end}" in rows and f"A{times(size)}{own}" in rows
         ]
         if pairs:
-            claims += _both(
-                results, f"Table 1: occluders placed by P give more accurate networks than those placed {text}", pairs
-            )
+            claims += _both(results, "Table 1: occluders placed by P", f"those placed {text}", pairs)
     cool = [(f"A{times(size)}cool", f"A{times(size)}") for size in SIZES if f"A{times(size)}cool" in rows]
     if cool:
-        claims += _both(
-            results, "Beyond the paper: half the temperature, T/2, gives more accurate networks", cool, beyond=True
-        )
-        claims += _both(
-            results,
-            "Beyond the paper: occluders placed by P at T/2 give more accurate networks than those placed at random "
-            "(R, σ = 0.25)",
-            [(a, f"{b}R") for a, b in cool],
-            beyond=True,
-        )
+        at_half = "Beyond the paper: occluders placed by P at half the temperature, T/2,"
+        claims += _both(results, at_half, "those placed by P at T", cool, beyond=True)
+        claims += _both(results, at_half, f"those placed {_RANDOM['R']}", [(a, f"{b}R") for a, b in cool], beyond=True)
     return claims
 
 
-def _both(results: Results, text: str, pairs: Sequence[tuple[str, str]], *, beyond: bool = False) -> list[Claim]:
-    """Return a claim on the means of Table 1 and one on the standard deviations, each averaged over the columns."""
-    # One comparison a network, over its three cells: each cell alone is noisier and says the same.
+def _both(
+    results: Results, subject: str, others: str, pairs: Sequence[tuple[str, str]], *, beyond: bool = False
+) -> list[Claim]:
+    """Return a claim on the means of Table 1 and one on the standard deviations.
+
+    Each has one comparison for each pair of networks, over their three cells: a cell alone is noisier.
+    """
+    over = "mean over the three occluders"
     means = [
-        results.difference(
-            f"{pretty(a)} above {pretty(b)}, mean over the three occluders", [((a, s), (b, s)) for s in SIZES]
-        )
+        results.difference(f"{pretty(a)} above {pretty(b)}, {over}", [((a, s), (b, s)) for s in SIZES])
         for a, b in pairs
     ]
     spreads = [
         results.difference(
-            f"{pretty(a)} varies less than {pretty(b)}, mean over the three occluders",
-            [((b, s), (a, s)) for s in SIZES],
-            "std",
+            f"{pretty(a)} varies less than {pretty(b)}, {over}", [((b, s), (a, s)) for s in SIZES], "std"
         )
         for a, b in pairs
     ]
     return [
-        Claim(text, tuple(means), beyond),
-        Claim(f"{text.partition(':')[0]}: … and less dependent on the location", tuple(spreads), beyond),
+        Claim(f"{subject} give more accurate networks than {others}", tuple(means), beyond),
+        Claim(f"{subject} make networks depend less on the location than {others}", tuple(spreads), beyond),
     ]
 
 

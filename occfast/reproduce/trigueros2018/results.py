@@ -115,11 +115,11 @@ class Results:
             return Comparison(name, tuple(map(float, seen)))
         if len(seen) > 1:
             return judged(name, seen, draws)
-        low, high = np.nanquantile(draws, [0.025, 0.975])  # basic bootstrap, see Effects
+        low, high = np.quantile(draws, [0.025, 0.975])  # basic bootstrap, see Effects
         return Comparison(name, tuple(map(float, seen)), over_images=(2 * seen[0] - high, 2 * seen[0] - low))
 
     def _difference_draws(self, pairs: Sequence[tuple[Cell, Cell]], key: str) -> Floats | None:
-        """Return the mean difference over seeds in each resample of the images, [R]."""
+        """Return the mean difference over seeds in each resample of the images, [R]; None without images to resample."""
         total: list[Floats] = []
         for seed in self.settings.seeds:
             for (a, size), (b, _) in pairs:
@@ -127,7 +127,9 @@ class Results:
                 if effects is None:
                     return None
                 total.append(effects.draws(a, key) - effects.draws(b, key))
-        return np.asarray(np.mean(total, 0))
+        found = np.mean(total, 0)
+        found = found[~np.isnan(found)]  # resamples without an image that all networks recognize
+        return found if len(found) > 1 else None
 
     # -- pairs: Table 2 and Figure 4 -----------------------------------------------------------------------
 
