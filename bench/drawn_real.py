@@ -35,21 +35,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.harness import RESULTS, environment, write
-from occfast.data import Aligned, CelebA
+from occfast.data import AR100, Aligned, CelebA
 from occfast.data.align import Template, align_faces
 from occfast.data.ar import shot
-from occfast.data.matlab import read_mat
-from occfast.errors import DataError
 from occfast.models import PRESETS, MobileFaceNet, Preprocessing, load_into, resnet18
 from occfast.occlude import OcclusionLike, Scarf, Sunglasses, named_occlusion
 from occfast.train import Augment, Jitter, fit
 
 Floats = NDArray[np.float64]
 
-SIZE, SHOTS, PEOPLE = (42, 30), 26, 100
-#: Landmarks of every photograph, (row, column): all are aligned.
-POINTS = ((15.5, 7.5), (15.5, 21.6), (24.7, 14.5), (29.6, 9.7), (29.6, 19.4))
-AR_TEMPLATE = Template("ar-42x30", SIZE, POINTS)
+SHOTS, PEOPLE = 26, 100
+AR_TEMPLATE = Template("ar-42x30", AR100.SIZE, AR100.POINTS)
 PRESET = PRESETS["sphereface"]
 LIGHTS = ("even", "left", "right")
 FARS = (1e-2, 1e-3)
@@ -61,27 +57,6 @@ DRAWN: dict[str, dict[str, OcclusionLike]] = {
     "sunglasses": {"drawn": Sunglasses(), "wayfarer alone": Sunglasses("wayfarer"), "flat": Sunglasses(flat=True)},
     "scarf": {"drawn": Scarf(), "bands": named_occlusion("nose+mouth+chin")},
 }
-
-
-def read_ar100(path: Path) -> Tensor:
-    """Read the photographs of AR at 42×30, uint8 [people, 26, 1, 42, 30] in AR's own numbering.
-
-    Raises:
-        DataError: the file can't be read or holds something else.
-    """
-    content = read_mat(path)
-    values, labels = content.get("DATA"), content.get("Label")
-    pixels = SIZE[0] * SIZE[1]
-    if values is None or labels is None or values.dtype != np.uint8 or values.shape != (pixels, labels.size):
-        raise DataError(
-            f"{path}: expected DATA, uint8 [{pixels}, N], and Label, [1, N], got {getattr(values, 'dtype', None)} "
-            f"{getattr(values, 'shape', None)} and {getattr(labels, 'shape', None)}"
-        )
-    if not np.array_equal(labels.ravel(), np.arange(labels.size) // SHOTS + labels.ravel()[0]):
-        raise DataError(f"{path}: expected {SHOTS} photographs a person, person after person, got another order")
-    # The pixels of a column run down the columns of the photograph.
-    images = values.T.reshape(-1, SHOTS, 1, SIZE[1], SIZE[0]).swapaxes(3, 4)
-    return torch.from_numpy(images.copy())
 
 
 def numbers(occlusion: str | None, session: int) -> list[int]:
@@ -96,7 +71,7 @@ def numbers(occlusion: str | None, session: int) -> list[int]:
 
 def enlarge(images: Tensor) -> Tensor:
     """Align photographs like AR's, uint8 [N, 1, 42, 30], as the networks' faces, uint8 [N, 1, 112, 96]."""
-    points = torch.tensor(POINTS, dtype=torch.float64).expand(len(images), 5, 2)
+    points = torch.tensor(AR100.POINTS, dtype=torch.float64).expand(len(images), 5, 2)
     assert PRESET.template is not None
     return align_faces(images, points, PRESET.template).images
 
@@ -308,7 +283,7 @@ def probes(photographs: Tensor, occlusion: str | None, drawn: OcclusionLike | No
         return chosen
     ids = (torch.arange(len(photographs))[:, None, None] * SHOTS + index).flatten()
     images = chosen.flatten(0, 2)
-    points = torch.tensor(POINTS, dtype=torch.float64).expand(len(images), 5, 2)
+    points = torch.tensor(AR100.POINTS, dtype=torch.float64).expand(len(images), 5, 2)
     return drawn(images, points, ids).images.reshape(chosen.shape)
 
 
@@ -361,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "drawn-real.json")
     options = parser.parse_args(arguments)
     root = options.data or Path(os.environ["OCCFAST_DATA"])
-    photographs = read_ar100(root / "ar100" / "AR_42_30.mat")
+    photographs = AR100(root / "ar100").pixels.unflatten(0, (PEOPLE, SHOTS))
     small, about = second(root, options.epochs, options.second)
     networks = {
         "MobileFaceNet": mobilefacenet(root / "models" / "mobilefacenet-112x96.safetensors"),

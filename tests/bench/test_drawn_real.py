@@ -1,4 +1,4 @@
-"""``bench.drawn_real``: its reader, its pairs and its figures against brute force; AR itself where it is."""
+"""``bench.drawn_real``: its pairs and its figures against brute force; AR itself where it is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 from torch import Tensor
 
 from bench import drawn_real
-from bench.drawn_real import Scores, accepted_above, compare, figures, numbers, probes, read_ar100
-from occfast import DataError
+from bench.drawn_real import Scores, accepted_above, compare, figures, numbers, probes
+from occfast.data import AR100
 from occfast.evaluate import roc
 from occfast.occlude import Block, Sunglasses
 
@@ -23,22 +22,6 @@ PEOPLE = 9
 def photographs(people: int = 3) -> Tensor:
     random = np.random.default_rng(0)
     return torch.from_numpy(random.integers(0, 256, (people, 26, 1, 42, 30), dtype=np.uint8))
-
-
-def written(path: Path, images: Tensor, **other: object) -> Path:
-    columns = images.numpy().swapaxes(3, 4).reshape(-1, 42 * 30).T
-    labels = np.arange(1, len(images) + 1, dtype=np.uint8).repeat(26)[None]
-    savemat(path, {"DATA": columns, "Label": labels, **other})
-    return path
-
-
-def test_it_reads_what_was_written(tmp_path: Path) -> None:
-    images = photographs()
-    assert torch.equal(read_ar100(written(tmp_path / "ar.mat", images)), images)
-    with pytest.raises(DataError, match=r"expected DATA, uint8 \[1260, N\], and Label"):
-        read_ar100(written(tmp_path / "bad.mat", images, DATA=np.zeros((10, 78), np.uint8)))
-    with pytest.raises(DataError, match="expected 26 photographs a person, person after person"):
-        read_ar100(written(tmp_path / "bad.mat", images, Label=np.arange(78, dtype=np.uint8)[None]))
 
 
 def test_probes_are_of_the_same_light() -> None:
@@ -129,8 +112,7 @@ def test_on_ar_itself() -> None:
     path = Path(root or "") / "ar100" / "AR_42_30.mat"
     if not root or not path.is_file():
         pytest.skip("no ar100/AR_42_30.mat in $OCCFAST_DATA")
-    images = read_ar100(path)
-    assert images.shape == (100, 26, 1, 42, 30)
+    images = AR100(path).pixels.unflatten(0, (100, 26))
     # Half of the people whom the drawing was chosen on: real and drawn sunglasses darken the same rows of the face.
     people = images[:25]
     clean, real = (probes(people, name).double() for name in (None, "sunglasses"))

@@ -16,6 +16,7 @@ from occfast import DataError
 from occfast.data import (
     AR,
     AR10P,
+    AR100,
     LFW,
     Alignment,
     CelebA,
@@ -334,6 +335,33 @@ def test_ar10p_file(tmp_path: Path) -> None:
             AR10P(path)
     with pytest.raises(DataError, match="can't be read"):
         AR10P(tmp_path / "none.mat")
+
+
+def test_ar100_file(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (78, 42, 30), np.uint8)
+    columns = pictures.transpose(0, 2, 1).reshape(78, 1260).T  # down the columns of a photograph
+    path = tmp_path / "AR_42_30.mat"
+    labels = np.arange(1, 4, dtype=np.uint8).repeat(26)[None]
+    scipy.io.savemat(path, {"DATA": columns, "Label": labels})
+    ar = AR100(path)
+    contract(ar)
+    assert torch.equal(ar[30].image[0], torch.from_numpy(pictures[30]))
+    assert torch.equal(AR100(path, gray=False)[30].image, ar[30].image.expand(3, -1, -1))
+    assert ar.names[30] == "002-05" and ar.numbers[30] == 5 and ar[30].label == 1
+    assert ar.shots(occlusion="scarf").tolist() == [26 * k + n - 1 for k in range(3) for n in (11, 12, 13, 24, 25, 26)]
+    assert ar.landmarks is not None and ar.landmarks.shape == (78, 5, 2)
+    for source in (tmp_path, path, f"ar100:{path}"):
+        assert isinstance(open_dataset(source), AR100)
+    for content, message in (
+        ({"DATA": columns}, "expected DATA, uint8 .1260, N., and Label"),
+        ({"DATA": columns[:7], "Label": labels}, "expected DATA, uint8 .1260, N., and Label"),
+        ({"DATA": columns[:, :0], "Label": labels[:, :0]}, "expected DATA, uint8 .1260, N., and Label"),
+        ({"DATA": columns, "Label": np.arange(78, dtype=np.uint8)[None]}, "expected 26 photographs a person"),
+        ({"DATA": columns[:, :70], "Label": labels[:, :70]}, "expected 26 photographs a person"),
+    ):
+        scipy.io.savemat(path, content)
+        with pytest.raises(DataError, match=message):
+            AR100(path)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

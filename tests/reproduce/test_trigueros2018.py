@@ -293,10 +293,33 @@ def test_steps_of_earlier_versions_have_no_intervals(finished, monkeypatch):
 def test_graph_has_the_papers_networks(tmp_path):
     graph = plan(Settings.of("small", seeds=(0, 3)), Sources("paper"), tmp_path)
     names = [name for name in graph.steps if name.startswith("seed 3: ")]
-    assert len(names) == 1 + 3 + 7 + 8 * 3 + 8 + 12 + 4 and len(graph.steps) == 2 * len(names)
+    rows = 1 + 6 + 8 + 1  # A, the paper's, further placements, A trained as long
+    assert len(names) == rows + 3 + 1 + rows * 3 + 8 + 12 + 4
+    assert len(graph.steps) == 2 * len(names) + 6  # the finer maps of the first seed
     step = graph.steps["seed 3: train B20x40"]
     assert step.needs == ("seed 3: train A20x40", "seed 3: map A 20x40") and step.together
     assert graph.steps["seed 3: train A20x40R"].needs == ("seed 3: train A",)
+    assert graph.steps["seed 3: train A40x40U"].needs == ("seed 3: train A",)
+    occluders = {
+        name: graph.steps[f"seed 3: train {name}"].settings["occluder"]
+        for name in ("A40x40", "A40x40cool", "A40x40half", "A40x40R", "A40x40Rwide", "A40x40U")
+    }
+    assert {name: (part["temperature"], part["share"]) for name, part in occluders.items()} == {
+        "A40x40": (0.6, 1.0),
+        "A40x40cool": (0.3, 1.0),
+        "A40x40half": (0.6, 0.5),
+        "A40x40R": (None, 1.0),
+        "A40x40Rwide": (None, 1.0),
+        "A40x40U": (None, 1.0),
+    }
+    assert [(occluders[name]["locations"], occluders[name]["spread"]) for name in ("A40x40R", "A40x40Rwide")] == [
+        ("normal", 0.25),
+        ("normal", 0.5),
+    ]
+    assert occluders["A40x40U"]["locations"] == "uniform"
+    table = graph.steps["seed 3: table A20x40 40x40"]
+    assert table.needs == ("seed 3: train A20x40", "seed 3: recognized")
+    assert len(graph.steps["seed 3: recognized"].needs) == rows
     assert graph.steps[f"seed 3: train {CONTROL}"].needs == ("seed 3: train A",)
     assert graph.steps["seed 3: train C"].settings["loss"] == {
         **graph.steps["seed 3: train B"].settings["loss"],

@@ -361,7 +361,7 @@ def test_resampled_scores_have_the_figures_of_the_pairs_drawn(tmp_path):
     np.savez(tmp_path / "correct.npz", A=(scores > 0.45) == same)
     done = Done("seed 0: verify", tmp_path, {}, 0.0, "cpu", 1, "")
     results = TrunkResults(TrunkSettings(resamples=30), {done.name: done}, same, people)
-    weights = results._weights.astype(np.int64)
+    weights = results._pairs._weights.astype(np.int64)
     assert weights.shape == (30, 40) and weights.max() > 1
     for k, weight in enumerate(weights):
         drawn, flags = torch.from_numpy(np.repeat(scores, weight)), torch.from_numpy(np.repeat(same, weight))

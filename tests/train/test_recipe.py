@@ -106,6 +106,9 @@ def test_own_files_extend_others(tmp_path: Path) -> None:
         (["loss.name=triplet"], "loss.name: expected one of 'cross_entropy', 'large_margin_cosine', got 'triplet'"),
         (["precision=fp8"], "precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),
         (["occluder.share=1.5"], r"occluder.share: expected a number in \[0, 1\], got 1.5"),
+        (["occluder.spread=0"], "occluder.spread: expected a number above 0"),
+        (["low_resolution.share=-1"], r"low_resolution.share: expected a number in \[0, 1\], got -1"),
+        (["low_resolution.factor=0.5"], "low_resolution.factor: expected a number"),
         (["batch.images_each=7"], "batch.size: expected a multiple of batch.images_each = 7, got 256"),
         (["stage=embed", "loss.name=triplet"], "batch.images_each: expected at least 2 images"),
         (

@@ -19,6 +19,7 @@ from occfast.train.faces import split
 from occfast.train.log import read_rows
 from occfast.train.objective import Classify
 from occfast.train.recipe import OccluderPart, ValidationPart
+from occfast.train.resolution import LowResolution
 from tests.train.tiny import SIZE, Net, Patterns, recipe
 
 
@@ -309,6 +310,9 @@ def test_occluders_of_a_recipe(tmp_path: Path) -> None:
     faces = Patterns()
     occluder = occluder_of(OccluderPart(share=0.5, size=[6, 8]), SIZE, seed=1)
     assert occluder is not None and occluder_of(OccluderPart(share=0.0), SIZE, 1) is None
+    wide = occluder_of(OccluderPart(share=1.0, size=[6, 8], locations="normal", spread=0.5), SIZE, seed=1)
+    assert wide is not None and isinstance(wide.locations, LocationDistribution)
+    assert torch.equal(wide.locations.probabilities, LocationDistribution.normal(SIZE, 0.5).probabilities)
     _, info = occluder(faces.images.float() / 255, torch.arange(60), return_info=True)
     covered = info.boxes[:, 2] > 0
     assert 15 < int(covered.sum()) < 45
@@ -357,6 +361,7 @@ def test_augmentation_does_what_its_parts_do() -> None:
     uniform = torch.rand(8, 7)
     augment = Augment(p, Jitter(), occluder)
     assert augment.draws == 7 and Augment(p).draws == 0
+    assert Augment(p, Jitter(), low_resolution=LowResolution(0.5)).draws == 8
     assert occluder is not None
     expected = (occluder(Jitter()(faces.images[:8].float() / 255, uniform), ids) - 0.5) / 0.25
     assert torch.equal(augment(faces.images[:8], ids, uniform), expected)

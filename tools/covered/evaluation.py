@@ -18,14 +18,13 @@ from occfast.covered import REGIONS, TEMPLATE, RejectionModel, estimate_coverage
 from occfast.covered.calibration import Covered, covered_pairs
 from occfast.covered.estimate import region_pixels
 from occfast.covered.network import covered_probability
-from occfast.data import Aligned, DetectorSettings, FaceDataset, Subset, align_faces, detect_landmarks
+from occfast.data import AR100, Aligned, DetectorSettings, FaceDataset, Subset, align_faces, detect_landmarks
 from occfast.data.detect import detect_one, mtcnn
 from occfast.evaluate import embed, roc
 from occfast.evaluate.curves import all_pairs_roc
 from occfast.models import Preprocessing, Recognizer
 from occfast.occlude import named_occlusion
 
-from .ar import AR100
 from .coverings import SHARES, RandomCoverings, photographed
 from .crops import Crops
 
@@ -73,7 +72,7 @@ def drawn(weights: Path, crops: Crops, templates: Path | None, seed: int, count:
 
 def real(weights: Path, path: Path) -> dict[str, Any]:
     """Estimate AR's real sunglasses and scarves, and the uncovered shots by kind, with intervals over people."""
-    faces = AR100(path)
+    faces = AR100(path, gray=False)
     estimate = estimate_coverage(faces, network=weights, progress=False)
     numbers = (faces.numbers - 1) % 13 + 1
     upper = estimate.regions[:, [REGIONS.index("left eye"), REGIONS.index("right eye")]].mean(1)
@@ -119,7 +118,7 @@ def rejection_on_real(weights: Path, path: Path, recognizer: Recognizer, templat
     """Compare the predicted with the observed share of rejected pairs on AR; references are both neutral shots."""
     preprocessing = recognizer.preprocessing
     assert preprocessing is not None
-    source = AR100(path)
+    source = AR100(path, gray=False)
     faces = Aligned(source, template, gray=False)
     features = F.normalize(
         embed(recognizer.embedding(), faces, preprocessing, flip="none", progress=False).features.double()

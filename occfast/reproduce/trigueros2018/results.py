@@ -119,7 +119,7 @@ class Results:
         return Comparison(name, tuple(map(float, seen)), over_images=(2 * seen[0] - high, 2 * seen[0] - low))
 
     def _difference_draws(self, pairs: Sequence[tuple[Cell, Cell]], key: str) -> Floats | None:
-        """Return the mean difference over seeds in each resample of the images, [R]; None without images to resample."""
+        """Return the mean difference over seeds in each resample of the images, [R]; None if there are no images."""
         total: list[Floats] = []
         for seed in self.settings.seeds:
             for (a, size), (b, _) in pairs:
