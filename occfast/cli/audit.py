@@ -194,7 +194,7 @@ class Candidate:
         def find(photographs: FaceDataset) -> FaceDataset:
             nonlocal source
             if not as_is and photographs.landmarks is None:
-                source = _with_landmarks(photographs, found, resume, quiet, self._notes)
+                source = self._with_faces(photographs, found, resume)
             return source
 
         self.recognizer, self.preprocessing = load_recognizer(
@@ -221,6 +221,18 @@ class Candidate:
         self.faces = prepared(
             source, self.preprocessing, template, resize, aligned=aligned, preset=self.recognizer.template
         )
+
+    def _with_faces(self, photographs: FaceDataset, table: Path, resume: bool) -> FaceDataset:
+        """Find the faces of photographs; those without one are listed, here and on the page, and left out."""
+        from .landmarks import in_words, with_faces
+
+        source, failures = with_faces(photographs, table, resume, self._quiet)
+        if failures:
+            shown = ", ".join(list(failures)[:5]) + (", …" if len(failures) > 5 else "")
+            text = f"{len(failures):,} of {len(photographs):,} images are left out: {in_words(failures)}."
+            self._notes.append(text)
+            typer.echo(f"{text} {shown} (all in {table})", err=True)
+        return source
 
     def audit(self, work: Path, **settings: Any) -> Audit:
         """Return the audit, with its work in a folder; settings as for :func:`occfast.audit.audit`."""
@@ -259,26 +271,6 @@ def _unaligned(model: str, preset: str | None, *, recorded: bool) -> str:
             "otherwise give --template, --resize for cropped faces, or --aligned for aligned ones"
         )
     return f"--preset: {preset} expects images of the face's box; give --resize if these are, or --template"
-
-
-def _with_landmarks(source: FaceDataset, path: Path, resume: bool, quiet: bool, notes: list[str]) -> FaceDataset:
-    """Find the faces of photographs; those without a face are listed and left out, which ``notes`` gets."""
-    from ..data import Subset, detect_landmarks
-
-    found = detect_landmarks(source, path, resume=resume, progress=not quiet)
-    if len(found.failures) == len(source):
-        raise ValueError(f"faces: no face was found in any of {len(source):,} images")
-    if found.failures:
-        shown = ", ".join(list(found.failures)[:5])
-        more = ", …" if len(found.failures) > 5 else ""
-        notes.append(f"{len(found.failures):,} of {len(source):,} images are left out: no face was found on them.")
-        typer.echo(
-            f"{len(found.failures):,} of {len(source):,} images are left out, no face was found: {shown}{more} "
-            f"(all in {path})",
-            err=True,
-        )
-    kept = [k for k, name in enumerate(source.names) if name not in found.failures]
-    return Subset(found.on(source), kept)
 
 
 def _groups(path: Path) -> dict[str, str]:

@@ -81,6 +81,7 @@ def covered(
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"--calibration: {calibration} is not a model of rejection ({error!r})") from error
         source, failures = _found(_open(photos, landmarks, output), output / _LANDMARKS, resume, quiet)
+        _forget_masks(output)
         coverage = estimate_coverage(source, rejection=rejection, masks=masks, progress=not quiet)
         table = coverage.write_csv(output / _TABLE, limit=limit, failures=failures)
         if masks:
@@ -89,7 +90,7 @@ def covered(
     if as_json:
         typer.echo(json.dumps({**summary, "table": str(table)}))
     else:
-        _show(coverage, limit, summary)
+        _show(coverage, limit, summary, failures)
         typer.echo(table)
 
 
@@ -112,20 +113,34 @@ def _open(photos: str, landmarks: Path | None, output: Path) -> FaceDataset:
 
 def _found(source: FaceDataset, path: Path, resume: bool, quiet: bool) -> tuple[FaceDataset, dict[str, str]]:
     """Return the faces with landmarks, found by MTCNN where none are known, and why others have none."""
-    from ..data import Subset, detect_landmarks
+    from ..data import Subset
+    from .landmarks import NO_LANDMARKS, with_faces
 
     if source.landmarks is None and source.alignment is not None:
         return source, {}
     if source.landmarks is None:
-        found = detect_landmarks(source, path, resume=resume, progress=not quiet)
-        source, failures = found.on(source), found.failures
-    else:
-        missing = source.landmarks.isnan().flatten(1).any(1).nonzero().flatten().tolist()
-        failures = {source.names[k]: "no landmarks" for k in missing}
-    kept = [k for k, name in enumerate(source.names) if name not in failures]
+        return with_faces(source, path, resume, quiet)
+    missing = source.landmarks.isnan().flatten(1).any(1)
+    kept = (~missing).nonzero()[:, 0].tolist()
     if not kept:
-        raise ValueError(f"photos: no face was found in any of {len(source):,} images")
-    return Subset(source, kept), failures
+        raise ValueError(f"landmarks: expected those of one of the {len(source):,} images, got none")
+    return Subset(source, kept), {source.names[k]: NO_LANDMARKS for k in missing.nonzero()[:, 0].tolist()}
+
+
+def _forget_masks(output: Path) -> None:
+    """Delete the masks of the run whose table is in the folder, and nothing else."""
+    import csv
+    import io
+
+    from ..files import read_text
+
+    folder = (output / "masks").resolve()
+    if not folder.is_dir() or not (output / _TABLE).is_file():
+        return
+    for row in csv.DictReader(io.StringIO(read_text(output / _TABLE))):
+        mask = folder / f"{row.get('image')}.png"
+        if mask.resolve().is_relative_to(folder):
+            mask.unlink(missing_ok=True)
 
 
 def _write_masks(coverage: Coverage, folder: Path) -> None:
@@ -142,22 +157,25 @@ def _write_masks(coverage: Coverage, folder: Path) -> None:
 
 
 def _summary(coverage: Coverage, limit: float, failures: dict[str, str]) -> dict[str, Any]:
+    from .landmarks import count
+
     return {
         "faces": len(coverage.names),
-        "without a face": len(failures),
+        **count(failures),
         "covered by a fifth or more": int((coverage.share >= 0.2).sum()),
         "do not match": int((coverage.rejection >= limit).sum()),
         "rejection of": dict(coverage.model.about),
     }
 
 
-def _show(coverage: Coverage, limit: float, summary: dict[str, Any]) -> None:
+def _show(coverage: Coverage, limit: float, summary: dict[str, Any], failures: dict[str, str]) -> None:
     """Print the counts, and the faces that are least fit to be matched with their most covered regions."""
     from ..covered import REGIONS
     from ..progress import printable
+    from .landmarks import in_words
 
     typer.echo(
-        f"{summary['faces']:,} faces ({summary['without a face']:,} photographs without one): "
+        f"{summary['faces']:,} faces (left out: {in_words(failures)}): "
         f"{summary['covered by a fifth or more']:,} covered by a fifth or more, {summary['do not match']:,} not to be "
         f"matched (rejected with a probability of {limit:g} or more)"
     )

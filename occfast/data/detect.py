@@ -32,6 +32,10 @@ CHOICES = ("central", "largest")
 _COLUMNS = ("confidence", "top", "left", "bottom", "right", "failure", "digest")  # the last: of the image
 
 
+#: Why an image has no landmarks though it can be read.
+NO_FACE = "no face found"
+
+
 @dataclass(frozen=True)
 class DetectorSettings:
     """Settings of MTCNN, stored with its results.
@@ -199,7 +203,7 @@ def detect_landmarks(
         except DataError as error:
             return [name, *[""] * 15, str(error), digest]
         if found is None:
-            return [name, *[""] * 15, "no face found", digest]
+            return [name, *[""] * 15, NO_FACE, digest]
         points, box, confidence = found
         cells = [float(v) for row, column in points for v in (column, row)]
         return [name, *(repr(v) for v in (*cells, confidence, *map(float, box))), "", digest]

@@ -365,7 +365,7 @@ def test_photographs_without_a_face_are_in_the_report(
     done = occfast(*arguments, "--limit", 40)
     assert done.returncode == 0, done.stderr
     text = Path("audit/audit.md").read_text()
-    assert "1 of 80 images are left out: no face was found on them." in text
+    assert "1 of 80 images are left out: 1 without a face." in text
     assert "of 79 images, those of people drawn at random." in text
     assert "people, intervals are too narrow: take 20 or more." in text
 

@@ -42,7 +42,7 @@ def test_a_folder_of_anybodys_photographs(occfast: object, photos: Path, tmp_pat
     out = tmp_path / "out"
     done: Done = occfast("covered", photos, "-o", out, "--masks", "-q")  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("6 faces (1 photographs without one): 3 covered by a fifth or more")
+    assert done.stdout.startswith("6 faces (left out: 1 without a face): 3 covered by a fifth or more")
     rows = {row["image"]: row for row in csv.DictReader((out / "covered.csv").open())}
     assert set(rows) == {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "deep/5.png", "wall.png"}
     assert rows["wall.png"]["verdict"] == "no landmarks"
@@ -50,12 +50,15 @@ def test_a_folder_of_anybodys_photographs(occfast: object, photos: Path, tmp_pat
         if name != "wall.png":
             assert (float(row["covered"]) > 0.3) == (name in ("4.png", "deep/3.png", "deep/5.png")), name
     assert Image.open(out / "masks" / "deep" / "3.png.png").size == (64, 64)
+    (out / "masks" / "mine.png").write_bytes(b"")
     again: Done = occfast("covered", photos, "-o", out, "-q")  # type: ignore[operator]
     assert again.returncode == 2
     assert "--resume continues the run, --overwrite replaces it" in again.stderr
     whole: Done = occfast("covered", photos, "-o", out, "-q", "--overwrite", "--json")  # type: ignore[operator]
     summary = json.loads(whole.stdout)
-    assert summary["faces"] == 6
+    assert (summary["faces"], summary["without a face"], summary["unreadable"]) == (6, 1, 0)
+    # The masks of the run that was replaced are gone; what else lies there stays.
+    assert [path.name for path in (out / "masks").rglob("*.png")] == ["mine.png"]
     assert summary["rejection of"] == load_network()[1].about
 
 
@@ -85,7 +88,7 @@ def test_results_among_the_photographs_are_no_photographs(occfast: object, photo
     for more in ((), ("--overwrite",)):
         done: Done = occfast("covered", photos, "-o", photos / "out", "--masks", "-q", *more)  # type: ignore[operator]
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("6 faces (1 photographs without one)")
+        assert done.stdout.startswith("6 faces (left out: 1 without a face)")
     same: Done = occfast("covered", photos, "-o", photos, "-q")  # type: ignore[operator]
     assert same.returncode == 2
     assert "--output: expected another folder than that of the photographs" in same.stderr
@@ -132,8 +135,10 @@ def test_faces_are_found_on_covered_photographs(
     for name, image in (("bare.png", photograph[0]), ("dressed.png", dressed)):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     done: Done = occfast("covered", tmp_path / "photos", "-o", tmp_path / "out", "-q")  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 faces (left out: 1 unreadable)")
     rows = {row["image"]: row for row in csv.DictReader((tmp_path / "out" / "covered.csv").open())}
     assert float(rows["bare.png"]["covered"]) < 0.1
     assert float(rows["dressed.png"]["covered"]) > 0.2
