@@ -213,6 +213,9 @@ def evaluate(
             chosen = _protocols(
                 protocol, source, pairs, pair_count, folds, gallery or 1, impostors or 0.0, count or "people", seed
             )
+            for k, name in enumerate(occlude or []):
+                if name in (occlude or [])[:k]:
+                    raise ValueError(f"--occlude: expected each occlusion once, got {name!r} twice")
             covers = {name: named_occlusion(name, seed) for name in occlude or []}
             loaded = {
                 name: load_recognizer(

@@ -391,8 +391,8 @@ def _announce(
     text = f"occluder {boxes}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
     seconds = _seconds(network, next(iter(batches)), place) * total
     faster = 1.0
-    if seconds > _LONG and method in ("auto", "incremental") and region is None:
-        faster = max(1.0, _speedup(network, size, grids[0], images))
+    if seconds > _LONG and method in ("auto", "incremental"):
+        faster = max(1.0, _speedup(network, size, grids[0], region, images))
     text += f", about {time_text(seconds / faster)}"
     if method in ("adaptive", "sampled"):
         text += f" in full; {method} takes a fraction of them"
@@ -416,12 +416,17 @@ def _seconds(network: nn.Module, batch: Any, place: torch.device) -> float:
     return min(times) / len(images)
 
 
-def _speedup(network: nn.Module, size: tuple[int, int], grid: SweepGrid, images: int) -> float:
+def _speedup(
+    network: nn.Module, size: tuple[int, int], grid: SweepGrid, region: tuple[int, int, int, int] | None, images: int
+) -> float:
     """Predict how many times as fast as forward passes the exact sweep is."""
     from ..sweep import explain
 
     try:
-        return explain(network, size, grid.occluder, stride=grid.stride, border=grid.border, images=images).speedup
+        found = explain(
+            network, size, grid.occluder, stride=grid.stride, border=grid.border, region=region, images=images
+        )
+        return found.speedup
     except (ValueError, TypeError, RuntimeError):  # the sweep says what is wrong with the network
         return 1.0
 

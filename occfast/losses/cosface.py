@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from .inputs import check_batch, check_features, prepare
+from .inputs import check_batch, check_cosface, check_features, prepare
 
 
 class LargeMarginCosine(nn.Module):
@@ -36,8 +36,7 @@ class LargeMarginCosine(nn.Module):
         super().__init__()
         self.in_features = checks.integer(in_features, "in_features", 1)
         self.n_classes = checks.integer(n_classes, "n_classes", 1)
-        self.scale = checks.number(scale, "scale", above=0.0)
-        self.margin = checks.number(margin, "margin", 0.0)
+        self.scale, self.margin = check_cosface(scale, margin)
         self.weight = nn.Parameter(torch.empty(self.n_classes, self.in_features))
         nn.init.xavier_uniform_(self.weight)
 

@@ -27,6 +27,18 @@ def check_options(margin: float, mining: str, distance: str, seed: int) -> float
     return checks.number(margin, "margin", 0.0, checks.MAX_FLOAT32)
 
 
+def check_cosface(scale: float, margin: float) -> tuple[float, float]:
+    """Check scale and margin of the large margin cosine loss; logits differ by up to scale x (margin + 2)."""
+    scale = checks.number(scale, "scale", above=0.0)
+    margin = checks.number(margin, "margin", 0.0)
+    if scale * (margin + 2) > checks.MAX_FLOAT32:
+        raise ValueError(
+            f"scale: expected at most {checks.MAX_FLOAT32 / (margin + 2):.3g} with margin {margin:g}, so that logits "
+            f"stay finite in float32, got {scale:g}"
+        )
+    return scale, margin
+
+
 def check_batch(embeddings: Tensor, labels: Tensor | None, names: tuple[str, str], *, empty: bool = False) -> Tensor:
     """Check a batch by shape, dtype and device only, and return its labels as int64.
 

@@ -14,7 +14,7 @@ from .. import checks
 from ..native.reference.occluders import philox, uniform53
 from .cosface import LargeMarginCosine
 from .distributed import collect_rows, exchange, gather_rows, process_count
-from .inputs import check_batch, check_features, prepare
+from .inputs import check_batch, check_cosface, check_features, prepare
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -112,8 +112,7 @@ class PartialFC(nn.Module):
         self.in_features = checks.integer(in_features, "in_features", 1)
         self.n_classes = checks.integer(n_classes, "n_classes", 1)
         self.loss = checks.choice(loss, "loss", get_args(ClassifierLoss))
-        self.scale = checks.number(scale, "scale", above=0.0)
-        self.margin = checks.number(margin, "margin", 0.0)
+        self.scale, self.margin = check_cosface(scale, margin)
         self.label_smoothing = checks.number(label_smoothing, "label_smoothing", 0.0, 1.0)
         self.sampling = checks.number(sampling, "sampling", 0.0, 1.0, above=0.0)
         self.seed = checks.seed(seed)

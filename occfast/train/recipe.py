@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +240,20 @@ def _explained(place: str, error: Exception) -> ValueError:
         alike = difflib.get_close_matches(key, _keys(), 1, 0.5)
         first = "there is no such key"
         hint = f"; did you mean {alike[0]}?" if alike else ""
+    elif "is not a ListConfig" in first:
+        first = f"expected a list, as in {key}=[…]"
+    elif "to Dict[" in first:
+        first = f"expected names and values, as in {key}={{name: value}}"
+    elif "is not a subclass of" in first:  # OmegaConf does not name the key of a whole part
+        part = place.partition("=")[0]
+        key = part if part in _parts() else "recipe"
+        first = f"expected a key of this part, as in {part}.{next(iter(_parts()[part]))}=…" if key == part else first
     return ValueError(f"{place}: {key}: {first}{hint}")
+
+
+def _parts() -> dict[str, dict[str, Any]]:
+    """Return the keys of a recipe that have keys of their own, with these."""
+    return {name: value for name, value in asdict(Recipe()).items() if is_dataclass(getattr(Recipe(), name))}
 
 
 def _keys() -> list[str]:

@@ -433,7 +433,7 @@ def test_the_time_of_a_forward_pass_and_the_speed_up_are_measured() -> None:
         return images
 
     assert 0.02 / 8 <= _seconds(slow, torch.rand(64, 1, 9, 9), torch.device("cpu")) < 0.1
-    assert _speedup(slow, (9, 9), SweepGrid.over((9, 9), (3, 3)), 4) == 1.0  # a function is swept densely
+    assert _speedup(slow, (9, 9), SweepGrid.over((9, 9), (3, 3)), None, 4) == 1.0  # a function is swept densely
     with pytest.raises(ValueError, match=r"model: fails on images of shape \[1, 9, 9\] \(.*\); see --color and --size"):
         _seconds(torch.nn.Conv2d(3, 4, 3), torch.rand(2, 1, 9, 9), torch.device("cpu"))
 

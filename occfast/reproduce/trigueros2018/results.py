@@ -115,8 +115,9 @@ class Results:
             return Comparison(name, tuple(map(float, seen)))
         if len(seen) > 1:
             return judged(name, seen, draws)
-        low, high = np.quantile(draws, [0.025, 0.975])  # basic bootstrap, see Effects
-        return Comparison(name, tuple(map(float, seen)), over_images=(2 * seen[0] - high, 2 * seen[0] - low))
+        one = float(seen[0])
+        low, high = map(float, np.quantile(draws, [0.025, 0.975]))  # basic bootstrap, see Effects
+        return Comparison(name, (one,), over_images=(2 * one - high, 2 * one - low))
 
     def _difference_draws(self, pairs: Sequence[tuple[Cell, Cell]], key: str) -> Floats | None:
         """Return the mean difference over seeds in each resample of the images, [R]; None if there are no images."""

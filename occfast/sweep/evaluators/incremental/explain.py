@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from ....checks import integer
 from ...geometry import SweepGrid
+from ...types import Border, Region
 from ..behavior import NotIncremental
 from .evaluator import IncrementalEvaluator
 from .forecast import Layer
@@ -58,7 +58,8 @@ def explain(
     occluder: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] = 1,
-    border: Literal["clip", "valid"] = "clip",
+    border: Border = "clip",
+    region: Region | None = None,
     channels: int | None = None,
     images: int = 1,
 ) -> Explanation:
@@ -69,14 +70,14 @@ def explain(
         size: Height and width of the images, or one number for both.
         occluder: Height and width of the occluder, or one number for both.
         stride: Distance of neighboring positions, (rows, columns) or one number for both.
-        border: As for :func:`~occfast.occlusion_map`.
+        border, region: As for :func:`~occfast.occlusion_map`.
         channels: Channels of the images; None: those of the model's first convolution, else 3.
         images: Images to sweep, among which the set-up is divided.
 
     Example:
         >>> print(explain(model, size=(100, 100), occluder=(20, 40)))
     """
-    grid = SweepGrid.over(size, occluder, stride=stride, border=border)
+    grid = SweepGrid.over(size, occluder, stride=stride, border=border, region=region)
     if not isinstance(model, nn.Module):
         return Explanation([], "a function can't be traced, an nn.Module can")
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
