@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import DataError
@@ -21,6 +22,10 @@ from .resolution import LowResolution
 
 #: Temperatures of Eq. 4 in trigueros2018, by occluder (height, width).
 TEMPERATURES = {(20, 20): 0.25, (20, 40): 0.4, (40, 40): 0.6}
+
+
+#: Images that a CPU changes at a time: what all steps do to them stays in its cache.
+_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,18 @@ class Augment:
             float32 [B, C, H, W].
         """
         self.preprocessing.check(images)
-        batch = images.float() / 255
+        if images.device.type != "cpu" or len(images) <= _CHUNK:
+            return self._changed(images, sample_ids, uniform, landmarks)
+        parts = []
+        for k in range(0, len(images), _CHUNK):
+            rows = slice(k, k + _CHUNK)
+            own = None if landmarks is None else landmarks[rows]
+            parts.append(self._changed(images[rows], sample_ids[rows], uniform[rows], own))
+        return torch.cat(parts)
+
+    def _changed(self, images: Tensor, sample_ids: Tensor, uniform: Tensor, landmarks: Tensor | None) -> Tensor:
+        """Convert some images of a batch; each depends on its own sample id and random numbers alone."""
+        batch = images.float().div_(255)
         if self.drawn is not None:
             batch = self.drawn(batch, landmarks, sample_ids)
         batch = self.preprocessing.order(batch)

@@ -65,8 +65,10 @@ class Jitter:
             out = torch.where(((mirror + 1) / 2 < self.flip).view(-1, 1, 1, 1), images.flip(3), images)
         else:
             out = self._moved(images, mirror, angle, size, down, right)
-        gain, offset = (v.view(-1, 1, 1, 1) for v in (1 + self.gain * gain, self.offset * offset))
-        return ((out - 0.5) * gain + 0.5 + offset).clamp(0, 1)
+        gain = 1 + self.gain * gain
+        bias = 0.5 - 0.5 * gain + self.offset * offset  # the change of contrast is about the middle gray
+        gain, bias = (v.view(-1, 1, 1, 1) for v in (gain, bias))
+        return out.mul_(gain).add_(bias).clamp_(0, 1)
 
     def _moved(
         self, images: Tensor, mirror: Tensor, angle: Tensor, size: Tensor, down: Tensor, right: Tensor
@@ -76,13 +78,13 @@ class Jitter:
         size = 1 + self.scale * size
         side = torch.where((mirror + 1) / 2 < self.flip, -1.0, 1.0)
         cosine, sine = angle.cos() / size, angle.sin() / size
-        # affine_grid uses coordinates from -1 to 1 along each axis; the ratios prevent shear.
-        matrix = torch.stack(
-            [
-                torch.stack([side * cosine, -sine * height / width, 2 * self.shift * right], 1),
-                torch.stack([side * sine * width / height, cosine, 2 * self.shift * down], 1),
-            ],
-            1,
+        # Coordinates go from -1 to 1 along each axis; the ratios prevent shear.
+        across = torch.stack([side * cosine, side * sine * width / height], 1)
+        along = torch.stack([-sine * height / width, cosine], 1)
+        start = 2 * self.shift * torch.stack([right, down], 1)
+        columns, rows = (
+            (2 * torch.arange(n, dtype=images.dtype, device=images.device) + 1) / n - 1 for n in (width, height)
         )
-        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        # [N, (column, row), H, W]: passes over contiguous planes are faster than affine_grid's products.
+        places = (across[..., None] * columns)[:, :, None] + (along[..., None] * rows + start[..., None])[..., None]
+        return F.grid_sample(images, places.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)

@@ -356,18 +356,19 @@ def test_augmentation_does_what_its_parts_do() -> None:
     from occfast.models import Preprocessing
     from occfast.train import Jitter
 
-    faces, ids = Patterns(), torch.arange(8)
+    # More images than a CPU changes at a time.
+    faces, ids = Patterns(), torch.arange(20)
     p, occluder = Preprocessing(SIZE, "gray", 0.5, 0.25), occluder_of(OccluderPart(share=1.0, size=[6, 6]), SIZE, 1)
-    uniform = torch.rand(8, 7)
+    uniform = torch.rand(20, 7)
     augment = Augment(p, Jitter(), occluder)
     assert augment.draws == 7 and Augment(p).draws == 0
     assert Augment(p, Jitter(), low_resolution=LowResolution(0.5)).draws == 8
     assert occluder is not None
-    expected = (occluder(Jitter()(faces.images[:8].float() / 255, uniform), ids) - 0.5) / 0.25
-    assert torch.equal(augment(faces.images[:8], ids, uniform), expected)
-    assert torch.equal(Augment(p)(faces.images[:8], ids, uniform[:, :0]), p(faces.images[:8]))
-    with pytest.raises(ValueError, match=r"images: expected \[N, 1, 20, 16\], got \[8, 1, 20, 15\]"):
-        augment(faces.images[:8, :, :, :15], ids, uniform)
+    expected = (occluder(Jitter()(faces.images[:20].float() / 255, uniform), ids) - 0.5) / 0.25
+    assert torch.equal(augment(faces.images[:20], ids, uniform), expected)
+    assert torch.equal(Augment(p)(faces.images[:20], ids, uniform[:, :0]), p(faces.images[:20]))
+    with pytest.raises(ValueError, match=r"images: expected \[N, 1, 20, 16\], got \[20, 1, 20, 15\]"):
+        augment(faces.images[:20, :, :, :15], ids, uniform)
 
 
 def test_unknown_data_and_networks(tmp_path: Path) -> None:
