@@ -123,6 +123,7 @@ class Engine:
         seed: Seed of the order of the images and of augmentation; PyTorch's generators belong to the caller.
         accumulate: Number of parts in which a process computes its batch.
         landmarks: float64 [N, 5, 2], for a transform that needs them.
+        targets: Features that those of the images are kept near, [N, D]; None: none.
     """
 
     objective: nn.Module
@@ -137,6 +138,7 @@ class Engine:
     seed: int = 0
     accumulate: int = 1
     landmarks: Tensor | None = None
+    targets: Tensor | None = None
     step: int = field(default=0, init=False)
     epoch: int = field(default=0, init=False)
     batch: int = field(default=0, init=False)
@@ -217,9 +219,12 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total, right = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
-        for part, (x, y) in enumerate(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)):
+        given = [images, labels]
+        if self.targets is not None:
+            given.append(self.targets[chosen].to(self.device, non_blocking=True))
+        for part, each in enumerate(zip(*(one.chunk(self.accumulate) for one in given), strict=True)):
             with self._synchronized(part == self.accumulate - 1):
-                loss, correct = self.wrapped(x, y)
+                loss, correct = self.wrapped(*each)
                 loss = loss / self.accumulate if self.accumulate > 1 else loss
                 total, right = total + loss.detach(), right + correct
                 self.accelerator.backward(loss)

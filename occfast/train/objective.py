@@ -18,28 +18,50 @@ class Classify(nn.Module):
         head: Maps features to logits; :class:`~occfast.LargeMarginCosine` also receives the labels.
             :class:`~occfast.losses.PartialFC` computes the loss of all processes itself.
         label_smoothing: Label smoothing, in [0, 1]; that of a ``PartialFC`` is its own.
+        distillation: Weight of :func:`distance_to`; above 0 only with a ``head``.
     """
 
-    def __init__(self, network: nn.Module, head: nn.Module | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, head: nn.Module | None = None, label_smoothing: float = 0.0, distillation: float = 0.0
+    ) -> None:
         super().__init__()
         self.network, self.head, self.label_smoothing = network, head, label_smoothing
+        self.distillation = distillation
         if isinstance(head, PartialFC):  # DistributedDataParallel leaves alone what this attribute names
             self._ddp_params_and_buffers_to_ignore = [f"head.{name}" for name, _ in head.named_parameters()]
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss, and the number of images assigned to the right person, int64."""
+    def forward(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean loss, and the number of images assigned to the right person, int64.
+
+        Args:
+            images: Input of the network.
+            labels: int64 [B].
+            targets: Features that those of the images are kept near, [B, D]; None: none.
+        """
+        if self.head is None:
+            answers = self.network(images)
+            loss = F.cross_entropy(answers, labels, label_smoothing=self.label_smoothing)
+            return loss, (answers.detach().argmax(1) == labels).sum()
+        found = features(self.network)(images)
+        extra = 0.0 if targets is None else self.distillation * distance_to(found, targets)
+        loss, right = self._judged(found, labels)
+        return loss + extra, right
+
+    def _judged(self, found: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of features with the head, and the number of right answers."""
+        assert self.head is not None
         if isinstance(self.head, PartialFC):
-            loss = self.head(features(self.network)(images), labels)
+            loss = self.head(found, labels)
             assert self.head.predicted is not None
             return loss, (self.head.predicted == labels).sum()
         if isinstance(self.head, LargeMarginCosine):
-            logits = self.head(features(self.network)(images), labels)
+            logits = self.head(found, labels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
             with torch.no_grad():  # predictions are made without the margin
                 back = logits.new_full((len(labels), 1), self.head.scale * self.head.margin)
                 answers = logits.scatter_add(1, labels[:, None], back)
         else:
-            answers = logits = self.logits(images)
+            answers = logits = self.head(found)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, (answers.detach().argmax(1) == labels).sum()
 
@@ -64,16 +86,22 @@ class Embed(nn.Module):
 
     head = None
 
-    def __init__(self, network: nn.Module, loss: BatchTripletLoss | TripletLoss | CrossBatchMemory) -> None:
+    def __init__(
+        self, network: nn.Module, loss: BatchTripletLoss | TripletLoss | CrossBatchMemory, distillation: float = 0.0
+    ) -> None:
         super().__init__()
-        self.network, self.loss = network, loss
+        self.network, self.loss, self.distillation = network, loss, distillation
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss, and the number of images whose nearest neighbor is of the same person, float64.
 
-        With several processes the loss is that of the global batch, and the number is this process's share.
+        With several processes the loss is that of the global batch, and the number is this process's share. ``targets``
+        are as for :class:`Classify`.
         """
-        loss: Tensor = self.loss(F.normalize(features(self.network)(images).float()), labels)
+        found = features(self.network)(images)
+        loss: Tensor = self.loss(F.normalize(found.float()), labels)
+        if targets is not None:
+            loss = loss + self.distillation * distance_to(found, targets)
         stats = self.stats
         right = (stats.nearest_positive < stats.nearest_negative).double().mean()
         return loss, right * len(labels)
@@ -85,6 +113,11 @@ class Embed(nn.Module):
         stats = mined.stats
         assert stats is not None
         return stats
+
+
+def distance_to(found: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of 1 − cosine between features and their targets, both [B, D], computed in float32."""
+    return 1 - F.cosine_similarity(found.float(), targets.float()).mean()
 
 
 Objective = Classify | Embed

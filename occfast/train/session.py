@@ -30,7 +30,7 @@ from ..losses import (
     PartialFC,
     TripletLoss,
 )
-from ..models import Preprocessing, build, feature_size
+from ..models import Preprocessing, build, feature_size, features
 from ..models.preprocessing import Color
 from ..models.registry import takes_classes
 from ..models.weights import Trained, description, load_head, load_into
@@ -51,6 +51,9 @@ from .resolution import LowResolution
 from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, other_processes
 from .sets import VerificationSet, open_sets
 from .validate import Validation
+
+#: Images at a time whose features are kept near.
+_TEACHER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,15 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
             else BatchTripletLoss(loss.margin, loss.beta, mining=mining, distributed=world > 1, seed=recipe.seed)
         )
         if not loss.memory_size:
-            return Embed(network, mined)
+            return Embed(network, mined, loss.distillation)
         size = feature_size(network, p.channels, p.size)
-        return Embed(network, CrossBatchMemory(mined, size, memory_size=loss.memory_size))
+        return Embed(network, CrossBatchMemory(mined, size, memory_size=loss.memory_size), loss.distillation)
     if own:
+        if loss.distillation:
+            raise ValueError(
+                f"loss.distillation: expected 0 for {recipe.network.name}, whose own classifier is trained, got "
+                f"{loss.distillation:g}; loss.name=large_margin_cosine has a classifier beside the network"
+            )
         return Classify(network, label_smoothing=loss.label_smoothing)
     size = feature_size(network, p.channels, p.size)
     if recipe.classifier.sharded:
@@ -145,11 +153,11 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
             sampling=recipe.classifier.sampling,
             seed=recipe.seed,
         )
-        return Classify(network, sharded)
+        return Classify(network, sharded, distillation=loss.distillation)
     head: nn.Module = nn.Linear(size, people)
     if loss.name == "large_margin_cosine":
         head = LargeMarginCosine(size, people, scale=loss.scale, margin=loss.cosine_margin)
-    return Classify(network, head, loss.label_smoothing)
+    return Classify(network, head, loss.label_smoothing, loss.distillation)
 
 
 # -- the run ---------------------------------------------------------------------------------------------
@@ -269,6 +277,7 @@ class _Session:
         if augment.needs_landmarks:
             check_landmarks(landmarks, self.preprocessing.size, [faces.names[k] for k in rest.tolist()])
         source = self._source(faces, rest)
+        targets = self._targets(source, len(rest)) if recipe.loss.distillation else None
         part = recipe.batch
         if part.size > len(rest):
             raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
@@ -300,6 +309,7 @@ class _Session:
             recipe.seed,
             part.accumulate,
             landmarks if augment.needs_landmarks else None,
+            targets,
         )
         validated = None
         if len(held):
@@ -338,6 +348,21 @@ class _Session:
             self.log = Log(output, self.engine.step, recipe.log.tensorboard)
             write_split(output / SPLIT, faces, rest, held)
             write_atomically(output / RECIPE, to_yaml(recipe).encode())
+
+    @torch.no_grad()
+    def _targets(self, source: InMemory | FromDisk, count: int) -> Tensor:
+        """Return the features that the weights in ``start`` give the stored images, float32 [N, D]."""
+        recipe, device = self.recipe, self.accelerator.device
+        assert recipe.start is not None
+        teacher, spec = _network(recipe, len(self.people), self.preprocessing)
+        load_into(teacher, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=spec["classes"])
+        find, found = features(teacher.eval().to(device)), []
+        rows = list(torch.arange(count).split(_TEACHER_BATCH))
+        with show_progress("features to keep near", "images", self.progress) as report:
+            for images in source(rows):
+                found.append(find(self.preprocessing(images.to(device))).float().cpu())
+                report(sum(map(len, found)), count)
+        return torch.cat(found)
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restore what :meth:`_checkpoint` wrote; raise DataError if it is not whole."""

@@ -177,6 +177,10 @@ class LossPart:
         margin, beta, mining: Options of the triplet losses (α and β of trigueros2018's Eqs. 6 and 9).
         memory_size: Number of embeddings of earlier batches that triplets are mined among as well
             (:class:`~occfast.losses.CrossBatchMemory`); 0: none. Less than the number of images to train on.
+        distillation: Weight of the mean of 1 − cosine between the features of a training image, as it is jittered and
+            occluded, and those that the weights in ``start`` give the stored image: what occlusion changes is
+            undone, what was known before is kept. Needs ``start`` and a classifier beside the network, or the stage
+            "embed".
     """
 
     name: str = "cross_entropy"
@@ -187,6 +191,7 @@ class LossPart:
     beta: float = 0.7
     mining: str = "violating"
     memory_size: int = 0
+    distillation: float = 0.0
 
 
 @dataclass
@@ -375,6 +380,11 @@ class Recipe:
                 "batch.accumulate: expected 1, since the triplets are those of the whole batch, "
                 f"got {self.batch.accumulate}; use more processes"
             )
+        if self.loss.distillation and self.start is None:
+            raise ValueError(
+                "loss.distillation: expected 0 without start, whose weights give the features to keep near, "
+                f"got {self.loss.distillation:g}"
+            )
         self._check_classifier()
         self._check_preset()
         self._check_sets()
@@ -481,6 +491,7 @@ class Recipe:
         for key, least_0 in (
             ("validation.min_gain", self.validation.min_gain),
             ("loss.margin", self.loss.margin),
+            ("loss.distillation", self.loss.distillation),
             ("loss.cosine_margin", self.loss.cosine_margin),
             ("optimizer.weight_decay", self.optimizer.weight_decay),
         ):
