@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="trigueros2018 or pdsn-landmarks.", show_default=False)],
+    paper: Annotated[
+        str,
+        typer.Argument(
+            help="trigueros2018 or pdsn-landmarks; or together, for both on a deployed recognizer.", show_default=False
+        ),
+    ],
     table: Annotated[
         list[int] | None, typer.Option(help="Make only this table; may be repeated.", show_default=False)
     ] = None,
@@ -26,8 +31,8 @@ def reproduce(
     scale: Annotated[
         str,
         typer.Option(
-            help="smoke: ORL, minutes; small: CelebA subset, LFW and ten people of AR, hours; paper: its own data; "
-            "trunk (trigueros2018): Table 2 on a pretrained trunk."
+            help="smoke: ORL, minutes; small: CelebA subset, LFW and 100 people of AR, hours; paper: its own data; "
+            "trunk (trigueros2018): Table 2 on a pretrained trunk. together has small alone."
         ),
     ] = "smoke",
     data: Annotated[
@@ -165,6 +170,7 @@ def _changes(given: list[str], paper: str, scale: str) -> dict[str, Any]:
 
     from ..packages import require
     from ..reproduce.pdsn_landmarks.settings import PDSNSettings
+    from ..reproduce.together.settings import TogetherSettings
     from ..reproduce.trigueros2018.settings import Settings
     from ..reproduce.trigueros2018.trunk.settings import TrunkSettings
 
@@ -176,7 +182,8 @@ def _changes(given: list[str], paper: str, scale: str) -> dict[str, Any]:
 
     # The scale of PDSNSettings is that of a loss.
     fixed = {"seeds", "scale"} if paper == "trigueros2018" else {"seeds"}
-    settings = PDSNSettings if paper != "trigueros2018" else TrunkSettings if scale == "trunk" else Settings
+    of_paper = {"pdsn-landmarks": PDSNSettings, "together": TogetherSettings}
+    settings: Any = of_paper.get(paper, TrunkSettings if scale == "trunk" else Settings)
     known = {f.name for f in fields(settings)} - fixed
     out: dict[str, Any] = {}
     for entry in given:

@@ -81,31 +81,71 @@ def bootstrap_people(
 
 
 def resampled_rates(
-    scores: Floats,
-    same: Bools,
-    people: NDArray[np.int64],
-    far: float,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    memory: int | str = "64MiB",
+    scores: Floats, same: Bools, people: NDArray[np.int64], far: float, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
     """Compute TAR@FAR of the pairs and of each resample of people, float64 [1 + resamples].
 
     Resamples depend on the people and the seed alone, so differences between networks on the same pairs are paired.
+    Only the highest scores are looked at, unless a resample needs others.
 
     Args:
         scores: Similarity of each pair, [P].
         same: Whether each pair shows one person, [P].
         people: Person on each side of each pair, [P, 2].
         far: False acceptance rate.
-        resamples, seed, memory: As in :func:`bootstrap_people`.
+        resamples: Number of resamples, at least 20. Resamples without pairs of both kinds are drawn again.
+        seed: Random seed.
     """
+    checks.integer(resamples, "resamples", 20)
+    names, who = np.unique(people, return_inverse=True)
+    who = who.reshape(-1, 2)
+    count = len(names)
+    # Pairs of two people by these people, and pairs of one person: totals of a resample need no list of pairs.
+    two = np.zeros((count, count))
+    np.add.at(two, tuple(who[~same].T), 1)
+    one = np.bincount(who[same, 0], minlength=count)
+    random, parts = np.random.default_rng(checks.seed(seed)), [np.ones((1, count), dtype=np.int64)]
+    while (missing := 1 + resamples - sum(map(len, parts))) > 0:
+        times = random.multinomial(count, np.full(count, 1 / count), size=missing)
+        parts.append(times[(np.einsum("rp,pq,rq->r", times, two, times) > 0) & (times @ one > 0)])
+    times = np.concatenate(parts)
+    totals = np.einsum("rp,pq,rq->r", times, two, times), times @ one
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
-    x, y = (np.cumsum(flags[order], dtype=np.int64)[None, ends] for flags in (~same, same))
-    drawn = _resampled(scores, same, people, (far,), resamples, seed, memory)
-    return np.concatenate([_statistics(x, y, (far,))[:, 2], drawn[:, 2]])
+    impostors = np.cumsum(~same[order])
+    most = int(np.searchsorted(impostors, min(int(impostors[-1]), 100 + int(50 * far * impostors[-1]))))
+    used = int(np.searchsorted(ends, most)) + 1
+    found = []
+    for start in range(0, len(times), 50):
+        rows = slice(start, start + 50)
+        own = totals[0][rows, None], totals[1][rows, None]
+        found.append(_accepted(times[rows], who[order], same[order], ends, used, far, own))
+    return np.concatenate(found)
+
+
+def _accepted(
+    times: NDArray[np.int64],
+    who: NDArray[np.int64],
+    same: Bools,
+    ends: NDArray[np.int64],
+    used: int,
+    far: float,
+    totals: tuple[Floats, Floats],
+) -> Floats:
+    """Return TAR@FAR of some resamples; pairs are in falling order, and ``ends`` are the last ones of each score.
+
+    The first ``used`` scores are looked at, and all where they don't reach the rate.
+    """
+    for stop in (used, len(ends)):
+        kept = ends[:stop]
+        last = kept[-1] + 1
+        first = times[:, who[:last, 0]]
+        weight = np.where(same[:last], first, first * times[:, who[:last, 1]])
+        x = np.cumsum(np.where(same[:last], 0, weight), 1)[:, kept] / totals[0]
+        y = np.cumsum(np.where(same[:last], weight, 0), 1)[:, kept] / totals[1]
+        if bool((x[:, -1] > far).all()):
+            break
+    return np.asarray(np.where(x <= far * (1 + 1e-12), y, 0).max(1))
 
 
 def check_people(people: Values, same: Bools) -> NDArray[np.int64]:

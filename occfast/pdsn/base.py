@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.cosface import LargeMarginCosine
-from ..models import IResNet, PaperNet, ResNet
+from ..models import IResNet, MobileFaceNet, PaperNet, ResNet
 from ..models.preprocessing import PerChannel, as_factor, per_channel
 
 if TYPE_CHECKING:
@@ -152,6 +152,9 @@ def as_base(
         trunk = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in stages))
         tail = nn.Sequential(network.dropout, network.flatten, network.fc, network.features)
         return Base(trunk, tail, head, mean=mean, std=std)
+    if isinstance(network, MobileFaceNet):
+        trunk = nn.Sequential(network.conv1, network.dw_conv1, network.blocks, network.conv2)
+        return Base(trunk, nn.Sequential(network.linear7, network.linear1, nn.Flatten()), head, mean=mean, std=std)
     parts = dict(network.named_children())
     if "trunk" in parts and "tail" in parts:
         return Base(parts["trunk"], parts["tail"], head or parts.get("head"), mean=mean, std=std)

@@ -14,7 +14,7 @@ from ..progress import Report as Progress
 from .experiment import Experiment, Request
 from .report import Report
 
-Paper = Literal["trigueros2018", "pdsn-landmarks"]
+Paper = Literal["trigueros2018", "pdsn-landmarks", "together"]
 PAPERS: tuple[Paper, ...] = get_args(Paper)
 
 
@@ -35,7 +35,7 @@ def prepare(
     """Prepare the reproduction of a paper without running anything.
 
     Args:
-        paper: "trigueros2018" or "pdsn-landmarks".
+        paper: "trigueros2018" or "pdsn-landmarks"; or "together", for both on a deployed recognizer (scale "small").
         scale: "smoke" (ORL, minutes), "small" (hours on a processor), "paper" (the paper's own data); for
             trigueros2018 also "demo" (ORL, Table 1 alone) and "trunk" (Table 2 and Figure 4 on a pretrained trunk).
         output: folder of the finished steps and the reports.
@@ -43,13 +43,14 @@ def prepare(
         tables: numbers of the paper's tables; None: all, unless ``figures`` are given.
         figures: numbers of the paper's figures; None: all, unless ``tables`` are given.
         data: data by role, as :func:`occfast.data.open_dataset` takes it: "train", "lfw" and "ar" of trigueros2018;
-            "train", "others" and "lfw" of its scale "trunk".
+            "train", "others" and "lfw" of its scale "trunk", and "ar" besides of "together".
         root: folder of the data sets; None: $OCCFAST_DATA.
         exclude: CSV list of people to leave out of training (trigueros2018).
         settings: values that replace those of the scale: attributes of
             :class:`~occfast.reproduce.trigueros2018.settings.Settings`,
-            :class:`~occfast.reproduce.trigueros2018.trunk.settings.TrunkSettings` or
-            :class:`~occfast.reproduce.pdsn_landmarks.settings.PDSNSettings`.
+            :class:`~occfast.reproduce.trigueros2018.trunk.settings.TrunkSettings`,
+            :class:`~occfast.reproduce.pdsn_landmarks.settings.PDSNSettings` or
+            :class:`~occfast.reproduce.together.settings.TogetherSettings`.
         command: shown in the report; by default the call's equivalent on the command line.
 
     Raises:
@@ -67,6 +68,8 @@ def prepare(
         command = f"occfast reproduce {paper} --scale {scale} --seeds {','.join(map(str, seeds))}"
     if paper == "pdsn-landmarks":
         from .pdsn_landmarks.experiment import prepare as prepare_paper
+    elif paper == "together":
+        from .together.experiment import prepare as prepare_paper
     elif scale == "trunk":
         from .trigueros2018.trunk.experiment import prepare as prepare_paper
     else:

@@ -48,6 +48,7 @@ DEFAULTS = {
     "small": {"train": "celeba", "lfw": "lfw", "ar": "ar100"},
     "paper": {"train": "webface", "lfw": "lfw", "ar": "ar"},
     "trunk": {"train": "celeba", "others": "cfp", "lfw": "lfw"},
+    "together": {"train": "celeba", "others": "cfp", "lfw": "lfw", "ar": "ar100"},
 }
 #: The five landmarks in warpAR10P's images, (row, column), read off their mean: all its faces are aligned.
 AR10P_LANDMARKS = ((22.5, 10.0), (22.5, 29.0), (35.5, 19.5), (42.5, 13.0), (42.5, 26.0))
@@ -135,8 +136,8 @@ class Sources:
     """The data of one run.
 
     Attributes:
-        scale: "demo", "smoke", "small", "paper" or "trunk".
-        given: data by role ("train", "lfw", "ar"; at scale "trunk" "train", "others", "lfw"), as
+        scale: "demo", "smoke", "small", "paper", "trunk", or "together" for both papers.
+        given: data by role ("train", "lfw", "ar"; with a trunk "others" too), as
             :func:`occfast.data.open_dataset` takes it. ``@TEMPLATE`` behind it names the template of
             :mod:`occfast.data` that images without landmarks are aligned to.
         root: folder of the data sets; None: $OCCFAST_DATA.
@@ -162,7 +163,7 @@ class Sources:
     @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the data at this scale."""
-        return tuple(DEFAULTS["trunk" if self.scale == "trunk" else "paper"])
+        return tuple(DEFAULTS[self.scale if "others" in DEFAULTS[self.scale] else "paper"])
 
     def where(self, role: str) -> str:
         """Return the name or path of the data for a role."""
@@ -299,9 +300,7 @@ class Sources:
         if not isinstance(inner, AR | AR10P | AR100):
             raise DataError(f"{self.where('ar')}: expected the AR faces (ar, ar10p or ar100)")
         named = zip(("clean", "sunglasses", "scarf"), ar(inner), strict=True)
-        return CachedDataset(Aligned(faces_, TEMPLATE, gray=True)), [
-            Condition(name, protocol) for name, protocol in named
-        ]
+        return CachedDataset(self._aligned(faces_)), [Condition(name, protocol) for name, protocol in named]
 
     @property
     def fingerprints(self) -> dict[str, Callable[[], str]]:

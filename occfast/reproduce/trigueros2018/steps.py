@@ -347,7 +347,7 @@ class _Seed:
     def _verify(self, name: str, context: StepContext) -> dict[str, Any]:
         trained, (faces, protocol) = self._network(context, name), self.sources.pairs
         table = self._embed(trained, faces, protocol.index, context, f"pairs, {name}")
-        scores = _scores(table, table, protocol.index)
+        scores = scores_of(table, table, protocol.index)
         found = verification(scores, protocol.same, protocol.folds)
         assert found.correct is not None
         write_npz(context.folder / "scores.npz", scores=scores.numpy(), correct=np.asarray(found.correct))
@@ -366,7 +366,7 @@ class _Seed:
             queries = self._embed(
                 trained, faces, protocol.index[:, 1], context, f"{condition.name}, {name}", condition.cover
             )
-            scores = _scores(references, queries, protocol.index)
+            scores = scores_of(references, queries, protocol.index)
             kept[condition.name] = scores.numpy().astype(np.float32)
             found = verification(scores, protocol.same, None)
             far, tar, _ = found.roc.points(400)
@@ -396,7 +396,8 @@ def _plain(entry: TarAtFar) -> dict[str, Any]:
     return entry.as_dict()
 
 
-def _scores(references: Tensor, queries: Tensor, index: Tensor) -> Tensor:
+def scores_of(references: Tensor, queries: Tensor, index: Tensor) -> Tensor:
+    """Return the cosine of each pair of ``index``, [P, 2], from tables of features by image number; others are NaN."""
     first, i = index[:, 0].unique(return_inverse=True)
     second, j = index[:, 1].unique(return_inverse=True)
     return pair_scores(references[first], queries[second], i, j)
@@ -425,4 +426,4 @@ def distributions(scores: Tensor, same: Tensor, bins: int = 50) -> dict[str, Any
     }
 
 
-__all__ = ["distributions", "plan", "targets"]
+__all__ = ["distributions", "plan", "scores_of", "targets"]
