@@ -68,6 +68,8 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return output, run(data, output)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_report_has_every_training_and_every_mask(finished: tuple[Path, dict[str, Any]]) -> None:
     _, report = finished
     trainings, masks = report["tables"]
@@ -85,7 +87,7 @@ def test_report_has_every_training_and_every_mask(finished: tuple[Path, dict[str
     assert all(claim["beyond"] for claim in report["claims"])
 
 
-def test_choices_are_made_before_lfw_and_ar_are_read(finished: tuple[Path, dict[str, Any]], data: Path) -> None:
+def test_choices_are_made_before_lfw_and_ar_are_read(data: Path) -> None:
     experiment = reproduce.prepare("together", scale="small", seeds=(0, 1), root=data, settings=SETTINGS)
     graph = experiment.graph
     for name, step in graph.steps.items():
@@ -112,6 +114,7 @@ def test_nobody_is_in_two_sets(data: Path) -> None:
     assert not set(sources.choosing[0].people) & set(sources.others.people)
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_again(finished: tuple[Path, dict[str, Any]], data: Path) -> None:
     output, report = finished
     again = run(data, output, tables=(1,))
