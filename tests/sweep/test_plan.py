@@ -31,7 +31,7 @@ def calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[torch.
     """Return the dtypes that were measured; measuring takes no time and gives the built-in rates, half as fast."""
     done: list[torch.dtype] = []
 
-    def measure(dtype: torch.dtype) -> tuple[dict[str, float], bool]:
+    def measure(dtype: torch.dtype, device: torch.device) -> tuple[dict[str, float], bool]:
         done.append(dtype)
         return {kind: (2.0 + len(done)) * value for kind, value in SECONDS.items()}, quiet[0]
 

@@ -16,9 +16,11 @@ from ..options import EXACT, Options
 from ..precision import float32_as
 from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncremental, compared_outputs, example
 from .dense import DenseEvaluator
+from .incremental.device import profile_of
 from .incremental.evaluator import IncrementalEvaluator
 from .incremental.rates import built_in
 from .protocol import Evaluator
+from .trial import WORTH_MEASURING, faster
 
 _log = logging.getLogger("occfast")
 
@@ -160,7 +162,13 @@ class Runner:
             if not isinstance(self.model, nn.Module):
                 raise NotIncremental("a function can't be traced, an nn.Module can")
             incremental = IncrementalEvaluator(
-                self.model, self.grid, images, batch=self.options.batch_size, memory_limit=limit, **few
+                self.model,
+                self.grid,
+                images,
+                batch=self.options.batch_size,
+                memory_limit=limit,
+                profile=profile_of(images.device, images.dtype, measured=self._measured),
+                **few,
             )
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
@@ -169,11 +177,17 @@ class Runner:
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
-        if method == "incremental" or self.method:
+        required = method == "incremental" or bool(self.method)
+        count = self.expected_images or images.shape[0]
+        if images.device.type == "cuda" and self._measured and method in EXACT and count >= WORTH_MEASURING:
+            chosen = faster(None if required else dense, incremental, images[:1], count, limit)
+            if chosen is not None:
+                return chosen
+        if required:
             return incremental
         # Processes must choose alike, and their machines may differ.
         speeds = None if self._measured else built_in(images.device, images.dtype)
-        forecast = incremental.forecast(self.expected_images or images.shape[0], speeds)
+        forecast = incremental.forecast(count, speeds)
         if not forecast.worth_it:
             whole = incremental.plan.whole_from
             _log.info(

@@ -6,10 +6,10 @@ import time
 
 import torch
 
+from ..evaluators.incremental.device import PROFILES
 from ..evaluators.scorer import Scorer
 from .base import Sweep
 
-_PIECES = 12  # at least, of a block whose images are cut, so that processes can share a single image
 _ROUND = 10.0  # seconds between two exchanges of scores
 
 
@@ -43,7 +43,7 @@ class ExactSweep(Sweep):
             with group.guard():
                 scorer.start(first, last)
                 order = scorer.alike(torch.arange(start, end, device=scorer.scores.device))
-            whole = -(-_PIECES // (last - first))  # pieces of an image
+            whole = -(-PROFILES[scorer.scores.device.type].pieces // (last - first))  # pieces of an image
             while (done := self.state.next - before) < end:
                 cut = scorer.method != "dense"  # whose batches are small already
                 piece = min(scorer.batch_size, -(-positions // whole)) if cut else scorer.batch_size
