@@ -87,6 +87,37 @@ def test_the_settings_of_a_gpu_change_nothing(name: str) -> None:
     compare(model, images, grid, fill, some(grid, len(images), 24), fuse=False, profile=CUDA)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "odd"])
+def test_batches_span_images(name: str) -> None:
+    """Strips of all images of a block are kept; a smaller and a larger block follow."""
+    model, images = make(name, torch.float64, 4)
+    h, w = images.shape[-2:]
+    grid = SweepGrid.over((h, w), (h // 3, w // 3), stride=5)
+    fill = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64)
+    spanning = IncrementalEvaluator(model, grid, images, fuse=False, profile=CUDA, most_classes=2, together=4)
+    single = IncrementalEvaluator(
+        model, grid, images, fuse=False, profile=replace(CUDA, spans_images=False), most_classes=2
+    )
+    assert spanning.plan.shared > 1
+    for block in (images[:2], images[:1].sqrt(), images):
+        everything = torch.arange(len(block) * grid.positions)
+        ran = []
+        for evaluator in (spanning, single):
+            evaluator.start(block, fill)
+            assert evaluator.tune(len(everything), None) == grid.positions * (
+                len(block) if evaluator is spanning else 1
+            )
+            with Operations() as count:
+                out = evaluator.outputs(everything[evaluator.order(everything)])
+            ran.append((out[torch.argsort(evaluator.order(everything))], count.all["occfast::gather_windows"]))
+        (found, few), (expected, many) = ran
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
+        assert few * len(block) == many
+    each = spanning.plan.bytes_per_image + spanning.plan.bytes_of_strips
+    assert spanning.images_at_once(images, 2 * 3 * each + 1) == 3
+    assert spanning.plan.batches < single.plan.batches
+
+
 def test_batches_are_filled_up_to_few_sizes() -> None:
     plan = w1(1 / NARROW, CUDA)[0].plan
     sizes = {plan.batch_size(count, 8192) for count in range(1, 8193)}
@@ -100,6 +131,7 @@ def test_the_cost_of_calls_follows_the_speed_and_not_its_noise(monkeypatch: pyte
     measured = {**SECONDS, "conv 9 64 64": 2e-14, "step": 2e-5, "call": 5e-6}
     monkeypatch.setattr(device, "is_calibrated", lambda device: True)
     monkeypatch.setattr(device, "rates", lambda device, dtype: measured)
+    monkeypatch.setattr(device, "arithmetic", lambda device, dtype: str(dtype).removeprefix("torch."))
     assert profile_of(GPU, torch.float32, measured=False).call == 3e9
     assert profile_of(GPU, torch.bfloat16, measured=False).call == 16e9
     first = profile_of(GPU, torch.float32)

@@ -140,6 +140,16 @@ class Runner:
         assert self._evaluator is not None
         return self._evaluator.order(positions)
 
+    def piece(self, images: int) -> int:
+        """Return how many positions of some started images to run at a time, so that processes can share them."""
+        if not isinstance(self._evaluator, IncrementalEvaluator):
+            return self.batch_size  # which is small already
+        profile = self._evaluator.plan.profile
+        if profile.spans_images:
+            return self.batch_size
+        of_an_image = -(-profile.pieces // images)
+        return min(self.batch_size, -(-self.grid.positions // of_an_image))
+
     def _start_evaluator(self, images: Tensor, fill: Tensor) -> None:
         assert self._evaluator is not None
         self._evaluator.start(images, fill)
@@ -157,6 +167,7 @@ class Runner:
         if "dense" in (method, self.method):
             self._check_model(images)
             return dense
+        count = self.expected_images or images.shape[0]
         few: dict[str, Any] = {} if method in EXACT else {"share_early": False, "expected": _FEW}
         try:
             if not isinstance(self.model, nn.Module):
@@ -168,6 +179,7 @@ class Runner:
                 batch=self.options.batch_size,
                 memory_limit=limit,
                 profile=profile_of(images.device, images.dtype, measured=self._measured),
+                together=count,
                 **few,
             )
             incremental.images_at_once(images, limit)
@@ -178,7 +190,6 @@ class Runner:
             _log.info("the sweep is dense: %s", reason)
             return dense
         required = method == "incremental" or bool(self.method)
-        count = self.expected_images or images.shape[0]
         if images.device.type == "cuda" and self._measured and method in EXACT and count >= WORTH_MEASURING:
             chosen = faster(None if required else dense, incremental, images[:1], count, limit)
             if chosen is not None:

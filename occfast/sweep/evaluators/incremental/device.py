@@ -25,6 +25,7 @@ class DeviceProfile:
             processor's cache takes far longer than its calls, so there the number of groups decides.
         dense_batch: Copies in a forward pass of the dense sweep.
         pieces: Pieces at least that a block of images is cut into, so that processes can share a single image.
+        spans_images: Whether the strips of all images of a block are kept, so that a batch has positions of several.
     """
 
     layer_bytes: int
@@ -35,17 +36,16 @@ class DeviceProfile:
     counts_batches: bool
     dense_batch: int
     pieces: int
+    spans_images: bool
 
 
 #: 16 MiB were the fastest in bench/results/sweep-batch-cpu.md; a call takes about 50 microseconds on two cores.
-CPU = DeviceProfile(16 << 20, 256, None, (16, 8, 6, 4, 3, 2, 1), 4e6, False, 8, 12)
+CPU = DeviceProfile(16 << 20, 256, None, (16, 8, 6, 4, 3, 2, 1), 4e6, False, 8, 12, False)
 
 #: No GPU has confirmed these figures. A batch must be large enough to fill a GPU, and its calls must not take longer
 #: than its work: thousands of positions, and few groups of them. A single class of rows and columns is no candidate: W1
 #: would compute 15 to 20 % more.
-CUDA = DeviceProfile(1 << 30, 8192, 16, (4, 3, 2), 3e9, True, 256, 1)
-
-PROFILES = {"cpu": CPU, "cuda": CUDA}
+CUDA = DeviceProfile(1 << 30, 8192, 16, (4, 3, 2), 3e9, True, 256, 1, True)
 
 #: Multiply-adds of a GPU that take as long as the calls of an entry, about 65 microseconds, where nothing is measured.
 _CALL_ON_CUDA = {"float64": 2e9, "float32": 3e9, "tf32": 8e9, "float16": 16e9, "bfloat16": 16e9}
@@ -59,14 +59,15 @@ def profile_of(device: torch.device, dtype: torch.dtype, *, measured: bool = Tru
     Args:
         device: A CPU or a GPU.
         dtype: Of the images.
-        measured: Whether the cost of calls on a GPU may be measured; several processes must choose alike.
+        measured: Whether one process sweeps. Several must choose alike, so nothing is measured for them, and each has
+            images of its own.
     """
     if device.type != "cuda":
         return CPU
     call = _CALL_ON_CUDA.get(arithmetic(device, dtype), CUDA.call)
     if measured and is_calibrated(device):
         call = call_cost(rates(device, dtype))
-    return replace(CUDA, call=call)
+    return replace(CUDA, call=call, spans_images=measured)
 
 
 def call_cost(speeds: Rates) -> float:

@@ -23,12 +23,13 @@ from .cuda_graphs import Graphs, OnCuda
 from .defaults import BLOCK
 from .device import DeviceProfile, profile_of
 from .forecast import Forecast
-from .layout import plan
+from .layout import AxisLayout, plan
 from .rates import Rates, is_calibrated, rates
 from .steps import Step
 from .trace import trace
 
 _HALF = (torch.float16, torch.bfloat16)
+_TOGETHER = 16  # images at most that a plan counts on
 _CLEAN_BATCH = 8  # images in a forward pass without an occluder
 
 
@@ -53,6 +54,7 @@ class IncrementalEvaluator:
         cuda_graphs: Whether to replay batches whose shapes repeat as CUDA graphs on a GPU. Their intermediate results
             take as much memory again as a batch. No GPU has seen this path yet. It has no effect on a CPU.
         profile: Batches and costs; None: those of the images' device.
+        together: Images that will be swept together, for the plan of a GPU.
 
     Attributes:
         plan: The :class:`~.layout.Layout`.
@@ -81,6 +83,7 @@ class IncrementalEvaluator:
         memory_limit: int | None = None,
         cuda_graphs: bool = False,
         profile: DeviceProfile | None = None,
+        together: int = 1,
     ) -> None:
         self._grid, self._batch = grid, batch
         try:
@@ -98,6 +101,7 @@ class IncrementalEvaluator:
                 device=images.device,
                 profile=profile or profile_of(images.device, images.dtype),
                 fused=frozenset(self._runner.fused),
+                images=min(together, _TOGETHER),
                 expected=expected,
                 most_classes=most_classes,
                 share_early=share_early and grid.mask is None,  # shared pieces are made of rectangles
@@ -114,6 +118,8 @@ class IncrementalEvaluator:
         self._like = images[:0]
         self._block: Activations | None = None
         self._buffers = Buffers(self._forget_graphs)
+        self._room = 1  # images whose strips are kept
+        self._axes: dict[tuple[int, int], tuple[AxisLayout, AxisLayout]] = {}
         self.graphs: Graphs | None = None
         self.use_graphs(cuda_graphs)
 
@@ -169,7 +175,9 @@ class IncrementalEvaluator:
             NotIncremental: The memory does not hold one image.
         """
         limit = memory_limit if memory_limit is not None else available_bytes(images.device) // 4
-        fit = (limit // 2 - self.plan.bytes_of_strips) // max(1, self.plan.bytes_per_image)
+        one = self.plan.bytes_of_images(1)
+        each = max(1, self.plan.bytes_of_images(2) - one)
+        fit = (limit // 2 - one) // each + 1
         if fit < 1:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of an image")
         return int(min(fit, images.shape[0]))
@@ -177,8 +185,8 @@ class IncrementalEvaluator:
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Return the number of positions for one call of :meth:`outputs`, within ``memory_limit`` bytes.
 
-        Positions whose rectangles are alike are computed together, so a whole map at once is best; it is cut into
-        batches inside. Call after :meth:`start`.
+        Positions whose rectangles are alike are computed together, so a whole map at once is best, or all of them where
+        batches span images; they are cut into batches inside. Call after :meth:`start`.
         """
         block = self._started.images
         images, device = len(block), block.device
@@ -186,11 +194,12 @@ class IncrementalEvaluator:
             limit, left = 0, available_bytes(device) // 4  # what is kept is allocated already
         else:
             limit = memory_limit if memory_limit is not None else 1 << 62
-            left = limit - self.plan.bytes_per_image * images - self.plan.bytes_of_strips
+            left = limit - self.plan.bytes_of_images(images)
         if left <= 0:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {images} images")
         self._memory = left * 3 // (8 if device.type == "cuda" else 4)  # CUDA graphs have memory of their own
-        return int(max(1, min(total, self._grid.positions, left // 8 // max(1, self._bytes_per_output))))
+        most = total if self.plan.profile.spans_images else min(total, self._grid.positions)
+        return int(max(1, min(most, left // 8 // max(1, self._bytes_per_output))))
 
     @torch.no_grad()
     def start(self, images: Tensor, fill: Tensor) -> Tensor:
@@ -219,7 +228,9 @@ class IncrementalEvaluator:
                 if not bool(sum_of.isfinite().all()):
                     continue  # a difference would be NaN
                 sums[step.inputs[0]] = self._buffers.hold(("sum", step.inputs[0]), sum_of.shape, sum_of).copy_(sum_of)
-        self._block = Activations(given, covered, kept, full, Strips(), sums)
+        if self.plan.profile.spans_images:
+            self._room = max(self._room, len(images))
+        self._block = Activations(given, covered, kept, full, Strips(room=self._room), sums)
         return outputs
 
     @torch.no_grad()
@@ -239,7 +250,8 @@ class IncrementalEvaluator:
         for g, count in zip(*(t.tolist() for t in torch.unique(group, return_counts=True)), strict=True):
             image, g = divmod(g, self.plan.groups)
             if self.plan.shared and image not in block.strips.images:
-                compute_strips(self._runner, self.plan, block, range(image, image + 1), self._buffers, self._fitting)
+                images = range(len(block.images)) if self.plan.profile.spans_images else range(image, image + 1)
+                compute_strips(self._runner, self.plan, block, images, self._buffers, self._fitting)
             size = self.plan.batch_size(count, self._batch or self.plan.largest_batch(g, self._memory))
             for first in range(start, start + count, size):
                 # The last batch is filled up with positions done before: one shape, so one compiled kernel.
@@ -258,8 +270,9 @@ class IncrementalEvaluator:
 
     def release(self) -> None:
         """Forget the images and free the memory of their activations."""
-        self._block = None
+        self._block, self._room = None, 1
         self._forget_graphs()
+        self._axes.clear()
         self._buffers = Buffers(self._forget_graphs)
 
     def order(self, positions: Tensor) -> Tensor:
@@ -295,9 +308,19 @@ class IncrementalEvaluator:
 
     def _run(self, group: int, indices: Tensor) -> Tensor:
         """Return the outputs [M, K] at indices (image, grid row, grid column) [3, M] of positions of a group."""
-        rows, columns = self.plan.axes_of(group)
+        rows, columns = self._axes_of(group)
         run = BatchRun(self._runner, self._grid, self._started, rows, columns, self.plan.shared, indices)
         return run.run()
+
+    def _axes_of(self, group: int) -> tuple[AxisLayout, AxisLayout]:
+        """Return the layouts of rows and columns of a group, for as many images as strips are kept of."""
+        if self._room == 1 or not self.plan.shared:
+            return self.plan.axes_of(group)
+        key = group, self._room
+        if key not in self._axes:
+            rows, columns = self.plan.axes_of(group)
+            self._axes[key] = rows.of_images(self._room), columns.of_images(self._room)
+        return self._axes[key]
 
     def _fitting(self, numbers: int) -> int:
         """Return how many items of this many numbers each a batch holds."""

@@ -190,7 +190,8 @@ class Forecast:
         layout = self.layout
         counts = torch.bincount(layout.group_of(torch.arange(layout.grid.positions)), minlength=layout.groups).tolist()
         share = layout.expected / layout.grid.positions
-        batches = sum(max(1.0, share * count / self.batch(group)) for group, count in enumerate(counts) if count)
+        least = 1.0 / self.images if layout.profile.spans_images else 1.0
+        batches = sum(max(least, share * count / self.batch(group)) for group, count in enumerate(counts) if count)
         # Each piece of an image ends with a batch that is not full.
         return float(min(batches + self.layout.profile.pieces / self.images, layout.expected))
 

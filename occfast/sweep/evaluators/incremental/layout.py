@@ -130,6 +130,7 @@ class Layout:
         strips: Layout of the strips that grid rows and columns share; empty if nothing is shared.
         profile: Batches and costs of the device.
         fused: Steps that gather and convolve in one pass, which write no windows.
+        images: Images that are swept together, where batches span images.
     """
 
     grid: SweepGrid
@@ -144,6 +145,7 @@ class Layout:
     strips: tuple[EdgeLayout, ...]
     profile: DeviceProfile
     fused: frozenset[int] = frozenset()
+    images: int = 1
 
     # Groups: a class of grid rows with a class of grid columns ----------------------------------------
 
@@ -153,11 +155,14 @@ class Layout:
         return len(self.axes[0]) * len(self.axes[1])
 
     def group_of(self, positions: Tensor) -> Tensor:
-        """Return the group of each flat position on the CPU; each image has its own groups if anything is shared."""
+        """Return the group of each flat position on the CPU.
+
+        Each image has its own groups if anything is shared and strips are of one image.
+        """
         n, p = positions // self.grid.positions, positions % self.grid.positions
         i, j = p // self.grid.columns, p % self.grid.columns
         group = self.classes[0][i] * len(self.axes[1]) + self.classes[1][j]
-        return group + n * self.groups if self.shared else group
+        return group + n * self.groups if self.shared and not self.profile.spans_images else group
 
     def axes_of(self, group: int) -> tuple[AxisLayout, AxisLayout]:
         """Return the layouts of rows and columns of a group."""
@@ -210,12 +215,12 @@ class Layout:
 
     @cached_property
     def batches(self) -> float:
-        """Number of batches that ``expected`` positions of one image are computed in, at least one for each group."""
+        """Number of batches for ``expected`` positions of an image, a part of a batch where one spans images."""
         counts = torch.bincount(self.group_of(torch.arange(self.grid.positions)), minlength=self.groups)
         share = self.expected / self.grid.positions
-        total = 0.0
+        total, images = 0.0, self.images if self.profile.spans_images else 1
         for group in counts.nonzero()[:, 0].tolist():
-            total += max(1, math.ceil(share * int(counts[group]) / self.largest_batch(group)))
+            total += math.ceil(images * share * int(counts[group]) / self.largest_batch(group)) / images
         return min(total, float(self.expected))
 
     # Memory -------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ class Layout:
 
     @property
     def bytes_of_strips(self) -> int:
-        """Memory for what the positions of one image share."""
+        """Memory for what the positions of one image share, which is kept for one image or for each."""
         total = 0
         for axis, ends in enumerate(self.strips):
             for k, length in ends.length.items():
@@ -248,6 +253,10 @@ class Layout:
                 strip = length * step.size[1 - axis] * step.channels
                 total += 2 * len(self.classes[axis]) * strip * step.dtype.itemsize
         return total
+
+    def bytes_of_images(self, count: int) -> int:
+        """Return the memory for what is kept of some images."""
+        return count * self.bytes_per_image + (count if self.profile.spans_images else 1) * self.bytes_of_strips
 
     # Cost ---------------------------------------------------------------------------------------------
 
@@ -309,6 +318,7 @@ def plan(
     device: torch.device,
     profile: DeviceProfile,
     fused: frozenset[int] = frozenset(),
+    images: int = 1,
     expected: int | None = None,
     most_classes: int | None = None,
     share_early: bool = True,
@@ -323,6 +333,7 @@ def plan(
         device: Device of the tables.
         profile: Batches and costs of the device.
         fused: Steps that gather and convolve in one pass.
+        images: Images that are swept together.
         expected: Positions per image; None: all of the grid. Sharing starts with work for each image, which few
             positions do not repay.
         most_classes: Largest number of classes of grid rows, and of grid columns; None weighs the work that more
@@ -343,7 +354,19 @@ def plan(
     def of(most: int) -> Layout:
         labels, axes = _with_classes(steps, grid, intervals, shared, most, strips, made)
         return Layout(
-            grid, tuple(steps), entries, expected, device, intervals, shared, labels, axes, strips, profile, fused
+            grid,
+            tuple(steps),
+            entries,
+            expected,
+            device,
+            intervals,
+            shared,
+            labels,
+            axes,
+            strips,
+            profile,
+            fused,
+            images,
         )
 
     tried = map(of, profile.classes if most_classes is None else (most_classes,))
