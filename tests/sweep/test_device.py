@@ -178,6 +178,28 @@ def test_every_kind_has_an_example_for_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     assert {kind for kind, _, _ in examples} == {kind for kind in SECONDS if not kind.startswith("fused")}
 
 
+def test_cudnn_times_no_algorithms_inside_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen: list[bool] = []
+    images = torch.rand(1, 3, 12, 12)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval()
+    evaluator = IncrementalEvaluator(net, SweepGrid.over((12, 12), 4), images, fuse=False)
+    plain = evaluator._runner.compute
+
+    def compute(*args: Any) -> Tensor:
+        seen.append(torch.backends.cudnn.benchmark)
+        return plain(*args)
+
+    evaluator._runner.compute = compute  # type: ignore[method-assign]
+    evaluator.start(images, torch.zeros(1, 1, 1, 1))
+    assert torch.backends.cudnn.benchmark
+    evaluator.outputs(torch.arange(5))
+    assert seen and not any(seen) and torch.backends.cudnn.benchmark
+    with pytest.raises(IndexError):
+        evaluator.outputs(torch.tensor([10**6]))
+    assert torch.backends.cudnn.benchmark
+
+
 # -- the choice by measuring -----------------------------------------------------------------------------
 
 

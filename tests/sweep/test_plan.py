@@ -89,7 +89,7 @@ def test_a_noisy_machine_is_measured_again_and_the_fastest_counts(
     calibrations: list[torch.dtype], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = module.measure
-    monkeypatch.setattr(module, "measure", lambda dtype, device: (plain(dtype)[0], False))
+    monkeypatch.setattr(module, "measure", lambda dtype, device: (plain(dtype, device)[0], False))
     first = rates(CPU, torch.float32)
     for _ in range(5):
         forget()

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ....native import ops
 from ...geometry import SweepGrid
 from ...memory import available_bytes
-from ...precision import float32_as
+from ...precision import float32_as, without_benchmark
 from ..behavior import TOLERANCE, NotIncremental, agree, compared_outputs, example
 from .analysis import Analysis
 from .batch import Activations, BatchRun, Buffers, MapRecorder, StepRunner, Strips, compute_strips, pixel_sum
@@ -202,6 +202,7 @@ class IncrementalEvaluator:
         return int(max(1, min(most, left // 8 // max(1, self._bytes_per_output))))
 
     @torch.no_grad()
+    @without_benchmark()
     def start(self, images: Tensor, fill: Tensor) -> Tensor:
         """Keep the activations of a block of images without an occluder.
 
@@ -234,6 +235,7 @@ class IncrementalEvaluator:
         return outputs
 
     @torch.no_grad()
+    @without_benchmark()
     def outputs(self, positions: Tensor) -> Tensor:
         """Return the outputs [M, K] at flat positions int64 [M]; large M is fastest."""
         if not len(positions):
