@@ -195,7 +195,7 @@ def test_cudnn_times_no_algorithms_inside_a_sweep(monkeypatch: pytest.MonkeyPatc
     assert torch.backends.cudnn.benchmark
     evaluator.outputs(torch.arange(5))
     assert seen and not any(seen) and torch.backends.cudnn.benchmark
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="positions"):
         evaluator.outputs(torch.tensor([10**6]))
     assert torch.backends.cudnn.benchmark
 
