@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from occfast.models import PaperNet
-from occfast.sweep import calibrate
-from occfast.sweep.evaluators import trial
+from occfast.sweep import calibrate, occlusion_map
+from occfast.sweep.evaluators import runner, trial
 from occfast.sweep.evaluators.dense import DenseEvaluator
 from occfast.sweep.evaluators.incremental import device, rates
 from occfast.sweep.evaluators.incremental.defaults import SECONDS
 from occfast.sweep.evaluators.incremental.device import CPU, CUDA, profile_of
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
+from occfast.sweep.evaluators.runner import Runner
 from occfast.sweep.geometry import SweepGrid
 from tests.sweep.test_incremental import NETWORKS, compare, make, some
 
@@ -226,10 +227,46 @@ def test_the_faster_one_is_taken(rate: float, wins: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(DenseEvaluator, "tune", tune)
     clock = Clock(0.9, 0.1)  # the first run loads libraries
-    chosen = trial.faster(dense, incremental, images[:1], 8, None, clock)
+    chosen = trial.faster(dense, [incremental], images[:1], 8, None, clock)
     assert chosen is not None and chosen.method == wins and not clock.times
     with pytest.raises(RuntimeError, match="start"):
         incremental.outputs(torch.arange(2))  # released
+
+
+def test_the_fastest_incremental_one_is_taken() -> None:
+    model, images = make("split", torch.float32)
+    grid = SweepGrid.over((21, 26), 5)
+    plain, fused = (IncrementalEvaluator(model, grid, images, fuse=fuse) for fuse in (False, True))
+    for times, wins in (((0.3, 0.2, 0.5, 0.1), fused), ((0.3, 0.1, 0.5, 0.2), plain)):
+        clock = Clock(*times)
+        assert trial.faster(None, [plain, fused], images[:1], 8, None, clock) is wins and not clock.times
+
+
+@pytest.mark.parametrize("method", ["auto", "incremental"])
+def test_a_map_takes_what_was_measured(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU an exact sweep offers both convolutions, and "auto" the dense sweep too."""
+    offered: list[Any] = []
+
+    def choose(dense: Any, candidates: Any, image: Tensor, count: int, limit: int | None) -> Any:
+        offered.append((dense, [len(each._runner.fused) for each in candidates], len(image), count))
+        return dense or candidates[-1]
+
+    monkeypatch.setattr(runner, "faster", choose)
+    monkeypatch.setattr(Runner, "_chooses", lambda self, images, count: True)
+    model, images = make("split", torch.float32, 5)
+    made = occlusion_map(model, images, [0] * 5, 5, stride=4, score="score_drop", method=method, progress=False)
+    assert made.method == ("dense" if method == "auto" else "incremental")
+    ((dense, fused, shown, count),) = offered
+    assert (dense is not None) == (method == "auto") and fused[0] == 0 < fused[1] and (shown, count) == (1, 5)
+    monkeypatch.undo()
+    usual = occlusion_map(model, images, [0] * 5, 5, stride=4, score="score_drop", method=method, progress=False)
+    assert abs(made.values - usual.values).max() <= 1e-5 * abs(usual.values).max()
+
+
+def test_only_long_exact_sweeps_on_a_gpu_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "faster", lambda *_: pytest.fail("nothing is measured on a CPU"))
+    model, images = make("split", torch.float32, 5)
+    occlusion_map(model, images, [0] * 5, 5, stride=8, score="score_drop", progress=False)
 
 
 def test_a_choice_that_runs_out_of_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +277,7 @@ def test_a_choice_that_runs_out_of_memory_is_none(monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     incremental = IncrementalEvaluator(model, grid, images)
-    assert trial.faster(DenseEvaluator(model, grid), incremental, images[:1], 8, None, fail) is None
+    assert trial.faster(DenseEvaluator(model, grid), [incremental], images[:1], 8, None, fail) is None
 
 
 @pytest.mark.parametrize(("images", "replaying", "kept"), [(64, 0.05, True), (1, 0.05, False), (64, 0.2, False)])
@@ -257,6 +294,6 @@ def test_graphs_are_kept_where_they_are_repaid(
     model, given = make("split", torch.float32)
     incremental = IncrementalEvaluator(model, SweepGrid.over((21, 26), 5), given)
     clock = Clock(0.9, 0.1, 0.3, 0.5, replaying)  # 0.6 s more than two maps without graphs
-    chosen = trial.faster(None, incremental, given[:1], images, None, clock)
+    chosen = trial.faster(None, [incremental], given[:1], images, None, clock)
     assert chosen is incremental and not clock.times
     assert (incremental.graphs is not None) == kept

@@ -16,6 +16,7 @@ from ..options import EXACT, Options
 from ..precision import float32_as
 from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncremental, compared_outputs, example
 from .dense import DenseEvaluator
+from .incremental.batch import fused_block
 from .incremental.device import profile_of
 from .incremental.evaluator import IncrementalEvaluator
 from .incremental.rates import built_in
@@ -172,16 +173,8 @@ class Runner:
         try:
             if not isinstance(self.model, nn.Module):
                 raise NotIncremental("a function can't be traced, an nn.Module can")
-            incremental = IncrementalEvaluator(
-                self.model,
-                self.grid,
-                images,
-                batch=self.options.batch_size,
-                memory_limit=limit,
-                profile=profile_of(images.device, images.dtype, measured=self._measured),
-                together=count,
-                **few,
-            )
+            made = self._incremental_ones(self.model, images, count, **few)
+            incremental = made[0]
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
             self._check_model(images)  # some reasons rule out a dense sweep as well
@@ -190,8 +183,8 @@ class Runner:
             _log.info("the sweep is dense: %s", reason)
             return dense
         required = method == "incremental" or bool(self.method)
-        if images.device.type == "cuda" and self._measured and method in EXACT and count >= WORTH_MEASURING:
-            chosen = faster(None if required else dense, incremental, images[:1], count, limit)
+        if self._chooses(images, count):
+            chosen = faster(None if required else dense, made, images[:1], count, limit)
             if chosen is not None:
                 return chosen
         if required:
@@ -208,6 +201,21 @@ class Runner:
             )
             return dense
         return incremental
+
+    def _incremental_ones(self, model: nn.Module, images: Tensor, count: int, **few: Any) -> list[IncrementalEvaluator]:
+        """Return the incremental evaluators to choose from: one or, on a GPU, also one with the native convolution."""
+        device = images.device
+        fuse: list[bool | None] = [None]
+        if self._chooses(images, count) and fused_block(images):
+            fuse = [False, True]
+        profile = profile_of(device, images.dtype, measured=self._measured)
+        given = {"batch": self.options.batch_size, "memory_limit": self.options.memory_limit, "profile": profile, **few}
+        return [IncrementalEvaluator(model, self.grid, images, fuse=f, together=count, **given) for f in fuse]
+
+    def _chooses(self, images: Tensor, count: int) -> bool:
+        """Return whether evaluators of so many images are measured."""
+        exact = self.options.method in EXACT
+        return images.device.type == "cuda" and self._measured and exact and count >= WORTH_MEASURING
 
     def _check_model(self, images: Tensor) -> None:
         """Check that the output for an image does not depend on the images beside it."""

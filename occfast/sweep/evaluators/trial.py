@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,57 +27,65 @@ _LONG = 1.0  # seconds of a map after which a first run is not repeated
 Clock = Callable[[Callable[[], object]], float]
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Return the seconds of a call, until the GPU is done."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
+def on_gpu(device: torch.device) -> Clock:
+    """Return a clock for calls on a GPU, until it is done."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    return seconds
 
 
 @torch.no_grad()
 def faster(
     dense: DenseEvaluator | None,
-    incremental: IncrementalEvaluator,
+    candidates: Sequence[IncrementalEvaluator],
     image: Tensor,
     images: int,
     memory_limit: int | None,
-    clock: Clock = seconds,
+    clock: Clock | None = None,
 ) -> DenseEvaluator | IncrementalEvaluator | None:
     """Return the evaluator that took less time for a map; the incremental one with CUDA graphs if they are repaid.
 
     Args:
-        dense: Candidate; None: only graphs are chosen.
-        incremental: Candidate.
+        dense: Candidate; None: an incremental one is chosen.
+        candidates: Incremental ones.
         image: The image, [1, C, H, W].
         images: Images of the sweep, which repay the recording of graphs.
         memory_limit: Bytes.
-        clock: Measures a call.
+        clock: Measures a call; None: on the image's GPU.
 
     Returns:
         None if memory ran out.
     """
-    fill = torch.zeros_like(image)
+    fill, clock = torch.zeros_like(image), clock or on_gpu(image.device)
     try:
-        mine = _of_map(incremental, image, fill, memory_limit, clock)
+        times = []
+        for each in candidates:
+            times.append(_of_map(each, image, fill, memory_limit, clock))
+            each.release()
+        best, incremental = min(times), candidates[times.index(min(times))]
         if dense is not None:
             dense.start(image, fill)
             dense.tune(incremental.positions, memory_limit)
             other = incremental.positions / dense.rate if dense.rate else float("inf")
             dense.release()
-            _log.info("a map takes %.4f s densely and %.4f s incrementally", other, mine)
-            if other < mine:
+            _log.info("a map takes %.4f s densely and %s s incrementally", other, [round(each, 4) for each in times])
+            if other < best:
                 return dense
-        _choose_graphs(incremental, image, fill, mine, images, memory_limit, clock)
+        _choose_graphs(incremental, image, fill, best, images, memory_limit, clock)
         return incremental
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        incremental.use_graphs(False)
         return None
     finally:
-        incremental.release()
+        for each in candidates:
+            each.release()
 
 
 def _of_map(

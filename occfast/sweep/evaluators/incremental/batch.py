@@ -15,6 +15,7 @@ from ...geometry import SweepGrid
 from .analysis import Analysis
 from .builder import DenseRef
 from .layout import AxisLayout, EdgeLayout, Layout, Slot, pastes
+from .rates import arithmetic
 from .steps import Derived, MapRef, Step
 
 
@@ -90,8 +91,7 @@ class StepRunner:
 
     Args:
         analysis: The network.
-        fuse: Whether to gather windows and convolve them in one native pass where there is one (CPU, ungrouped
-            convolutions).
+        fuse: Whether to gather windows and convolve them in one native pass where there is one.
         images: Example with the device and dtype of the images.
     """
 
@@ -99,7 +99,7 @@ class StepRunner:
         self.analysis, self.steps = analysis, analysis.steps
         self.fused: dict[int, tuple[Any, ...]] = {}
         self.rest = {step.index: step.after for step in self.steps}  # what follows the result
-        block = ops.convolution_block(images) if fuse else 0
+        block = fused_block(images) if fuse else 0
         for step in self.steps:
             conv = step.conv
             if not block or conv is None or conv.groups != 1:
@@ -133,6 +133,15 @@ class StepRunner:
         for change in self.rest[step.index]:
             out = change(out)
         return out
+
+
+def fused_block(images: Tensor) -> int:
+    """Return the channels of a block of the native convolution for such images; 0 if there is none.
+
+    It computes in the images' own dtype, so none is there for TF32.
+    """
+    own = str(images.dtype).removeprefix("torch.")
+    return ops.convolution_block(images) if arithmetic(images.device, images.dtype) == own else 0
 
 
 def compute_strips(

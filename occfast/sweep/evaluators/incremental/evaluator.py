@@ -47,7 +47,8 @@ class IncrementalEvaluator:
         share_early: Whether positions share the layers whose receptive field is smaller than the occluder: only its
             four corners are computed for each position, the edges between them once for a grid row or column, and the
             interior once.
-        fuse: Whether to gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
+        fuse: Whether to gather and convolve in one native pass where there is one: ungrouped convolutions in float32
+            and, on a CPU, in float64. None: on a CPU.
         expected: Positions that will be evaluated per image; None: all of the grid. Sharing starts with work for each
             image, which few positions do not repay.
         memory_limit: Bytes; what positions share takes at most a quarter of them.
@@ -78,7 +79,7 @@ class IncrementalEvaluator:
         batch: int | None = None,
         fold_tail: bool = True,
         share_early: bool = True,
-        fuse: bool = True,
+        fuse: bool | None = None,
         expected: int | None = None,
         memory_limit: int | None = None,
         cuda_graphs: bool = False,
@@ -93,7 +94,7 @@ class IncrementalEvaluator:
                 lowered = traced if pair.dtype == images.dtype else copy.deepcopy(traced).to(images.dtype)
                 self._analysis = Analysis(lowered, pair.to(images.dtype), fold_tail)
                 outputs = _compared(wide, traced, pair)
-            self._runner = StepRunner(self._analysis, fuse, images)
+            self._runner = StepRunner(self._analysis, images.device.type == "cpu" if fuse is None else fuse, images)
             self.plan = plan(
                 self._analysis.steps,
                 grid,

@@ -47,6 +47,7 @@ _COUNTS = {3: 96, 16: 64, 64: 24, 256: 8}  # windows, by input channels
 #: Maps by their channels, and runs of an example between two waits, that fill a GPU for longer than launching takes.
 _ON_GPU = {3: 64, 16: 256, 32: 256, 64: 512, 256: 1024}
 _RUNS_ON_GPU = 10
+_MORE_ON_GPU = 32  # times as many windows and rows
 _known: dict[str, Rates] = {}
 
 
@@ -230,7 +231,8 @@ def measure(dtype: torch.dtype, device: torch.device = _CPU) -> tuple[Rates, boo
         if kind.startswith("fused"):  # without the windows, which are counted on their own
             inputs, amount = int(kind.split()[2]), tried[kind][1]
             side = _SIDE + (0 if kind.startswith("fused 1") else 2)
-            gathered = found["gather"] * _COUNTS[inputs] * side**2 * inputs
+            count = _COUNTS[inputs] * (_MORE_ON_GPU if device.type == "cuda" else 1)
+            gathered = found["gather"] * count * side**2 * inputs
             found[kind] = max(found[kind] / 2, found[kind] - gathered / amount)
     middle = [statistics.median(taken) / min(taken) for taken in times.values()]
     return {**SECONDS, **found}, statistics.median(middle) < _NOISY
@@ -245,7 +247,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _seconds_on_gpu(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of a call of many, from the first launch until the device is done."""
+    """Return the seconds of one of many calls, from the first launch until the device is done."""
     torch.cuda.synchronize(device)
     began = time.perf_counter()
     for _ in range(_RUNS_ON_GPU):
@@ -255,7 +257,7 @@ def _seconds_on_gpu(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _examples(dtype: torch.dtype, on_gpu: bool = False) -> list[tuple[str, Callable[[], Any], float]]:
-    """Return (kind, call, amount of work in the call) for every kind; on a GPU of more work, and nothing fused."""
+    """Return (kind, call, amount of work in the call) for every kind; on a GPU of more work."""
     found: list[tuple[str, Callable[[], Any], float]] = []
 
     def maps(channels: int, side: int, count: int = 0) -> Tensor:
@@ -266,7 +268,7 @@ def _examples(dtype: torch.dtype, on_gpu: bool = False) -> list[tuple[str, Calla
         return (torch.randn(shape, dtype=dtype) / 30).contiguous(memory_format=torch.channels_last)
 
     block = ops.convolution_block(torch.empty(0, dtype=dtype))
-    more = 32 if on_gpu else 1
+    more = _MORE_ON_GPU if on_gpu else 1
     for inputs in INPUTS:
         side = _MAPS[inputs]
         for outputs in OUTPUTS:
@@ -276,7 +278,7 @@ def _examples(dtype: torch.dtype, on_gpu: bool = False) -> list[tuple[str, Calla
                 found.append((f"conv {name}", _conv(x, w, kernel // 2), w.numel() * len(x) * side**2))
                 if block:
                     packed = (*ops.pack_convolution(w, None, block), outputs, [kernel, kernel, 1, 1, 1, 1, 1])
-                    count, padded = _COUNTS[inputs], -(-outputs // block) * block
+                    count, padded = _COUNTS[inputs] * more, -(-outputs // block) * block
                     window = maps(inputs, 28, 4), *_windows(count), _SIDE + kernel - 1, _SIDE + kernel - 1
                     macs = w.numel() * padded // outputs * count * _SIDE**2
                     found.append((f"fused {name}", _gather(*window, packed), macs))
