@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from bench.harness import RESULTS, caption, environment, lively, write
 from occfast.models import PaperNet, iresnet18, resnet34
 from occfast.native import ops
 from occfast.sweep import occlusion_map
-from occfast.sweep.evaluators.incremental import evaluator as incremental_module
+from occfast.sweep.evaluators.incremental.device import CPU
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.evaluators.scorer import Scorer
 from occfast.sweep.geometry import SweepGrid
@@ -49,7 +50,7 @@ WORKLOADS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 }
 SAMPLE = {"paper": None, "resnet34": 1536, "iresnet18": 1536}  # positions of an image; None: all
 # Optimizations, added one by one.
-STEPS: dict[str, dict[str, bool]] = {
+STEPS: dict[str, dict[str, Any]] = {
     "rectangles": {"fuse": False, "fold_tail": False, "share_early": False},
     "+ fused convolution": {"fuse": True, "fold_tail": False, "share_early": False},
     "+ folded tail": {"fuse": True, "fold_tail": True, "share_early": False},
@@ -373,17 +374,14 @@ def budgets(workload: str, occluder: tuple[int, int], rounds: int) -> list[dict[
     positions = torch.arange(grid.positions)[grid.positions // 3 : grid.positions // 3 + 2000]
     evaluator.start(image, torch.zeros(1, 1, 1, 1))
     evaluator.outputs(positions)
-    used, sizes = incremental_module._CACHE, [n << 20 for n in (1, 2, 4, 8, 16, 32)]
+    used, sizes = CPU.layer_bytes, [n << 20 for n in (1, 2, 4, 8, 16, 32)]
     rates: dict[int, list[float]] = {size: [] for size in sizes}
-    try:
-        for _ in range(rounds):
-            for size in sizes:
-                incremental_module._CACHE = size
-                started = time.perf_counter()
-                evaluator.outputs(positions)
-                rates[size].append(len(positions) / (time.perf_counter() - started))
-    finally:
-        incremental_module._CACHE = used
+    for _ in range(rounds):
+        for size in sizes:
+            evaluator.plan = replace(evaluator.plan, profile=replace(CPU, layer_bytes=size))
+            started = time.perf_counter()
+            evaluator.outputs(positions)
+            rates[size].append(len(positions) / (time.perf_counter() - started))
     rows = []
     for size in sizes:
         rows.append(
@@ -413,7 +411,7 @@ def memory(workload: str, occluder: tuple[int, int]) -> list[dict[str, Any]]:
     grid = SweepGrid.over(shape[1:], occluder)
     positions = torch.arange(grid.positions)[grid.positions // 3 :][: 2000 if workload == "paper" else 512]
 
-    def ours(given: dict[str, bool]) -> int:  # includes the plan, the copy of the weights and the activations
+    def ours(given: dict[str, Any]) -> int:  # includes the plan, the copy of the weights and the activations
         evaluator = IncrementalEvaluator(model, grid, image, expected=grid.positions, **given)
         return incremental(evaluator, image, positions)
 

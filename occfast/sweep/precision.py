@@ -63,6 +63,21 @@ def float32_as(kind: Literal["ieee", "tf32"]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_benchmark() -> Iterator[None]:
+    """Let cuDNN choose convolutions by its heuristics, whatever ``torch.backends.cudnn.benchmark`` is.
+
+    Windows come in many shapes, and with the switch on cuDNN times every algorithm for each of them. The switch is
+    process-wide and is restored afterwards.
+    """
+    before = _BACKENDS.cudnn.benchmark
+    _BACKENDS.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        _BACKENDS.cudnn.benchmark = before
+
+
 # Each has an attribute fp32_precision: "ieee", "tf32", "bf16", or "none" to follow its backend.
 _BACKENDS: Any = torch.backends
 _OF_CPU = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from occfast.native import ops
-from occfast.sweep.evaluators.incremental.cuda_graphs import Graphs
+from occfast.sweep.evaluators.incremental.cuda_graphs import Graphs, OnCuda
 from occfast.sweep.evaluators.incremental.evaluator import IncrementalEvaluator
 from occfast.sweep.geometry import SweepGrid
 from tests.sweep.test_incremental import NETWORKS, TOLERANCE, make, some
@@ -128,6 +129,77 @@ def test_a_model_that_reads_a_value_is_not_captured(caplog: pytest.LogCaptureFix
         record(lambda: torch.ones(2) * float(torch.ones(2).sum()))
     with pytest.raises(RuntimeError, match="stream is capturing: lift_fresh"):
         record(lambda: torch.ones(2) * torch.tensor([1.0, 2.0]))
+
+
+class Device:
+    """CUDA's streams and graphs, of which only the order of the calls is kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = self.calls
+
+        class Stream:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def wait_stream(self, other: Stream) -> None:
+                calls.append(f"{self.name} waits for {other.name}")
+
+        class CUDAGraph:
+            def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+                calls.append(f"begin in {pool}, {capture_error_mode}")
+
+            def capture_end(self) -> None:
+                calls.append("end")
+
+            def replay(self) -> None:
+                calls.append("replay")
+
+        @contextmanager
+        def inside(what: object) -> Iterator[None]:
+            name = what.name if isinstance(what, Stream) else str(what)
+            calls.append(f"into {name}")
+            yield
+            calls.append(f"out of {name}")
+
+        outside = Stream("outside")
+        for name, value in {
+            "Stream": lambda device: Stream("side"),
+            "CUDAGraph": CUDAGraph,
+            "graph_pool_handle": lambda: "one pool",
+            "current_stream": lambda device: outside,
+            "device": inside,
+            "stream": inside,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_capture_is_raw_and_all_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Device()
+    made.install(monkeypatch)
+    capture = OnCuda(torch.device("cuda", 0))
+    expected = ["side waits for outside", "into cuda:0", "into side", "begin in one pool, thread_local"]
+    for _ in range(2):
+        made.calls.clear()
+        out, replay = capture(lambda: torch.ones(3))
+        assert made.calls == [*expected, "end", "out of side", "out of cuda:0", "outside waits for side"]
+        assert out.tolist() == [1.0] * 3
+        replay()
+        assert made.calls[-1] == "replay"
+
+
+def test_a_broken_capture_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Device()
+    made.install(monkeypatch)
+
+    def fail() -> Tensor:
+        raise ValueError("of the model")
+
+    with pytest.raises(ValueError, match="of the model"):
+        OnCuda(torch.device("cuda", 0))(fail)
+    assert made.calls[-1] == "end"
 
 
 def test_off_by_default_and_on_a_cpu() -> None:

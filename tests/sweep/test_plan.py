@@ -31,7 +31,7 @@ def calibrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[torch.
     """Return the dtypes that were measured; measuring takes no time and gives the built-in rates, half as fast."""
     done: list[torch.dtype] = []
 
-    def measure(dtype: torch.dtype) -> tuple[dict[str, float], bool]:
+    def measure(dtype: torch.dtype, device: torch.device) -> tuple[dict[str, float], bool]:
         done.append(dtype)
         return {kind: (2.0 + len(done)) * value for kind, value in SECONDS.items()}, quiet[0]
 
@@ -89,7 +89,7 @@ def test_a_noisy_machine_is_measured_again_and_the_fastest_counts(
     calibrations: list[torch.dtype], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = module.measure
-    monkeypatch.setattr(module, "measure", lambda dtype: (plain(dtype)[0], False))
+    monkeypatch.setattr(module, "measure", lambda dtype, device: (plain(dtype, device)[0], False))
     first = rates(CPU, torch.float32)
     for _ in range(5):
         forget()

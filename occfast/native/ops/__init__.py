@@ -5,7 +5,7 @@ Every op is registered with ``torch.library`` under ``torch.ops.occfast``, for C
 receive addresses in structs with named fields (``csrc/api.h``). Importing this compiles nothing.
 """
 
-from .common import IMAGE_DTYPES, dense, is_channels_last
+from .common import IMAGE_DTYPES, dense, has_kernels, is_channels_last
 from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution
 from .occluder_checks import occlude_by_channel, occlude_validated, outside_range, paint_by_channel
 from .occluders import KINDS, draw_occluders, occlude, occlude_, paint_occluders, paint_occluders_
@@ -24,6 +24,7 @@ __all__ = [
     "draw_occluders",
     "gather_pieces",
     "gather_windows",
+    "has_kernels",
     "is_channels_last",
     "occlude",
     "occlude_",

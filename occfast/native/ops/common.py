@@ -40,6 +40,11 @@ def module_for(device: torch.device) -> Any:
     return loader.module("cuda" if device.type == "cuda" else "cpu")
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Return whether the ops run natively on a device, not as PyTorch twins."""
+    return module_for(device) is not None
+
+
 @functools.lru_cache(maxsize=64)
 def _threads(native: Any, count: int) -> Any:
     return native.ExecContext(threads=count, stream=None)

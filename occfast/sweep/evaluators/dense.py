@@ -36,6 +36,7 @@ class DenseEvaluator:
 
     Attributes:
         layout: Memory format of the copies, "contiguous" or "channels_last".
+        rate: Positions per second that :meth:`tune` measured; 0 if none fitted into memory.
     """
 
     method = "dense"
@@ -48,6 +49,7 @@ class DenseEvaluator:
         self._model = model
         self._last: Callable[[Tensor], Tensor] | None = None
         self.layout = "contiguous"
+        self.rate = 0.0
 
     def images_at_once(self, images: Tensor, memory_limit: int | None) -> int:
         """Return the number of images of a block that can be started together: all."""
@@ -141,6 +143,7 @@ class DenseEvaluator:
                     break
                 batch *= 2
         self.set_layout(best[2])
+        self.rate = best[0]
         return best[1]
 
     def _rate(self, batch: int, total: int, device: torch.device) -> tuple[float, float]:

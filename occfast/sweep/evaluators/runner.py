@@ -16,9 +16,12 @@ from ..options import EXACT, Options
 from ..precision import float32_as
 from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncremental, compared_outputs, example
 from .dense import DenseEvaluator
+from .incremental.batch import fused_block
+from .incremental.device import profile_of
 from .incremental.evaluator import IncrementalEvaluator
 from .incremental.rates import built_in
 from .protocol import Evaluator
+from .trial import WORTH_MEASURING, faster
 
 _log = logging.getLogger("occfast")
 
@@ -138,6 +141,16 @@ class Runner:
         assert self._evaluator is not None
         return self._evaluator.order(positions)
 
+    def piece(self, images: int) -> int:
+        """Return how many positions of some started images to run at a time, so that processes can share them."""
+        if not isinstance(self._evaluator, IncrementalEvaluator):
+            return self.batch_size  # which is small already
+        profile = self._evaluator.plan.profile
+        if profile.spans_images:
+            return self.batch_size
+        of_an_image = -(-profile.pieces // images)
+        return min(self.batch_size, -(-self.grid.positions // of_an_image))
+
     def _start_evaluator(self, images: Tensor, fill: Tensor) -> None:
         assert self._evaluator is not None
         self._evaluator.start(images, fill)
@@ -155,13 +168,13 @@ class Runner:
         if "dense" in (method, self.method):
             self._check_model(images)
             return dense
+        count = self.expected_images or images.shape[0]
         few: dict[str, Any] = {} if method in EXACT else {"share_early": False, "expected": _FEW}
         try:
             if not isinstance(self.model, nn.Module):
                 raise NotIncremental("a function can't be traced, an nn.Module can")
-            incremental = IncrementalEvaluator(
-                self.model, self.grid, images, batch=self.options.batch_size, memory_limit=limit, **few
-            )
+            made = self._incremental_ones(self.model, images, count, **few)
+            incremental = made[0]
             incremental.images_at_once(images, limit)
         except NotIncremental as reason:
             self._check_model(images)  # some reasons rule out a dense sweep as well
@@ -169,11 +182,16 @@ class Runner:
                 raise ValueError(f"method: 'incremental' can't sweep this model: {reason}") from reason
             _log.info("the sweep is dense: %s", reason)
             return dense
-        if method == "incremental" or self.method:
+        required = method == "incremental" or bool(self.method)
+        if self._chooses(images, count):
+            chosen = faster(None if required else dense, made, images[:1], count, limit)
+            if chosen is not None:
+                return chosen
+        if required:
             return incremental
         # Processes must choose alike, and their machines may differ.
         speeds = None if self._measured else built_in(images.device, images.dtype)
-        forecast = incremental.forecast(self.expected_images or images.shape[0], speeds)
+        forecast = incremental.forecast(count, speeds)
         if not forecast.worth_it:
             whole = incremental.plan.whole_from
             _log.info(
@@ -183,6 +201,21 @@ class Runner:
             )
             return dense
         return incremental
+
+    def _incremental_ones(self, model: nn.Module, images: Tensor, count: int, **few: Any) -> list[IncrementalEvaluator]:
+        """Return the incremental evaluators to choose from: one or, on a GPU, also one with the native convolution."""
+        device = images.device
+        fuse: list[bool | None] = [None]
+        if self._chooses(images, count) and fused_block(images):
+            fuse = [False, True]
+        profile = profile_of(device, images.dtype, measured=self._measured)
+        given = {"batch": self.options.batch_size, "memory_limit": self.options.memory_limit, "profile": profile, **few}
+        return [IncrementalEvaluator(model, self.grid, images, fuse=f, together=count, **given) for f in fuse]
+
+    def _chooses(self, images: Tensor, count: int) -> bool:
+        """Return whether evaluators of so many images are measured."""
+        exact = self.options.method in EXACT
+        return images.device.type == "cuda" and self._measured and exact and count >= WORTH_MEASURING
 
     def _check_model(self, images: Tensor) -> None:
         """Check that the output for an image does not depend on the images beside it."""

@@ -9,7 +9,6 @@ import torch
 from ..evaluators.scorer import Scorer
 from .base import Sweep
 
-_PIECES = 12  # at least, of a block whose images are cut, so that processes can share a single image
 _ROUND = 10.0  # seconds between two exchanges of scores
 
 
@@ -43,10 +42,8 @@ class ExactSweep(Sweep):
             with group.guard():
                 scorer.start(first, last)
                 order = scorer.alike(torch.arange(start, end, device=scorer.scores.device))
-            whole = -(-_PIECES // (last - first))  # pieces of an image
             while (done := self.state.next - before) < end:
-                cut = scorer.method != "dense"  # whose batches are small already
-                piece = min(scorer.batch_size, -(-positions // whole)) if cut else scorer.batch_size
+                piece = scorer.piece(last - first)
                 stop = min(end, done + self._pieces * group.size * piece)
                 began = time.perf_counter()
                 pieces = order[done - start : stop - start].split(piece)

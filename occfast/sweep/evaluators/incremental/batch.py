@@ -14,10 +14,9 @@ from ....native import ops
 from ...geometry import SweepGrid
 from .analysis import Analysis
 from .builder import DenseRef
-from .layout import AxisLayout, EdgeLayout, Layout, Slot
+from .layout import AxisLayout, EdgeLayout, Layout, Slot, pastes
+from .rates import arithmetic
 from .steps import Derived, MapRef, Step
-
-_FAR = 1 << 40  # beyond every map
 
 
 class Buffers:
@@ -50,19 +49,21 @@ class Buffers:
 
 @dataclass
 class Strips:
-    """Maps that the positions of one image share, for each shared step.
+    """Maps that the positions of an image share, for each shared step, of one or several images.
 
-    The strips of the occluder's first edge come first.
+    The strips of the occluder's first edge come first, and among them those of the first image.
 
     Attributes:
-        rows: [2 * grid rows, C, h, W] of each step.
-        columns: [2 * grid columns, C, H, w] of each step.
-        image: Number of the image; -1: none.
+        rows: [2 * room * grid rows, C, h, W] of each step.
+        columns: [2 * room * grid columns, C, H, w] of each step.
+        images: Numbers of the images.
+        room: Images that there is room for.
     """
 
     rows: dict[int, Tensor] = field(default_factory=dict)
     columns: dict[int, Tensor] = field(default_factory=dict)
-    image: int = -1
+    images: range = range(0)
+    room: int = 1
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Activations:
         images, fill: [n, C, H, W].
         kept: Maps without an occluder, by step.
         full: Maps of images that are all fill, of the shared steps.
-        strips: Maps that the positions of the image in progress share.
+        strips: Maps that the positions of an image share, of the images in progress.
         sums: Sums of maps without an occluder over their pixels, float64 [n, C, 1, 1], of the steps that are pooled.
     """
 
@@ -90,8 +91,7 @@ class StepRunner:
 
     Args:
         analysis: The network.
-        fuse: Whether to gather windows and convolve them in one native pass where there is one (CPU, ungrouped
-            convolutions).
+        fuse: Whether to gather windows and convolve them in one native pass where there is one.
         images: Example with the device and dtype of the images.
     """
 
@@ -99,7 +99,7 @@ class StepRunner:
         self.analysis, self.steps = analysis, analysis.steps
         self.fused: dict[int, tuple[Any, ...]] = {}
         self.rest = {step.index: step.after for step in self.steps}  # what follows the result
-        block = ops.convolution_block(images) if fuse else 0
+        block = fused_block(images) if fuse else 0
         for step in self.steps:
             conv = step.conv
             if not block or conv is None or conv.groups != 1:
@@ -135,69 +135,118 @@ class StepRunner:
         return out
 
 
+def fused_block(images: Tensor) -> int:
+    """Return the channels of a block of the native convolution for such images; 0 if there is none.
+
+    It computes in the images' own dtype, so none is there for TF32.
+    """
+    own = str(images.dtype).removeprefix("torch.")
+    return ops.convolution_block(images) if arithmetic(images.device, images.dtype) == own else 0
+
+
 def compute_strips(
-    runner: StepRunner, layout: Layout, block: Activations, image: int, buffers: Buffers, fitting: Callable[[int], int]
+    runner: StepRunner,
+    layout: Layout,
+    block: Activations,
+    images: range,
+    buffers: Buffers,
+    fitting: Callable[[int], int],
 ) -> None:
-    """Compute the strips of an image, for every grid row and column.
+    """Compute the strips of some images, for every grid row and column.
 
     Args:
-        runner, layout, block: The network, the plan and the images; ``block.strips`` receives the result.
-        image: Number of the image in the block.
+        runner, layout, block: The network, the plan and the images; ``block.strips``, which has room for the images,
+            receives the result.
+        images: Numbers of the images in the block.
         buffers: Memory of the result.
-        fitting: Returns how many grid rows to compute at once if each needs this many numbers.
+        fitting: Returns how many strips to compute at once if each needs this many numbers.
     """
-    strips = block.strips
-    strips.image = -1  # should this be interrupted
-    device = block.images.device
-    for axis, mine in ((0, strips.rows), (1, strips.columns)):
-        ends = layout.strips[axis]
-        count = ends.table.shape[2]
-        everything = torch.tensor([[-_FAR, -_FAR, _FAR, _FAR, 0, 0, 0, 0]], device=device)
+    block.strips.images = range(0)  # should this be interrupted
+    for axis, mine in ((0, block.strips.rows), (1, block.strips.columns)):
+        pass_ = _StripRun(runner, layout, block, images, buffers, axis, mine)
         for step in runner.steps[1 : layout.shared]:
-            length = ends.length[step.index]
-            if length == 0:
-                continue
-            name = ("strips", axis, step.index)
-            if step.kind == "point":
-                out = runner.compute(step, [mine[step.inputs[0]]], ends.table[0, 0, :, None])
-                out = runner.finish(step, out)
-                mine[step.index] = buffers.hold(name, out.shape, out).copy_(out)
-                continue
-            a, across = step.axes[1 - axis], step.size[1 - axis]
-            size = [0, 0]
-            size[axis], size[1 - axis] = length, across
-            like = torch.empty(0, dtype=step.dtype, device=device)
-            strip = buffers.hold(name, (2 * count, step.channels, *size), like)
-            chunk = max(1, min(count, fitting(step.channels * length * across * 2)))
-            for first in range(0, count, chunk):
-                index = torch.arange(first, min(first + chunk, count), device=device)
-                zero = torch.zeros_like(index)
-                inputs = []
-                for k, source in enumerate(step.inputs):
-                    window = [0, 0]
-                    window[axis], window[1 - axis] = ends.window[step.index, k], (across - 1) * a.stride + a.span
-                    cuts, strip_of = ends.cuts[source], mine.get(source)
-                    inputs.append(
-                        ops.gather_pieces(
-                            block.kept[source],
-                            block.full[source],
-                            torch.full_like(index, image),
-                            *((index, zero, cuts, everything) if axis == 0 else (zero, index, everything, cuts)),
-                            ends.origins((step.index, k), index, -a.padding, axis),
-                            *window,
-                            strip_of if axis == 0 else None,
-                            strip_of if axis == 1 else None,
-                            None,
-                            [0, 0, 0, 0],
-                            step.padding_value,
-                            *runner.fused.get(step.index, ()),
-                        )
-                    )
-                out = runner.finish(step, runner.compute(step, inputs, ends.origins(step.index, index, 0, axis)))
-                strip[first : first + len(index)] = out[: len(index)]
-                strip[count + first : count + first + len(index)] = out[len(index) :]
-            mine[step.index] = strip
-    strips.image = image
+            if layout.strips[axis].length[step.index]:
+                pass_.compute(step, fitting)
+    block.strips.images = images
+
+
+class _StripRun:
+    """Computation of the strips along one axis; ``mine`` receives them."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        layout: Layout,
+        block: Activations,
+        images: range,
+        buffers: Buffers,
+        axis: int,
+        mine: dict[int, Tensor],
+    ) -> None:
+        self._runner, self._block, self._images, self._buffers = runner, block, images, buffers
+        self._axis, self._mine = axis, mine
+        ends = layout.strips[axis]
+        self._lines = ends.table.shape[2]  # grid rows or columns
+        self._room = block.strips.room * self._lines  # strips of an edge that there is room for
+        self._count = len(images) * self._lines
+        self._ends = ends.of_images(block.strips.room) if block.strips.room > 1 else ends
+        self._index = torch.arange(self._count, device=block.images.device)
+        self._zero = torch.zeros_like(self._index)
+        self._image = torch.full_like(self._index, images.start)
+        if len(images) > 1:
+            self._image += self._index // self._lines
+
+    def compute(self, step: Step, fitting: Callable[[int], int]) -> None:
+        """Compute the strips of one step, with all grid rows of an image or some of them at a time."""
+        runner, axis, mine, length = self._runner, self._axis, self._mine, self._ends.length[step.index]
+        name = ("strips", axis, step.index)
+        if step.kind == "point":
+            out = runner.compute(step, [mine[step.inputs[0]]], self._ends.table[0, 0, :, None])
+            out = runner.finish(step, out)
+            mine[step.index] = self._buffers.hold(name, out.shape, out).copy_(out)
+            return
+        across = step.size[1 - axis]
+        size = [0, 0]
+        size[axis], size[1 - axis] = length, across
+        like = torch.empty(0, dtype=step.dtype, device=self._index.device)
+        strip = self._buffers.hold(name, (2 * self._room, step.channels, *size), like)
+        by_edge = strip.unflatten(0, (2, self._room))
+        chunk = max(1, min(self._count, fitting(step.channels * length * across * 2)))
+        for first in range(0, self._count, chunk):
+            part = slice(first, min(first + chunk, self._count))
+            inputs = [self._window(step, k, part) for k in range(len(step.inputs))]
+            out = runner.finish(step, runner.compute(step, inputs, self._origins(step.index, part)))
+            by_edge[:, part] = out.unflatten(0, (2, -1))
+        mine[step.index] = strip
+
+    def _window(self, step: Step, k: int, part: slice) -> Tensor:
+        """Return the windows of an input of some strips, or their convolution."""
+        axis, ends, source, a = self._axis, self._ends, step.inputs[k], step.axes[1 - self._axis]
+        window = [0, 0]
+        window[axis], window[1 - axis] = ends.window[step.index, k], (step.size[1 - axis] - 1) * a.stride + a.span
+        cuts, strips = ends.cuts[source], self._mine.get(source)
+        index, zero = self._index[part], self._zero[part]
+        return ops.gather_pieces(  # type: ignore[no-any-return]
+            self._block.kept[source],
+            self._block.full[source],
+            self._image[part],
+            *((index, zero, cuts, ends.everywhere) if axis == 0 else (zero, index, ends.everywhere, cuts)),
+            self._origins((step.index, k), part),
+            *window,
+            strips if axis == 0 else None,
+            strips if axis == 1 else None,
+            None,
+            [0, 0, 0, 0],
+            step.padding_value,
+            *self._runner.fused.get(step.index, ()),
+        )
+
+    def _origins(self, name: Slot, part: slice) -> Tensor:
+        """Return the first pixels of some strips or windows, [2 strips, 2]."""
+        origins = self._ends.origins[name]
+        if len(self._images) > 1:
+            origins = origins.repeat(1, len(self._images), 1)
+        return origins[:, part].reshape(-1, 2)
 
 
 class BatchRun:
@@ -225,6 +274,10 @@ class BatchRun:
         self._runner, self._grid, self._block = runner, grid, block
         self._rows, self._columns, self._shared = rows, columns, shared
         self._n, self._i, self._j = indices.unbind(0)
+        self._strip_row, self._strip_column = self._i, self._j
+        if block.strips.room > 1:  # the strips of all images, from the first one on
+            self._strip_row = self._n * grid.rows + self._i
+            self._strip_column = self._n * grid.columns + self._j
         self._starts = torch.stack((rows.table[:, self._i], columns.table[:, self._j]), -1).unbind(0)
         self._values: dict[int, Tensor] = {}
         self._sizes: dict[fx.Node, Any] = {}
@@ -285,8 +338,8 @@ class BatchRun:
             block.kept[source],
             block.full[source],
             self._n,
-            self._i,
-            self._j,
+            self._strip_row,
+            self._strip_column,
             rows.cuts[source],
             columns.cuts[source],
             origins,
@@ -426,14 +479,13 @@ class BatchRun:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def pastes(step: Step, rows: AxisLayout, columns: AxisLayout) -> bool:
-    """Return whether a sum is taken of the whole map, as the rectangles are more than half of it."""
-    return 2 * rows.extents[step.index].length * columns.extents[step.index].length > step.size[0] * step.size[1]
-
-
 def pixel_sum(maps: Tensor) -> Tensor:
     """Return the sums of maps [M, C, h, w] over their pixels, float64 [M, C], so that differences of sums are exact."""
     return maps.sum((2, 3), dtype=torch.float64)
+
+
+class _AllSeen(BaseException):
+    """Ends a run of :class:`MapRecorder`; no error, so the interpreter does not report it as one."""
 
 
 class MapRecorder(fx.Interpreter):
@@ -447,7 +499,18 @@ class MapRecorder(fx.Interpreter):
     def __init__(self, traced: fx.GraphModule, keep: dict[fx.Node, Step]) -> None:
         super().__init__(traced)
         self._keep = keep
+        self._stop = False
         self.seen: dict[int, Tensor] = {}
+
+    def record(self, images: Tensor) -> None:
+        """Run the network up to the last wanted step."""
+        self._stop = True
+        try:
+            self.run(images)
+        except _AllSeen:
+            pass
+        finally:
+            self._stop = False
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and keep its map as [N, C, H, W] if it is wanted."""
@@ -455,4 +518,6 @@ class MapRecorder(fx.Interpreter):
         if n in self._keep:
             step = self._keep[n]
             self.seen[step.index] = value.permute(0, 3, 1, 2) if step.channels_last else value
+            if self._stop and len(self.seen) == len(self._keep):
+                raise _AllSeen
         return value

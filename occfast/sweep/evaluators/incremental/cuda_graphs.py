@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -18,7 +19,11 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
 
 
 class OnCuda:
-    """Captures CUDA graphs. Their intermediate results share one pool of memory, since one graph runs at a time."""
+    """Captures CUDA graphs. Their intermediate results share one pool of memory, since one graph runs at a time.
+
+    ``torch.cuda.graph`` would wait for the device, collect garbage and empty the cache of free memory for each graph,
+    which takes longer than a batch.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -27,11 +32,18 @@ class OnCuda:
     def __call__(self, function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         """Capture a function; return its output and the function that replays it."""
         graph = torch.cuda.CUDAGraph()
-        # The outer context restores the current stream, which a failed capture does not.
-        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
-            capturing = torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local")
-            with capturing:
+        outside = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
                 out = function()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the capture is broken; ending it leaves the stream usable
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        outside.wait_stream(self._stream)
         return out, graph.replay
 
 

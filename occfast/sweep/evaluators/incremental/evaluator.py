@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from ....native import ops
 from ...geometry import SweepGrid
 from ...memory import available_bytes
-from ...precision import float32_as
+from ...precision import float32_as, without_benchmark
 from ..behavior import TOLERANCE, NotIncremental, agree, compared_outputs, example
 from .analysis import Analysis
-from .batch import Activations, BatchRun, Buffers, MapRecorder, StepRunner, Strips, compute_strips, pastes, pixel_sum
+from .batch import Activations, BatchRun, Buffers, MapRecorder, StepRunner, Strips, compute_strips, pixel_sum
 from .builder import first_line
 from .cuda_graphs import Graphs, OnCuda
 from .defaults import BLOCK
+from .device import DeviceProfile, profile_of
 from .forecast import Forecast
 from .layout import AxisLayout, plan
 from .rates import Rates, is_calibrated, rates
@@ -28,9 +29,8 @@ from .steps import Step
 from .trace import trace
 
 _HALF = (torch.float16, torch.bfloat16)
-_CACHE = 16 << 20  # bytes of one layer's rectangles in a batch; the fastest in bench/results/sweep-batch-cpu.md
+_TOGETHER = 16  # images at most that a plan counts on
 _CLEAN_BATCH = 8  # images in a forward pass without an occluder
-_SIZES = 8  # of the batches of a group, where each is a graph
 
 
 class IncrementalEvaluator:
@@ -42,18 +42,20 @@ class IncrementalEvaluator:
         images: Example of what will be swept (shape, dtype, device), [N, C, H, W] with N >= 1.
         most_classes: Largest number of classes of grid rows, and of grid columns, with rectangles of their own size;
             None weighs the work that more classes save against the calls that they cost.
-        batch: Positions computed together; None: as many as stay in the processor's cache.
+        batch: Positions computed together; None: as many as suit the device.
         fold_tail: Whether to compute a convolution whose map is only averaged from window sums.
         share_early: Whether positions share the layers whose receptive field is smaller than the occluder: only its
             four corners are computed for each position, the edges between them once for a grid row or column, and the
             interior once.
-        fuse: Whether to gather and convolve in one native pass where there is one (CPU, ungrouped convolutions).
+        fuse: Whether to gather and convolve in one native pass where there is one: ungrouped convolutions in float32
+            and, on a CPU, in float64. None: on a CPU.
         expected: Positions that will be evaluated per image; None: all of the grid. Sharing starts with work for each
             image, which few positions do not repay.
         memory_limit: Bytes; what positions share takes at most a quarter of them.
         cuda_graphs: Whether to replay batches whose shapes repeat as CUDA graphs on a GPU. Their intermediate results
-            take as much memory again as a batch. Off until it has been run on hardware: no GPU has seen this path yet.
-            It has no effect on a CPU.
+            take as much memory again as a batch. No GPU has seen this path yet. It has no effect on a CPU.
+        profile: Batches and costs; None: those of the images' device.
+        together: Images that will be swept together, for the plan of a GPU.
 
     Attributes:
         plan: The :class:`~.layout.Layout`.
@@ -77,10 +79,12 @@ class IncrementalEvaluator:
         batch: int | None = None,
         fold_tail: bool = True,
         share_early: bool = True,
-        fuse: bool = True,
+        fuse: bool | None = None,
         expected: int | None = None,
         memory_limit: int | None = None,
         cuda_graphs: bool = False,
+        profile: DeviceProfile | None = None,
+        together: int = 1,
     ) -> None:
         self._grid, self._batch = grid, batch
         try:
@@ -90,11 +94,15 @@ class IncrementalEvaluator:
                 lowered = traced if pair.dtype == images.dtype else copy.deepcopy(traced).to(images.dtype)
                 self._analysis = Analysis(lowered, pair.to(images.dtype), fold_tail)
                 outputs = _compared(wide, traced, pair)
+            self._runner = StepRunner(self._analysis, images.device.type == "cpu" if fuse is None else fuse, images)
             self.plan = plan(
                 self._analysis.steps,
                 grid,
                 entries=len(self._analysis.program),
                 device=images.device,
+                profile=profile or profile_of(images.device, images.dtype),
+                fused=frozenset(self._runner.fused),
+                images=min(together, _TOGETHER),
                 expected=expected,
                 most_classes=most_classes,
                 share_early=share_early and grid.mask is None,  # shared pieces are made of rectangles
@@ -108,17 +116,31 @@ class IncrementalEvaluator:
         self._bytes_per_output = outputs * images.element_size()
         self._element_size = images.element_size()
         self._memory = 1 << 62  # bytes for the rectangles of a batch
-        self._runner = StepRunner(self._analysis, fuse, images)
         self._like = images[:0]
         self._block: Activations | None = None
         self._buffers = Buffers(self._forget_graphs)
-        device = images.device
-        self.graphs = Graphs(self._run, lambda: OnCuda(device)) if cuda_graphs and device.type == "cuda" else None
+        self._room = 1  # images whose strips are kept
+        self._axes: dict[tuple[int, int], tuple[AxisLayout, AxisLayout]] = {}
+        self.graphs: Graphs | None = None
+        self.use_graphs(cuda_graphs)
 
     # The interface of evaluators ----------------------------------------------------------------------
 
     def set_layout(self, layout: str) -> None:
         """Do nothing: there is one memory format."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of a map."""
+        return self._grid.positions
+
+    def use_graphs(self, wanted: bool) -> None:
+        """Replay batches whose shapes repeat as CUDA graphs from now on, or no longer. Outputs have the same bits."""
+        device = self._like.device
+        if not wanted or device.type != "cuda":
+            self.graphs = None
+        elif self.graphs is None:
+            self.graphs = Graphs(self._run, lambda: OnCuda(device))
 
     def forecast(self, images: int = 1, speeds: Rates | None = None) -> Forecast:
         """Predict the time of a dense and of this sweep.
@@ -139,7 +161,7 @@ class IncrementalEvaluator:
             rates(like.device, like.dtype) if speeds is None else speeds,
             block,
             fused,
-            lambda group: self._batch or self._largest_batch(*self.plan.axes_of(group)),
+            lambda group: self._batch or self.plan.largest_batch(group, self._memory),
             images,
         )
 
@@ -154,7 +176,9 @@ class IncrementalEvaluator:
             NotIncremental: The memory does not hold one image.
         """
         limit = memory_limit if memory_limit is not None else available_bytes(images.device) // 4
-        fit = (limit // 2 - self.plan.bytes_of_strips) // max(1, self.plan.bytes_per_image)
+        one = self.plan.bytes_of_images(1)
+        each = max(1, self.plan.bytes_of_images(2) - one)
+        fit = (limit // 2 - one) // each + 1
         if fit < 1:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of an image")
         return int(min(fit, images.shape[0]))
@@ -162,18 +186,24 @@ class IncrementalEvaluator:
     def tune(self, total: int, memory_limit: int | None) -> int:
         """Return the number of positions for one call of :meth:`outputs`, within ``memory_limit`` bytes.
 
-        Positions whose rectangles are alike are computed together, so a whole map at once is best; it is cut into
-        batches inside. Call after :meth:`start`.
+        Positions whose rectangles are alike are computed together, so a whole map at once is best, or all of them where
+        batches span images; they are cut into batches inside. Call after :meth:`start`.
         """
-        limit = memory_limit if memory_limit is not None else 1 << 62
-        images = len(self._started.images)
-        left = limit - self.plan.bytes_per_image * images - self.plan.bytes_of_strips
+        block = self._started.images
+        images, device = len(block), block.device
+        if memory_limit is None and device.type == "cuda":
+            limit, left = 0, available_bytes(device) // 4  # what is kept is allocated already
+        else:
+            limit = memory_limit if memory_limit is not None else 1 << 62
+            left = limit - self.plan.bytes_of_images(images)
         if left <= 0:
             raise NotIncremental(f"{limit >> 20} MiB do not hold the activations of {images} images")
-        self._memory = left * 3 // (8 if self.graphs else 4)  # graphs have memory of their own
-        return int(max(1, min(total, self._grid.positions, left // 8 // max(1, self._bytes_per_output))))
+        self._memory = left * 3 // (8 if device.type == "cuda" else 4)  # CUDA graphs have memory of their own
+        most = total if self.plan.profile.spans_images else min(total, self._grid.positions)
+        return int(max(1, min(most, left // 8 // max(1, self._bytes_per_output))))
 
     @torch.no_grad()
+    @without_benchmark()
     def start(self, images: Tensor, fill: Tensor) -> Tensor:
         """Keep the activations of a block of images without an occluder.
 
@@ -192,7 +222,7 @@ class IncrementalEvaluator:
         full: dict[int, Tensor] = {}
         if self.plan.shared:
             shared = {node: step for node, step in keep.items() if step.index < self.plan.shared}
-            full = self._recorded("full", covered, shared)[1]
+            full = self._recorded("full", covered, shared, outputs=False)[1]
         sums: dict[int, Tensor] = {}
         for step in self.plan.steps:
             if step.pooled is not None:
@@ -200,10 +230,13 @@ class IncrementalEvaluator:
                 if not bool(sum_of.isfinite().all()):
                     continue  # a difference would be NaN
                 sums[step.inputs[0]] = self._buffers.hold(("sum", step.inputs[0]), sum_of.shape, sum_of).copy_(sum_of)
-        self._block = Activations(given, covered, kept, full, Strips(), sums)
+        if self.plan.profile.spans_images:
+            self._room = max(self._room, len(images))
+        self._block = Activations(given, covered, kept, full, Strips(room=self._room), sums)
         return outputs
 
     @torch.no_grad()
+    @without_benchmark()
     def outputs(self, positions: Tensor) -> Tensor:
         """Return the outputs [M, K] at flat positions int64 [M]; large M is fastest."""
         if not len(positions):
@@ -219,9 +252,10 @@ class IncrementalEvaluator:
         start = 0
         for g, count in zip(*(t.tolist() for t in torch.unique(group, return_counts=True)), strict=True):
             image, g = divmod(g, self.plan.groups)
-            if self.plan.shared and image != block.strips.image:
-                compute_strips(self._runner, self.plan, block, image, self._buffers, self._fitting)
-            size = self._size(count, self._batch or self._largest_batch(*self.plan.axes_of(g)))
+            if self.plan.shared and image not in block.strips.images:
+                images = range(len(block.images)) if self.plan.profile.spans_images else range(image, image + 1)
+                compute_strips(self._runner, self.plan, block, images, self._buffers, self._fitting)
+            size = self.plan.batch_size(count, self._batch or self.plan.largest_batch(g, self._memory))
             for first in range(start, start + count, size):
                 # The last batch is filled up with positions done before: one shape, so one compiled kernel.
                 end = min(first + size, start + count)
@@ -239,8 +273,9 @@ class IncrementalEvaluator:
 
     def release(self) -> None:
         """Forget the images and free the memory of their activations."""
-        self._block = None
+        self._block, self._room = None, 1
         self._forget_graphs()
+        self._axes.clear()
         self._buffers = Buffers(self._forget_graphs)
 
     def order(self, positions: Tensor) -> Tensor:
@@ -255,58 +290,44 @@ class IncrementalEvaluator:
             raise RuntimeError("start() comes first")
         return self._block
 
-    def _recorded(self, name: str, images: Tensor, keep: dict[fx.Node, Step]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return the outputs and the maps of some steps for whole images."""
-        maps, outputs = {0: images}, []
+    def _recorded(
+        self, name: str, images: Tensor, keep: dict[fx.Node, Step], outputs: bool = True
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the outputs, or none, and the maps of some steps for whole images."""
+        maps: dict[int, Tensor] = {0: images}
+        found: list[Tensor] = []
         for first in range(0, len(images), _CLEAN_BATCH):
             part = images[first : first + _CLEAN_BATCH]
             recorder = MapRecorder(self._analysis.traced, keep)
-            outputs.append(recorder.run(part))
+            if outputs:
+                found.append(recorder.run(part))
+            elif keep:
+                recorder.record(part)
             for k, value in recorder.seen.items():
                 if first == 0:
                     maps[k] = self._buffers.hold((name, k), (len(images), *value.shape[1:]), value)
                 maps[k][first : first + len(part)] = value
-        return torch.cat(outputs), maps
-
-    def _largest_batch(self, rows: AxisLayout, columns: AxisLayout) -> int:
-        """Return how many positions have windows and results that stay in the cache and within memory."""
-        largest, steps = self._element_size, self.plan.steps
-        for step in steps[1:]:
-            if step.pooled is not None and not self._pastes(step, rows, columns):
-                continue
-            if not step.is_map:
-                whole = step.numbers + sum(steps[k].channels * steps[k].size[0] * steps[k].size[1] for k in step.inputs)
-                largest = max(largest, whole * self._element_size)
-                continue
-            v, h = rows.extents[step.index].length, columns.extents[step.index].length
-            if step.index < self.plan.shared and rows.ends is not None and columns.ends is not None:
-                v, h = (2 * ends.length[step.index] for ends in (rows.ends, columns.ends))
-            numbers = step.channels * v * h
-            if step.index not in self._runner.fused:
-                stride = step.axes[0].stride * step.axes[1].stride
-                numbers += sum(steps[k].channels * v * h * stride for k in step.inputs)
-            largest = max(largest, numbers * step.dtype.itemsize)
-        return int(max(1, min(256, _CACHE // largest, self._memory // (4 * largest))))
-
-    def _pastes(self, step: Step, rows: AxisLayout, columns: AxisLayout) -> bool:
-        source = step.inputs[0]
-        return source < self.plan.shared or pastes(self.plan.steps[source], rows, columns)
-
-    def _size(self, count: int, most: int) -> int:
-        """Return the size of the batches that ``count`` positions are cut into: evenly or, for graphs, in few sizes."""
-        even = -(-count // -(-count // most))
-        step = max(1, most // _SIZES) if self.graphs else 1
-        return min(most, -(-even // step) * step)
+        return torch.cat(found) if outputs else images[:0], maps
 
     def _run(self, group: int, indices: Tensor) -> Tensor:
         """Return the outputs [M, K] at indices (image, grid row, grid column) [3, M] of positions of a group."""
-        rows, columns = self.plan.axes_of(group)
+        rows, columns = self._axes_of(group)
         run = BatchRun(self._runner, self._grid, self._started, rows, columns, self.plan.shared, indices)
         return run.run()
 
+    def _axes_of(self, group: int) -> tuple[AxisLayout, AxisLayout]:
+        """Return the layouts of rows and columns of a group, for as many images as strips are kept of."""
+        if self._room == 1 or not self.plan.shared:
+            return self.plan.axes_of(group)
+        key = group, self._room
+        if key not in self._axes:
+            rows, columns = self.plan.axes_of(group)
+            self._axes[key] = rows.of_images(self._room), columns.of_images(self._room)
+        return self._axes[key]
+
     def _fitting(self, numbers: int) -> int:
-        """Return how many items of this many numbers each stay in the processor's cache."""
-        return max(1, _CACHE // (numbers * self._element_size))
+        """Return how many items of this many numbers each a batch holds."""
+        return max(1, self.plan.profile.layer_bytes // (numbers * self._element_size))
 
     def _forget_graphs(self) -> None:
         if self.graphs:

@@ -16,14 +16,13 @@ from .work import Work, added, convolution, interpolated, scaled
 
 #: Predicted speed-up from which ``method="auto"`` sweeps incrementally.
 WORTH_IT = 1.1
-_DENSE_BATCH = 8  # copies in a forward pass of the dense sweep, among which the cost of calls is divided
+_CLEAN_BATCH = 8  # images in a forward pass without an occluder, among which the cost of calls is divided
 #: Forward passes of single images before a sweep: tracing, comparisons and the recording of shapes; the first ones of a
 #: dense sweep, which tries batch sizes.
 _SETUP_PASSES, _DENSE_PASSES = 24.0, 80.0
 _NODE_CALLS, _STEP_CALLS = 600.0, 1300.0  # calls that take as long as the analysis of a node, and the plan of a step
 _STEP_READS = 2.0  # reads of a window that take as long as the calls of a step, for each of its inputs and itself
 _CHECKED = 6.0  # positions that both sweeps evaluate, to be compared
-_PIECES = 12  # of an image's positions, each of which ends with a batch that is not full
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Forecast:
     @cached_property
     def dense(self) -> float:
         """Seconds of the dense sweep of all images."""
-        each = self._seconds(self.analysis.dense, _DENSE_BATCH)
+        each = self._seconds(self.analysis.dense, self.layout.profile.dense_batch)
         return each * self.layout.expected * self.images + self._dense_setup
 
     @cached_property
@@ -122,7 +121,7 @@ class Forecast:
         by_torch: Work = {}
         if step.conv is not None:
             by_torch = convolution(step.conv.weight, area, step.conv.groups)
-        dense = self._seconds(added(work, by_torch), _DENSE_BATCH)
+        dense = self._seconds(added(work, by_torch), self.layout.profile.dense_batch)
         if share is None:
             return Layer(step.label, None, None, dense, self._seconds(self._whole(step, work)))
         conv = by_torch
@@ -191,8 +190,10 @@ class Forecast:
         layout = self.layout
         counts = torch.bincount(layout.group_of(torch.arange(layout.grid.positions)), minlength=layout.groups).tolist()
         share = layout.expected / layout.grid.positions
-        batches = sum(max(1.0, share * count / self.batch(group)) for group, count in enumerate(counts) if count)
-        return float(min(batches + _PIECES / self.images, layout.expected))
+        least = 1.0 / self.images if layout.profile.spans_images else 1.0
+        batches = sum(max(least, share * count / self.batch(group)) for group, count in enumerate(counts) if count)
+        # Each piece of an image ends with a batch that is not full.
+        return float(min(batches + self.layout.profile.pieces / self.images, layout.expected))
 
     @cached_property
     def _overhead(self) -> float:
@@ -206,13 +207,13 @@ class Forecast:
     @cached_property
     def _dense_setup(self) -> float:
         """Seconds of comparisons and of the search for the fastest batch size."""
-        return _DENSE_PASSES * self._seconds(self.analysis.dense, _DENSE_BATCH)
+        return _DENSE_PASSES * self._seconds(self.analysis.dense, self.layout.profile.dense_batch)
 
     @cached_property
     def _setup(self) -> float:
         """Seconds before the first position, the clean activations of all images and the comparison of positions."""
         once = self._seconds(self.analysis.dense, 1)
-        clean = self._seconds(self.analysis.dense, _DENSE_BATCH) * (2 if self.layout.shared else 1)
+        clean = self._seconds(self.analysis.dense, _CLEAN_BATCH) * (2 if self.layout.shared else 1)
         nodes = len(self.analysis.traced.graph.nodes)
         checked = min(_CHECKED, self.layout.expected * self.images // 500) or 1.0
         return (

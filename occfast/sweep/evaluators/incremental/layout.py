@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,13 +12,11 @@ import torch
 from torch import Tensor
 
 from ...geometry import SweepGrid
+from .device import DeviceProfile
 from .intervals import Extent, Intervals, Ints, classes, extent, occluded, through
 from .steps import Step
 
-#: Cost of a call on a group of positions in multiply-adds that take as long: about 50 microseconds on two cores.
-#: The figure for a GPU is a guess; it has not been measured.
-_CALL = {"cpu": 4e6, "cuda": 1e8}
-_CLASSES = (16, 8, 6, 4, 3, 2, 1)
+_FAR = 1 << 40  # beyond every map
 
 #: Name of a row of a table of starts: a step, a window (step, input), ("crop", step), "occluder" or "zero".
 Slot = int | tuple[int | str, int] | str
@@ -34,7 +33,11 @@ class EdgeLayout:
         window: Length of the window of each input.
         slot: Row of each name in ``table``.
         table: int64 [slots, 2, grid rows], starts of pieces and windows at the first and the last edge.
-        cuts: For each step, int64 [grid rows, 8]: ``Cuts`` in csrc/api.h.
+        cuts: For each step, int64 [grid rows, 8]: ``Cuts`` in csrc/api.h. Several images may have a copy each, one
+            after the other.
+        origins: Of strips, int64 [2, grid rows, 2]: first pixels of pieces and windows, by the names in ``slot``; empty
+            for a class of grid rows.
+        everywhere: ``Cuts`` of a map along the strips, int64 [1, 8].
     """
 
     length: dict[int, int]
@@ -43,17 +46,22 @@ class EdgeLayout:
     slot: dict[Slot, int]
     table: Tensor
     cuts: dict[int, Tensor]
-
-    def origins(self, name: Slot, index: Tensor, across: int, axis: int) -> Tensor:
-        """Return the origins [2 * rows, 2] of strips or their windows; ``across`` is the one along the other axis."""
-        starts = self.table[self.slot[name]][:, index].flatten()
-        pair = [starts, torch.full_like(starts, across)]
-        return torch.stack(pair if axis == 0 else pair[::-1], -1)
+    origins: dict[Slot, Tensor]
+    everywhere: Tensor
 
     def to(self, device: torch.device) -> EdgeLayout:
         """Return the same layout with its tables on a device."""
-        cuts = {k: cuts.to(device) for k, cuts in self.cuts.items()}
-        return replace(self, table=self.table.to(device), cuts=cuts)
+        return replace(
+            self,
+            table=self.table.to(device),
+            cuts={k: cuts.to(device) for k, cuts in self.cuts.items()},
+            origins={name: origins.to(device) for name, origins in self.origins.items()},
+            everywhere=self.everywhere.to(device),
+        )
+
+    def of_images(self, count: int) -> EdgeLayout:
+        """Return the layout with a copy of the cuts for each of several images."""
+        return replace(self, cuts={k: cuts.repeat(count, 1) for k, cuts in self.cuts.items()})
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,10 @@ class AxisLayout:
     def to(self, device: torch.device) -> AxisLayout:
         """Return the same layout with its tables on a device."""
         return replace(self, table=self.table.to(device), ends=None if self.ends is None else self.ends.to(device))
+
+    def of_images(self, count: int) -> AxisLayout:
+        """Return the layout for strips of several images."""
+        return replace(self, ends=None if self.ends is None else self.ends.of_images(count))
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,9 @@ class Layout:
         classes: Class of each grid row and of each grid column, int64 on the CPU.
         axes: Layout of each class of grid rows and of grid columns.
         strips: Layout of the strips that grid rows and columns share; empty if nothing is shared.
+        profile: Batches and costs of the device.
+        fused: Steps that gather and convolve in one pass, which write no windows.
+        images: Images that are swept together, where batches span images.
     """
 
     grid: SweepGrid
@@ -128,6 +143,9 @@ class Layout:
     classes: tuple[Tensor, Tensor]
     axes: tuple[tuple[AxisLayout, ...], tuple[AxisLayout, ...]]
     strips: tuple[EdgeLayout, ...]
+    profile: DeviceProfile
+    fused: frozenset[int] = frozenset()
+    images: int = 1
 
     # Groups: a class of grid rows with a class of grid columns ----------------------------------------
 
@@ -137,15 +155,73 @@ class Layout:
         return len(self.axes[0]) * len(self.axes[1])
 
     def group_of(self, positions: Tensor) -> Tensor:
-        """Return the group of each flat position on the CPU; each image has its own groups if anything is shared."""
+        """Return the group of each flat position on the CPU.
+
+        Each image has its own groups if anything is shared and strips are of one image.
+        """
         n, p = positions // self.grid.positions, positions % self.grid.positions
         i, j = p // self.grid.columns, p % self.grid.columns
         group = self.classes[0][i] * len(self.axes[1]) + self.classes[1][j]
-        return group + n * self.groups if self.shared else group
+        return group + n * self.groups if self.shared and not self.profile.spans_images else group
 
     def axes_of(self, group: int) -> tuple[AxisLayout, AxisLayout]:
         """Return the layouts of rows and columns of a group."""
         return self.axes[0][group // len(self.axes[1])], self.axes[1][group % len(self.axes[1])]
+
+    # Batches ------------------------------------------------------------------------------------------
+
+    def largest_batch(self, group: int, memory: int = 1 << 62) -> int:
+        """Return how many positions of a group are computed together.
+
+        Args:
+            group: The group.
+            memory: Bytes for the windows and rectangles of a batch.
+        """
+        rows, columns = self.axes_of(group)
+        largest = self.steps[0].dtype.itemsize
+        for step in self.steps[1:]:
+            itemsize = (step if step.is_map else self.steps[0]).dtype.itemsize
+            largest = max(largest, self._numbers_of_batch(step, rows, columns) * itemsize)
+        return int(max(1, min(self.profile.positions, self.profile.layer_bytes // largest, memory // (4 * largest))))
+
+    def _numbers_of_batch(self, step: Step, rows: AxisLayout, columns: AxisLayout) -> int:
+        """Return how many numbers a step's windows and result have for a position."""
+        if step.pooled is not None:
+            source = step.inputs[0]
+            if source >= self.shared and not pastes(self.steps[source], rows, columns):
+                return 0
+        if not step.is_map:
+            return step.numbers + sum(_numbers(self.steps[k]) for k in step.inputs)
+        v, h = rows.extents[step.index].length, columns.extents[step.index].length
+        if step.index < self.shared and rows.ends is not None and columns.ends is not None:
+            v, h = (2 * ends.length[step.index] for ends in (rows.ends, columns.ends))
+        numbers = step.channels * v * h
+        if step.index not in self.fused:
+            stride = step.axes[0].stride * step.axes[1].stride
+            numbers += sum(self.steps[k].channels * v * h * stride for k in step.inputs)
+        return numbers
+
+    def batch_size(self, count: int, most: int) -> int:
+        """Return the size of the batches that ``count`` positions of a group are cut into.
+
+        Args:
+            count: Positions.
+            most: Largest size, from :meth:`largest_batch`.
+        """
+        even = -(-count // -(-count // most))
+        sizes = self.profile.sizes
+        step = max(1, (1 << even.bit_length() - 1) // sizes) if sizes else 1
+        return min(most, -(-even // step) * step)
+
+    @cached_property
+    def batches(self) -> float:
+        """Number of batches for ``expected`` positions of an image, a part of a batch where one spans images."""
+        counts = torch.bincount(self.group_of(torch.arange(self.grid.positions)), minlength=self.groups)
+        share = self.expected / self.grid.positions
+        total, images = 0.0, self.images if self.profile.spans_images else 1
+        for group in counts.nonzero()[:, 0].tolist():
+            total += math.ceil(images * share * int(counts[group]) / self.largest_batch(group)) / images
+        return min(total, float(self.expected))
 
     # Memory -------------------------------------------------------------------------------------------
 
@@ -169,7 +245,7 @@ class Layout:
 
     @property
     def bytes_of_strips(self) -> int:
-        """Memory for what the positions of one image share."""
+        """Memory for what the positions of one image share, which is kept for one image or for each."""
         total = 0
         for axis, ends in enumerate(self.strips):
             for k, length in ends.length.items():
@@ -177,6 +253,10 @@ class Layout:
                 strip = length * step.size[1 - axis] * step.channels
                 total += 2 * len(self.classes[axis]) * strip * step.dtype.itemsize
         return total
+
+    def bytes_of_images(self, count: int) -> int:
+        """Return the memory for what is kept of some images."""
+        return count * self.bytes_per_image + (count if self.profile.spans_images else 1) * self.bytes_of_strips
 
     # Cost ---------------------------------------------------------------------------------------------
 
@@ -211,15 +291,16 @@ class Layout:
 
     @property
     def calls(self) -> float:
-        """Cost per position of the calls on groups of positions, in multiply-adds."""
-        return min(self.groups, self.grid.positions) * self.entries * _CALL[self.device.type] / self.expected
+        """Cost per position of the calls on batches or groups of positions, in multiply-adds."""
+        times = self.batches if self.profile.counts_batches else min(self.groups, self.grid.positions)
+        return times * self.entries * self.profile.call / self.expected
 
     @cached_property
     def work(self) -> float:
         """Multiply-adds per position of what depends on the layout, including :attr:`calls`.
 
-        The layout is chosen by this count, which is the same on every machine, so that the same call gives the same
-        bits.
+        The layout is chosen by this count, so that the same call gives the same bits: it is the same for every CPU, and
+        for every GPU of a kind.
         """
         return sum(share.step.cost * share.pixels for share in self.shares()) + self.calls
 
@@ -235,6 +316,9 @@ def plan(
     *,
     entries: int,
     device: torch.device,
+    profile: DeviceProfile,
+    fused: frozenset[int] = frozenset(),
+    images: int = 1,
     expected: int | None = None,
     most_classes: int | None = None,
     share_early: bool = True,
@@ -247,6 +331,9 @@ def plan(
         grid: The positions.
         entries: Number of entries of the network's program, for the cost of calls.
         device: Device of the tables.
+        profile: Batches and costs of the device.
+        fused: Steps that gather and convolve in one pass.
+        images: Images that are swept together.
         expected: Positions per image; None: all of the grid. Sharing starts with work for each image, which few
             positions do not repay.
         most_classes: Largest number of classes of grid rows, and of grid columns; None weighs the work that more
@@ -265,9 +352,24 @@ def plan(
     made: dict[tuple[int, bytes], AxisLayout] = {}
 
     def of(most: int) -> Layout:
-        return _with_classes(steps, grid, intervals, shared, most, entries, expected, device, strips, made)
+        labels, axes = _with_classes(steps, grid, intervals, shared, most, strips, made)
+        return Layout(
+            grid,
+            tuple(steps),
+            entries,
+            expected,
+            device,
+            intervals,
+            shared,
+            labels,
+            axes,
+            strips,
+            profile,
+            fused,
+            images,
+        )
 
-    tried = map(of, _CLASSES if most_classes is None else (most_classes,))
+    tried = map(of, profile.classes if most_classes is None else (most_classes,))
     best = min(tried, key=lambda layout: layout.work)
     rows, columns = (tuple(layout.to(device) for layout in axis) for axis in best.axes)
     return replace(best, axes=(rows, columns), strips=tuple(ends.to(device) for ends in best.strips))
@@ -325,12 +427,10 @@ def _with_classes(
     intervals: tuple[tuple[Intervals, ...], tuple[Intervals, ...]],
     shared: int,
     most: int,
-    entries: int,
-    expected: int,
-    device: torch.device,
     strips: tuple[EdgeLayout, ...],
     made: dict[tuple[int, bytes], AxisLayout],
-) -> Layout:
+) -> tuple[tuple[Tensor, Tensor], tuple[tuple[AxisLayout, ...], tuple[AxisLayout, ...]]]:
+    """Return the class of each grid row and column, and the layouts of the classes, of which there are ``most``."""
     labels, groups = [], []
     for axis in (0, 1):
         count = grid.rows if axis == 0 else grid.columns
@@ -356,18 +456,7 @@ def _with_classes(
         return made[key]
 
     rows, columns = (tuple(laid_out(axis, members) for members in groups[axis]) for axis in (0, 1))
-    return Layout(
-        grid,
-        tuple(steps),
-        entries,
-        expected,
-        device,
-        intervals,
-        shared,
-        (labels[0], labels[1]),
-        (rows, columns),
-        strips,
-    )
+    return (labels[0], labels[1]), (rows, columns)
 
 
 def _axis_layout(
@@ -429,23 +518,31 @@ def _edge_layout(
     slot: dict[Slot, int] = {}
     table: list[Ints] = []
     cuts: dict[int, Tensor] = {}
+    origins: dict[Slot, Tensor] = {}
+
+    def add(name: Slot, starts: Ints, across: int) -> None:
+        slot[name] = len(table)
+        table.append(starts)
+        if strips is None:
+            pair = (starts, np.full_like(starts, across))
+            origins[name] = torch.from_numpy(np.stack(pair if axis == 0 else pair[::-1], -1))
+
     for step in steps:
         cut, size, a = intervals[step.index], step.size[axis], step.axes[axis]
         ends = [int(end[members].max()) for end in _ends_of(cut)]
         length[step.index] = most = max(ends)
         edges[step.index] = (0 if ends[0] else 1, sum(end > 0 for end in ends))
         starts = np.stack((np.clip(cut.full_low - most, 0, size - most), np.clip(cut.full_high, 0, size - most)))
-        slot[step.index] = len(table)
-        table.append(starts)
+        add(step.index, starts, 0)
         for k in range(len(step.inputs) if step.kind != "point" else 0):
             window[step.index, k] = (most - 1) * a.stride + a.span
-            slot[step.index, k] = len(table)
-            table.append(starts * a.stride - a.padding)
+            add((step.index, k), starts * a.stride - a.padding, -step.axes[1 - axis].padding)
         strip_starts = starts if strips is None else strips.cuts[step.index][:, 6:8].numpy().T
         cuts[step.index] = torch.from_numpy(
             np.stack((cut.low, cut.full_low, cut.full_high, cut.high, *strip_starts, *starts), 1)
         )
-    return EdgeLayout(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts)
+    everywhere = torch.tensor([[-_FAR, -_FAR, _FAR, _FAR, 0, 0, 0, 0]])
+    return EdgeLayout(length, edges, window, slot, torch.from_numpy(np.stack(table)), cuts, origins, everywhere)
 
 
 def _lengths(cut: Intervals, shared: bool) -> list[Ints]:
@@ -455,6 +552,11 @@ def _lengths(cut: Intervals, shared: bool) -> list[Ints]:
 def _ends_of(cut: Intervals) -> list[Ints]:
     """Return, for each grid row, how many rows depend on the occluder's first edge and how many on its last."""
     return [np.clip(cut.full_low - cut.low, 0, None), np.clip(cut.high - cut.full_high, 0, None)]
+
+
+def pastes(step: Step, rows: AxisLayout, columns: AxisLayout) -> bool:
+    """Return whether a sum is taken of the whole map, as the rectangles are more than half of it."""
+    return 2 * rows.extents[step.index].length * columns.extents[step.index].length > step.size[0] * step.size[1]
 
 
 def _numbers(step: Step) -> int:
