@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from bench.predictions import predict
-from bench.scaling import scaling
+from bench.scaling import PAPERS, scaling
 from occfast.reproduce import Paper
 from occfast.reproduce.trigueros2018.steps import SWEEP_SPEEDUP
 from tests.docs.pages import outside
@@ -83,7 +82,7 @@ def test_predicted_costs_use_the_measured_speed_of_the_sweep() -> None:
         assert f"{speedup:.1f}×" == known[f"sweep-{height}x{width}-plain"], "bench/results/sweep-cpu.json"
 
 
-@pytest.mark.parametrize("paper", get_args(Paper))
+@pytest.mark.parametrize("paper", PAPERS)
 def test_scaling_is_what_the_dry_run_predicts(paper: Paper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OCCFAST_DATA", raising=False)
     (row,) = (
