@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ def _accepted(
     ends: NDArray[np.int64],
     used: int,
     far: float,
-    totals: tuple[Floats, Floats],
+    totals: tuple[NDArray[Any], NDArray[Any]],
 ) -> Floats:
     """Return TAR@FAR of some resamples; pairs are in falling order, and ``ends`` are the last ones of each score.
 

@@ -85,7 +85,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 @needs_orl
 def test_report_has_every_figure_of_both_tables(finished):
     _, report = finished
-    first, second = report["tables"]
+    first, places, second, accepted = report["tables"]
+    assert places["name"] == "Error of A where occluders are placed"
+    assert accepted["name"] == "Figure 6 in numbers" and list(accepted["rows"]) == ["A", "A20×20", "A20×40", "A40×40"]
     assert list(first["rows"]) == [name.replace("x", "×") for name in TABLE_1]
     assert list(second["rows"]) == [name.replace("x", "×") for name in TABLE_2]
     for name, told in TABLE_1.items():
@@ -130,7 +132,7 @@ def test_the_same_command_does_nothing_again(finished, monkeypatch):
     assert tiny(folder=folder) == report
     part = tiny("--table", "2", folder=folder)
     assert [table["name"] for table in part["tables"]] == ["Table 2"] and part["tables"][0]["rows"] == report["tables"][
-        1
+        2
     ]["rows"]
     assert (folder / "trigueros2018" / "smoke" / "report.html").exists()
 
@@ -281,7 +283,8 @@ def test_steps_of_earlier_versions_have_no_intervals(finished, monkeypatch):
 
     monkeypatch.setattr(effects, "read_npz", without)
     again = tiny(folder=folder)
-    assert all(one["over_images"] is None for claim in again["claims"] for one in claim["comparisons"])
+    of_maps = [one for claim in again["claims"] if claim["claim"].startswith("Table 1") for one in claim["comparisons"]]
+    assert len(of_maps) == 48 and all(one["over_images"] is None for one in of_maps)
     assert again["tables"] == report["tables"]
     tiny_again = [claim["holds"] for claim in again["claims"]]
     assert tiny_again == [claim["holds"] for claim in report["claims"]]
@@ -386,13 +389,13 @@ def test_dry_run_without_the_data(tmp_path, capsys, monkeypatch):
     arguments = ("trigueros2018", "--scale", "paper", "--dry-run", "--rate", "1e14,2e14")
     command(*arguments, "--json", folder=tmp_path)
     alone = json.loads(capsys.readouterr().out)
-    assert len(alone["steps"]) == 55 and not alone["data_here"] and not any(row["done"] for row in alone["steps"])
+    assert len(alone["steps"]) == 56 and not alone["data_here"] and not any(row["done"] for row in alone["steps"])
     command(*arguments, "--json", "--processes", "8", folder=tmp_path)
     eight = json.loads(capsys.readouterr().out)
     assert alone["seconds"] / 8 < eight["seconds"] < alone["seconds"] / 6
     command(*arguments, folder=tmp_path)
     text = capsys.readouterr().out
-    assert "seed 0: table A40x40R 40x40" in text and "10,000,000 positions" in text and "55 steps, about" in text
+    assert "seed 0: table A40x40R 40x40" in text and "10,000,000 positions" in text and "56 steps, about" in text
     assert "The data is not available" in text and not list(tmp_path.iterdir())
 
 
@@ -476,13 +479,17 @@ def test_small_scale_leaves_out_the_listed_people():
     assert sources.here and len(sources.train.people) == 292 and len(sources.left_out) == 7 and not sources.unknown
     assert not {entry.person for entry in sources.left_out} & set(sources.train.people)
     assert len(sources.pairs[1].same) == 6000 and sources.pairs[1].missing == 0
-    assert [len(c.protocol.same) for c in sources.ar[1]] == [300, 300, 300]
+    # 100 references, and six photographs of each condition of everybody.
+    assert [len(c.protocol.same) for c in sources.ar[1]] == [60_000, 60_000, 60_000]
 
 
 @needs_data
-def test_ar10p_faces_lie_as_the_template_says():
+@pytest.mark.parametrize("data", ["ar10p", "ar100"])
+def test_faces_of_ar_lie_as_the_template_says(data):
     """Eyes darker than what is between and below them, at the places of the aligned template."""
-    faces, conditions = Sources("small").ar
+    sources = Sources("small", {"ar": data})
+    assert sources.here
+    faces, conditions = sources.ar
     mean = (
         torch.stack([faces[k].image for k in conditions[0].protocol.index[:, 0].unique().tolist()]).double().mean(0)[0]
     )

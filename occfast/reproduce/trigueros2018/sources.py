@@ -32,6 +32,7 @@ from ...data import (
     open_dataset,
 )
 from ...data.align import template_named
+from ...data.open import KINDS
 from ...data.overlap import Shared, read_exclude, shared_names
 from ...data.roots import find_root
 from ...errors import DataError
@@ -334,7 +335,7 @@ class Sources:
                 continue
             if role in self.given:
                 path = Path(name.partition(":")[2] or name)
-                if not path.exists() and name not in DEFAULTS["small"].values():
+                if not path.exists() and name not in (*KINDS, "cfp", "webface"):
                     raise DataError(f"{path}: no such file or folder (--data {role}=)")
                 continue
             try:
