@@ -151,6 +151,7 @@ def embed(
     module = module_of(model)
     parameter = None if module is None else next(module.parameters(), None)
     place = torch.device(device) if device is not None else parameter.device if parameter is not None else "cpu"
+    forward = _Forward(model)
     features, covered, names = [], [], []
     training = module is not None and module.training
     if module is not None:
@@ -160,9 +161,9 @@ def embed(
             report(0, len(wanted))
             for numbers, faces in _batches(dataset, wanted, batch_size, workers):
                 images, share = _prepared(faces, numbers, preprocessing, occlusion, place)
-                found = _output(model, images)
+                found = forward(images)
                 if flip != "none":
-                    mirrored = _output(model, images.flip(3))
+                    mirrored = forward(images.flip(3))
                     found = found + mirrored if flip == "sum" else torch.cat([found, mirrored], 1)
                 features.append(_checked(found, faces))
                 covered.append(share)
@@ -241,15 +242,33 @@ def _prepared(
     return preprocessing(images), share
 
 
-def _output(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    try:
-        return model(images)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        # The last line of TorchScript's errors says what happened, those before it where.
-        reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
+class _Forward:
+    """Forward passes of a model: images are channels_last, or contiguous for a model that takes no others."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model, self._contiguous = model, False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        try:
+            return self._output(images)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # The last line of TorchScript's errors says what happened, those before it where.
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
+
+    def _output(self, images: Tensor) -> Tensor:
+        if self._contiguous or images.is_contiguous():
+            return self.model(images.contiguous())
+        try:
+            return self.model(images)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            found = self.model(images.contiguous())  # a model that calls view(), for example
+            self._contiguous = True
+            return found
 
 
 def _checked(features: object, faces: list[Face]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..losses import PartialFC
 from ..packages import require
 from .batches import FromDisk, InMemory, Plan
-from .pointwise import safe_pointwise_gradients
+from .cpu import suited_to_cpu
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -172,7 +172,7 @@ class Engine:
                 GPU, which is not waited for, within the next step); after the last step, if the weights or the
                 network's answers to its batch are not finite.
         """
-        with safe_pointwise_gradients(self.objective):
+        with suited_to_cpu(self.objective):
             yield from self._steps()
 
     def _steps(self) -> Iterator[Step]:

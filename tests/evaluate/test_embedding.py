@@ -69,6 +69,35 @@ def test_features_are_the_models_and_flips_are_fused() -> None:
     assert some.names == ["p1/3", "p0/2"] and some.labels.tolist() == [1, 0] and not some.covered.any()
 
 
+class _Viewing(nn.Module):
+    """A network that takes contiguous images only, as many do."""
+
+    def __init__(self, viewing: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.viewing = viewing
+        self.convolution = nn.Conv2d(3, 8, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.convolution(x)
+        return maps.view(len(x), -1) if self.viewing else maps.flatten(1)
+
+
+@pytest.mark.parametrize("viewing", [True, False])
+def test_models_that_take_contiguous_images_only_get_them(viewing: bool) -> None:
+    faces, network = Squares(channels=3), _Viewing(viewing)
+    preprocessing = Preprocessing(size=(24, 20), color="RGB", mean=0.5, std=0.25)
+    seen = []
+    network.convolution.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    found = embed(network, faces, preprocessing, flip="none", batch_size=8, progress=False).features
+    assert seen == ([True, False, False, False] if viewing else [True] * 3)
+    with torch.no_grad():
+        expected = network(preprocessing(torch.stack([face.image for face in faces])).contiguous())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_occlusions_cover_before_the_image_is_prepared_and_mirrored() -> None:
     faces, model = Squares(), Projection()
     covered = embed(model, faces, PRE, occlusion=Band("eyes"), flip="none", **OFF)

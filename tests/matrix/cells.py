@@ -18,7 +18,7 @@ NATIVE = (
     "tests/sweep/test_precision.py",
     "tests/poisoned",
     "tests/sweep/test_occlusion_map.py",
-    "tests/train/test_pointwise.py",
+    "tests/train/test_cpu.py",
     "--ignore=tests/native/test_cuda_compile.py",
     "--ignore=tests/native/test_cuda_emulated.py",
 )

@@ -38,6 +38,9 @@ _CHOOSE_BY = (None, "sunglasses", "scarf")
 #: Rows of an aligned face that AR's coverings hide, as masks are told them: about the eyes; from below the nose on.
 _HIDDEN = {"sunglasses": (43, 66), "scarf": (78, 112)}
 
+#: A training that chooses: its name, learning rate (None: the chosen one) and weight of the distillation.
+Values = tuple[str, float | None, float]
+
 
 class Plan:
     """The steps of all seeds.
@@ -57,9 +60,9 @@ class Plan:
         tried = [("all", rate, s.weights[0]) for rate in s.rates]
         steps += [self._train("try " + _tried(*one), one[0], s.choosing_seed, one) for one in tried]
         steps.append(self._choose("rate", [_tried(*one) for one in tried]))
-        tried = [("kept", rate, weight) for rate in s.rates for weight in s.weights]
-        steps += [self._train("try " + _tried(*one), one[0], s.choosing_seed, one) for one in tried]
-        steps.append(self._choose("weight", [_tried(*one) for one in tried]))
+        kept = [("kept", None, weight) for weight in s.weights]
+        steps += [self._train("try " + _tried(*one), one[0], s.choosing_seed, one, ("choose rate",)) for one in kept]
+        steps.append(self._choose("weight", [_tried(*one) for one in kept]))
         chosen = ("choose rate", "choose weight")
         for seed in s.seeds:
             steps += [self._train(f"seed {seed}: train {name}", name, seed, None, chosen) for name in TRAININGS]
@@ -82,16 +85,17 @@ class Plan:
             work=Work(self._flops * positions, positions, "sweep", disk=200_000),
         )
 
-    def _train(
-        self, name: str, training: str, seed: int, values: tuple[str, float, float] | None, needs: tuple[str, ...] = ()
-    ) -> Step:
+    def _train(self, name: str, training: str, seed: int, values: Values | None, needs: tuple[str, ...] = ()) -> Step:
         s = self.settings
-        _, rate, weight = values or (training, s.rates[0], s.weights[0])
-        stated = asdict(s.recipe(training, seed, rate, weight))
+        _, rate, weight = values or (training, None, s.weights[0])
+        stated = asdict(s.recipe(training, seed, rate or s.rates[0], weight))
         for free in ("device", "log", "start"):
             del stated[free]
-        if values is None:  # another step states them
-            del stated["loss"]["distillation"], stated["optimizer"]["learning_rate"]
+        # What another step states.
+        if values is None:
+            del stated["loss"]["distillation"]
+        if rate is None:
+            del stated["optimizer"]["learning_rate"]
         images = s.epochs * SIZES["training"]
         return Step(
             name,
@@ -159,14 +163,13 @@ class Plan:
         found.network.to(context.device)
         return found
 
-    def _make_network(
-        self, training: str, seed: int, values: tuple[str, float, float] | None, context: StepContext
-    ) -> dict[str, Any]:
+    def _make_network(self, training: str, seed: int, values: Values | None, context: StepContext) -> dict[str, Any]:
         if values is None:
             key = "choose weight" if TRAININGS[training].kept else "choose rate"
             rate, weight = (context.needs[key].result[name] for name in ("rate", "weight"))
         else:
-            _, rate, weight = values
+            _, told, weight = values
+            rate = context.needs["choose rate"].result["rate"] if told is None else told
         recipe = self.settings.recipe(training, seed, rate, weight)
         recipe.device, recipe.start = context.device.partition(":")[0], str(self.sources.weights_file)
         recipe.data.workers = 0
@@ -342,8 +345,8 @@ class Plan:
         return MaskDictionary.load(path)
 
 
-def _tried(training: str, rate: float, weight: float) -> str:
-    return f"{training} {rate:g}" + (f" {weight:g}" if TRAININGS[training].kept else "")
+def _tried(training: str, rate: float | None, weight: float) -> str:
+    return f"{training} {weight:g}" if rate is None else f"{training} {rate:g}"
 
 
 __all__ = ["Plan"]
