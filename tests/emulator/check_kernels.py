@@ -360,6 +360,19 @@ def test_gathered_windows_are_equal_to_the_bit(each, dtype, channels):
             same(*each(lambda arguments=arguments: ops.gather_windows(*arguments)))
 
 
+@pytest.mark.parametrize("shape", [(1, 40, 6), (8, 70, 5), (64, 2, 3), (3, 1, 1100), (520, 1, 2)], ids=str)
+def test_windows_of_many_rows_pixels_and_channels(each, shape):
+    """More rows, pixels or words than a block of the GPU moves at a time."""
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(8)
+    maps = torch.randn((2, channels, height + 3, width + 1), generator=generator)
+    images, origins = torch.tensor([1, 0, 1]), torch.tensor([[0, 0], [-2, -1], [5, 1]])
+    patches = torch.randn((3, channels, height, 1), generator=generator)
+    for patch in ((None, None), (patches, origins + 1)):
+        arguments = (maps, images, origins, height, width, *patch, -1.5)
+        same(*each(lambda arguments=arguments: ops.gather_windows(*arguments)))
+
+
 @pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
 @pytest.mark.parametrize("channels", [1, 4, 7])
 def test_gathered_pieces_are_equal_to_the_bit(each, edges, channels):

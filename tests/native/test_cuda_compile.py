@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from occfast.native import build, compile, loader
+from tests.native import ptx
 
 pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="nvcc is neither on the path nor under CUDA_HOME")
 #: What only the module of the CPU has: on a GPU the libraries of PyTorch do it.
@@ -87,6 +88,41 @@ def test_a_spill_is_an_error(tmp_path):
     done = compile_text(text, tmp_path)
     assert done.returncode != 0, done.stderr
     assert "spill" in (done.stdout + done.stderr).lower()
+
+
+PLANTED_LOOP = """
+__global__ void scaled(const float* from, float* to, int count, int per) {
+  for (int k = threadIdx.x; k < count; k += 32) to[k] = from[k / per];
+}"""
+
+
+def test_loops_and_divisions_are_found(tmp_path):
+    source = tmp_path / "planted.cu"
+    source.write_text(PLANTED_LOOP)
+    [kernel] = ptx.kernels(source, tmp_path)
+    assert "scaled" in kernel.name and kernel.innermost
+    # The compiler may unroll the loop: each of its stores has a division.
+    for loop in kernel.innermost:
+        assert loop.divisions() == loop.count(r"\bst\.global") == loop.count(r"\bld\.global") >= 1
+    source.write_text(PLANTED_LOOP.replace("k / per", "k"))
+    assert all(loop.divisions() == 0 for loop in ptx.kernels(source, tmp_path)[0].innermost)
+
+
+def test_gathering_a_word_takes_few_instructions(objects):
+    """Four loads are in flight, and neither a word nor a pixel takes a division. PTX has about as many instructions
+    as sm_90 runs, apart from divisions: 23 to 28 a word there."""
+    found = ptx.kernels(build.source_root() / "cuda" / "gather.cu", objects)
+    assert len(found) == 8  # two kinds of windows, four sizes of words
+    for kernel in found:
+        pixels, words = kernel.innermost
+        assert pixels.count(r"\bst\.shared") == 1 and len(pixels.instructions) <= 50
+        stores = [k for k, text in enumerate(words.instructions) if "st.global" in text]
+        loads = [k for k, text in enumerate(words.instructions) if "ld.global.nc" in text]
+        assert len(stores) == len(loads) == 4 and max(loads) < min(stores)
+        assert len(words.instructions) <= 30 * len(stores)
+        assert words.divisions() == pixels.divisions() == 0
+        if "gather_kernelILi16" in kernel.name:
+            assert words.count(r"ld\.global\.nc\.v4") == words.count(r"st\.global\.v4") == 4
 
 
 def _runtime_folder() -> Path | None:
