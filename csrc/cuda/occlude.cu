@@ -36,56 +36,75 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
   for (int64_t k = rest + threadIdx.x; k < last; k += kThreads) to[k] = from[k];
 }
 
-// A quad is four pixels of a row (the last one may have fewer), which share one Philox counter. Consecutive quads
-// are contiguous in memory in both layouts: (C, H) rows of W elements, or for channels_last H rows of W pixels
-// with C elements each. A block copies the range of its quads and waits, then each thread paints those of its
-// quads that the box intersects.
+// A quad is four pixels of a row (the last one may have fewer), which share one Philox counter. A line is a row of
+// one channel, or for channels_last a row of pixels with all channels: lines are contiguous in memory. A block
+// copies its lines and waits, then its threads paint the quads of the box in these lines.
 template <class T> __global__ void __launch_bounds__(kThreads)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
                  const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
                  Key key, float low, float high, int32_t* outside, int64_t tile) {
-  const int64_t quads = (shape.w + 3) / 4, depth = channels_last ? shape.c : 1;
-  const int64_t all = quads * shape.h * (channels_last ? 1 : shape.c), size = shape.c * shape.h * shape.w;
-  const auto element_of = [&](int64_t quad) { return (quad / quads * shape.w + quad % quads * 4) * depth; };
+  const int64_t quads = (shape.w + 3) / 4, depth = channels_last ? shape.c : 1, length = shape.w * depth;
+  const int64_t lines = shape.h * (channels_last ? 1 : shape.c), size = shape.c * shape.h * shape.w;
+  const int me = static_cast<int>(threadIdx.x);
   for (int64_t n = blockIdx.x; n < shape.n; n += gridDim.x) {
     const int32_t top = boxes[4 * n], left = boxes[4 * n + 1];
     const int32_t bottom = boxes[4 * n + 2], right = boxes[4 * n + 3];
     const int kind = kinds[n];
     const float level = levels[n];
     if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
-    for (int64_t first = blockIdx.y * tile; first < all; first += gridDim.y * tile) {
-      const int64_t last = smaller(first + tile, all);
+    const bool empty = top >= bottom || left >= right;
+    // The box as rows of quads. A thread visits every kThreads-th quad, plane by plane, so many planes, rows and
+    // quads farther than the last one. That takes divisions once per image, none per quad.
+    const int height = empty ? 1 : bottom - top, start = left / 4, width = empty ? 1 : (right + 3) / 4 - start;
+    const int quad_step = kThreads % width, plane_step = kThreads / width / height;
+    const int row_step = kThreads / width - plane_step * height;
+    for (int64_t first = blockIdx.y * tile; first < lines; first += gridDim.y * tile) {
+      const int64_t last = smaller(first + tile, lines);
       if (outside) {
         bool found = false;
-        for (int64_t k = element_of(first) + threadIdx.x; k < element_of(last); k += kThreads)
+        for (int64_t k = first * length + me; k < last * length; k += kThreads)
           found |= Scalar<T>::is_outside(images[n * size + k], low, high);
         if (found) *outside = 1; // every thread writes the same value
         if (out == images) __syncthreads();
       }
-      if (out != images) copy_elements(images + n * size, out + n * size, element_of(first), element_of(last));
-      if (top >= bottom || left >= right) continue;
+      if (out != images) copy_elements(images + n * size, out + n * size, first * length, last * length);
+      if (empty) continue;
       if (out != images) __syncthreads();
-      // 64-bit divisions once per tile; within a tile 32 bits suffice.
-      const int64_t first_line = first / quads, first_plane = first_line / shape.h;
-      const auto first_quad = static_cast<uint32_t>(first - first_line * quads);
-      const auto first_row = static_cast<uint32_t>(first_line - first_plane * shape.h);
-      for (uint32_t q = threadIdx.x; q < static_cast<uint32_t>(last - first); q += kThreads) {
-        const uint32_t line = (first_quad + q) / static_cast<uint32_t>(quads);
-        const uint32_t plane = (first_row + line) / static_cast<uint32_t>(shape.h);
-        const auto i = static_cast<int32_t>(first_row + line - plane * static_cast<uint32_t>(shape.h));
-        const auto quad = static_cast<int32_t>(first_quad + q - line * static_cast<uint32_t>(quads));
-        if (i < top || i >= bottom || 4 * quad >= right || 4 * quad + 4 <= left) continue;
-        T* pixel = out + n * size + ((first_line + line) * shape.w + 4 * quad) * depth;
-        for (int64_t c = first_plane + plane; c < first_plane + plane + depth; ++c, ++pixel) {
+      // The number of lines of the box before a line of the image.
+      const auto before = [&](int64_t line) {
+        const int64_t plane = line / shape.h, row = line - plane * shape.h - top;
+        return plane * height + smaller(larger(row, int64_t{0}), int64_t{height});
+      };
+      const int64_t begin = before(first);
+      const int count = static_cast<int>(before(last) - begin) * width;
+      int64_t plane = begin / height;
+      int row = static_cast<int>(begin - plane * height) + me / width, quad = me % width;
+      plane += row / height;
+      row %= height;
+      for (int k = me; k < count; k += kThreads) {
+        const int i = top + row, q = start + quad;
+        T* pixel = out + n * size + ((plane * shape.h + i) * shape.w + int64_t{4} * q) * depth;
+        for (int64_t c = plane; c < plane + depth; ++c, ++pixel) {
           const float intensity = intensities[n * shape.c + c];
-          Words noise = philox(pixel_counter(sample_ids[n], shape.h, quads, c, i, quad), key);
+          Words noise = philox(pixel_counter(sample_ids[n], shape.h, quads, c, i, q), key);
 #pragma unroll 1
           for (int32_t lane = 0; lane < 4; ++lane) {
-            const int32_t j = 4 * quad + lane;
+            const int32_t j = 4 * q + lane;
             if (j >= left && j < right)
               pixel[lane * depth] = Scalar<T>::from_unit(noisy_pixel(kind, intensity, level, noise.x), low, high);
             noise = Words{noise.y, noise.z, noise.w, 0};
           }
+        }
+        quad += quad_step;
+        row += row_step;
+        plane += plane_step;
+        if (quad >= width) {
+          quad -= width;
+          ++row;
+        }
+        if (row >= height) {
+          row -= height;
+          ++plane;
         }
       }
     }
@@ -95,10 +114,10 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 template <class T> int paint(const PaintOccluders& args, ExecContext context) {
   const Shape shape = args.shape;
   const bool channels_last = args.strides.w != 1;
-  const int64_t depth = channels_last ? shape.c : 1;
-  const int64_t quads = (shape.w + 3) / 4 * shape.h * (channels_last ? 1 : shape.c);
-  const int64_t fit = larger<int64_t>(1, kTileBytes / (4 * depth * static_cast<int64_t>(sizeof(T))));
-  const int64_t tiles = (quads + fit - 1) / fit, tile = (quads + tiles - 1) / larger<int64_t>(tiles, 1);
+  const int64_t length = shape.w * (channels_last ? shape.c : 1), lines = shape.h * (channels_last ? 1 : shape.c);
+  const int64_t bytes = larger<int64_t>(1, length * static_cast<int64_t>(sizeof(T)));
+  const int64_t fit = larger<int64_t>(1, kTileBytes / bytes);
+  const int64_t tiles = (lines + fit - 1) / fit, tile = (lines + tiles - 1) / larger<int64_t>(tiles, 1);
   return launch(&paint_kernel<T>, dim3(blocks_for(shape.n, 1), blocks_for(tiles, 1)), kThreads, 0, context,
                 static_cast<const T*>(args.images), static_cast<T*>(args.out), shape, channels_last,
                 args.sample_ids, args.occluders.boxes, args.occluders.kind, args.occluders.level,

@@ -269,6 +269,31 @@ def test_paint_is_equal_to_the_bit(each, dtype, shape, layout):
     same(*each(in_place), painted[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_boxes_in_images_of_several_tiles(each, dtype, layout):
+    """Single pixels, single rows and columns, edges, whole images, and boxes that blocks share."""
+    boxes = [
+        [0, 0, 1, 1], [59, 101, 60, 102], [0, 0, 60, 102], [17, 0, 18, 102], [0, 50, 60, 51], [5, 7, 5, 20],
+        [5, 7, 30, 7], [13, 3, 47, 9], [2, 4, 58, 100], [30, 98, 60, 102], [0, 0, 0, 0],
+    ]  # fmt: skip
+    n = len(boxes)
+    images = random_images((n, 3, 60, 102), dtype).contiguous(memory_format=layout)
+    arguments = (
+        torch.arange(n) * 2**31,
+        torch.tensor(boxes, dtype=torch.int32),
+        torch.arange(n).remainder(4).to(torch.uint8),
+        torch.full((n,), 0.4),
+        torch.rand(n, 3, generator=torch.Generator().manual_seed(1)),
+    )
+    painted = each(lambda: ops.paint_occluders(images, *arguments, 3, 0.0, 255.0 if dtype == torch.uint8 else 1.0))
+    same(*painted)
+    for k, (top, left, bottom, right) in enumerate(boxes):
+        outside = torch.ones(60, 102, dtype=torch.bool)
+        outside[top:bottom, left:right] = False
+        assert torch.equal(painted[0][k][:, outside], images[k][:, outside])
+
+
 @pytest.mark.parametrize("kind", list(ops.KINDS))
 def test_each_noise_on_unaligned_images(each, kind):
     shape = (5, 2, 13, 30)

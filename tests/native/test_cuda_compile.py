@@ -125,6 +125,19 @@ def test_gathering_a_word_takes_few_instructions(objects):
             assert words.count(r"ld\.global\.nc\.v4") == words.count(r"st\.global\.v4") == 4
 
 
+def test_painting_a_quad_takes_no_division(objects):
+    """Threads walk over the quads of the box alone, and step from one to the next by additions."""
+    found = [k for k in ptx.kernels(build.source_root() / "cuda" / "occlude.cu", objects) if "paint_kernel" in k.name]
+    assert len(found) == 4  # types of images
+    for kernel in found:
+        # The loops that compute noise: over the channels of a quad, quads, lines and images.
+        loops = sorted((x for x in kernel.loops if x.count(r"\bmul\.(wide|hi)\.u32") >= 15), key=lambda x: len(x[0]))
+        assert len(loops) == 4
+        _, quads, lines, images = loops
+        assert quads.divisions() == 0 and lines.divisions() > 0
+        assert images.divisions() <= 12
+
+
 def _runtime_folder() -> Path | None:
     # The program on the path may be a script that calls nvcc.
     output = subprocess.run([str(build.nvcc()), "--dryrun", "x.cu"], capture_output=True, text=True).stderr
