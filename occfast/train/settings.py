@@ -427,8 +427,8 @@ class Recipe:
                 )
             if self.loss.name != "large_margin_cosine":
                 raise ValueError(
-                    f"classifier.imprint: expected false with loss.name={self.loss.name}, since only large margin cosine "
-                    "compares directions of features, got true"
+                    f"classifier.imprint: expected false with loss.name={self.loss.name}, since only large margin "
+                    "cosine compares directions of features, got true"
                 )
         if not part.sharded:
             return
