@@ -52,8 +52,10 @@ from .run import BEST, CHECKPOINT, LAST, RECIPE, SPLIT, claim, clear, locked, ot
 from .sets import VerificationSet, open_sets
 from .validate import Validation
 
-#: Images at a time whose features are kept near.
+#: Images at a time whose features the weights in `start` give.
 _TEACHER_BATCH = 64
+#: Images of each person behind an imprinted row.
+_IMPRINTED = 8
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,26 @@ def _objective(recipe: Recipe, network: nn.Module, own: bool, people: int, p: Pr
     return Classify(network, head, loss.label_smoothing, loss.distillation)
 
 
+def _first_of_each(labels: Tensor, count: int) -> Tensor:
+    """Return the rows of the first ``count`` images of each person, in order, int64 [N]."""
+    order = labels.argsort(stable=True)
+    sizes = labels.bincount()
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return order[place < count].sort().values
+
+
+@torch.no_grad()
+def _imprint(head: nn.Module, before: Tensor, labels: Tensor) -> None:
+    """Make each person's mean direction the classifier's row; rows keep the mean length that they were drawn with."""
+    assert isinstance(head, LargeMarginCosine | PartialFC)
+    total = torch.zeros(head.n_classes, before.shape[1]).index_add_(0, labels, nn.functional.normalize(before))
+    rows = nn.functional.normalize(total) * head.weight.norm(dim=1).mean().cpu()
+    if isinstance(head, PartialFC):
+        head.load_whole({"weight": rows})
+    else:
+        head.weight.copy_(rows)
+
+
 # -- the run ---------------------------------------------------------------------------------------------
 
 
@@ -262,7 +284,7 @@ class _Session:
                 network, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=self.spec["classes"]
             )
             own = self.spec["classes"] is not None
-            if objective.head is not None and not recipe.fresh_classifier:
+            if objective.head is not None and not recipe.fresh_classifier and not recipe.classifier.imprint:
                 own = load_head(objective.head, recipe.start, unused)
             if own and not recipe.fresh_classifier:
                 self._check_people(recipe.start)
@@ -277,7 +299,13 @@ class _Session:
         if augment.needs_landmarks:
             check_landmarks(landmarks, self.preprocessing.size, [faces.names[k] for k in rest.tolist()])
         source = self._source(faces, rest)
-        targets = self._targets(source, len(rest)) if recipe.loss.distillation else None
+        everything = torch.arange(len(rest))
+        targets = self._features_before(source, everything) if recipe.loss.distillation else None
+        if recipe.classifier.imprint and found is None:
+            assert objective.head is not None
+            rows = _first_of_each(labels, _IMPRINTED)
+            before = self._features_before(source, rows) if targets is None else targets[rows]
+            _imprint(objective.head, before, labels[rows])
         part = recipe.batch
         if part.size > len(rest):
             raise ValueError(f"batch.size: expected at most {len(rest)}, the images to train on, got {part.size}")
@@ -350,18 +378,17 @@ class _Session:
             write_atomically(output / RECIPE, to_yaml(recipe).encode())
 
     @torch.no_grad()
-    def _targets(self, source: InMemory | FromDisk, count: int) -> Tensor:
-        """Return the features that the weights in ``start`` give the stored images, float32 [N, D]."""
+    def _features_before(self, source: InMemory | FromDisk, rows: Tensor) -> Tensor:
+        """Return the features that the weights in ``start`` give stored images, float32 [len(rows), D]."""
         recipe, device = self.recipe, self.accelerator.device
         assert recipe.start is not None
         teacher, spec = _network(recipe, len(self.people), self.preprocessing)
         load_into(teacher, recipe.start, fresh_classifier=recipe.fresh_classifier, classes=spec["classes"])
         find, found = features(teacher.eval().to(device)), []
-        rows = list(torch.arange(count).split(_TEACHER_BATCH))
-        with show_progress("features to keep near", "images", self.progress) as report:
-            for images in source(rows):
+        with show_progress("features before the training", "images", self.progress) as report:
+            for images in source(list(rows.split(_TEACHER_BATCH))):
                 found.append(find(self.preprocessing(images.to(device))).float().cpu())
-                report(sum(map(len, found)), count)
+                report(sum(map(len, found)), len(rows))
         return torch.cat(found)
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

@@ -203,10 +203,14 @@ class ClassifierPart:
             its share of the weights, of their moments and of the logits.
         sampling: Probability with which a person without an image in the batch takes part in a step, in (0, 1]; less
             than 1 needs ``sharded``.
+        imprint: Begin with each person's mean feature, of up to eight images by the weights in ``start``, as its
+            weights (Qi et al. 2018), so that a new classifier does not have to be learned before the network profits.
+            Needs ``start`` and large margin cosine.
     """
 
     sharded: bool = False
     sampling: float = 1.0
+    imprint: bool = False
 
 
 @dataclass
@@ -416,6 +420,16 @@ class Recipe:
         checks.number(part.sampling, "classifier.sampling", 0.0, 1.0, above=0.0)
         if part.sampling < 1 and not part.sharded:
             raise ValueError(f"classifier.sampling: expected 1.0 without classifier.sharded=true, got {part.sampling}")
+        if checks.flag(part.imprint, "classifier.imprint"):
+            if self.start is None:
+                raise ValueError(
+                    "classifier.imprint: expected false without start, whose weights give features, got true"
+                )
+            if self.loss.name != "large_margin_cosine":
+                raise ValueError(
+                    f"classifier.imprint: expected false with loss.name={self.loss.name}, since only large margin "
+                    "cosine compares directions of features, got true"
+                )
         if not part.sharded:
             return
         if self.stage != "classify":

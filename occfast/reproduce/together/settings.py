@@ -116,6 +116,7 @@ class TogetherSettings:
                 "start=another step",
                 "loss.name=large_margin_cosine",
                 "loss.scale=30",
+                "classifier.imprint=true",
                 f"loss.distillation={weight if of.kept else 0.0}",
                 f"epochs={self.epochs}",
                 f"batch.size={self.batch}",
