@@ -55,6 +55,7 @@ class Covariance:
 
     @classmethod
     def of(cls, logarithms: Tensor, shape: tuple[int, int]) -> Covariance:
+        """Return the covariance for windows of a shape, with the parameters that :meth:`expected` lists."""
         values = logarithms.exp()
         amplitudes, heights, widths = values[:-1].view(-1, 3).T
         rows, columns = (torch.arange(count, dtype=torch.float64) for count in shape)
