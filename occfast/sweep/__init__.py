@@ -9,6 +9,7 @@ from .evaluators.incremental.rates import calibrate
 from .geometry import SweepGrid
 from .maps import OcclusionMap
 from .options import Adaptive, Mismatch, Sampled
+from .pairs import PairMap, SmallestOccluder, pair_map
 from .shapes import band, disk
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "MapDifference",
     "Mismatch",
     "OcclusionMap",
+    "PairMap",
     "Sampled",
+    "SmallestOccluder",
     "SweepGrid",
     "band",
     "calibrate",
@@ -27,4 +30,5 @@ __all__ = [
     "explain",
     "occlusion_map",
     "occlusion_maps",
+    "pair_map",
 ]

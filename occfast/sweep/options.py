@@ -28,12 +28,13 @@ _LARGEST = 3.4e38  # of float32
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Options of ``method="adaptive"``: single images' maps from a coarse lattice, refined where they change.
+    """Options of ``method="adaptive"``: single images' maps from a coarse lattice and kriging.
 
     Args:
         tolerance: With ``score="error"``: a position is skipped if its label is wrong with at most this probability,
-            in (0, 0.5]; None: 0.1. With the other scores: the error that interpolation may make, above 0; None: 5 %
-            of the range of each image's coarse lattice.
+            in (0, 0.5]; None: 0.1. With the other scores: the error that one in twenty skipped positions may exceed,
+            above 0; None: 10 % of the range of each image's first positions (the root mean square error is then about
+            3 % of it).
         spacing: Pixels between neighboring positions of the coarse lattice, an int or (rows, columns). None: 8, or
             the occluder's side where that is less.
         check: Share in [0, 1] of the skipped positions that are evaluated after all, to estimate how many are wrong.

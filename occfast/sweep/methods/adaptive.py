@@ -16,8 +16,7 @@ from ..estimate import Disagreement
 from ..maps import OcclusionMap
 from ..options import BINARY
 from .base import Sweep
-from .kriging import BorderSearch
-from .refinement import Refinement
+from .search import BorderSearch, ValueSearch
 
 _SPACING = 8  # pixels between coarse positions, by default
 _IMAGES = 16  # refined together, so that a round is a large batch
@@ -25,7 +24,7 @@ _PIECES = 12  # at least, of a round of refinement, so that processes can share 
 _PIECE = 48  # unless they get smaller than this
 _CHECK = (0.0025, 0.05)  # lowest and highest share of the skipped positions that is checked,
 _ENOUGH = 300  # in between the share that makes this number over all images
-_BEND = 0.05  # tolerance of real-valued scores, relative to the range of the coarse lattice
+_SHARE = 0.1  # tolerance of real-valued scores, relative to the range of the first positions
 _CHANCE = 0.1  # tolerance of binary scores: probability that a skipped label is wrong
 
 
@@ -62,7 +61,7 @@ class AdaptiveSweep(Sweep):
         shape = last - first, self.grid.rows, self.grid.columns
         scores = self.scorer.scores[first:last].view(shape)
         self._done = self.evaluations()
-        known, filled, limit = (self._follow_border if self._binary else self._follow_bends)(scores, first, n)
+        known, filled, limit = (self._follow_border if self._binary else self._follow_values)(scores, first, n)
         chosen = ~known & self._drawn(shape, first)
         values = self._evaluate(chosen, first, scores)
         if self._binary:
@@ -93,22 +92,16 @@ class AdaptiveSweep(Sweep):
             self._show(n)
         return search.known, search.labels(), np.full(len(scores), 0.5)
 
-    def _follow_bends(
+    def _follow_values(
         self, scores: torch.Tensor, first: int, n: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
         """Return the same for a real-valued score."""
-        refinement = Refinement(self.grid.rows, self.grid.columns, self._spacing)
-        known = np.repeat(refinement.first()[None], len(scores), 0)
-        values = self._evaluate(known, first, scores)
-        if self.options.adaptive.tolerance is None:
-            tolerance: NDArray[np.float64] = _BEND * np.ptp(values[:, refinement.first()], axis=1)
-        else:
-            tolerance = np.full(len(scores), self.options.adaptive.tolerance)
-        while (wanted := refinement.wanted(known, values, tolerance)).any():
-            known |= wanted
-            values = self._evaluate(wanted, first, scores)
+        tolerance, grid = self.options.adaptive.tolerance, self.grid
+        search = ValueSearch(grid.rows, grid.columns, self._spacing, grid.stride, tolerance, _SHARE, len(scores))
+        while (wanted := search.wanted()).any():
+            search.take(self._evaluate(wanted, first, scores))
             self._show(n)
-        return known, refinement.filled(known, values), tolerance
+        return search.known, search.values(), search.tolerance
 
     def _evaluate(self, wanted: NDArray[np.bool_], first: int, scores: torch.Tensor) -> NDArray[np.float64]:
         """Score some positions; return all scores of the images, [n, rows, columns]."""
