@@ -54,6 +54,13 @@ template <class T> __device__ __forceinline__ T* dynamic_shared() {
 __device__ __forceinline__ int64_t grid_first() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_step() { return int64_t{gridDim.x} * blockDim.x; }
 
+// Returns the sum over the warp to every lane. The butterfly has a fixed order, the same for all of them.
+template <class T> __device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
 // The type that moves a number of bytes, a power of two up to 16, in one access.
 template <int bytes> struct WordOf;
 template <> struct WordOf<16> {

@@ -198,7 +198,7 @@ def test_what_is_not_finite_is_reported(each, value, kind, place):
 
 
 def test_running_sums_are_equal_to_the_bit(each):
-    for images, per_image in ((5, 1000), (1, 1), (0, 10), (7, 129)):
+    for images, per_image in ((5, 1000), (1, 1), (0, 10), (7, 129), (64, 40), (131, 33)):
         scores = torch.randn(images, per_image, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
         def run(scores=scores, per_image=per_image):
