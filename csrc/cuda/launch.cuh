@@ -6,7 +6,18 @@
 
 #include <cuda_runtime.h>
 
+#undef NDEBUG // the checks of arguments belong to every build
+#include <cassert>
+
 #include "../api.h"
+
+// In a kernel: ends the launch if an argument in device memory is wrong. The message, which names the function and
+// the argument, is printed by each thread that finds it wrong, so one thread checks for all.
+#if defined(__CUDACC__)
+#define OCCFAST_REQUIRE(holds, message) assert((holds) && message)
+#else
+#define OCCFAST_REQUIRE(holds, message) ((holds) ? void() : emulator::assertion_failed(message))
+#endif
 
 // The largest number of blocks along an axis. Kernels loop over their grid, so any cap is correct; the tests set
 // a small one to make them loop.

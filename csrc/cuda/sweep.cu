@@ -31,7 +31,10 @@ template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
   const Axes<int64_t> step(channels_last, from.c, from.h, from.w);
   for (int64_t m = blockIdx.x; m < count; m += gridDim.x) {
     const int64_t position = positions[m];
-    if (position < 0 || position >= shape.n * per_image) __trap();
+    if (position < 0 || position >= shape.n * per_image) {
+      OCCFAST_REQUIRE(threadIdx.x != 0 || blockIdx.y != 0, "occlude_positions: positions: one is of no image");
+      continue;
+    }
     const int64_t n = position / per_image;
     const Window box = grid.window(position - n * per_image, shape.h, shape.w);
     // The window as a range of each axis, which may be empty.
@@ -114,11 +117,17 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp;
   for (int64_t m = grid_first() / kWarp; m < count; m += grid_step() / kWarp) {
     const int64_t position = positions[m];
-    if (position < 0 || position >= images * per_image) __trap();
+    if (position < 0 || position >= images * per_image) {
+      OCCFAST_REQUIRE(lane != 0, "sweep_score: positions: one is of no image");
+      continue;
+    }
     const int64_t n = position / per_image;
     const T* row = outputs + m * classes;
     const int64_t label = labels ? labels[n] : 0;
-    if (labels && (label < 0 || label >= classes)) __trap();
+    if (labels && (label < 0 || label >= classes)) {
+      OCCFAST_REQUIRE(lane != 0, "sweep_score: labels: one is no class");
+      continue;
+    }
     T poison = 0; // as on the CPU: NaN exactly if an output is not finite
     double score = 0;
     if (kind == Score::kError) {
