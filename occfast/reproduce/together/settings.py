@@ -43,8 +43,8 @@ TRAININGS = {
 #: Trainings whose networks PDSN masks too, and the masks by their titles: regions, and whether masks are soft.
 MASKED = ("uncovered", "all", "kept")
 MASKS = {"LM2": ("lm2", False), "LM2 split": ("lm2-split", False), "LM2, soft": ("lm2", True)}
-#: Drawn coverings of LFW's second image.
-COVERINGS = ("sunglasses", "mask:surgical", "scarf")
+#: Drawn covering of LFW's second image; AR has real sunglasses and scarves.
+COVERINGS = ("mask:surgical",)
 #: Size of P's occluder, (height, width), and the temperature of trigueros2018 for it.
 OCCLUDER, TEMPERATURE = (20, 40), 0.4
 
