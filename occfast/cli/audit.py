@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..data import FaceDataset
 
 REPORT, _WORK = "audit.json", "work"
+_READ = 16  # faces whose reading is timed
 
 # Options of audits, for one recognizer or two.
 Faces = Annotated[
@@ -238,6 +239,10 @@ class Candidate:
         """Return the audit, with its work in a folder; settings as for :func:`occfast.audit.audit`."""
         from ..audit import audit as run
 
+        if not self._quiet:
+            typer.echo(
+                self.forecast(**{k: settings[k] for k in ("coverings", "limit", "curve", "map_images")}), err=True
+            )
         return run(
             self.recognizer.embedding(),
             self.faces,
@@ -248,6 +253,28 @@ class Candidate:
             notes=self._notes,
             progress=not self._quiet,
             **settings,
+        )
+
+    def forecast(self, **settings: Any) -> str:
+        """Say what an audit will compute, and how long that will take; settings as for ``occfast.audit.Work.of``."""
+        import time
+
+        import torch
+
+        from ..audit import Work
+        from ..progress import time_text
+        from .forecast import seconds_each
+
+        work = Work.of(self.faces, self.preprocessing, **settings)
+        model, begin = self.recognizer.embedding(), time.perf_counter()
+        images = self.preprocessing(torch.stack([self.faces[k].image for k in range(min(_READ, len(self.faces)))]))
+        reading = (time.perf_counter() - begin) / len(images)
+        parameter = next(model.parameters(), None)
+        each = seconds_each(model, images if parameter is None else images.to(parameter.device))
+        seconds = work.images * work.passes * (reading + each) + work.positions * each
+        return (
+            f"{work.images:,} images, {work.passes:,} times each, and {work.positions:,} positions of the map: about "
+            f"{time_text(seconds)}, less what an earlier run has left"
         )
 
 
