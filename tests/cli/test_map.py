@@ -404,7 +404,7 @@ def test_a_long_sweep_is_forecast(folder: Path, tmp_path: Path, monkeypatch: pyt
     """The time is that of forward passes, divided by the predicted speed-up of the exact sweep."""
     from occfast.cli import map as command
 
-    monkeypatch.setattr(command, "_seconds", lambda *_: 5000.0)
+    monkeypatch.setattr(command, "seconds_each", lambda *_: 5000.0)
     monkeypatch.setattr(command, "_speedup", lambda *_: 2.0)
     common = ["map", FACTORY, str(folder), "--occluder", "6x5", "--stride", "9", "--color", "gray"]
     told = {}
