@@ -161,6 +161,7 @@ class Candidate:
             line.
         resume: Whether landmarks in that file are used again.
         quiet: Whether no progress is shown.
+        photographs: Those to take in place of what ``faces`` names.
     """
 
     def __init__(
@@ -183,12 +184,13 @@ class Candidate:
         device: str,
         resume: bool,
         quiet: bool,
+        photographs: FaceDataset | None = None,
     ) -> None:
         from ..data import open_dataset
 
         self.model, self._faces, self._quiet = model, faces, quiet
         self._notes: list[str] = []
-        source = open_dataset(faces, landmarks=landmarks)
+        source = open_dataset(faces, landmarks=landmarks) if photographs is None else photographs
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
         as_is = resize or aligned or source.alignment is not None
 
