@@ -40,8 +40,9 @@ TRAININGS = {
     "all": Training("all three", noisy=0.15, drawn=_OF_ALL),
     "kept": Training("all three, features kept", noisy=0.15, drawn=_OF_ALL, kept=True),
 }
-#: Trainings whose networks PDSN masks too, by default, and the masks by their titles: regions, and whether masks are soft.
+#: Trainings whose networks PDSN masks too, by default.
 MASKED = ("uncovered", "all", "kept")
+#: Masks by their titles: regions, and whether masks are soft.
 MASKS = {"LM2": ("lm2", False), "LM2 split": ("lm2-split", False), "LM2, soft": ("lm2", True)}
 #: Drawn covering of LFW's second image; AR has real sunglasses and scarves.
 COVERINGS = ("mask:surgical",)
