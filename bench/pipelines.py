@@ -12,9 +12,9 @@ float32 batch of 64. Everyone has two processes of one thread for it:
   noise.
 - "kornia": workers decode with Pillow and align; kornia moves and changes batches in the main process.
 
-Rows run in turn; each is the median of the rounds. The files come from the page cache. By default they are crops of
-scikit-image's astronaut; ``--lfw FOLDER`` takes LFW with its landmarks. The result is written to
-``bench/results/pipelines.json``.
+All keep freed memory, as the commands of occfast do. Rows run in turn; each is the median of the rounds. The files come
+from the page cache. By default they are crops of scikit-image's astronaut; ``--lfw FOLDER`` takes LFW with its
+landmarks. The result is written to ``bench/results/pipelines.json``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench.harness import RESULTS, environment, installed, write
 from bench.loading import write_faces
 from occfast import NoisyOccluder
+from occfast.allocator import keep_freed_memory
 from occfast.data import LFW, Aligned, FaceDataset, Folder, Subset, WithLandmarks
 from occfast.data.align import template_named
 from occfast.models import Preprocessing
@@ -286,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "pipelines.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "one").mkdir()
         photographs = (

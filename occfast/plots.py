@@ -75,7 +75,7 @@ def draw_map(
 ) -> Axes:
     """Draw a map, over an image if one is given.
 
-    A map with values below 0 gets diverging colors that are white at 0.
+    A map with values or limits below 0 gets diverging colors that are white at 0.
 
     Args:
         values: [rows, columns].
@@ -83,7 +83,7 @@ def draw_map(
         ax: Axes to draw on; None: those of a new figure of pyplot.
         image: [H, W], [1, H, W] or [3, H, W].
         label: Of the color bar.
-        limits: Values at the ends of the colors; None: those of the map.
+        limits: Values at the ends of the colors, symmetric about 0 if the lower is negative; None: those of the map.
 
     Returns:
         The axes.
@@ -93,8 +93,8 @@ def draw_map(
     if picture is not None:
         ax.imshow(picture, cmap="gray", extent=(-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
     low, high = limits if limits else (None, None)
-    signed = limits is None and bool((values < 0).any())
-    if signed:
+    signed = limits[0] < 0 if limits else bool((values < 0).any())
+    if signed and limits is None:
         high = float(np.nanmax(np.abs(values)))
         low = -high
     shown = ax.imshow(

@@ -38,6 +38,7 @@ def figures() -> dict[str, str]:
         benchmarks.noise(),
         benchmarks.losses(),
         benchmarks.stages(),
+        benchmarks.pipelines(),
         benchmarks.evaluation(),
         reports.pdsn(),
         reports.demo(),

@@ -6,7 +6,7 @@ from .gate import GateResult, gate
 from .paired import FigureDifference
 from .record import AuditRecord
 from .report import Audit, Condition
-from .run import Covering, audit, usual_coverings
+from .run import Covering, Work, audit, usual_coverings
 
 __all__ = [
     "Audit",
@@ -17,6 +17,7 @@ __all__ = [
     "Figure",
     "FigureDifference",
     "GateResult",
+    "Work",
     "audit",
     "compare",
     "gate",

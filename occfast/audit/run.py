@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,39 @@ def audit(
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an audit is going to compute.
+
+    Attributes:
+        images: Number of images.
+        passes: Times that each goes through the network, uncovered and under each covering.
+        positions: Positions of the occlusion map, over all of its images.
+    """
+
+    images: int
+    passes: int
+    positions: int
+
+    @classmethod
+    def of(
+        cls,
+        faces: FaceDataset,
+        preprocessing: Preprocessing,
+        coverings: Sequence[Covering] | None = None,
+        *,
+        limit: int | None = 2000,
+        curve: bool = True,
+        map_images: int = 32,
+    ) -> Work:
+        """Return the work of an audit with these arguments; ``limit`` is taken to be reached."""
+        chosen = usual_coverings(preprocessing.size, faces.landmarks is not None) if coverings is None else coverings
+        passes = 1 + len(chosen) + (len(_growing(preprocessing.size)) if curve else 0)
+        stride = _map_stride(preprocessing.size)
+        positions = min(map_images, len(faces.people)) * prod(-(-side // stride) for side in preprocessing.size)
+        return cls(len(faces) if limit is None else min(limit, len(faces)), passes, positions)
+
+
 def _of_several_images(faces: FaceDataset, limit: int | None, seed: int) -> FaceDataset:
     """Return the faces of people drawn at random, at most ``limit`` images."""
     counts = faces.labels.bincount()
@@ -305,6 +339,10 @@ def _growing(size: tuple[int, int]) -> list[tuple[str, float, Block]]:
     return found
 
 
+def _map_stride(size: tuple[int, int]) -> int:
+    return max(1, round(min(size) / 24))
+
+
 def _map(
     model: nn.Module,
     faces: FaceDataset,
@@ -323,7 +361,7 @@ def _map(
         model,
         preprocessing(torch.stack([faces[k].image for k in first])),
         occluder=(max(1, round(height * 0.2)), max(1, round(width * 0.25))),
-        stride=max(1, round(min(height, width) / 24)),
+        stride=_map_stride(preprocessing.size),
         fill=preprocessing.scaled(0.5),
         score="similarity_drop",
         checkpoint=checkpoint,

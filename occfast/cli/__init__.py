@@ -18,7 +18,22 @@ from .._version import __version__
 from ..allocator import keep_freed_memory
 from ..errors import DataError, MissingPackage, NativeUnavailable, ProcessLost
 from ..progress import printable
-from . import audit, compare, covered, data, demo, environment, evaluate, gate, map, overlap, pdsn, reproduce, train
+from . import (
+    audit,
+    compare,
+    covered,
+    data,
+    demo,
+    environment,
+    evaluate,
+    gate,
+    map,
+    overlap,
+    pair,
+    pdsn,
+    reproduce,
+    train,
+)
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
@@ -47,6 +62,7 @@ def _root(
 # The order is that of ``occfast --help``.
 app.command()(demo.demo)
 app.command("map")(map.map_)
+app.command()(pair.pair)
 app.command()(train.train)
 app.command()(train.export)
 app.command()(evaluate.evaluate)

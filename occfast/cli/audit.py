@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..data import FaceDataset
 
 REPORT, _WORK = "audit.json", "work"
+_READ = 16  # faces whose reading is timed
 
 # Options of audits, for one recognizer or two.
 Faces = Annotated[
@@ -160,6 +161,7 @@ class Candidate:
             line.
         resume: Whether landmarks in that file are used again.
         quiet: Whether no progress is shown.
+        photographs: Those to take in place of what ``faces`` names.
     """
 
     def __init__(
@@ -182,12 +184,13 @@ class Candidate:
         device: str,
         resume: bool,
         quiet: bool,
+        photographs: FaceDataset | None = None,
     ) -> None:
         from ..data import open_dataset
 
         self.model, self._faces, self._quiet = model, faces, quiet
         self._notes: list[str] = []
-        source = open_dataset(faces, landmarks=landmarks)
+        source = open_dataset(faces, landmarks=landmarks) if photographs is None else photographs
         how_aligned: dict[str, Any] = {"template": template, "resize": resize, "aligned": aligned}
         as_is = resize or aligned or source.alignment is not None
 
@@ -238,6 +241,10 @@ class Candidate:
         """Return the audit, with its work in a folder; settings as for :func:`occfast.audit.audit`."""
         from ..audit import audit as run
 
+        if not self._quiet:
+            typer.echo(
+                self.forecast(**{k: settings[k] for k in ("coverings", "limit", "curve", "map_images")}), err=True
+            )
         return run(
             self.recognizer.embedding(),
             self.faces,
@@ -248,6 +255,28 @@ class Candidate:
             notes=self._notes,
             progress=not self._quiet,
             **settings,
+        )
+
+    def forecast(self, **settings: Any) -> str:
+        """Say what an audit will compute, and how long that will take; settings as for ``occfast.audit.Work.of``."""
+        import time
+
+        import torch
+
+        from ..audit import Work
+        from ..progress import time_text
+        from .forecast import seconds_each
+
+        work = Work.of(self.faces, self.preprocessing, **settings)
+        model, begin = self.recognizer.embedding(), time.perf_counter()
+        images = self.preprocessing(torch.stack([self.faces[k].image for k in range(min(_READ, len(self.faces)))]))
+        reading = (time.perf_counter() - begin) / len(images)
+        parameter = next(model.parameters(), None)
+        each = seconds_each(model, images if parameter is None else images.to(parameter.device))
+        seconds = work.images * work.passes * (reading + each) + work.positions * each
+        return (
+            f"{work.images:,} images, {work.passes:,} times each, and {work.positions:,} positions of the map: about "
+            f"{time_text(seconds)}, less what an earlier run has left"
         )
 
 

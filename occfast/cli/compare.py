@@ -105,7 +105,7 @@ def compare(
                 model,
                 faces,
                 output / _WORK / "landmarks.csv",
-                **{name: values[k] for name, values in each.items()},
+                **{name: values[k] for name, values in each.items()},  # type: ignore[arg-type]
                 landmarks=landmarks,
                 resize=resize,
                 aligned=aligned,

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
+from .forecast import outputs_of, seconds_each
 from .networks import load_recognizer, pair, prepared
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _BATCH = 64  # images that are read together
 _TIMEOUT = timedelta(minutes=10)  # for a message from another process
 _MANY = 500_000  # evaluations
 _LONG = 600.0  # seconds of a sweep from which faster settings are suggested
-_MEASURED = 8  # images of the forward pass that is timed
 
 
 def map_(
@@ -389,7 +388,8 @@ def _announce(
     total = images * positions
     boxes = ", ".join(grid.occluder_text for grid in grids)
     text = f"occluder {boxes}: {images:,} images, {positions:,} positions each, {total:,} evaluations"
-    seconds = _seconds(network, next(iter(batches)), place) * total
+    batch = next(iter(batches))
+    seconds = seconds_each(network, (batch[0] if isinstance(batch, tuple) else batch).to(place)) * total
     faster = 1.0
     if seconds > _LONG and method in ("auto", "incremental"):
         faster = max(1.0, _speedup(network, size, grids[0], region, images))
@@ -399,21 +399,6 @@ def _announce(
     elif seconds / faster > _LONG or total > _MANY:
         text += "; a larger --stride, --limit, or --method adaptive or sampled take less"
     typer.echo(text, err=True)
-
-
-def _seconds(network: nn.Module, batch: Any, place: torch.device) -> float:
-    """Measure the seconds that a forward pass takes for an image of a batch."""
-    import torch
-
-    images = (batch[0] if isinstance(batch, tuple) else batch)[:_MEASURED].to(place)
-    times = []
-    for _ in range(3):  # the first ones are slower
-        begin = time.perf_counter()
-        _outputs(network, images)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        times.append(time.perf_counter() - begin)
-    return min(times) / len(images)
 
 
 def _speedup(
@@ -435,7 +420,7 @@ def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, 
     """Refuse outputs that are not classes of these people, such as the dimensions of an embedding."""
     import torch
 
-    outputs = _outputs(network, images[:1])
+    outputs = outputs_of(network, images[:1])
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
         return  # the sweep refuses it
     found, wanted = outputs.shape[1], len(people if names is None else names)
@@ -445,20 +430,6 @@ def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, 
             f"model: {found} outputs, but {wanted} people are {whose}; for an embedding network give --score "
             "similarity_drop, for a classifier of other people name its classes with --people"
         )
-
-
-def _outputs(network: nn.Module, images: Tensor) -> Any:
-    """Run the network; an image that it does not take is one error."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            return network(images)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model: fails on images of shape {list(images.shape[1:])} ({reason}); see --color and --size"
-        ) from error
 
 
 def _warn_of_skipped(m: OcclusionMap) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from occfast.audit import Audit, Covering, audit, usual_coverings
+from occfast.audit import Audit, Covering, Work, audit, usual_coverings
 from occfast.data import Folder, WithLandmarks, detect_landmarks
 from occfast.evaluate import embed
 from occfast.models import Preprocessing, build
@@ -239,6 +239,25 @@ def test_command_line(folder: Path, tmp_path: Path, occfast) -> None:  # noqa: F
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    loud = occfast(*arguments[:-1], "--resume")
+    said = re.search(r"(\d+) images, (\d+) times each, and ([\d,]+) positions of the map: about \d+ s", loud.stderr)
+    assert said is not None, loud.stderr
+    assert int(said[1]) == first["settings"]["images"]
+
+
+def test_the_work_that_is_forecast_is_done(faces: WithLandmarks) -> None:
+    counted: list[int] = []
+    model = Net().eval()
+    model.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
+    settings: dict[str, Any] = {"limit": 41, "map_images": 2}
+    found = audit(model, faces, HOW, None, fmr=0.05, resamples=100, progress=False, **settings)
+    work = Work.of(faces, HOW, **settings)
+    assert found.map is not None and work.positions == found.map.n_evaluations
+    assert found.settings["images"] <= work.images == 41
+    assert work.passes == len(found.conditions) + len(found.curve)
+    assert sum(counted) >= found.settings["images"] * work.passes
+    fewer = Work.of(faces, HOW, [], limit=None, curve=False, map_images=0)
+    assert (fewer.images, fewer.passes, fewer.positions) == (len(faces), 1, 0)
 
 
 @pytest.mark.browser

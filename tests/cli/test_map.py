@@ -404,7 +404,7 @@ def test_a_long_sweep_is_forecast(folder: Path, tmp_path: Path, monkeypatch: pyt
     """The time is that of forward passes, divided by the predicted speed-up of the exact sweep."""
     from occfast.cli import map as command
 
-    monkeypatch.setattr(command, "_seconds", lambda *_: 5000.0)
+    monkeypatch.setattr(command, "seconds_each", lambda *_: 5000.0)
     monkeypatch.setattr(command, "_speedup", lambda *_: 2.0)
     common = ["map", FACTORY, str(folder), "--occluder", "6x5", "--stride", "9", "--color", "gray"]
     told = {}
@@ -425,17 +425,18 @@ def test_a_long_sweep_is_forecast(folder: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_time_of_a_forward_pass_and_the_speed_up_are_measured() -> None:
     import time
 
-    from occfast.cli.map import _seconds, _speedup
+    from occfast.cli.forecast import seconds_each
+    from occfast.cli.map import _speedup
     from occfast.sweep import SweepGrid
 
     def slow(images: torch.Tensor) -> torch.Tensor:
         time.sleep(0.02)
         return images
 
-    assert 0.02 / 8 <= _seconds(slow, torch.rand(64, 1, 9, 9), torch.device("cpu")) < 0.1
+    assert 0.02 / 8 <= seconds_each(slow, torch.rand(64, 1, 9, 9)) < 0.1
     assert _speedup(slow, (9, 9), SweepGrid.over((9, 9), (3, 3)), None, 4) == 1.0  # a function is swept densely
     with pytest.raises(ValueError, match=r"model: fails on images of shape \[1, 9, 9\] \(.*\); see --color and --size"):
-        _seconds(torch.nn.Conv2d(3, 4, 3), torch.rand(2, 1, 9, 9), torch.device("cpu"))
+        seconds_each(torch.nn.Conv2d(3, 4, 3), torch.rand(2, 1, 9, 9))
 
 
 def test_the_share_of_rejected_images(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:

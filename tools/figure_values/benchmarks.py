@@ -282,6 +282,13 @@ def stages() -> dict[str, str]:
     }
 
 
+def pipelines() -> dict[str, str]:
+    """Return images a second from files to the network's input."""
+    rows = read("pipelines")["rows"]
+    cells = [[row["pipeline"], f"{row['images_per_second']:,.0f}", f"{row['over torch, Pillow']:.2f}×"] for row in rows]
+    return {"pipelines": markdown(["pipeline", "images a second", "over a DataLoader with Pillow"], cells)}
+
+
 def evaluation() -> dict[str, str]:
     """Return speeds of the evaluation."""
     roc = row_of(

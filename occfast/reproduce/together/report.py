@@ -17,7 +17,7 @@ from ..report import Report, Table
 from ..trigueros2018.judging import PairDraws, judged
 from ..trigueros2018.sources import DOUBTFUL
 from ..values import Claim, Comparison, Number
-from .settings import AS_IS, COVERINGS, MASKED, MASKS, TRAININGS, TogetherSettings
+from .settings import AS_IS, COVERINGS, MASKS, TRAININGS, TogetherSettings
 from .sources import TogetherSources
 
 Floats = NDArray[np.float64]
@@ -222,7 +222,7 @@ def _masks(results: _Results) -> Table:
         f"{_title(training)}; {masks}": [
             Number(tuple(100 * results.hits(training, masks, condition).mean(1)), digits=1) for condition in _AR[1:]
         ]
-        for training in MASKED
+        for training in results.settings.masked
         for masks in ("no masks", *MASKS)
     }
     return Table(
@@ -282,7 +282,7 @@ def _mask_claims(results: _Results) -> list[Claim]:
             tuple(results.compare_masks(training, masks, c) for masks in MASKS for c in _AR[1:]),
             beyond=True,
         )
-        for training in MASKED
+        for training in results.settings.masked
     ]
 
 

@@ -40,11 +40,12 @@ TRAININGS = {
     "all": Training("all three", noisy=0.15, drawn=_OF_ALL),
     "kept": Training("all three, features kept", noisy=0.15, drawn=_OF_ALL, kept=True),
 }
-#: Trainings whose networks PDSN masks too, and the masks by their titles: regions, and whether masks are soft.
+#: Trainings whose networks PDSN masks too, by default.
 MASKED = ("uncovered", "all", "kept")
+#: Masks by their titles: regions, and whether masks are soft.
 MASKS = {"LM2": ("lm2", False), "LM2 split": ("lm2-split", False), "LM2, soft": ("lm2", True)}
-#: Drawn coverings of LFW's second image.
-COVERINGS = ("sunglasses", "mask:surgical", "scarf")
+#: Drawn covering of LFW's second image; AR has real sunglasses and scarves.
+COVERINGS = ("mask:surgical",)
 #: Size of P's occluder, (height, width), and the temperature of trigueros2018 for it.
 OCCLUDER, TEMPERATURE = (20, 40), 0.4
 
@@ -66,6 +67,7 @@ class TogetherSettings:
         map_stride: of that map, in pixels.
         generator_epochs: of PDSN's mask generators.
         dictionary_images: training images behind generators and dictionaries.
+        masked: trainings whose networks PDSN masks too.
         precision: "fp32" or "bf16" in training.
         resamples: of the people of pairs.
     """
@@ -82,6 +84,7 @@ class TogetherSettings:
     map_stride: int = 8
     generator_epochs: int = 8
     dictionary_images: int = 1500
+    masked: tuple[str, ...] = MASKED
     precision: str = "fp32"
     resamples: int = 1000
 
@@ -98,6 +101,8 @@ class TogetherSettings:
                 raise ValueError(f"{name}: expected one or more, got none")
             for value in getattr(self, name):
                 checks.number(value, name, above=0.0)
+        for name in self.masked:
+            checks.choice(name, "masked", tuple(TRAININGS))
         checks.number(self.low_resolution, "low_resolution", 0.0, 1.0)
         checks.choice(self.precision, "precision", ("fp32", "bf16"))
 

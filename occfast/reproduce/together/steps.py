@@ -28,7 +28,7 @@ from ...train import Trained, load_network, train
 from ..cost import forward_flops
 from ..graph import Graph, Step, StepContext, Work
 from ..trigueros2018.steps import scores_of
-from .settings import AS_IS, COVERINGS, MASKED, MASKS, OCCLUDER, TRAININGS, TogetherSettings
+from .settings import AS_IS, COVERINGS, MASKS, OCCLUDER, TRAININGS, TogetherSettings
 from .sources import SIZES, TogetherSources
 
 #: False match rate that thresholds of the choice and of the map are set at.
@@ -69,7 +69,7 @@ class Plan:
         steps.append(self._verify("verify " + AS_IS, None))
         for seed in s.seeds:
             steps += [self._verify(f"seed {seed}: verify {name}", f"seed {seed}: train {name}") for name in TRAININGS]
-            steps += [self._masks(seed, name) for name in MASKED]
+            steps += [self._masks(seed, name) for name in s.masked]
         return Graph(steps, root, self.sources.fingerprints)
 
     # -- steps ------------------------------------------------------------------------------------------------
