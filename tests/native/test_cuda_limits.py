@@ -178,8 +178,8 @@ def small_copies() -> Arguments:
 
 MANY: dict[str, tuple[Callable[..., object], Callable[[], Arguments], bool]] = {
     "copies": (ops.occlude_positions, small_copies, True),
-    "draws": (ops.draw_occluders, lambda: occluder_params(BLOCKS * 128, 1, 7, 8), True),
-    "paint": (ops.paint_occluders, lambda: painted(BLOCKS, (1, 7, 9), torch.float32), True),
+    "draws": (ops.draw_occluders, lambda: occluder_params(BLOCKS * 128, 1, 41, 43), True),
+    "paint": (ops.paint_occluders, lambda: painted(BLOCKS, (1, 41, 43), torch.uint8), True),
     "windows": (ops.gather_windows, lambda: windows(BLOCKS * 64, 1, 1, 40), True),
     "triplets": (ops.triplet_loss, lambda: triplets(BLOCKS, 30), False),
 }
