@@ -130,19 +130,21 @@ OCCFAST_HD void add_piece(const double* records, int64_t rows, int piece, double
 
 OCCFAST_HD double variance(const double* moment) { return moment[0] > 0 ? moment[2] / moment[0] : 0.0; }
 
-// The record of the batch from its pieces, with the loss: Eq. 9, or the mean hinge loss of Eq. 6.
+// The loss of a batch from its record: Eq. 9, or the mean hinge loss of Eq. 6.
+OCCFAST_HD double loss_of(const double* totals, const TripletParams& params) {
+  const double mined = totals[kMinedPositive];
+  if (mined == 0) return 0;
+  const double apart = totals[kActivePositive + 1] - totals[kActiveNegative + 1] + params.margin;
+  if (params.hinge) return totals[kActivePositive] / mined * apart;
+  return (1.0 - params.beta) * apart +
+         params.beta * (variance(totals + kActivePositive) + variance(totals + kActiveNegative));
+}
+
+// The record of the batch from its pieces, with the loss.
 OCCFAST_HD void finish_totals(const double* pieces, const TripletParams& params, double* totals) {
   for (int k = 0; k < kSlots; ++k) totals[k] = 0;
   for (int piece = 0; piece < kPieces; ++piece) add_record(totals, pieces + piece * kSlots);
-  const double mined = totals[kMinedPositive];
-  const double apart = totals[kActivePositive + 1] - totals[kActiveNegative + 1] + params.margin;
-  if (mined == 0)
-    totals[kLoss] = 0;
-  else if (params.hinge)
-    totals[kLoss] = totals[kActivePositive] / mined * apart;
-  else
-    totals[kLoss] = (1.0 - params.beta) * apart +
-                    params.beta * (variance(totals + kActivePositive) + variance(totals + kActiveNegative));
+  totals[kLoss] = loss_of(totals, params);
 }
 
 // -- gradient -----------------------------------------------------------------------------------------

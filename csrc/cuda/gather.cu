@@ -44,8 +44,12 @@ OCCFAST_HD uint64_t address(const void* p) { return reinterpret_cast<uint64_t>(p
 __device__ Row<2> row_of(const GatherWindows& g, int64_t line, int64_t bytes) {
   const int64_t m = line / g.height, y = g.origins[2 * m] + line - m * g.height, x = g.origins[2 * m + 1];
   const int64_t n = g.images[m];
-  if (n < 0 || n >= g.shape.n) __trap();
   Row<2> row{};
+  if (n < 0 || n >= g.shape.n) {
+    // The first row of a window speaks for all.
+    OCCFAST_REQUIRE(line != m * g.height, "gather_windows: images: one is not among the maps");
+    return row;
+  }
   if (y < 0 || y >= g.shape.h) return row;
   const Columns column{x, g.width};
   row.low = column(0);
@@ -65,8 +69,15 @@ __device__ Row<2> row_of(const GatherWindows& g, int64_t line, int64_t bytes) {
 __device__ Row<4> row_of(const GatherPieces& g, int64_t line, int64_t bytes) {
   const int64_t e = line / g.height, m = e % g.count, n = g.images[m], r = g.rows[m], s = g.columns[m];
   const int64_t y = g.origins[2 * e] + line - e * g.height, x = g.origins[2 * e + 1];
-  if (n < 0 || n >= g.shape.n) __trap();
   Row<4> row{};
+  const bool image = n >= 0 && n < g.shape.n;
+  if (const bool cuts = r >= 0 && r < g.strip_rows, more = s >= 0 && s < g.strip_columns;
+      !(image && cuts && more)) {
+    if (line != e * g.height) return row;
+    OCCFAST_REQUIRE(image, "gather_pieces: images: one is not among the maps");
+    OCCFAST_REQUIRE(cuts, "gather_pieces: rows: one has no cuts");
+    OCCFAST_REQUIRE(more, "gather_pieces: columns: one has no cuts");
+  }
   if (y < 0 || y >= g.shape.h) return row;
   const Columns column{x, g.width};
   row.low = column(0);

@@ -6,7 +6,18 @@
 
 #include <cuda_runtime.h>
 
+#undef NDEBUG // the checks of arguments belong to every build
+#include <cassert>
+
 #include "../api.h"
+
+// In a kernel: ends the launch if an argument in device memory is wrong. The message, which names the function and
+// the argument, is printed by each thread that finds it wrong, so one thread checks for all.
+#if defined(__CUDACC__)
+#define OCCFAST_REQUIRE(holds, message) assert((holds) && message)
+#else
+#define OCCFAST_REQUIRE(holds, message) ((holds) ? void() : emulator::assertion_failed(message))
+#endif
 
 // The largest number of blocks along an axis. Kernels loop over their grid, so any cap is correct; the tests set
 // a small one to make them loop.
@@ -53,6 +64,13 @@ template <class T> __device__ __forceinline__ T* dynamic_shared() {
 // for (int64_t k = grid_first(); k < count; k += grid_step()) visits each index once, in a 1-D grid.
 __device__ __forceinline__ int64_t grid_first() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_step() { return int64_t{gridDim.x} * blockDim.x; }
+
+// Returns the sum over the warp to every lane. The butterfly has a fixed order, the same for all of them.
+template <class T> __device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
 
 // The type that moves a number of bytes, a power of two up to 16, in one access.
 template <int bytes> struct WordOf;

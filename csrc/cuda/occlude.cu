@@ -38,20 +38,25 @@ __device__ void copy_elements(const T* __restrict__ from, T* __restrict__ to, in
 
 // A quad is four pixels of a row (the last one may have fewer), which share one Philox counter. A line is a row of
 // one channel, or for channels_last a row of pixels with all channels: lines are contiguous in memory. A block
-// copies its lines and waits, then its threads paint the quads of the box in these lines.
-template <class T> __global__ void __launch_bounds__(kThreads)
+// copies its lines and waits, then its threads paint the quads of the box in these lines. With six
+// blocks to a multiprocessor no register is spilled.
+template <class T> __global__ void __launch_bounds__(kThreads, 6)
     paint_kernel(const T* images, T* out, Shape shape, bool channels_last, const int64_t* sample_ids,
                  const int32_t* boxes, const uint8_t* kinds, const float* levels, const float* intensities,
                  Key key, float low, float high, int32_t* outside, int64_t tile) {
   const int64_t quads = (shape.w + 3) / 4, depth = channels_last ? shape.c : 1, length = shape.w * depth;
   const int64_t lines = shape.h * (channels_last ? 1 : shape.c), size = shape.c * shape.h * shape.w;
   const int me = static_cast<int>(threadIdx.x);
+  int beyond = 0;
   for (int64_t n = blockIdx.x; n < shape.n; n += gridDim.x) {
     const int32_t top = boxes[4 * n], left = boxes[4 * n + 1];
     const int32_t bottom = boxes[4 * n + 2], right = boxes[4 * n + 3];
     const int kind = kinds[n];
     const float level = levels[n];
-    if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) __trap();
+    if (top < 0 || left < 0 || bottom > shape.h || right > shape.w) {
+      beyond = 1;
+      continue;
+    }
     const bool empty = top >= bottom || left >= right;
     // The box as rows of quads. A thread visits every kThreads-th quad, plane by plane, so many planes, rows and
     // quads farther than the last one. That takes divisions once per image, none per quad.
@@ -109,6 +114,8 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  // At the end, where few values are in registers.
+  OCCFAST_REQUIRE(beyond == 0 || me != 0 || blockIdx.y != 0, "paint_occluders: boxes: one reaches beyond its image");
 }
 
 template <class T> int paint(const PaintOccluders& args, ExecContext context) {

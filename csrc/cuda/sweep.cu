@@ -31,7 +31,10 @@ template <class T, int bytes> __global__ void __launch_bounds__(kThreads)
   const Axes<int64_t> step(channels_last, from.c, from.h, from.w);
   for (int64_t m = blockIdx.x; m < count; m += gridDim.x) {
     const int64_t position = positions[m];
-    if (position < 0 || position >= shape.n * per_image) __trap();
+    if (position < 0 || position >= shape.n * per_image) {
+      OCCFAST_REQUIRE(threadIdx.x != 0 || blockIdx.y != 0, "occlude_positions: positions: one is of no image");
+      continue;
+    }
     const int64_t n = position / per_image;
     const Window box = grid.window(position - n * per_image, shape.h, shape.w);
     // The window as a range of each axis, which may be empty.
@@ -106,12 +109,6 @@ template <class T> int occlude_widest(const OccludePositions& args, ExecContext 
   return run(args, context);
 }
 
-template <class T> __device__ __forceinline__ T warp_sum(T value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-
 // One warp per row. Reductions are butterflies in a fixed order, so scores do not depend on the launch.
 template <class T> __global__ void __launch_bounds__(kThreads)
     score_kernel(const T* outputs, const int64_t* positions, int64_t count, int64_t classes, int64_t images,
@@ -120,11 +117,17 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kWarp;
   for (int64_t m = grid_first() / kWarp; m < count; m += grid_step() / kWarp) {
     const int64_t position = positions[m];
-    if (position < 0 || position >= images * per_image) __trap();
+    if (position < 0 || position >= images * per_image) {
+      OCCFAST_REQUIRE(lane != 0, "sweep_score: positions: one is of no image");
+      continue;
+    }
     const int64_t n = position / per_image;
     const T* row = outputs + m * classes;
     const int64_t label = labels ? labels[n] : 0;
-    if (labels && (label < 0 || label >= classes)) __trap();
+    if (labels && (label < 0 || label >= classes)) {
+      OCCFAST_REQUIRE(lane != 0, "sweep_score: labels: one is no class");
+      continue;
+    }
     T poison = 0; // as on the CPU: NaN exactly if an output is not finite
     double score = 0;
     if (kind == Score::kError) {
@@ -172,17 +175,37 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    accumulate_kernel(const double* scores, int64_t images, int64_t per_image, double* sum, double* squares) {
-  for (int64_t p = grid_first(); p < per_image; p += grid_step()) {
-    double total = sum[p], total_squares = squares[p];
-    for (int64_t n = 0; n < images; ++n) {
-      const double value = scores[n * per_image + p];
-      total += value;
-      total_squares += value * value;
+// A block adds up the scores of kWarp positions. All its warps load, each the scores of other images, so that many
+// loads are in flight. Then one warp adds the scores and one their squares, in the order of the images as on the
+// CPU: a sum depends neither on the launch nor on how the images are divided into calls.
+constexpr int kSumThreads = 256, kSumWarps = kSumThreads / kWarp, kSumLoads = 8;
+
+__global__ void __launch_bounds__(kSumThreads)
+    accumulate_kernel(const double* __restrict__ scores, int64_t images, int64_t per_image,
+                      double* __restrict__ sum, double* __restrict__ squares) {
+  constexpr int kImages = kSumWarps * kSumLoads;
+  __shared__ double held[kImages][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int64_t first = int64_t{blockIdx.x} * kWarp; first < per_image; first += int64_t{gridDim.x} * kWarp) {
+    const int64_t p = first + lane;
+    double* to = p >= per_image ? nullptr : warp == 0 ? sum + p : warp == 1 ? squares + p : nullptr;
+    double total = to ? *to : 0.0;
+    for (int64_t start = 0; start < images; start += kImages) {
+      double value[kSumLoads];
+#pragma unroll
+      for (int u = 0; u < kSumLoads; ++u) {
+        const int64_t n = start + u * kSumWarps + warp;
+        value[u] = p < per_image && n < images ? scores[n * per_image + p] : 0.0;
+      }
+      __syncthreads(); // until the images before have been added
+#pragma unroll
+      for (int u = 0; u < kSumLoads; ++u) held[u * kSumWarps + warp][lane] = value[u];
+      __syncthreads();
+      const int count = static_cast<int>(smaller<int64_t>(kImages, images - start));
+      if (!to) continue;
+      for (int k = 0; k < count; ++k) total += warp == 0 ? held[k][lane] : held[k][lane] * held[k][lane];
     }
-    sum[p] = total;
-    squares[p] = total_squares;
+    if (to) *to = total;
   }
 }
 
@@ -211,7 +234,7 @@ int sweep_score(const SweepScore& args, ExecContext context) {
 }
 
 int sweep_accumulate(const SweepAccumulate& args, ExecContext context) {
-  return launch(&accumulate_kernel, blocks_for(args.per_image, kThreads), kThreads, 0, context, args.scores,
+  return launch(&accumulate_kernel, blocks_for(args.per_image, kWarp), kSumThreads, 0, context, args.scores,
                 args.images, args.per_image, args.sum, args.squares);
 }
 

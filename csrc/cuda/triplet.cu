@@ -6,23 +6,27 @@ namespace occfast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kShare = 128; // positives in shared memory at a time
+constexpr int kWarps = kThreads / kWarp;
 constexpr int kTile = 32;
 
-// Returns the sum over the block, in a fixed order, to every thread.
-template <class T> __device__ __forceinline__ T block_sum(T value) {
-  __shared__ T partial[kThreads];
+// Replaces each value by its sum over the block, in a fixed order.
+template <int kValues> __device__ __forceinline__ void block_sums(double (&values)[kValues]) {
+  __shared__ double partial[kValues][kWarps];
+#pragma unroll
+  for (double& value : values) value = warp_sum(value);
   __syncthreads(); // until the results of the previous call have been read
-  partial[threadIdx.x] = value;
+  if (threadIdx.x % kWarp == 0)
+#pragma unroll
+    for (int k = 0; k < kValues; ++k) partial[k][threadIdx.x / kWarp] = values[k];
   __syncthreads();
-  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-    __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kValues; ++k) {
+    values[k] = partial[k][0];
+    for (int warp = 1; warp < kWarps; ++warp) values[k] += partial[k][warp];
   }
-  return partial[0];
 }
 
-// The smallest value over the block and the lowest index that has it.
+// The smallest value and the lowest index that has it.
 template <class T> struct Best {
   T value;
   int64_t index;
@@ -33,83 +37,142 @@ template <class T> struct Best {
     }
   }
 };
-template <class T> __device__ __forceinline__ Best<T> block_best(Best<T> mine) {
-  __shared__ T value[kThreads];
-  __shared__ int64_t index[kThreads];
-  __syncthreads();
-  value[threadIdx.x] = mine.value;
-  index[threadIdx.x] = mine.index;
-  __syncthreads();
-  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) {
-      mine.take(value[threadIdx.x + half], index[threadIdx.x + half]);
-      value[threadIdx.x] = mine.value;
-      index[threadIdx.x] = mine.index;
-    }
-    __syncthreads();
+template <class T> __device__ __forceinline__ Best<T> warp_best(Best<T> mine) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const T value = __shfl_xor_sync(kAllLanes, mine.value, offset);
+    mine.take(value, __shfl_xor_sync(kAllLanes, mine.index, offset));
   }
-  return Best<T>{value[0], index[0]};
+  return mine;
+}
+
+// Sums of weights and weighted distances about a shift, which is the first distance that has weight.
+struct Sums {
+  double shift, weight, first, second;
+
+  __device__ void add(double distance, double w) {
+    if (w == 0) return;
+    if (weight == 0) shift = distance;
+    const double apart = distance - shift;
+    weight += w;
+    first += w * apart;
+    second += w * apart * apart;
+  }
+
+  // Changes the shift.
+  __device__ void move(double to) {
+    if (weight == 0) return;
+    const double apart = shift - to;
+    second += apart * (2 * first + weight * apart);
+    first += weight * apart;
+    shift = to;
+  }
+};
+
+__device__ __forceinline__ Sums warp_total(Sums mine) {
+  const unsigned found = __ballot_sync(kAllLanes, mine.weight > 0);
+  if (found == 0) return Sums{};
+  const double shift = __shfl_sync(kAllLanes, mine.shift, __ffs(static_cast<int>(found)) - 1);
+  mine.move(shift);
+  return Sums{shift, warp_sum(mine.weight), warp_sum(mine.first), warp_sum(mine.second)};
+}
+
+// The moment {weight, mean, sum of squared deviations} of the sums of all warps.
+__device__ __forceinline__ void finish_moment(const Sums* warps, double* moment) {
+  Sums all{};
+  for (int warp = 0; warp < kWarps; ++warp) {
+    Sums part = warps[warp];
+    if (part.weight == 0) continue;
+    if (all.weight == 0) all.shift = part.shift;
+    part.move(all.shift);
+    all.weight += part.weight;
+    all.first += part.first;
+    all.second += part.second;
+  }
+  const double mean = all.weight > 0 ? all.first / all.weight : 0.0;
+  moment[0] = all.weight;
+  moment[1] = all.weight > 0 ? all.shift + mean : 0.0;
+  moment[2] = larger(all.second - all.first * mean, 0.0);
 }
 
 // -- preparation --------------------------------------------------------------------------------------
 
-// A block sums kTile columns. Each of its eight rows of threads sums every eighth row.
-template <class T> __global__ void __launch_bounds__(kThreads)
-    mean_kernel(const T* rows, int64_t n, int64_t dim, double* mean) {
-  constexpr int height = kThreads / kTile;
-  __shared__ double partial[height][kTile];
-  const int lane = threadIdx.x % kTile, strip = threadIdx.x / kTile;
-  for (int64_t first = int64_t{blockIdx.x} * kTile; first < dim; first += int64_t{gridDim.x} * kTile) {
-    const int64_t k = first + lane;
+// A block sums the few columns that one sector of memory holds. Each of its strips of threads sums some of the
+// rows.
+constexpr int kMeanThreads = 512, kMeanColumns = 8;
+
+template <class T> __global__ void __launch_bounds__(kMeanThreads)
+    mean_kernel(const T* __restrict__ rows, int64_t n, int64_t dim, double* __restrict__ mean) {
+  constexpr int kStrips = kMeanThreads / kMeanColumns, kMeanWarps = kMeanThreads / kWarp;
+  __shared__ double partial[kMeanWarps][kMeanColumns];
+  const int column = threadIdx.x % kMeanColumns, strip = threadIdx.x / kMeanColumns;
+  for (int64_t first = int64_t{blockIdx.x} * kMeanColumns; first < dim;
+       first += int64_t{gridDim.x} * kMeanColumns) {
+    const int64_t k = first + column;
     double sum = 0;
     if (k < dim)
-      for (int64_t i = strip; i < n; i += height) sum += rows[i * dim + k];
-    __syncthreads();
-    partial[strip][lane] = sum;
+#pragma unroll 8
+      for (int64_t i = strip; i < n; i += kStrips) sum += rows[i * dim + k];
+#pragma unroll
+    for (int offset = kMeanColumns; offset < kWarp; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    __syncthreads(); // until the sums of the previous columns have been read
+    if (threadIdx.x % kWarp < kMeanColumns) partial[threadIdx.x / kWarp][column] = sum;
     __syncthreads();
     if (strip != 0 || k >= dim) continue;
-    for (int other = 1; other < height; ++other) sum += partial[other][lane];
+    for (int warp = 1; warp < kMeanWarps; ++warp) sum += partial[warp][column];
     mean[k] = n > 0 ? near_mean<T>(sum / static_cast<double>(n)) : 0.0;
   }
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads)
-    center_kernel(const T* rows, int64_t n, int64_t dim, bool unit, const double* mean, T* centered, T* squares,
-                  double* lengths) {
+    center_kernel(const T* __restrict__ rows, int64_t n, int64_t dim, bool unit, const double* __restrict__ mean,
+                  T* __restrict__ centered, T* __restrict__ squares, double* __restrict__ lengths) {
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    double length = 0, square = 0;
+    double sums[2] = {0, 0}; // of squares, before and after
     for (int64_t k = threadIdx.x; k < dim; k += kThreads) {
       const double before = rows[i * dim + k];
       const T after = static_cast<T>(before - mean[k]);
       centered[i * dim + k] = after;
-      length += before * before;
-      square += static_cast<double>(after) * after;
+      sums[0] += before * before;
+      sums[1] += static_cast<double>(after) * after;
     }
-    length = block_sum(length);
-    square = block_sum(square);
+    block_sums(sums);
     if (threadIdx.x > 0) continue;
-    lengths[i] = length;
-    squares[i] = unit && length == 0 ? T{-1} : static_cast<T>(square);
+    lengths[i] = sums[0];
+    squares[i] = unit && sums[0] == 0 ? T{-1} : static_cast<T>(sums[1]);
   }
 }
 
+// The grid is (tiles of columns, rows). A warp sums the terms of a close pair together, so that its reads
+// coalesce.
 template <class T> __global__ void __launch_bounds__(kThreads)
-    distance_kernel(T* values, const T* a, const T* b, const T* a_squares, const T* b_squares, Pairs pairs,
-                    Distance kind) {
-  const int64_t count = pairs.rows * pairs.columns;
-  for (int64_t k = grid_first(); k < count; k += grid_step()) {
-    const int64_t i = k / pairs.columns, j = k - i * pairs.columns;
-    T square = square_from_product(values[k], a_squares[i], b_squares[j]);
-    if (pairs.own && pairs.first + i == j) {
-      square = 0;
-    } else if (is_close(square, a_squares[i], b_squares[j])) {
-      square = 0;
-      for (int64_t d = 0; d < pairs.dim; ++d) {
-        const T apart = a[i * pairs.dim + d] - b[j * pairs.dim + d];
-        square += apart * apart;
+    distance_kernel(T* __restrict__ values, const T* __restrict__ a, const T* __restrict__ b,
+                    const T* __restrict__ a_squares, const T* __restrict__ b_squares, Pairs pairs, Distance kind) {
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t i = blockIdx.y; i < pairs.rows; i += gridDim.y) {
+    T* row = values + i * pairs.columns;
+    for (int64_t first = grid_first() - lane; first < pairs.columns; first += grid_step()) {
+      const int64_t j = first + lane;
+      const bool inside = j < pairs.columns;
+      T square = 0;
+      bool close = false;
+      if (inside && !(pairs.own && pairs.first + i == j)) {
+        square = square_from_product(row[j], a_squares[i], b_squares[j]);
+        close = is_close(square, a_squares[i], b_squares[j]);
       }
+      for (unsigned left = __ballot_sync(kAllLanes, close); left != 0; left &= left - 1) {
+        const int source = __ffs(static_cast<int>(left)) - 1;
+        const T *from = a + i * pairs.dim, *to = b + (first + source) * pairs.dim;
+        T sum = 0;
+        for (int64_t d = lane; d < pairs.dim; d += kWarp) {
+          const T apart = from[d] - to[d];
+          sum += apart * apart;
+        }
+        sum = warp_sum(sum);
+        if (lane == source) square = sum;
+      }
+      if (inside) row[j] = distance_of(kind, square, a_squares[i], b_squares[j]);
     }
-    values[k] = distance_of(kind, square, a_squares[i], b_squares[j]);
   }
 }
 
@@ -132,157 +195,71 @@ template <class T> struct Row {
   }
 };
 
-// The moment of the distances of columns column_of(k) >= 0, shifted by the first distance that has weight.
-template <class T, class Column, class Weigh>
-__device__ __forceinline__ void moments(const Row<T>& row, int64_t items, const Column& column_of,
-                                        const Weigh& weigh, double* moment, double* moment_shift) {
-  Best<T> start{infinity<T>(), row.columns};
-  for (int64_t k = threadIdx.x; k < items && start.index == row.columns; k += kThreads) {
-    const int64_t j = column_of(k);
-    if (j >= 0 && weigh(j) > 0) start = Best<T>{0, j};
-  }
-  start = block_best(start);
-  const double shift = start.index < row.columns ? static_cast<double>(row.distance[start.index]) : 0.0;
-  double weight = 0, first = 0, second = 0;
-  for (int64_t k = threadIdx.x; k < items; k += kThreads) {
-    const int64_t j = column_of(k);
-    const double w = j >= 0 ? weigh(j) : 0.0;
-    if (w == 0) continue;
-    const double apart = static_cast<double>(row.distance[j]) - shift;
-    weight += w;
-    first += w * apart;
-    second += w * apart * apart;
-  }
-  weight = block_sum(weight);
-  first = block_sum(first);
-  second = block_sum(second);
-  if (threadIdx.x > 0) return;
-  moment[0] = weight;
-  moment[1] = first;
-  moment[2] = second;
-  *moment_shift = shift;
-}
-
-// Turns the shifted sums of moments() into {weight, mean, sum of squared deviations}.
-__device__ __forceinline__ void finish_moment(double shift, double* moment) {
-  const double first = moment[1], mean = moment[0] > 0 ? first / moment[0] : 0.0;
-  moment[1] = moment[0] > 0 ? shift + mean : 0.0;
-  moment[2] = moment[0] > 0 ? larger(moment[2] - first * mean, 0.0) : 0.0;
-}
-
-template <class T, class Weigh> __device__ __forceinline__ void
-moments_of_negatives(const Row<T>& row, const Weigh& weigh, double* moment, double* moment_shift) {
-  moments(
-      row, row.columns, [&](int64_t k) { return row.is_negative(k) ? k : int64_t{-1}; }, weigh, moment,
-      moment_shift);
-}
-
-template <class T, class Weigh> __device__ __forceinline__ void
-moments_of_positives(const Row<T>& row, const Weigh& weigh, double* moment, double* moment_shift) {
-  const auto column = [&](int64_t k) {
-    const int64_t j = row.members[row.start + k];
-    return j == row.own ? int64_t{-1} : j;
-  };
-  moments(row, row.stop - row.start, column, weigh, moment, moment_shift);
-}
-
-// Compares every positive with every negative. A thread counts for its own columns. The counts of a positive are
-// summed over the threads, as integers in any order.
-template <class T>
-__device__ __forceinline__ void compare(const Row<T>& row, T margin, bool semihard, bool write, double* record) {
-  __shared__ T near[kShare];
-  __shared__ int selected[kShare];
-  double violating = 0, hard = 0; // exact: a row's counts are far below 2^53
-  for (int64_t first = row.start; first < row.stop; first += kShare) {
-    const int held = static_cast<int>(smaller<int64_t>(kShare, row.stop - first));
-    __syncthreads();
-    for (int p = threadIdx.x; p < held; p += kThreads) {
-      const int64_t j = row.members[first + p];
-      near[p] = j == row.own ? -infinity<T>() : row.distance[j]; // no negative is nearer
-      selected[p] = 0;
-    }
-    __syncthreads();
-    for (int64_t j = threadIdx.x; j < row.columns; j += kThreads) {
-      if (!row.is_negative(j)) continue;
-      const T distance = row.distance[j];
-      int chosen = 0;
-      for (int p = 0; p < held; ++p) {
-        if (!is_violating(near[p], distance, margin)) continue;
-        const bool is_hard_one = distance <= near[p];
-        violating += 1;
-        hard += is_hard_one;
-        if (!write || (semihard && is_hard_one)) continue;
-        ++chosen;
-        atomicAdd(&selected[p], 1);
-      }
-      if (write) row.count[j] += chosen;
-    }
-    __syncthreads();
-    for (int p = threadIdx.x; write && p < held; p += kThreads) row.count[row.members[first + p]] += selected[p];
-  }
-  violating = block_sum(violating); // also makes the counts visible to every thread
-  hard = block_sum(hard);
-  if (threadIdx.x > 0) return;
-  record[kViolatingTriplets] = violating;
-  record[kHardTriplets] = hard;
-}
-
-// Draws one semi-hard negative for each positive that has any. Each thread searches one run of columns.
+// Draws one semi-hard negative for each positive that has any. Each warp searches one run of columns.
 template <class T>
 __device__ __forceinline__ void draw(const Row<T>& row, const TripletParams& params, int64_t anchor, T margin) {
-  __shared__ int found[kThreads];
-  const int64_t first = row.columns * threadIdx.x / kThreads, last = row.columns * (threadIdx.x + 1) / kThreads;
+  __shared__ int found[2][kWarps]; // of this positive and of the one before, which other warps may still read
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t first = row.columns * warp / kWarps, last = row.columns * (warp + 1) / kWarps;
+  int turn = 0;
   for (int64_t m = row.start; m < row.stop; ++m) {
     const int64_t p = row.members[m];
     if (p == row.own) continue;
     const T near = row.distance[p];
+    const auto fits = [&](int64_t j) {
+      return j < last && row.is_negative(j) && is_semihard(near, row.distance[j], margin);
+    };
     int mine = 0;
-    for (int64_t j = first; j < last; ++j)
-      mine += row.is_negative(j) && is_semihard(near, row.distance[j], margin);
-    __syncthreads();
-    found[threadIdx.x] = mine;
+    for (int64_t j = first + lane; j < last; j += kWarp) mine += fits(j);
+    mine = warp_sum(mine);
+    if (lane == 0) found[turn][warp] = mine;
     __syncthreads();
     int before = 0, all = 0;
-    for (int t = 0; t < kThreads; ++t) {
-      before += t < static_cast<int>(threadIdx.x) ? found[t] : 0;
-      all += found[t];
+    for (int other = 0; other < kWarps; ++other) {
+      before += other < warp ? found[turn][other] : 0;
+      all += found[turn][other];
     }
+    turn ^= 1;
     if (all == 0) continue;
     int64_t left = draw_negative(params, anchor, p, all) - before;
-    if (left >= 0 && left < mine)
-      for (int64_t j = first; j < last; ++j)
-        if (row.is_negative(j) && is_semihard(near, row.distance[j], margin) && left-- == 0) {
-          row.count[j] += 1;
+    if (left < 0 || left >= mine) continue;
+    for (int64_t start = first; start < last; start += kWarp) {
+      const bool fit = fits(start + lane);
+      const unsigned some = __ballot_sync(kAllLanes, fit);
+      const int number = __popc(some);
+      if (left < number) {
+        if (fit && __popc(some & ((1u << lane) - 1u)) == left) {
+          row.count[start + lane] += 1;
           row.count[p] = INT32_MIN + 1;
-          break;
         }
+        break;
+      }
+      left -= number;
+    }
   }
-  __syncthreads();
 }
 
-template <class T>
-__device__ __forceinline__ void add_to_histogram(const Row<T>& row, double top, int bins, int64_t* histogram) {
-  auto* held = dynamic_shared<int>(); // [2][bins] of this row
-  const T scale = top > 0 ? static_cast<T>(bins / top) : T{0}, limit = static_cast<T>(bins - 1);
-  __syncthreads();
-  for (int k = threadIdx.x; k < 2 * bins; k += kThreads) held[k] = 0;
-  __syncthreads();
-  for (int64_t j = row.own + 1 + threadIdx.x; j < row.columns; j += kThreads) {
-    const T place = row.distance[j] * scale;
-    atomicAdd(&held[(row.is_negative(j) ? bins : 0) + static_cast<int>(place < limit ? place : limit)], 1);
-  }
-  __syncthreads();
-  for (int k = threadIdx.x; k < 2 * bins; k += kThreads)
-    if (held[k] > 0)
-      atomicAdd(reinterpret_cast<unsigned long long*>(histogram + k), static_cast<unsigned long long>(held[k]));
-}
-
+// Six barriers an anchor, and two more for each further kThreads positives; random negatives take one a positive.
 // Two blocks to a multiprocessor leave registers enough that none is spilled.
 template <class T> __global__ void __launch_bounds__(kThreads, 2)
-    mine_kernel(const T* values, Pairs pairs, TripletParams params, const double* top, int bins, int32_t* counts,
-                double* records, T* nearest, int64_t* histogram) {
-  __shared__ double shift[kMoments];
+    mine_kernel(const T* __restrict__ values, Pairs pairs, TripletParams params, const double* __restrict__ top,
+                int bins, int32_t* __restrict__ counts, double* __restrict__ records, T* __restrict__ nearest,
+                int64_t* __restrict__ histogram) {
+  __shared__ Sums sums[2][kWarps]; // of positives and of negatives
+  __shared__ Best<T> best[3][kWarps];
+  __shared__ int64_t compared[2][kWarps];
+  __shared__ T near[kThreads]; // some positives, and the numbers of negatives that select them
+  __shared__ int selected[kThreads];
+  auto* held = dynamic_shared<int>(); // [2][bins], the histogram of this row
+  const int me = static_cast<int>(threadIdx.x), lane = me % kWarp, warp = me / kWarp;
   const auto margin = static_cast<T>(params.margin);
+  const bool statistics = params.statistics, semihard = params.mining == Mining::kSemihard,
+             hardest = params.mining == Mining::kHardest, all = params.mining == Mining::kAll;
+  const bool search = statistics || hardest;
+  const bool write = semihard || params.mining == Mining::kViolating || (params.hinge && all);
+  T scale = 0;
+  if (statistics && *top > 0) scale = static_cast<T>(bins / *top);
+  const auto limit = static_cast<T>(bins - 1);
   for (int64_t i = blockIdx.x; i < pairs.rows; i += gridDim.x) {
     const Row<T> row{values + i * pairs.columns,
                      counts + i * pairs.columns,
@@ -292,106 +269,230 @@ template <class T> __global__ void __launch_bounds__(kThreads, 2)
                      pairs.stop[i],
                      pairs.members};
     double* record = records + i * kSlots;
-    const int64_t positives = row.stop - row.start - pairs.own, negatives = row.columns - (row.stop - row.start);
+    const int64_t members = row.stop - row.start, positives = members - pairs.own,
+                  negatives = row.columns - members;
+    const bool triplets = positives > 0 && negatives > 0;
+    // All triplets are mined: the weights are equal along the row.
+    const bool even = params.hinge && all && triplets;
+    for (int64_t j = me; j < row.columns; j += kThreads) row.count[j] = 0;
+    if (me < kSlots) record[me] = 0;
+    for (int k = me; statistics && k < 2 * bins; k += kThreads) held[k] = 0;
     __syncthreads();
-    for (int64_t j = threadIdx.x; j < row.columns; j += kThreads) row.count[j] = 0;
-    for (int k = threadIdx.x; k < kSlots; k += kThreads) record[k] = 0;
-    for (int k = threadIdx.x; k < kMoments; k += kThreads) shift[k] = 0;
-    __syncthreads();
-    for (int64_t m = row.start + threadIdx.x; m < row.stop; m += kThreads) row.count[row.members[m]] = INT32_MIN;
+    for (int64_t m = row.start + me; m < row.stop; m += kThreads) row.count[row.members[m]] = INT32_MIN;
     __syncthreads();
 
-    const auto one = [](int64_t) { return 1.0; };
-    moments_of_positives(row, one, record + kPositivePairs, shift + kPositivePairs / 3);
+    // One pass over the row for its moments, the nearest and the histogram.
+    const auto bin = [&](int64_t j, T distance, int from) {
+      if (!statistics || j <= row.own) return; // own: each pair once
+      const T place = distance * scale;
+      atomicAdd(&held[from + static_cast<int>(place < limit ? place : limit)], 1);
+    };
+    Sums positive{}, negative{};
     Best<T> closest{infinity<T>(), row.columns}, furthest{infinity<T>(), row.columns}, nearer = furthest;
-    if (params.statistics || params.mining == Mining::kHardest) {
-      for (int64_t j = threadIdx.x; j < row.columns; j += kThreads)
-        if (row.is_negative(j)) closest.take(row.distance[j], j);
-      for (int64_t m = row.start + threadIdx.x; m < row.stop; m += kThreads) {
-        const int64_t j = row.members[m];
-        if (j == row.own) continue;
-        nearer.take(row.distance[j], j);
-        furthest.take(-row.distance[j], j);
-      }
-      closest = block_best(closest);
-      nearer = block_best(nearer);
-      furthest = block_best(furthest);
+    for (int64_t m = row.start + me; m < row.stop; m += kThreads) {
+      const int64_t j = row.members[m];
+      if (j == row.own) continue;
+      const T distance = row.distance[j];
+      positive.add(distance, 1);
+      nearer.take(distance, j);
+      furthest.take(-distance, j);
+      bin(j, distance, 0);
     }
-    if (params.statistics) {
-      moments_of_negatives(row, one, record + kNegativePairs, shift + kNegativePairs / 3);
-      add_to_histogram(row, *top, bins, histogram);
-      if (threadIdx.x == 0) {
+    if (search || even)
+      for (int64_t j = me; j < row.columns; j += kThreads) {
+        if (!row.is_negative(j)) continue;
+        const T distance = row.distance[j];
+        negative.add(distance, 1);
+        closest.take(distance, j);
+        bin(j, distance, bins);
+      }
+    const auto load = [&](int64_t first) {
+      if (first + me >= row.stop) return;
+      const int64_t j = row.members[first + me];
+      near[me] = j == row.own ? -infinity<T>() : row.distance[j]; // no negative is nearer
+      selected[me] = 0;
+    };
+    load(row.start);
+    positive = warp_total(positive);
+    negative = warp_total(negative);
+    if (search) {
+      closest = warp_best(closest);
+      nearer = warp_best(nearer);
+      furthest = warp_best(furthest);
+    }
+    if (lane == 0) {
+      sums[0][warp] = positive;
+      sums[1][warp] = negative;
+      best[0][warp] = closest;
+      best[1][warp] = nearer;
+      best[2][warp] = furthest;
+    }
+    __syncthreads();
+    if (me < 2) {
+      double moment[3];
+      finish_moment(sums[me], moment);
+      if (me == 0 || statistics)
+        for (int k = 0; k < 3; ++k) record[kPositivePairs + 3 * me + k] = moment[k];
+      if (even) {
+        const auto each = static_cast<double>(me == 0 ? negatives : positives);
+        record[kMinedPositive + 3 * me] = moment[0] * each;
+        record[kMinedPositive + 3 * me + 1] = moment[1];
+        record[kMinedPositive + 3 * me + 2] = moment[2] * each;
+      }
+    }
+    if (search && me == kWarp) {
+      for (int other = 0; other < kWarps; ++other) {
+        closest.take(best[0][other].value, best[0][other].index);
+        nearer.take(best[1][other].value, best[1][other].index);
+        furthest.take(best[2][other].value, best[2][other].index);
+      }
+      if (statistics) {
         record[kCandidates] = static_cast<double>(positives) * static_cast<double>(negatives);
         nearest[i] = nearer.value;
         nearest[pairs.rows + i] = closest.value;
       }
     }
-    const bool semihard = params.mining == Mining::kSemihard,
-               hinge_all = params.hinge && params.mining == Mining::kAll;
-    const bool write = semihard || params.mining == Mining::kViolating || hinge_all;
-    if (hinge_all && positives > 0 && negatives > 0) { // all triplets are mined: weights are equal along the row
-      const auto each_positive = [&](int64_t) { return static_cast<double>(negatives); };
-      const auto each_negative = [&](int64_t) { return static_cast<double>(positives); };
-      moments_of_positives(row, each_positive, record + kMinedPositive, shift + kMinedPositive / 3);
-      moments_of_negatives(row, each_negative, record + kMinedNegative, shift + kMinedNegative / 3);
-    }
-    if (write || params.statistics) compare(row, margin, semihard, write, record);
-    if (params.mining == Mining::kSemihardRandom) draw(row, params, pairs.first + i, margin);
-    if (params.mining == Mining::kAll && !hinge_all) {
-      for (int64_t j = threadIdx.x; j < row.columns; j += kThreads)
-        row.count[j] += static_cast<int32_t>(row.is_negative(j) ? positives : negatives);
-      __syncthreads();
-    }
-    bool mined_is_active = !(hinge_all && positives > 0 && negatives > 0);
-    if (params.mining == Mining::kHardest && positives > 0 && negatives > 0) {
-      mined_is_active = false;
-      if (threadIdx.x == 0) {
-        // NaN is never taken: the loss is NaN then, but the columns must exist.
-        const int64_t p = furthest.index < row.columns ? furthest.index : row.members[row.start];
-        const T distance = row.distance[p];
-        const bool found = closest.index < row.columns && p != row.own;
-        if (found && (!params.hinge || is_violating(distance, closest.value, margin))) {
-          row.count[p] += 1;
-          row.count[closest.index] = 1;
+    for (int k = me; statistics && k < 2 * bins; k += kThreads)
+      if (held[k] > 0)
+        atomicAdd(reinterpret_cast<unsigned long long*>(histogram + k), static_cast<unsigned long long>(held[k]));
+
+    // Every positive is compared with every negative. A thread counts for its own columns. The counts of a
+    // positive are summed over the threads, as integers in any order.
+    int64_t violating = 0, hard = 0;
+    for (int64_t first = row.start; (write || statistics) && first < row.stop; first += kThreads) {
+      const int count = static_cast<int>(smaller<int64_t>(kThreads, row.stop - first));
+      if (first > row.start) {
+        load(first);
+        __syncthreads();
+      }
+      for (int64_t j = me; j < row.columns; j += kThreads) {
+        if (!row.is_negative(j)) continue;
+        const T distance = row.distance[j];
+        int within = 0, behind = 0, chosen = 0;
+        for (int p = 0; p < count; ++p) {
+          if (!is_violating(near[p], distance, margin)) continue;
+          const bool is_hard_one = distance <= near[p];
+          ++within;
+          behind += is_hard_one;
+          if (!write || (semihard && is_hard_one)) continue;
+          ++chosen;
+          atomicAdd(&selected[p], 1);
         }
-        record[kMinedPositive] = record[kMinedNegative] = 1;
-        shift[kMinedPositive / 3] = distance;
-        shift[kMinedNegative / 3] = closest.value;
+        violating += within;
+        hard += behind;
+        if (write) row.count[j] += chosen;
       }
       __syncthreads();
+      if (write && me < count) row.count[row.members[first + me]] += selected[me];
     }
-    moments_of_positives(
-        row, [&](int64_t j) { return row.selected(j); }, record + kActivePositive, shift + kActivePositive / 3);
-    moments_of_negatives(
-        row, [&](int64_t j) { return static_cast<double>(row.count[j]); }, record + kActiveNegative,
-        shift + kActiveNegative / 3);
+    if (params.mining == Mining::kSemihardRandom) draw(row, params, pairs.first + i, margin);
+    if (all && !params.hinge)
+      for (int64_t j = me; j < row.columns; j += kThreads)
+        row.count[j] += static_cast<int32_t>(row.is_negative(j) ? positives : negatives);
+    if (hardest && triplets && me == kWarp) {
+      // NaN is never taken: the loss is NaN then, but the columns must exist.
+      const int64_t p = furthest.index < row.columns ? furthest.index : row.members[row.start];
+      const T distance = row.distance[p];
+      const bool found = closest.index < row.columns && p != row.own;
+      if (found && (!params.hinge || is_violating(distance, closest.value, margin))) {
+        row.count[p] += 1;
+        row.count[closest.index] = 1;
+      }
+      record[kMinedPositive] = record[kMinedNegative] = 1;
+      record[kMinedPositive + 1] = distance;
+      record[kMinedNegative + 1] = closest.value;
+    }
     __syncthreads();
-    if (threadIdx.x < kMoments) finish_moment(shift[threadIdx.x], record + 3 * threadIdx.x);
+
+    // The triplets that the loss weighs.
+    positive = negative = Sums{};
+    for (int64_t m = row.start + me; m < row.stop; m += kThreads) {
+      const int64_t j = row.members[m];
+      if (j != row.own) positive.add(row.distance[j], row.selected(j));
+    }
+    for (int64_t j = me; j < row.columns; j += kThreads)
+      if (row.is_negative(j)) negative.add(row.distance[j], row.count[j]);
+    positive = warp_total(positive);
+    negative = warp_total(negative);
+    violating = warp_sum(violating);
+    hard = warp_sum(hard);
+    if (lane == 0) {
+      sums[0][warp] = positive;
+      sums[1][warp] = negative;
+      compared[0][warp] = violating;
+      compared[1][warp] = hard;
+    }
     __syncthreads();
-    if (mined_is_active && threadIdx.x < 6)
-      record[kMinedPositive + threadIdx.x] = record[kActivePositive + threadIdx.x];
-    for (int64_t m = row.start + threadIdx.x; m < row.stop; m += kThreads) {
+    if (me < 2) {
+      double moment[3];
+      finish_moment(sums[me], moment);
+      for (int k = 0; k < 3; ++k) {
+        record[kActivePositive + 3 * me + k] = moment[k];
+        if (!even && !(hardest && triplets)) record[kMinedPositive + 3 * me + k] = moment[k];
+      }
+      int64_t number = 0;
+      for (int other = 0; other < kWarps; ++other) number += compared[me][other];
+      record[kViolatingTriplets + me] = static_cast<double>(number); // exact: far below 2^53
+    }
+    for (int64_t m = row.start + me; m < row.stop; m += kThreads) {
       const int64_t j = row.members[m];
       row.count[j] = j == row.own ? 0 : -(row.count[j] - INT32_MIN);
     }
   }
 }
 
-__global__ void pieces_kernel(const double* records, int64_t rows, double* pieces) {
-  const int piece = static_cast<int>(threadIdx.x);
-  if (piece < kPieces) add_piece(records, rows, piece, pieces + piece * kSlots);
+// A warp for each moment of a record, and one for the numbers of triplets.
+constexpr int kTailThreads = (kMoments + 1) * kWarp;
+
+// Writes the sum of records first ... last - 1, without the loss. The lanes of a warp add every 32nd record, and
+// their sums meet in a tree.
+__device__ __forceinline__ void add_records(const double* __restrict__ records, int64_t first, int64_t last,
+                                            double* __restrict__ to) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  double mine[3] = {0, 0, 0};
+  for (int64_t i = first + lane; i < last; i += kWarp) {
+    const double* record = records + i * kSlots + 3 * warp;
+    const double more[3] = {record[0], record[1], record[2]};
+    if (warp < kMoments)
+      add_moment(mine, more);
+    else
+      for (int k = 0; k < 3; ++k) mine[k] += more[k];
+  }
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    double more[3];
+#pragma unroll
+    for (int k = 0; k < 3; ++k) more[k] = __shfl_down_sync(kAllLanes, mine[k], offset);
+    if (warp < kMoments)
+      add_moment(mine, more);
+    else
+      for (int k = 0; k < 3; ++k) mine[k] += more[k];
+  }
+  if (lane == 0)
+    for (int k = 0; k < 3; ++k) to[3 * warp + k] = mine[k];
+}
+static_assert(kCandidates == 3 * kMoments && kLoss == kCandidates + 3);
+
+__global__ void __launch_bounds__(kTailThreads)
+    pieces_kernel(const double* __restrict__ records, int64_t rows, double* __restrict__ pieces) {
+  for (int64_t piece = blockIdx.x; piece < kPieces; piece += gridDim.x)
+    add_records(records, rows * piece / kPieces, rows * (piece + 1) / kPieces, pieces + piece * kSlots);
 }
 
-__global__ void totals_kernel(const double* pieces, TripletParams params, double* totals) {
-  if (threadIdx.x == 0) finish_totals(pieces, params, totals);
+__global__ void __launch_bounds__(kTailThreads)
+    totals_kernel(const double* __restrict__ pieces, TripletParams params, double* __restrict__ totals) {
+  add_records(pieces, 0, kPieces, totals);
+  __syncthreads();
+  if (threadIdx.x == 0) totals[kLoss] = loss_of(totals, params);
 }
 
 // -- gradient -----------------------------------------------------------------------------------------
 
 // A block computes a tile and, if the matrix is symmetric, its mirror image, in place.
 template <class T> __global__ void __launch_bounds__(kTile* kTile / 4)
-    weights_kernel(T* values, const int32_t* counts, const double* totals, const T* a_squares, const T* b_squares,
-                   Pairs pairs, TripletParams params) {
+    weights_kernel(T* values, const int32_t* __restrict__ counts, const double* __restrict__ totals,
+                   const T* __restrict__ a_squares, const T* __restrict__ b_squares, Pairs pairs,
+                   TripletParams params) {
   __shared__ T upper[kTile][kTile + 1], lower[kTile][kTile + 1];
   const Slope<T> slope(params, totals);
   const int64_t down = (pairs.rows + kTile - 1) / kTile, across = (pairs.columns + kTile - 1) / kTile;
@@ -425,22 +526,22 @@ template <class T> __global__ void __launch_bounds__(kTile* kTile / 4)
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads)
-    row_sums_kernel(T* values, Pairs pairs, T* row_sums) {
+    row_sums_kernel(T* values, Pairs pairs, T* __restrict__ row_sums) {
   for (int64_t i = blockIdx.x; i < pairs.rows; i += gridDim.x) {
     T* row = values + i * pairs.columns;
-    double sum = 0;
-    for (int64_t j = threadIdx.x; j < pairs.columns; j += kThreads) sum -= row[j];
-    sum = block_sum(sum); // the pair of an anchor with itself was still zero
+    double sum[1] = {0};
+    for (int64_t j = threadIdx.x; j < pairs.columns; j += kThreads) sum[0] -= row[j];
+    block_sums(sum); // the pair of an anchor with itself was still zero
     if (threadIdx.x > 0) continue;
     if (pairs.own)
-      row[i] = static_cast<T>(sum);
+      row[i] = static_cast<T>(sum[0]);
     else
-      row_sums[i] = static_cast<T>(sum);
+      row_sums[i] = static_cast<T>(sum[0]);
   }
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const T* values, int64_t rows, int64_t columns, T* column_sums) {
+    column_sums_kernel(const T* __restrict__ values, int64_t rows, int64_t columns, T* __restrict__ column_sums) {
   constexpr int height = kThreads / kTile;
   __shared__ double partial[height][kTile];
   const int lane = threadIdx.x % kTile, strip = threadIdx.x / kTile;
@@ -463,8 +564,8 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 template <class T> int center(const CenterRows& args, ExecContext context) {
   const T* rows = static_cast<const T*>(args.rows);
   if (!args.given)
-    if (const int status = launch(&mean_kernel<T>, blocks_for(args.dim, kTile), kThreads, 0, context, rows, args.n,
-                                  args.dim, args.mean))
+    if (const int status = launch(&mean_kernel<T>, blocks_for(args.dim, kMeanColumns), kMeanThreads, 0, context,
+                                  rows, args.n, args.dim, args.mean))
       return status;
   return launch(&center_kernel<T>, blocks_for(args.n, 1), kThreads, 0, context, rows, args.n, args.dim, args.unit,
                 args.mean, static_cast<T*>(args.centered), static_cast<T*>(args.squares), args.lengths);
@@ -473,10 +574,11 @@ template <class T> int center(const CenterRows& args, ExecContext context) {
 template <class T> int mine(const MineTriplets& args, ExecContext context) {
   const Pairs& pairs = args.pairs;
   T* values = static_cast<T*>(args.values);
-  if (const int status = launch(&distance_kernel<T>, blocks_for(pairs.rows * pairs.columns, kThreads), kThreads, 0,
-                                context, values, static_cast<const T*>(args.a), static_cast<const T*>(args.b),
-                                static_cast<const T*>(args.a_squares), static_cast<const T*>(args.b_squares),
-                                pairs, args.params.distance))
+  if (const int status =
+          launch(&distance_kernel<T>, dim3(blocks_for(pairs.columns, kThreads), blocks_for(pairs.rows, 1)),
+                 kThreads, 0, context, values, static_cast<const T*>(args.a), static_cast<const T*>(args.b),
+                 static_cast<const T*>(args.a_squares), static_cast<const T*>(args.b_squares), pairs,
+                 args.params.distance))
     return status;
   return launch(&mine_kernel<T>, blocks_for(pairs.rows, 1), kThreads, 2 * args.bins * sizeof(int), context, values,
                 pairs, args.params, args.top, args.bins, args.counts, args.records, static_cast<T*>(args.nearest),
@@ -512,9 +614,10 @@ int mine_triplets(const MineTriplets& args, ExecContext context) {
 }
 
 int sum_triplets(const SumTriplets& args, ExecContext context) {
-  if (const int status = launch(&pieces_kernel, 1, kPieces, 0, context, args.records, args.rows, args.pieces))
+  if (const int status = launch(&pieces_kernel, blocks_for(kPieces, 1), kTailThreads, 0, context, args.records,
+                                args.rows, args.pieces))
     return status;
-  return launch(&totals_kernel, 1, kWarp, 0, context, args.pieces, args.params, args.totals);
+  return launch(&totals_kernel, 1, kTailThreads, 0, context, args.pieces, args.params, args.totals);
 }
 
 int triplet_weights(const TripletWeights& args, ExecContext context) {

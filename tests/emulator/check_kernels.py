@@ -77,6 +77,11 @@ def shifted(tensor, elements=1):
     return view.copy_(tensor)
 
 
+def said_once(capfd, message):
+    """Assert that a kernel has printed a message, by one thread."""
+    assert capfd.readouterr().err.count(f"Assertion `{message}` failed.") == 1
+
+
 # -- occlude_positions ---------------------------------------------------------------------------------
 
 
@@ -110,7 +115,7 @@ def test_unaligned_images_no_positions_and_whole_image_occluders(each):
 
 
 @pytest.mark.parametrize("position", [-1, 126, 2**40])
-def test_a_position_outside_the_grid_stops_the_kernel(position):
+def test_a_position_outside_the_grid_stops_the_kernel(position, capfd):
     images, out = torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8)
     fill, positions = torch.ones(1), torch.tensor([position])
     names = ["rows", "columns", "first_row", "first_column", "row_step", "column_step", "height", "width"]
@@ -126,11 +131,23 @@ def test_a_position_outside_the_grid_stops_the_kernel(position):
         fill_strides=(0, 0, 0, 0),
         grid=EMULATED.Grid(**dict(zip(names, GRID, strict=True))),
     )
-    with pytest.raises(RuntimeError, match="occlude_positions failed: unspecified launch failure"):
+    with pytest.raises(RuntimeError, match="occlude_positions failed: device-side assert triggered"):
         EMULATED.occlude_positions(occlusion, CONTEXT)
+    said_once(capfd, "occlude_positions: positions: one is of no image")
+    stop_scoring(position, 0, "sweep_score: positions: one is of no image", capfd)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**40])
+def test_a_label_that_is_no_class_stops_the_kernel(label, capfd):
+    stop_scoring(70, label, "sweep_score: labels: one is no class", capfd)
+
+
+def stop_scoring(position, label, message, capfd):
+    outputs, positions = torch.zeros(1, 10), torch.tensor([position])
+    labels = torch.tensor([0, label])
     scores, bad = torch.zeros(2, 63, dtype=torch.float64), torch.zeros(1, dtype=torch.int32)
     scoring = EMULATED.SweepScore(
-        outputs=images.data_ptr(),
+        outputs=outputs.data_ptr(),
         dtype=Dtype.FLOAT32,
         positions=positions.data_ptr(),
         count=1,
@@ -138,14 +155,15 @@ def test_a_position_outside_the_grid_stops_the_kernel(position):
         images=2,
         per_image=63,
         kind=Score.ERROR,
-        labels=torch.zeros(2).data_ptr(),
+        labels=labels.data_ptr(),
         references=None,
         baseline=None,
         scores=scores.data_ptr(),
         bad=bad.data_ptr(),
     )
-    with pytest.raises(RuntimeError, match="sweep_score failed: unspecified launch failure"):
+    with pytest.raises(RuntimeError, match="sweep_score failed: device-side assert triggered"):
         EMULATED.sweep_score(scoring, CONTEXT)
+    said_once(capfd, message)
 
 
 # -- scoring -------------------------------------------------------------------------------------------
@@ -198,7 +216,7 @@ def test_what_is_not_finite_is_reported(each, value, kind, place):
 
 
 def test_running_sums_are_equal_to_the_bit(each):
-    for images, per_image in ((5, 1000), (1, 1), (0, 10), (7, 129)):
+    for images, per_image in ((5, 1000), (1, 1), (0, 10), (7, 129), (64, 40), (131, 33)):
         scores = torch.randn(images, per_image, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
         def run(scores=scores, per_image=per_image):
@@ -323,7 +341,7 @@ def test_values_outside_the_range_raise_the_flag(each, dtype, value):
     assert int(flags[0]) == (value is not None)
 
 
-def test_a_box_outside_the_image_stops_the_kernel():
+def test_a_box_outside_the_image_stops_the_kernel(capfd):
     images = torch.zeros(1, 1, 8, 8)
     out = torch.zeros_like(images)
     ids, kind = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.uint8)
@@ -345,8 +363,9 @@ def test_a_box_outside_the_image_stops_the_kernel():
             high=1.0,
             outside=None,
         )
-        with pytest.raises(RuntimeError, match="paint_occluders failed: unspecified launch failure"):
+        with pytest.raises(RuntimeError, match="paint_occluders failed: device-side assert triggered"):
             EMULATED.paint_occluders(painting, CONTEXT)
+        said_once(capfd, "paint_occluders: boxes: one reaches beyond its image")
 
 
 def test_philox_and_normals():
@@ -383,6 +402,38 @@ def test_gathered_windows_are_equal_to_the_bit(each, dtype, channels):
         for padding in (0.0, -float("inf")):
             arguments = (maps, images, origins, 6, 7, *patch, padding)
             same(*each(lambda arguments=arguments: ops.gather_windows(*arguments)))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, 2**40])
+@pytest.mark.parametrize("argument", ["images", "rows", "columns"])
+def test_numbers_beyond_the_maps_and_cuts_stop_the_kernels(argument, wrong, capfd):
+    maps, out, origins = torch.zeros(2, 5, 3, 4), torch.zeros(2, 3, 3, 4), torch.zeros(2, 2, dtype=torch.int64)
+    numbers = {name: torch.tensor([0, wrong if name == argument else 1]) for name in ("images", "rows", "columns")}
+    cuts = torch.zeros(2, 8, dtype=torch.int64)  # nothing is occluded
+    addresses = {name: number.data_ptr() for name, number in numbers.items()}
+    shared = dict(maps=maps.data_ptr(), out=out.data_ptr(), origins=origins.data_ptr(), shape=(2, 4, 5, 3))
+    shared |= dict(count=2, height=3, width=3, padding=0, itemsize=4)
+    pieces = dict(full=None, row_strips=None, column_strips=None, corners=None, entries=2, column_edges=1)
+    sizes = dict(strip_rows=2, strip_height=1, strip_columns=2, strip_width=1, corner_height=1, corner_width=1)
+    assembled = EMULATED.GatherPieces(
+        **shared,
+        **addresses,
+        **pieces,
+        **sizes,
+        row_cuts=cuts.data_ptr(),
+        column_cuts=cuts.data_ptr(),
+        first_edge=(0, 0),
+    )
+    with pytest.raises(RuntimeError, match="gather_pieces failed: device-side assert triggered"):
+        EMULATED.gather_pieces(assembled, CONTEXT)
+    ends = {"images": "is not among the maps", "rows": "has no cuts", "columns": "has no cuts"}
+    said_once(capfd, f"gather_pieces: {argument}: one {ends[argument]}")
+    if argument == "images":
+        patches = dict(patches=None, patch_origins=None, patch_height=0, patch_width=0)
+        windows = EMULATED.GatherWindows(**shared, images=addresses["images"], **patches)
+        with pytest.raises(RuntimeError, match="gather_windows failed: device-side assert triggered"):
+            EMULATED.gather_windows(windows, CONTEXT)
+        said_once(capfd, "gather_windows: images: one is not among the maps")
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 6), (8, 70, 5), (64, 2, 3), (3, 1, 1100), (520, 1, 2)], ids=str)

@@ -51,7 +51,7 @@ def running(backend, monkeypatch):
 
 def batch(kind, dtype):
     random = torch.Generator().manual_seed(2)
-    if kind == "many":  # more positives than a block holds at once
+    if kind == "many":  # positives, more than a warp has lanes
         return torch.randn(150, 5, generator=random, dtype=dtype), (torch.arange(150) % 15 == 0).long()
     if kind == "tied":
         return torch.randint(0, 3, (40, 4), generator=random).to(dtype), torch.arange(40) % 7
@@ -131,6 +131,31 @@ def test_triplets(kind, mining, dtype, monkeypatch):
                     ]
                     assert torch.equal(emulated[1][counts], native[1][counts])
                     assert torch.equal(emulated[3], native[3])
+
+
+@pytest.mark.parametrize("mining", ops.MININGS)
+def test_more_positives_than_a_block_holds(mining, monkeypatch):
+    """A block holds 256 at a time. Integers, so that distances tie."""
+    random = torch.Generator().manual_seed(3)
+    x, references = (torch.randint(-2, 3, (n, 3), generator=random).double() for n in (3, 320))
+    labels = (torch.arange(320) % 32 == 0).long()
+    for hinge in (False, True) if mining == "all" else (False,):
+        shared = (0, ops.MININGS[mining], hinge, 1.5, 0.7, 9, 4, True, 16, 0.0, True, False, False)
+        results = []
+        for backend in ("emulated", "native"):
+            with running(backend, monkeypatch):
+                results.append(ops.triplet_loss(x, torch.tensor([0, 1, 0]), references, labels, *shared))
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+        counts = [
+            Slot.CANDIDATES,
+            Slot.VIOLATING_TRIPLETS,
+            Slot.HARD_TRIPLETS,
+            Slot.MINED_POSITIVE,
+            Slot.ACTIVE_NEGATIVE,
+        ]
+        assert torch.equal(results[0][1][counts], results[1][1][counts])
+        assert results[0][1][Slot.CANDIDATES] == 2 * 310 * 10 + 10 * 310
 
 
 @pytest.mark.parametrize("mining", ops.MININGS)

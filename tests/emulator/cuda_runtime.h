@@ -12,7 +12,8 @@
 // fibers finds errors on their stacks. Odd blocks run their threads last to first, so that a missing
 // barrier causes an error in one order or the other. The program ends with a message if a thread never
 // reaches a barrier or warp operation, if a shuffle reads a lane that takes no part, or if lanes of one mask
-// reach different operations.  __trap() ends the launch, which returns cudaErrorLaunchFailure.
+// reach different operations.  __trap() ends the launch, which returns cudaErrorLaunchFailure. A failed assertion
+// prints its message and ends it with cudaErrorAssert.
 //
 // The emulator does not detect races between blocks or within a warp, nor misuse of caches and memory order.
 // __shared__ arrays keep the values of the previous block, as they may on a GPU.  Dynamic shared memory
@@ -86,6 +87,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorAssert = 710,
   cudaErrorLaunchFailure = 719
 };
 
@@ -122,7 +124,9 @@ namespace emulator {
 constexpr size_t kStackBytes = size_t{1} << 18, kGuardBytes = 4096;
 constexpr size_t kSharedBytes = 48 * 1024, kSharedBytesOptIn = 227 * 1024; // as of sm_90
 
-struct Trap {};
+struct Trap {
+  cudaError_t error;
+};
 
 // A warp operation of the lanes of a mask. It is complete when all running lanes of the mask have arrived. Two
 // banks of values are used in turn, since no lane arrives a second time before all have left the first.
@@ -175,6 +179,7 @@ struct Machine {
   uint64_t barrier_generation = 0;
   int barrier_votes = 0, barrier_result = 0;
   bool trapped = false;
+  cudaError_t trap_error = cudaSuccess;
   void* dynamic_shared = nullptr;
   std::map<const void*, size_t> shared_limit; // of kernels with a raised limit
   cudaError_t last_error = cudaSuccess;
@@ -258,8 +263,9 @@ inline void fiber_main() {
   for (;;) { // a fiber is reused for one thread after the other
     try {
       machine.body();
-    } catch (const Trap&) {
+    } catch (const Trap& trap) {
       machine.trapped = true;
+      machine.trap_error = trap.error;
     }
     retire(*machine.current);
     leave();
@@ -349,7 +355,7 @@ inline cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel
   std::free(shared);
   if (!machine.trapped) return cudaSuccess;
   machine.fibers.clear(); // the other threads of the block are suspended
-  return machine.last_error = cudaErrorLaunchFailure;
+  return machine.last_error = machine.trap_error;
 }
 
 // -- barriers and warp operations -------------------------------------------------------------------
@@ -427,7 +433,15 @@ inline int __syncthreads_and(int vote) { return emulator::block_barrier(!vote, "
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulator::meet(mask, 0, "__syncwarp"); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
-inline void __trap() { throw emulator::Trap{}; }
+inline void __trap() { throw emulator::Trap{cudaErrorLaunchFailure}; }
+namespace emulator {
+[[noreturn]] inline void assertion_failed(const char* message) {
+  std::fprintf(stderr, "block: [%u,%u,%u], thread: [%u,%u,%u] Assertion `%s` failed.\n", blockIdx.x, blockIdx.y,
+               blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, message);
+  std::fflush(stderr);
+  throw Trap{cudaErrorAssert};
+}
+} // namespace emulator
 
 template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const unsigned lane = emulator::machine.current->lane;
@@ -564,6 +578,8 @@ inline const char* cudaGetErrorString(cudaError_t status) {
     return "invalid argument";
   case cudaErrorInvalidConfiguration:
     return "invalid configuration argument";
+  case cudaErrorAssert:
+    return "device-side assert triggered";
   case cudaErrorLaunchFailure:
     return "unspecified launch failure";
   }

@@ -147,6 +147,47 @@ def test_paint(shape, dtype, layout):
     same(gpu, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 3, 8, 64])
+def test_gathered_windows(dtype, channels):
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.randn((3, channels, 40, 37), generator=generator).to(dtype)
+    images = torch.randint(0, 3, (300,), generator=generator)
+    origins, places = (torch.randint(-12, 35, (300, 2), generator=generator) for _ in range(2))
+    patches = torch.randn((300, channels, 9, 8), generator=generator).to(dtype)
+    for patch in ((None, None), (patches, places)):
+        arguments = (maps, images, origins, 21, 17, *patch, -1.5)
+        same(ops.gather_windows(*on_gpu(arguments)), ops.gather_windows(*arguments))
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 4, 7, 32])
+def test_gathered_pieces(channels, edges):
+    from tests.sweep.test_incremental import pieces
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        arguments = pieces(channels, dtype, edges)
+        same(ops.gather_pieces(*on_gpu(arguments)), ops.gather_pieces(*arguments))
+
+
+@pytest.mark.parametrize("distance", list(ops.DISTANCES))
+@pytest.mark.parametrize("mining", list(ops.MININGS))
+def test_triplets_with_references_and_statistics(mining, distance):
+    """Also more positives than a block of the GPU holds at a time, and embeddings that have collapsed."""
+    random = torch.Generator().manual_seed(6)
+    x = torch.nn.functional.normalize(torch.randn(700, 24, generator=random, dtype=torch.float64))
+    labels = (torch.arange(700) >= 350).long() + 2 * (torch.arange(700) % 7 == 0)
+    near = torch.nn.functional.normalize(x[:1] + 1e-4 * x)
+    for at, refs in ((x, (None, None)), (x, (x[:90].flip(0), labels[:90])), (near, (None, None))):
+        arguments = (at, labels, *refs, ops.DISTANCES[distance], ops.MININGS[mining], False, 0.5, 0.7, 9, 4, True, 16)
+        arguments = (*arguments, 0.0, True, False, False)
+        gpu, cpu = ops.triplet_loss(*on_gpu(arguments)), ops.triplet_loss(*arguments)
+        for found, expected in zip(gpu[:3], cpu[:3], strict=True):
+            torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-10)
+        again = ops.triplet_loss(*on_gpu(arguments))
+        assert all(torch.equal(one, other) for one, other in zip(gpu, again, strict=True))
+
+
 def test_words_and_normals():
     n = 100_000
     generator = torch.Generator().manual_seed(6)

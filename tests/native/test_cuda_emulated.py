@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from occfast.native import loader
+from occfast.native.enums import Mining
 from tests.emulator import build
 
 pytestmark = pytest.mark.skipif(bool(build.missing()), reason=str(build.missing()))
@@ -58,6 +59,16 @@ def test_planted_errors_are_reported(planted, case, report):
     done = run_planted(planted, case)
     assert done.returncode not in (0, 3, 4)
     assert re.search(report, done.stderr), done.stderr
+
+
+def test_mining_takes_few_barriers():
+    """Sums and minima cross a warp by shuffles: an anchor takes six barriers, whatever is mined; further loads of
+    positives take two more each, and random negatives one a positive."""
+    lines = run(str(build.program(build.HERE / "barriers.cu"))).stdout.split("\n")[:-1]
+    assert len(lines) == 10
+    for members, mining, barriers in (line.split() for line in lines):
+        most = {"10": 6, "300": 8}[members] + (int(members) if int(mining) == Mining.SEMIHARD_RANDOM else 0)
+        assert 4 <= float(barriers) <= most, (members, mining, barriers)
 
 
 def test_the_sanitizer_watches_the_arrays_of_a_python_process():

@@ -121,7 +121,7 @@ def strides_of(shape: torch.Size, layout: torch.memory_format) -> tuple[int, int
 
 def expect_positions(positions: Tensor, end: int) -> None:
     """Raise ValueError for positions outside [0, end) on a CPU."""
-    # On a GPU the kernel traps instead: a check here would wait for the device.
+    # On a GPU the kernel checks them, with a message: a check here would wait for the device.
     if positions.device.type == "cpu" and positions.numel():
         low, high = torch.aminmax(positions)
         expect(int(low) >= 0 and int(high) < end, "positions", f"values in [0, {end})", f"[{low}, {high}]")
