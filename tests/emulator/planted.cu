@@ -32,7 +32,7 @@ __global__ void hasty_sum(const int* values, int* sum) {
 }
 
 // Warp sums by shuffles, then the block's through dynamic shared memory.
-__global__ void warp_sum(const int* values, int* sum) {
+__global__ void shuffled_sum(const int* values, int* sum) {
   int* part = dynamic_shared<int>();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int value = values[blockIdx.x * blockDim.x + threadIdx.x];
@@ -110,7 +110,7 @@ int main(int, char** arguments) {
   };
   if (what == "block_sum") return sum(&block_sum, 0);
   if (what == "hasty_sum") return sum(&hasty_sum, 0);
-  if (what == "warp_sum") return sum(&warp_sum, threads / 32 * sizeof(int));
+  if (what == "warp_sum") return sum(&shuffled_sum, threads / 32 * sizeof(int));
   if (what == "votes") {
     sums[0] = 0;
     launch(&votes, 1, 64, 0, context, sums.data());
