@@ -115,7 +115,8 @@ template <class T> __global__ void __launch_bounds__(kThreads, 6)
     }
   }
   // At the end, where few values are in registers.
-  OCCFAST_REQUIRE(beyond == 0 || me != 0 || blockIdx.y != 0, "paint_occluders: boxes: one reaches beyond its image");
+  OCCFAST_REQUIRE(beyond == 0 || me != 0 || blockIdx.y != 0,
+                  "paint_occluders: boxes: one reaches beyond its image");
 }
 
 template <class T> int paint(const PaintOccluders& args, ExecContext context) {

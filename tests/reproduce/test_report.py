@@ -199,7 +199,7 @@ def test_stored_results_render(folder):
     found = Report.load(folder)
     assert found.to_markdown() == (folder / "report.md").read_text()
     page = found.to_html()
-    assert page.count('src="data:image/png;base64,') == len(found.pictures) == len(list(folder.glob("figure-*.png")))
+    assert page.count('src="data:image/png;base64,') == len(found.pictures) == len(list(folder.glob("*.png")))
     for table in found.tables:
         assert all(cell.text in page for cells in table.rows.values() for cell in cells)
 
