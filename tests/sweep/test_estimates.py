@@ -333,6 +333,13 @@ def test_value_search_takes_a_share_of_the_range_of_each_map():
     assert all(np.sqrt(np.mean((a - b) ** 2)) < 0.05 * np.ptp(b) for a, b in zip(found, maps, strict=True))
 
 
+def test_value_search_has_a_tolerance_for_maps_that_are_known_whole_at_once():
+    maps = rough_maps(2)[:, :3, :2]
+    search = valued(maps)
+    assert search.known.all()
+    np.testing.assert_allclose(search.tolerance, 0.1 * np.ptp(maps, axis=(1, 2)))
+
+
 def test_value_search_of_maps_without_change_or_without_numbers():
     maps = rough_maps(3, slope=3.5)[:, :40, :40]
     maps[0] = 0.7

@@ -137,8 +137,8 @@ class _Search(ABC):
         return np.where(self.known, self._maps, maps)
 
     @abstractmethod
-    def _goal(self, image: int, values: Maps) -> Goal:
-        """Return what the positions of a map are evaluated for, given the values of the first ones."""
+    def _goal(self, image: int) -> Goal:
+        """Return what the positions of a map are evaluated for."""
 
     def _next(self, image: int) -> Mask:
         """Return the positions of one map to evaluate next."""
@@ -167,7 +167,7 @@ class _Search(ABC):
         at = np.concatenate([runs, others[:: len(others) // _LEARNED_FROM + 1]])
         seen = values[middle][tuple(at.T)]
         learned = Covariance.learned(torch.from_numpy(at), torch.from_numpy(seen), self._expected)
-        goal, parts = self._goal(image, values[known]), []
+        goal, parts = self._goal(image), []
         for tile in self._tiles:
             at, own = np.argwhere(known[tile.window]), torch.from_numpy(tile.inside())
             seen = torch.from_numpy(values[tile.window][tuple(at.T)])
@@ -196,7 +196,7 @@ class BorderSearch(_Search):
         """Return 1 where the margin, known or kriged, is above 0, else 0."""
         return (self.values() > 0).astype(np.float64)
 
-    def _goal(self, image: int, values: Maps) -> Goal:
+    def _goal(self, image: int) -> Goal:
         return self._of_all
 
 
@@ -224,11 +224,15 @@ class ValueSearch(_Search):
     ) -> None:
         super().__init__(rows, columns, spacing, stride, n)
         self.tolerance: NDArray[np.float64] = np.full(n, np.nan if tolerance is None else tolerance)
-        self._share = share
+        self._share = None if tolerance is not None else share
 
-    def _goal(self, image: int, values: Maps) -> Goal:
-        if np.isnan(self.tolerance[image]):
-            self.tolerance[image] = self._share * np.ptp(values)
+    def take(self, values: Maps) -> None:
+        """Take values; those of the first round set the tolerances, also of maps that are then known whole."""
+        if self._share is not None and not self.known.any():
+            self.tolerance = self._share * np.ptp(values[:, self._wanted[0]], axis=1)
+        super().take(values)
+
+    def _goal(self, image: int) -> Goal:
         # A map that is the same wherever it was looked at is taken to be the same everywhere.
         return ErrorGoal(self.tolerance[image] / 2 or np.inf)
 
