@@ -13,13 +13,14 @@ float32 batch of 64. Everyone has two processes of one thread for it:
 - "kornia": workers decode with Pillow and align; kornia moves and changes batches in the main process.
 
 All keep freed memory, as the commands of occfast do. Rows run in turn; each is the median of the rounds. The files come
-from the page cache. By default they are crops of scikit-image's astronaut; ``--lfw FOLDER`` takes LFW with its
-landmarks. The result is written to ``bench/results/pipelines.json``.
+from the page cache. By default they are crops of scikit-image's astronaut; ``--lfw`` takes LFW in $OCCFAST_DATA, with
+its landmarks. The result is written to ``bench/results/pipelines.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -281,7 +282,7 @@ def measured(photographs: Photographs, rounds: int) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.pipelines", description=__doc__.splitlines()[0])
-    parser.add_argument("--lfw", type=Path, default=None, help="Folder of LFW with landmarks.csv.")
+    parser.add_argument("--lfw", action="store_true", help="Photographs and landmarks.csv in $OCCFAST_DATA/lfw.")
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "pipelines.json")
@@ -291,15 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "one").mkdir()
         photographs = (
-            Photographs.generated(Path(temporary), options.count)
-            if options.lfw is None
-            else Photographs.of_lfw(options.lfw, options.count)
+            Photographs.of_lfw(Path(os.environ["OCCFAST_DATA"]) / "lfw", options.count)
+            if options.lfw
+            else Photographs.generated(Path(temporary), options.count)
         )
         rows = measured(photographs, options.rounds)
     for row in rows:
         print(f"{row['pipeline']:24} {row['images_per_second']:8,.0f} images/s, {row['over torch, Pillow']:.2f}")
     about = environment("pillow", "albumentations", "albumentationsx", "kornia", "opencv-python-headless")
-    faces = "scikit-image's astronaut" if options.lfw is None else "LFW"
+    faces = "LFW" if options.lfw else "scikit-image's astronaut"
     write(
         options.output,
         {**about, "images": len(photographs.files), "faces": faces, "workers": WORKERS, "batch": BATCH, "rows": rows},

@@ -246,7 +246,8 @@ def test_a_browser_shows_the_tables(finished, tmp_path):
         "ROC curve",
     ]
     assert all(image["loaded"] for image in found["images"]) and found["outside"] == [] and not found["wide"]
-    for table, name in zip(report["tables"], ("table-1", "table-2"), strict=True):
+    names = ("table-1", "error-of-a-where-occluders-are-placed", "table-2", "figure-6-in-numbers")
+    for table, name in zip(report["tables"], names, strict=True):
         shown = {row[0]: row[1:] for row in found["tables"][name][1:]}
         for row, cells in table["rows"].items():
             for cell, text in zip(cells, shown[row], strict=True):
