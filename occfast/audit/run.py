@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +30,14 @@ from ..occlude.scarf import PATTERNS
 from ..occlude.sunglasses import STYLES
 from ..progress import Report as Progress
 from ..progress import one_line
-from ..sweep import OcclusionMap, occlusion_map
+from ..sweep import OcclusionMap, SweepGrid, occlusion_map
 from .figures import UNCOVERED
 from .judge import Judge
 from .rates import PairScores, People, supported
 from .report import Audit, CurvePoint, Group, Region
 
+#: Height and width of the map's occluder, as shares of the image's.
+MAP_OCCLUDER = (0.2, 0.25)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _FEW = 20  # people, below which a bootstrap over people is no guide
 _NAMES = {
@@ -92,7 +93,7 @@ def usual_coverings(size: tuple[int, int], landmarks: bool, seed: int = 0) -> li
     things = ("sunglasses", "mask:surgical", "mask:cloth", "scarf", "hand:mouth", "hand:eye")
     usual = (*things, "eyes", "nose", "mouth", "forehead")
     found = [Covering.named(text, seed) for text in usual] if landmarks else []
-    height, width = (max(1, round(share * length)) for share, length in zip((0.2, 0.4), size, strict=True))
+    height, width = part_of(size, 0.2, 0.4)
     return [*found, Covering("a noisy block (20 x 40 %)", named_occlusion(f"noisy:{height}x{width}", seed))]
 
 
@@ -280,8 +281,7 @@ class Work:
         """Return the work of an audit with these arguments; ``limit`` is taken to be reached."""
         chosen = usual_coverings(preprocessing.size, faces.landmarks is not None) if coverings is None else coverings
         passes = 1 + len(chosen) + (len(_growing(preprocessing.size)) if curve else 0)
-        stride = _map_stride(preprocessing.size)
-        positions = min(map_images, len(faces.people)) * prod(-(-side // stride) for side in preprocessing.size)
+        positions = min(map_images, len(faces.people)) * _map_grid(preprocessing.size).positions
         return cls(len(faces) if limit is None else min(limit, len(faces)), passes, positions)
 
 
@@ -339,8 +339,13 @@ def _growing(size: tuple[int, int]) -> list[tuple[str, float, Block]]:
     return found
 
 
-def _map_stride(size: tuple[int, int]) -> int:
-    return max(1, round(min(size) / 24))
+def part_of(size: tuple[int, int], height: float, width: float) -> tuple[int, int]:
+    """Return (height, width) in pixels, at least 1, of shares of an image's size."""
+    return max(1, round(height * size[0])), max(1, round(width * size[1]))
+
+
+def _map_grid(size: tuple[int, int]) -> SweepGrid:
+    return SweepGrid.over(size, part_of(size, *MAP_OCCLUDER), stride=max(1, round(min(size) / 24)))
 
 
 def _map(
@@ -356,12 +361,12 @@ def _map(
     """Map the drop of similarity on one image each of people drawn at random."""
     people = torch.randperm(len(faces.people), generator=torch.Generator().manual_seed(seed))[:count]
     first = [int((faces.labels == person).nonzero()[0]) for person in people]
-    height, width = preprocessing.size
+    grid = _map_grid(preprocessing.size)
     return occlusion_map(
         model,
         preprocessing(torch.stack([faces[k].image for k in first])),
-        occluder=(max(1, round(height * 0.2)), max(1, round(width * 0.25))),
-        stride=_map_stride(preprocessing.size),
+        occluder=grid.occluder,
+        stride=grid.stride,
         fill=preprocessing.scaled(0.5),
         score="similarity_drop",
         checkpoint=checkpoint,

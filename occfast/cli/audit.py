@@ -265,14 +265,14 @@ class Candidate:
 
         from ..audit import Work
         from ..progress import time_text
+        from ..sweep.options import device_of
         from .forecast import seconds_each
 
         work = Work.of(self.faces, self.preprocessing, **settings)
         model, begin = self.recognizer.embedding(), time.perf_counter()
         images = self.preprocessing(torch.stack([self.faces[k].image for k in range(min(_READ, len(self.faces)))]))
         reading = (time.perf_counter() - begin) / len(images)
-        parameter = next(model.parameters(), None)
-        each = seconds_each(model, images if parameter is None else images.to(parameter.device))
+        each = seconds_each(model, images.to(device_of(model, None) or images.device))
         seconds = work.images * work.passes * (reading + each) + work.positions * each
         return (
             f"{work.images:,} images, {work.passes:,} times each, and {work.positions:,} positions of the map: about "

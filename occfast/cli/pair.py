@@ -10,7 +10,7 @@ import typer
 
 from ..progress import printable
 from . import options
-from .audit import Candidate, Landmarks
+from .audit import Candidate, Device, Landmarks
 
 if TYPE_CHECKING:
     from ..data import FaceDataset
@@ -54,7 +54,7 @@ def pair(
     landmarks: Landmarks = None,
     resize: options.Resize = False,
     aligned: options.Aligned = False,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.", rich_help_panel="Run")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Random seed of the noise.", rich_help_panel="Run")] = 0,
     overwrite: options.Overwrite = False,
     trust: options.Trust = False,
@@ -68,6 +68,7 @@ def pair(
     """
     import torch
 
+    from ..audit.run import MAP_OCCLUDER, part_of
     from ..files import write_atomically
     from ..sweep import pair_map
     from .networks import pair as numbers
@@ -102,15 +103,13 @@ def pair(
         faces, how = candidate.faces, candidate.preprocessing
         if len(faces) < 2:
             raise ValueError(f"photographs: expected a face on both, got one on {faces.names[0]} alone")
-        height, width = how.size
-        box = (max(1, round(height * 0.2)), max(1, round(width * 0.25)))
         photos = torch.stack([faces[k].image for k in (0, 1)])
-        prepared = how(photos).to(next(iter(candidate.recognizer.network.parameters()), torch.empty(0)).device)
+        prepared = how(photos)
         found = pair_map(
             candidate.recognizer.embedding(),
             prepared[0],
             prepared[1],
-            box if occluder is None else numbers(occluder, "--occluder"),
+            part_of(how.size, *MAP_OCCLUDER) if occluder is None else numbers(occluder, "--occluder"),
             threshold=threshold,
             fills=(how.scaled(0.5), "mean", "blur", "noise"),
             stride=stride,
@@ -179,6 +178,7 @@ def _about(found: PairMap, names: list[str], model: str) -> dict[str, Any]:
 
 def _draw(found: PairMap, photos: Any, names: list[str], path: Path) -> None:
     """Draw both photographs and their maps."""
+    from ..evaluate.page import plain
     from ..files import write_atomically
     from ..packages import require
     from ..plots import png
@@ -191,7 +191,7 @@ def _draw(found: PairMap, photos: Any, names: list[str], path: Path) -> None:
     for k in (0, 1):
         pixels = photos[k].permute(1, 2, 0).numpy()
         axes[k, 0].imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray")
-        axes[k, 0].set_title(Path(names[k]).name.replace("$", r"\$"))
+        axes[k, 0].set_title(plain(Path(names[k]).name))
         axes[k, 0].set_axis_off()
         found.plot(k, image=photos[k], ax=axes[k, 1])
     figure.suptitle(str(found).split("; ")[0])

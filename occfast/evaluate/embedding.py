@@ -249,26 +249,19 @@ class _Forward:
         self.model, self._contiguous = model, False
 
     def __call__(self, images: Tensor) -> Tensor:
-        try:
-            return self._output(images)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # The last line of TorchScript's errors says what happened, those before it where.
-            reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
-
-    def _output(self, images: Tensor) -> Tensor:
-        if self._contiguous or images.is_contiguous():
-            return self.model(images.contiguous())
+        if self._contiguous:
+            images = images.contiguous()
         try:
             return self.model(images)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
-            found = self.model(images.contiguous())  # a model that calls view(), for example
-            self._contiguous = True
-            return found
+        except RuntimeError as error:
+            if not images.is_contiguous():  # a model that calls view(), for example
+                self._contiguous = True
+                return self(images)
+            # The last line of TorchScript's errors says what happened, those before it where.
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
 
 
 def _checked(features: object, faces: list[Face]) -> Tensor:

@@ -18,7 +18,7 @@ from ..plots import Image, draw_map, extent, shown_axes
 from .api import occlusion_map
 from .evaluators.runner import checked_outputs
 from .geometry import SweepGrid
-from .options import Method, check_model, device_of
+from .options import Method, Mismatch, check_model, device_of
 from .precision import float32_as
 from .types import Border, Fill
 
@@ -191,8 +191,8 @@ def pair_map(
     """
     check_model(model)
     require("pair_map", "scipy")
-    if threshold is not None and not -1 < checks.number(threshold, "threshold") < 1:
-        raise ValueError(f"threshold: expected a cosine similarity in (-1, 1), got {threshold!r}")
+    if threshold is not None:
+        threshold = Mismatch(threshold).threshold
     if isinstance(fills, str) or not isinstance(fills, Sequence):
         raise TypeError(f"fills: expected a list of at least two contents, got {fills!r}")
     if len(fills) < 2:
@@ -261,10 +261,7 @@ class _Search:
     ) -> None:
         self._model, self._photos, self._others, self._settings = model, photos, others, settings
         self._similarity, self._threshold = similarity, threshold
-        self._image = tuple(photos.shape[2:])
-        # Sizes with the longer side 1, 2, ...; the last one covers a whole photograph, wherever its center is.
-        self._longest = max(proportions)
-        self._proportions = proportions
+        self._image, self._proportions = tuple(photos.shape[2:]), proportions
         self.evaluations = 0
 
     def smallest(self) -> SmallestOccluder | None:
@@ -283,7 +280,7 @@ class _Search:
     def _changing(self, longer: int) -> SmallestOccluder | None:
         """Return the occluder of a size that changes the decision most; None if it changes nowhere."""
         sides = tuple(
-            min(limit, max(1, round(longer * side / self._longest)))
+            min(limit, max(1, round(longer * side / max(self._proportions))))
             for side, limit in zip(self._proportions, self._image, strict=True)
         )
         stride = tuple(max(1, side // _FINE) for side in sides)

@@ -197,9 +197,8 @@ def signed_distances(shape):
     )
 
 
-def searched(maps, quantile=2.0, spacing=(4, 4), stride=(1, 1)):
-    """A search that has ended; values that it didn't ask for are hidden from it."""
-    search = BorderSearch(*maps.shape[1:], spacing, stride, quantile, len(maps))
+def ended(search, maps):
+    """The search, after its end; values that it didn't ask for are hidden from it."""
     for _ in range(200):
         wanted = search.wanted()
         if not wanted.any():
@@ -207,6 +206,11 @@ def searched(maps, quantile=2.0, spacing=(4, 4), stride=(1, 1)):
         assert not (wanted & search.known).any()
         search.take(np.where(wanted, maps, np.nan))
     raise AssertionError("it never ends")
+
+
+def searched(maps, quantile=2.0, spacing=(4, 4), stride=(1, 1)):
+    """Searches the border of maps [n, rows, columns]."""
+    return ended(BorderSearch(*maps.shape[1:], spacing, stride, quantile, len(maps)), maps)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13), (40, 64)])
@@ -290,15 +294,8 @@ def test_border_search_of_a_map_that_is_nowhere_certain():
 
 
 def valued(maps, tolerance=None, spacing=(8, 8)):
-    """Searches the values of maps [n, rows, columns]; the search, after its end."""
-    search = ValueSearch(*maps.shape[1:], spacing, (1, 1), tolerance, 0.1, len(maps))
-    for _ in range(200):
-        wanted = search.wanted()
-        if not wanted.any():
-            return search
-        assert not (wanted & search.known).any()
-        search.take(np.where(wanted, maps, np.nan))
-    raise AssertionError("it never ends")
+    """Searches the values of maps [n, rows, columns]."""
+    return ended(ValueSearch(*maps.shape[1:], spacing, (1, 1), tolerance, 0.1, len(maps)), maps)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (3, 17), (16, 16), (25, 13)])

@@ -25,7 +25,6 @@ Maps = NDArray[np.float64]
 
 _LEARNED_FROM = 250  # points at most, from which a covariance is learned
 _TILE = 8  # lattice steps
-_MOST = 0.4  # share of a map, from which on a search for values evaluates the rest
 
 
 @contextmanager
@@ -93,6 +92,9 @@ def _runs(tile: _Tile, shape: tuple[int, int], spacing: tuple[int, int]) -> Mask
 class _Search(ABC):
     """Rounds of positions of some maps to evaluate.
 
+    Attributes:
+        most: Share of a map, from which on the rest is evaluated, which is then cheaper than kriging it.
+
     Each map is kriged by itself, at first from a lattice and four short runs of neighbors. Its covariance is that of a
     smooth component and of ridges along rows and along columns, with amplitudes and lengths learned from these points
     (maximum a posteriori). Large maps are cut into tiles of 8 by 8 lattice steps. A map with a value that is not finite
@@ -104,6 +106,8 @@ class _Search(ABC):
         stride: Pixels between grid (rows, columns).
         n: Number of maps.
     """
+
+    most = 1.0
 
     def __init__(self, rows: int, columns: int, spacing: tuple[int, int], stride: tuple[int, int], n: int) -> None:
         self.shape, self._expected = (rows, columns), Covariance.expected(stride)
@@ -144,7 +148,7 @@ class _Search(ABC):
         """Return the positions of one map to evaluate next."""
         wanted: Mask = np.zeros(self.shape, bool)
         known, values = self.known[image], self._maps[image]
-        if not np.isfinite(values[known]).all() or self._is_rough(known):
+        if not np.isfinite(values[known]).all() or known.mean() > self.most:
             wanted[~known] = True
             return wanted
         with torch.no_grad():
@@ -156,10 +160,6 @@ class _Search(ABC):
             for tile, part in zip(self._tiles, self._kriged[image], strict=True):
                 wanted[tile.window].put(part.ask().numpy(), True)
         return wanted
-
-    def _is_rough(self, known: Mask) -> bool:
-        """Return whether so much of a map is known that the rest is cheaper evaluated than kriged."""
-        return False
 
     def _begun(self, image: int, known: Mask, values: Maps) -> list[Kriged]:
         middle = self._middle.window
@@ -212,6 +212,8 @@ class ValueSearch(_Search):
         share: See ``tolerance``.
     """
 
+    most = 0.4
+
     def __init__(
         self,
         rows: int,
@@ -235,6 +237,3 @@ class ValueSearch(_Search):
     def _goal(self, image: int) -> Goal:
         # A map that is the same wherever it was looked at is taken to be the same everywhere.
         return ErrorGoal(self.tolerance[image] / 2 or np.inf)
-
-    def _is_rough(self, known: Mask) -> bool:
-        return float(known.mean()) > _MOST
