@@ -243,21 +243,19 @@ def _prepared(
 
 
 class _Forward:
-    """Forward passes of a model: images are channels_last, or contiguous for a model that takes no others."""
+    """Forward passes of a model on contiguous images, which it gets in channels_last unless it fails on them."""
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
-        self.model, self._contiguous = model, False
+        self.model, self._layout = model, torch.channels_last
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self._contiguous:
-            images = images.contiguous()
         try:
-            return self.model(images)
+            return self.model(images.contiguous(memory_format=self._layout))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if not images.is_contiguous():  # a model that calls view(), for example
-                self._contiguous = True
+            if self._layout != torch.contiguous_format:  # a model that calls view(), for example
+                self._layout = torch.contiguous_format
                 return self(images)
             # The last line of TorchScript's errors says what happened, those before it where.
             reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -77,9 +77,9 @@ class Preprocessing:
         return 1 if self.color == "gray" else 3
 
     def scale(self, images: Tensor) -> Tensor:
-        """Scale images in [0, 1], float [N, C, H, W], to the network's range, in the memory format channels_last."""
+        """Scale images in [0, 1], float [N, C, H, W], to the network's range; the result is contiguous."""
         mean, std = as_factor(self.mean, images), as_factor(self.std, images)
-        return images.contiguous(memory_format=torch.channels_last).sub(mean).div_(std)
+        return images.contiguous().sub(mean).div_(std)
 
     def scaled(self, shade: float) -> float | list[float]:
         """Return an intensity in [0, 1] on the network's scale: a number, or one for each channel."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..losses import LargeMarginCosine, PartialFC
 from .preprocessing import Preprocessing
-from .registry import NETWORKS, build, classifier_name, features
+from .registry import NETWORKS, build, classifier_name, features, to_channels_last
 from .tensor_files import read_about, read_state_dict, read_tensors, write_tensors
 
 _KIND = "occfast.network"
@@ -123,6 +123,7 @@ def load(
         spec = {"name": network, "classes": classes, "arguments": dict(arguments or {})}
         built = _built(spec, preprocessing)
         load_into(built, path)
+        to_channels_last(built, preprocessing.channels, preprocessing.size)
         return Trained(built.eval(), preprocessing, spec)
     if Path(path).suffix != ".safetensors" and Path(path).is_file():
         read_state_dict(path)
@@ -144,6 +145,7 @@ def load(
     _check_people(people, spec["classes"], str(path))
     built = _built(spec, preprocessing)
     load_into(built, state, source=str(path))
+    to_channels_last(built, preprocessing.channels, preprocessing.size)  # as it was trained
     head = _load_head(_head_of(Path(path))) if about.get("head") else None
     return Trained(built.eval(), preprocessing, spec, people, head, about)
 
@@ -173,11 +175,9 @@ def _check_size(spec: dict[str, Any], preprocessing: Preprocessing, state: dict[
 
 def _built(spec: dict[str, Any], preprocessing: Preprocessing) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        network = build(
+        return build(
             spec["name"], spec["classes"], channels=preprocessing.channels, size=preprocessing.size, **spec["arguments"]
         )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as it was trained
-    return network
 
 
 def _load_head(path: Path) -> nn.Module:

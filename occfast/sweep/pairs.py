@@ -201,7 +201,7 @@ def pair_map(
     grid = SweepGrid.over(tuple(photos.shape[2:]), occluder, stride=stride, border=border)
     place = device_of(model, device) or photos.device
     with float32_as("ieee"):
-        embedded = checked_outputs(model(photos.to(place)), 2)
+        embedded = checked_outputs(model(photos.to(place).contiguous()), 2)
     others = embedded.flip(0).to(photos.dtype)
     similarity = float(cosine(embedded[:1].double(), embedded[1:].double())[0])
     settings: dict[str, Any] = dict(

@@ -113,6 +113,8 @@ class Source:
                     marks = None if marks is None else marks.to(self._device)
                 if self._dtype is not None:
                     part = part.to(self._dtype)
+                # A model that calls view() on feature maps takes no others; a dense sweep tries channels_last.
+                part = part.contiguous()
                 yield Block(first, part, marks, indices)
                 first += part.shape[0]
         if first == 0:

@@ -7,11 +7,13 @@ it), and overrides ``key.key=value`` come last. Unknown keys are refused.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.preprocessing import Preprocessing
 from ..models.tensor_files import read_about
 from ..packages import require
 from .settings import (
@@ -26,6 +28,7 @@ from .settings import (
     OptimizerPart,
     Recipe,
     ValidationPart,
+    preparation,
     preset_values,
 )
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).with_name("recipes")
 #: Keys that may name ``module:function``, whose code runs.
 _CODE = ("data.name", "network.name", "validation.metric")
+#: Keys of ``data`` that say how the network's images are prepared.
+_IMAGES = ("template", "size", "color", "mean", "std")
 
 __all__ = [
     "BatchPart",
@@ -63,8 +68,8 @@ def names() -> list[str]:
 def load(recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
     """Read a recipe.
 
-    The architecture is that of the weights in ``start``, if they record one and neither an override nor a file other
-    than the packaged recipes states it.
+    The architecture, and the alignment, size, color and scale of its images, are those of the weights in ``start``, if
+    they record them: each of these settings that neither an override nor a file other than the packaged recipes states.
 
     Args:
         recipe: Name of a packaged recipe (:func:`names`) or path of a YAML file.
@@ -112,7 +117,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     merged: Any = OmegaConf.structured(Recipe)
-    stated: set[str] = set()  # keys of the network that the user states
+    stated: set[str] = set()  # keys that the user states, of those that weights record
     sources: dict[str, str] = {}  # of code, the file that names it
     for place, content in _chain(recipe):
         _modernize(content)
@@ -125,7 +130,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
             raise _explained(place, error) from error
         sources |= {key: place for key in _CODE if OmegaConf.select(content, key) is not None}
         if Path(place).parent != RECIPES:
-            stated |= {key for key in ("name", "arguments") if OmegaConf.select(content, f"network.{key}") is not None}
+            stated |= _stated(content)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -139,8 +144,8 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
         for code in _CODE:
             if OmegaConf.select(given, code) is not None:
                 sources.pop(code, None)
-        stated |= {part for part in ("name", "arguments") if OmegaConf.select(given, f"network.{part}") is not None}
-    _adopt_network(merged, stated, sources)
+        stated |= _stated(given)
+    _adopt(merged, stated, sources)
     for key, place in sources.items():
         value = OmegaConf.select(merged, key, throw_on_missing=False)
         if ":" in str(value or "") and not trust:
@@ -161,22 +166,41 @@ def _apply_preset(merged: DictConfig, content: Any) -> None:
         merged.merge_with({"data": preset_values(str(name))})
 
 
-def _adopt_network(merged: DictConfig, stated: set[str], sources: dict[str, str]) -> None:
-    """Take the architecture from the weights in ``start``, if they record it."""
+def _stated(content: Any) -> set[str]:
+    """Return the keys that ``content`` states, of those that weights record."""
+    require("a recipe", "omegaconf", extra="train")
+    from omegaconf import OmegaConf
+
+    found = set()
+    for part, keys in (("network", ("name", "arguments")), ("data", _IMAGES)):
+        own = OmegaConf.select(content, part, throw_on_missing=False)
+        if OmegaConf.is_dict(own):
+            found |= {f"{part}.{key}" for key in keys if key in own or ("preset" in own and part == "data")}
+    return found
+
+
+def _adopt(merged: DictConfig, stated: set[str], sources: dict[str, str]) -> None:
+    """Take the architecture and its images' preparation from the weights in ``start``, if they record them."""
     require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
 
     start = OmegaConf.select(merged, "start", throw_on_missing=False)
     if start is None or not _is_file(Path(str(start))) or Path(str(start)).suffix != ".safetensors":
         return
-    spec = read_about(str(start)).get("network")
+    about = read_about(str(start))
+    spec = about.get("network")
     if not isinstance(spec, dict) or not {"name", "arguments"} <= spec.keys():
         return
-    if "name" not in stated:
+    if "network.name" not in stated:
         merged.network.name = str(spec["name"])
         sources["network.name"] = str(start)
-    if "arguments" not in stated and merged.network.name == spec["name"]:
+    if "network.arguments" not in stated and merged.network.name == spec["name"]:
         merged.network.arguments = dict(spec["arguments"])
+    theirs = Preprocessing.from_json(json.dumps(about.get("preprocessing")), str(start))
+    template = None if theirs.alignment is None else str(theirs.alignment["template"])
+    for key, value in preparation(theirs, template).items():
+        if f"data.{key}" not in stated:
+            merged.data[key] = value
 
 
 def _is_file(path: Path) -> bool:

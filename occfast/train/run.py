@@ -91,9 +91,11 @@ def _check_recipe(recipe: Recipe, before: Recipe, output: Path) -> None:
                             " (the learning rate of every step depends on it, unless optimizer.schedule=constant and "
                             "optimizer.warmup=0)"
                         )
+                advice = f"start a new run from its weights with start={output / LAST}"
+                if before.start == recipe.start is not None and not Path(recipe.start).exists():
+                    advice = f"{recipe.start}, which states it, is gone, continue with the recipe {output / RECIPE}"
                 raise ValueError(
-                    f"{key}: the run in {output} used {was!r}, which can't be changed{why}, got {now!r}; "
-                    f"start a new run from its weights with start={output / LAST}"
+                    f"{key}: the run in {output} used {was!r}, which can't be changed{why}, got {now!r}; {advice}"
                 )
 
 

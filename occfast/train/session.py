@@ -32,7 +32,7 @@ from ..losses import (
 )
 from ..models import Preprocessing, build, feature_size, features
 from ..models.preprocessing import Color
-from ..models.registry import takes_classes
+from ..models.registry import takes_classes, to_channels_last
 from ..models.weights import Trained, description, load_head, load_into
 from ..progress import Report
 from ..progress import progress as show_progress
@@ -102,7 +102,7 @@ def _network(recipe: Recipe, people: int, preprocessing: Preprocessing) -> tuple
     classes = people if own and takes_classes(part.name) else None
     network = build(part.name, classes, channels=preprocessing.channels, size=preprocessing.size, **part.arguments)
     spec = {"name": part.name, "classes": classes, "arguments": dict(part.arguments)}
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to_channels_last(network, preprocessing.channels, preprocessing.size)
     _check_takes(network.eval(), preprocessing)
     return network.train(), spec
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from .. import checks
 from ..losses import Mining
-from ..models.preprocessing import COLORS, per_channel
+from ..models.preprocessing import COLORS, Preprocessing, per_channel
 from ..models.presets import PRESETS
 from ..occlude.locations import NORMAL_SPREAD
 from .drawn import DrawnOccluders
@@ -305,7 +305,11 @@ class LogPart:
 def preset_values(name: str) -> dict[str, Any]:
     """Return the keys of :class:`DataPart` that a preset states; raise ValueError for an unknown preset."""
     checks.choice(name, "data.preset", tuple(PRESETS))
-    how, template = PRESETS[name].preprocessing, PRESETS[name].template
+    return preparation(PRESETS[name].preprocessing, PRESETS[name].template)
+
+
+def preparation(how: Preprocessing, template: str | None) -> dict[str, Any]:
+    """Return the keys of :class:`DataPart` that state a preparation of images."""
     mean, std = (list(value) if isinstance(value, tuple) else value for value in (how.mean, how.std))
     return {"template": template, "size": list(how.size), "color": how.color, "mean": mean, "std": std}
 

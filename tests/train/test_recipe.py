@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from occfast.models import Preprocessing, build
+from occfast.train import Trained
 from occfast.train.recipe import Recipe, load, names, show, to_yaml
 
 STATED = ["data.name=orl", "start=weights.safetensors"]
@@ -159,6 +161,32 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, message: str) -
         load(path)
     with pytest.raises(ValueError, match=r"recipe: expected a YAML file or one of A, A20x20, .* got 'nowhere'"):
         load("nowhere")
+
+
+def test_the_weights_to_start_from_state_their_network_and_images(tmp_path: Path) -> None:
+    alignment = {"template": "arcface-112", "size": [112, 96]}
+    how = Preprocessing((112, 96), "BGR", (0.1, 0.2, 0.3), 0.5, alignment)
+    arguments = {"width": 0.125, "batch_norm": True}
+    spec = {"name": "paper", "classes": None, "arguments": arguments}
+    network = build("paper", None, channels=3, size=how.size, **arguments)
+    start = Trained(network, how, spec).save(tmp_path / "w.safetensors")
+    given = ["data.name=orl", f"start={start}"]
+    found = load("C", given)
+    assert found.network.arguments == arguments
+    data = found.data
+    assert (data.template, data.size, data.color) == ("arcface-112", [112, 96], "BGR")
+    assert (data.mean, data.std) == ([0.1, 0.2, 0.3], 0.5)
+    # What the user states comes first.
+    data = load("C", [*given, "data.template=null", "data.std=0.25"]).data
+    assert (data.template, data.size, data.std, data.mean) == (None, [112, 96], 0.25, [0.1, 0.2, 0.3])
+    (tmp_path / "mine.yaml").write_text("extends: C\ndata: {color: RGB}\n")
+    data = load(tmp_path / "mine.yaml", given).data
+    assert (data.template, data.color) == ("arcface-112", "RGB")
+    data = load("C", [*given, "data.preset=facenet"]).data
+    assert (data.size, data.color, data.mean) == ([160, 160], "RGB", 127.5 / 255)
+    # Weights of faces that were aligned already say so.
+    start = Trained(network, replace(how, alignment=None), spec).save(tmp_path / "aligned.safetensors")
+    assert load("C", ["data.name=orl", f"start={start}"]).data.template is None
 
 
 def test_a_start_that_no_file_system_can_name_is_no_file() -> None:

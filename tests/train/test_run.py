@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import occfast
 from occfast import DataError, LargeMarginCosine, LocationDistribution
 from occfast.data import FaceDataset, Subset
+from occfast.evaluate import embed
 from occfast.train import load_network, load_recipe, train
 from occfast.train.augment import Augment, locations, occluder_of
 from occfast.train.batches import InMemory, PKBatches, Shuffled
@@ -20,7 +22,7 @@ from occfast.train.log import read_rows
 from occfast.train.objective import Classify
 from occfast.train.recipe import OccluderPart, ValidationPart
 from occfast.train.resolution import LowResolution
-from tests.train.tiny import SIZE, Net, Patterns, recipe
+from tests.train.tiny import SIZE, Colors, Net, Patterns, recipe
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,22 @@ def test_a_tiny_network_overfits_twenty_images(loss: str, tmp_path: Path) -> Non
     assert torch.equal(trained.classifier()(trained.preprocessing(faces.images)).argmax(1), faces.labels)
     assert trained.people == faces.people
     assert isinstance(trained.head, LargeMarginCosine) == (loss == "large_margin_cosine")
+
+
+@pytest.mark.parametrize("color", ["gray", "RGB"])
+def test_a_network_that_views_its_feature_maps_trains(color: str, tmp_path: Path) -> None:
+    """Whatever the images' and the weights' memory format, which ``view`` depends on."""
+    given = ["network.name=tests.train.tiny:Flat", "data.name=tests.train.tiny:Colors", f"data.color={color}"]
+    if color == "gray":
+        given.pop(1)
+    done = train(recipe("classify", *given), tmp_path, progress=False)
+    trained = load_network(done.weights, trust=True)
+    faces = Patterns() if color == "gray" else Colors()
+    found = embed(trained.network, faces, trained.preprocessing, flip="none", progress=False).features
+    assert (found.argmax(1) == faces.labels).double().mean() > 0.9
+    images = trained.preprocessing(faces.images[:4])
+    occluded = occfast.occlusion_map(trained.network, images, faces.labels[:4], (6, 6), stride=4)
+    assert occluded.values.shape == (5, 4)
 
 
 @pytest.mark.parametrize("loss", ["triplet", "batch_triplet"])
@@ -131,10 +149,10 @@ def test_starting_from_weights(tmp_path: Path) -> None:
     assert train(fresh, tmp_path / "five", faces=Patterns(people=5), progress=False).steps == 9
     # A run continues after its initial weights are gone.
     Path(first.weights).unlink()
-    assert (
-        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, progress=False).best
-        == on.best
-    )
+    stated = str(tmp_path / "on" / "recipe.yaml")
+    with pytest.raises(ValueError, match=rf"data.size: .*gone, continue with the recipe {stated}"):
+        train(recipe("classify", margin, start, "epochs=1"), tmp_path / "on", resume=True, progress=False)
+    assert train(load_recipe(stated, trust=True), tmp_path / "on", resume=True, progress=False).best == on.best
     embedded = train(recipe("embed", f"start={on.weights}"), tmp_path / "embed", progress=False)
     assert load_network(embedded.weights, trust=True).head is None
 

@@ -21,6 +21,7 @@ from occfast.models import (
     iresnet100,
     resnet18,
 )
+from occfast.models.registry import to_channels_last
 from occfast.models.tensor_files import read_state_dict, read_tensors, write_tensors
 from occfast.train import Trained, load_into, load_network
 
@@ -383,6 +384,7 @@ def test_plain_weights_load_with_a_named_architecture(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 24), dtype=torch.uint8)
     arguments = {"width": 4, "feature_size": 8}
     loaded = load_network(tmp_path / "w.pth", network="iresnet18", arguments=arguments, preprocessing=p)
+    to_channels_last(network, 3, p.size)  # as loaded
     assert torch.equal(loaded.embed(images), network(p(images))) and not loaded.network.training
     again = load_network(loaded.save(tmp_path / "w.safetensors"))  # now the file records it
     assert torch.equal(again.embed(images), loaded.embed(images)) and again.preprocessing == p

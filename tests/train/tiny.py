@@ -32,6 +32,14 @@ class Patterns(FaceDataset):
         return Face(self.images[k], int(self.labels[k]), self.names[k], None)
 
 
+class Colors(Patterns):
+    """The same in three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = torch.cat([self.images, self.images, 255 - self.images], 1)
+
+
 class Net(nn.Module):
     """Two convolutions; with norm and dropout if wanted."""
 
@@ -57,6 +65,19 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.dropout(self.features(x))
         return features if self.classifier is None else self.classifier(features)
+
+
+class Flat(nn.Module):
+    """Calls ``view`` on a feature map, as many networks do: it can't run in channels_last."""
+
+    def __init__(self, classes: int | None, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Linear(8 * 10 * 8, classes or 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x)
+        return self.classifier(maps.view(x.size(0), -1))
 
 
 def recipe(stage: str = "classify", *overrides: str, **arguments: Any) -> Recipe:

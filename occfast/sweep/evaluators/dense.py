@@ -57,7 +57,7 @@ class DenseEvaluator:
 
     def start(self, images: Tensor, fill: Tensor) -> None:
         """Take the images [N, C, H, W] that positions refer to, and the occluder's values."""
-        self._images, self._fill = images, fill
+        self._images, self._fill = _arranged(images, self.layout), fill
 
     def release(self) -> None:
         """Forget the images."""
@@ -85,6 +85,7 @@ class DenseEvaluator:
                 self._last = self._in_channels_last()
             if self._last is not self._plain:
                 self.layout, self._model = layout, self._last
+        self._images = _arranged(self._images, self.layout)
 
     def _in_channels_last(self) -> Callable[[Tensor], Tensor]:
         """Return the model for images in channels_last.
