@@ -1,4 +1,4 @@
-"""Drawing of maps. Matplotlib is imported when something is drawn."""
+"""Figures. Matplotlib is imported when something is drawn."""
 
 from __future__ import annotations
 
@@ -125,4 +125,24 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 def png_data_uri(figure: Figure, dpi: int = 110) -> str:
     """Return a figure as a ``data:`` URI for a self-contained page."""
-    return "data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode()
+    return _png_uri(png(figure, dpi))
+
+
+def image_data_uri(image: Tensor) -> str:
+    """Return an image, uint8 [C, H, W], as a ``data:`` URI for a self-contained page."""
+    from PIL import Image as Pillow
+
+    array = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Pillow.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    return _png_uri(buffer.getvalue())
+
+
+def _png_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def plain(text: str) -> str:
+    """Return a text that Matplotlib draws as it is."""
+    # Matplotlib reads text between dollar signs as a formula, and leaves labels that begin with "_" out of the legend.
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from .._version import __version__
-from ..evaluate.page import picture_uri, plain, readable
-from ..plots import new_figure, png_data_uri
+from .. import pages
+from ..evaluate.page import readable
+from ..plots import image_data_uri, new_figure, plain, png_data_uri
 from .figures import RANK_1, fnmr_at
 
 if TYPE_CHECKING:
@@ -54,12 +52,13 @@ def page(audit: Audit) -> str:
     """Return a self-contained HTML page."""
     header, rows = audit.table()
     m = audit.map
-    return _rendered(
+    return pages.render(
+        "occfast.audit",
         "page.html",
         title=audit.title,
         basis=audit.basis,
         sentences=audit.sentences,
-        examples=[{"uri": picture_uri(image), "text": name} for name, image in audit.examples.items()],
+        examples=[{"uri": image_data_uri(image), "text": name} for name, image in audit.examples.items()],
         header=header,
         rows=rows,
         main=1 + list(audit.thresholds).index(audit.fmr),
@@ -79,7 +78,7 @@ def page(audit: Audit) -> str:
             for name, value in audit.settings.items()
             if value not in (None, "", {}, []) and name != "notes"
         ],
-        seconds=f"{audit.seconds:.0f}",
+        footer=f"{pages.versions()}; {audit.seconds:.0f} s.",
     )
 
 
@@ -92,7 +91,8 @@ def comparison_page(comparison: AuditComparison) -> str:
         for audit in pair
     ]
     maps = comparison.maps
-    return _rendered(
+    return pages.render(
+        "occfast.audit",
         "comparison.html",
         title=comparison.title,
         basis=comparison.basis,
@@ -106,7 +106,6 @@ def comparison_page(comparison: AuditComparison) -> str:
         rows=rows,
         note=comparison.note,
         settings=[(name, *(v.get(name, "") for v in values)) for name in dict.fromkeys([*values[0], *values[1]])],
-        seconds="",
     )
 
 
@@ -141,19 +140,3 @@ def _difference_map_figure(comparison: AuditComparison) -> Figure:
     figure, ax = new_figure()
     comparison.maps.plot(ax=ax)
     return figure
-
-
-def _rendered(name: str, **values: Any) -> str:
-    """Return a page of this package."""
-    from importlib.resources import files
-
-    import jinja2
-
-    def read(part: str) -> str:
-        return files("occfast.audit").joinpath(part).read_text(encoding="utf-8")
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(read)
-    )
-    version = f"occfast {__version__}, PyTorch {torch.__version__}"
-    return environment.get_template(name).render(**values, version=version)

@@ -178,10 +178,9 @@ def _about(found: PairMap, names: list[str], model: str) -> dict[str, Any]:
 
 def _draw(found: PairMap, photos: Any, names: list[str], path: Path) -> None:
     """Draw both photographs and their maps."""
-    from ..evaluate.page import plain
     from ..files import write_atomically
     from ..packages import require
-    from ..plots import png
+    from ..plots import plain, png
 
     require("a picture", "matplotlib")
     from matplotlib.figure import Figure

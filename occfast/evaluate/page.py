@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .._version import __version__
-from ..plots import png_data_uri
+from .. import pages
+from ..plots import image_data_uri, new_figure, plain, png_data_uri
 from .pairs import Verification
 
 if TYPE_CHECKING:
@@ -42,14 +38,12 @@ _LABELS = {
 
 def figure(comparison: Comparison, protocol: str) -> Figure:
     """Draw one line per occlusion and network: TAR over log FAR, or match rate over rank."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = [row for row in comparison.rows if row.protocol == protocol]
     named = len(comparison.models) > 1
     occlusions = list(dict.fromkeys(row.occlusion for row in rows))
-    drawn = Figure(figsize=(5.4, 4.2), layout="constrained")
-    ax = drawn.subplots()
+    drawn, ax = new_figure((5.4, 4.2))
     for row in rows:
         label = plain(f"{row.occlusion}, {row.model}" if named else row.occlusion)
         style = ("-", "--", ":", "-.")[comparison.models.index(row.model) % 4]
@@ -78,12 +72,6 @@ def figure(comparison: Comparison, protocol: str) -> Figure:
 
 def page(comparison: Comparison) -> str:
     """Return a self-contained HTML page."""
-    from importlib.resources import files
-
-    import jinja2
-
-    template = files("occfast.evaluate").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     parts = []
     for protocol in comparison.protocols:
         header, rows = comparison.table(protocol)
@@ -99,18 +87,19 @@ def page(comparison: Comparison) -> str:
                 "picture": png_data_uri(comparison.figure(protocol)),
             }
         )
-    return environment.from_string(template).render(
+    return pages.render(
+        "occfast.evaluate",
+        "report.html",
         title=comparison.title,
         date=comparison.settings.get("date", ""),
         parts=parts,
         main_columns=3 if len(comparison.models) > 1 else 2,
-        examples=[{"uri": picture_uri(image), "text": name} for name, image in comparison.examples.items()],
+        examples=[{"uri": image_data_uri(image), "text": name} for name, image in comparison.examples.items()],
         settings=[
             (_LABELS.get(name, name), readable(value))
             for name, value in comparison.settings.items()
             if value not in (None, "", {}, [])
         ],
-        version=f"occfast {__version__}, PyTorch {torch.__version__}",
     )
 
 
@@ -132,19 +121,3 @@ def readable(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plain(text: str) -> str:
-    """Return a text that Matplotlib draws as it is."""
-    # Matplotlib reads text between dollar signs as a formula, and leaves labels that begin with "_" out of the legend.
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def picture_uri(image: Tensor) -> str:
-    """Return an image, uint8 [C, H, W], as a data URI of PNG."""
-    from PIL import Image
-
-    array = image.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

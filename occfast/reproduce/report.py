@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import pages
 from .._version import __version__
 from ..errors import DataError
 from ..files import read_bytes, read_json, write_atomically
@@ -317,19 +318,18 @@ class Report:
 
     def to_html(self, uris: Mapping[str, str] | None = None) -> str:
         """Return the page, which contains its figures."""
-        from importlib.resources import files
-
-        import jinja2
-
         if uris is None:
             uris = {picture.name: picture.uri for picture in self.pictures}
-        template = files("occfast.reproduce").joinpath("report.html").read_text(encoding="utf-8")
-        page = jinja2.Environment(
-            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        return pages.render(
+            "occfast.reproduce",
+            "report.html",
+            title=self.title,
+            footer=", ".join(f"{name} {value}" for name, value in self.environment.items()),
+            filters={"duration": duration, "evaluations": evaluations_of},
+            report=self,
+            uris=uris,
+            verdict=self.verdict(),
         )
-        page.filters["duration"] = duration
-        page.filters["evaluations"] = evaluations_of
-        return page.from_string(template).render(report=self, uris=uris, verdict=self.verdict())
 
     def verdict(self) -> str:
         """Return the first sentence of the page."""

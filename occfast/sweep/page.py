@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import platform
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import pages
 from ..packages import require
 from ..plots import draw_map, extent, gray, new_figure, png_data_uri
 
@@ -21,29 +21,16 @@ if TYPE_CHECKING:
 
 def render(m: OcclusionMap, comparison: MapComparison | None = None, threshold: float | None = None) -> str:
     """Return the page of a map, with its pictures inside, and with a section for a comparison if there is one."""
-    require("a page", "jinja2")
-    from importlib.resources import files
-
-    import jinja2
-
-    template = files("occfast.sweep").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    require("a page", "jinja2")  # before pictures are drawn
+    return pages.render(
+        "occfast.sweep",
+        "page.html",
         title=f"Occlusion map {m.occluder_text}".replace("x", "×"),
         headline=_headline(m),
         pictures=[{"uri": png_data_uri(figure), "text": text} for figure, text in _pictures(m, threshold)],
         comparison=None if comparison is None else _comparison(comparison),
         rows=_rows(m),
-        version=_version(),
     )
-
-
-def _version() -> str:
-    import torch
-
-    from .._version import __version__
-
-    return f"occfast {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _headline(m: OcclusionMap) -> str:

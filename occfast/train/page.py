@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from .._version import __version__
+from .. import pages
 from ..files import write_atomically
 from ..packages import require
-from ..plots import new_figure, png_data_uri
+from ..plots import new_figure, plain, png_data_uri
 from ..progress import time_text
 from .log import SCORES, STEPS, VALIDATIONS, read_rows
 
@@ -65,15 +62,11 @@ def write_page(folder: Path, recipe: Recipe, result: Result, used: Used) -> Path
         MissingPackage: If Jinja or Matplotlib is not installed.
         OSError: If the disk is full; an old page is kept.
     """
-    require("a page", "jinja2")
-    from importlib.resources import files
-
-    import jinja2
-
+    require("a page", "jinja2")  # before pictures are drawn
     steps, validations = read_rows(folder / STEPS), read_rows(folder / VALIDATIONS)
-    template = files("occfast.train").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
+    page = pages.render(
+        "occfast.train",
+        "page.html",
         title=f"Training {folder.name}",
         headline=_headline(recipe, result),
         pictures=[
@@ -82,7 +75,6 @@ def write_page(folder: Path, recipe: Recipe, result: Result, used: Used) -> Path
         ],
         validations=_validations(validations, used.compared),
         used=_used(recipe, result, used),
-        version=f"occfast {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}",
     )
     return write_atomically(folder / PAGE, page.encode())
 
@@ -128,10 +120,9 @@ def _over(
     from matplotlib.ticker import MaxNLocator
 
     figure, ax = new_figure(_SIZE)
+    mark = "-" if x == "step" and len(rows) > 1 else ".-"
     for name in names:
-        ax.plot(
-            [row[x] for row in rows], [row[name] for row in rows], ".-" if x == "epoch" else "-", label=_plain(name)
-        )
+        ax.plot([row[x] for row in rows], [row[name] for row in rows], mark, label=plain(name))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if best is not None:
         ax.axvline(best, color="#b9b4c6", linewidth=1, zorder=0)
@@ -155,11 +146,6 @@ def _label(ax: Axes, x: str, y: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.3)
-
-
-def _plain(text: str) -> str:
-    """Return a text in which Matplotlib finds no formula."""
-    return text.replace("$", r"\$")
 
 
 def _last_scores(path: Path) -> dict[str, Any] | None:

@@ -23,8 +23,8 @@ from occfast.evaluate import embed
 from occfast.models import Preprocessing, build
 from occfast.models.weights import Trained
 from occfast.occlude import named_occlusion
+from tests.browser import CHROMIUM, LOOKS, look, look_over
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
-from tests.reproduce.pages import CHROMIUM, look
 
 SIZE = (28, 24)
 HOW = Preprocessing(SIZE, "gray")
@@ -262,21 +262,15 @@ def test_the_work_that_is_forecast_is_done(faces: WithLandmarks) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize(
-    "how",
-    [{}, {"dark": True}, {"width": 390}, {"width": 700, "printed": True}],
-    ids=["light", "dark", "phone", "paper"],
-)
+@LOOKS
 def test_a_browser_shows_it(result: Audit, tmp_path: Path, how: dict[str, Any]) -> None:
     bad = "<script>alert(1)</script>"
     named = [replace(result.conditions[0]), replace(result.conditions[1], name=bad), *result.conditions[2:]]
     page = replace(
         result, conditions=named, settings={**result.settings, "model_name": bad, "notes": [f"Left out: {bad}"]}
     ).write(tmp_path)
-    found = look(page, tmp_path, **how)
-    assert found["broken"] == [] and len(found["images"]) == len(result.conditions) + 2
-    assert found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
-    assert found["background"] == ("rgb(23, 22, 28)" if how.get("dark") else "rgb(255, 255, 255)")
+    found = look_over(page, tmp_path, **how)
+    assert len(found["images"]) == len(result.conditions) + 2
     rates = found["tables"]["rates"]
     assert rates[2][0] == bad and f"Left out: {bad}" in found["text"]
     header, rows = result.table()

@@ -24,8 +24,8 @@ from occfast.errors import DataError
 from occfast.models import Preprocessing
 from occfast.occlude import named_occlusion
 from tests.audit.test_audit import HOW, SIZE, Net, faces, folder  # noqa: F401 - fixtures
+from tests.browser import CHROMIUM, look
 from tests.evaluate.test_protocols import Done, occfast  # noqa: F401 - a fixture
-from tests.reproduce.pages import CHROMIUM, look
 
 MAIN = fnmr_at(0.01)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ from occfast.evaluate import (
     verification,
 )
 from occfast.occlude.drawn import Band, Block
+from tests.browser import CHROMIUM, LOOKS, look_over
 from tests.evaluate.test_embedding import OFF, PRE, Projection, Squares
-from tests.reproduce.pages import CHROMIUM, look
 
 
 def pairs_of(faces: Squares, count: int = 200, folds: int = 4) -> PairProtocol:
@@ -215,14 +215,13 @@ def test_the_report_names_the_alignment(tmp_path: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [1200, 390])
-def test_a_browser_shows_the_report(width: int, tmp_path: Path) -> None:
+@LOOKS
+def test_a_browser_shows_the_report(how: dict[str, Any], tmp_path: Path) -> None:
     faces, bad = Squares(), "<script>alert(1)</script>"
     protocols = [pairs_of(faces), gallery_and_probes(faces)]
     report = compare(protocols, Projection(), faces, PRE, {bad: Band("eyes")}, model_name=bad, **OFF)
-    found = look(report.write(tmp_path), tmp_path, width=width)
-    assert found["broken"] == [] and len(found["images"]) == 4  # clean, covered, and two curves
-    assert found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
+    found = look_over(report.write(tmp_path), tmp_path, **how)
+    assert len(found["images"]) == 4  # clean, covered, and two curves
     assert bad in found["text"] and "Accuracy under occlusion" in found["text"]
 
 
@@ -262,7 +261,7 @@ def test_report_is_written_in_every_form(tmp_path: Path) -> None:
     html = page.read_text()
     assert (
         html.count("data:image/png;base64,") == 4
-        and "<td>eyes</td>" in html
+        and '<th scope="row">eyes</th>' in html
         and '<td class="main">' in html
         and "http" not in html
     )

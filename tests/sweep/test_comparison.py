@@ -13,6 +13,7 @@ import occfast
 from bench.false_alarms import CASES, false_alarms
 from occfast import SweepGrid
 from occfast.sweep import MapComparison
+from tests.browser import CHROMIUM, LOOKS, look_over
 
 
 def a_map(per_image, score="score_drop", indices=None, skipped=0, seed=0):
@@ -160,6 +161,16 @@ def test_pictures_and_pages(tmp_path):
     assert 'id="comparison"' not in plain and plain.count("<img") == 4
     none = m.to_html(tmp_path / "map.html", comparison=m.compare(m)).read_text()
     assert "No significant difference at any of 42 positions" in none
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@LOOKS
+def test_a_browser_shows_the_page(how, tmp_path):
+    generator = np.random.default_rng(5)
+    m, n = a_map(generator.normal(2, 1, (20, 6, 7))), a_map(generator.normal(0, 1, (20, 6, 7)))
+    found = look_over(m.to_html(tmp_path / "map.html", comparison=m.compare(n)), tmp_path, **how)
+    assert len(found["images"]) == 6 and found["tables"]["settings"][0] == ["occluder (height × width)", "2 × 3 pixels"]
 
 
 REFUSED = {

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from occfast.data.images import encode_png
 from occfast.models import PaperNet
 from occfast.train import load_into, load_network, load_recipe, train
 from occfast.train.log import read_rows
+from tests.browser import CHROMIUM, LOOKS, look_over
 from tests.train.tiny import ROOT, Net, Patterns, recipe
 
 OLD = Path(__file__).with_name("written_before_0_1")
@@ -146,8 +148,8 @@ def test_the_page_of_a_run_shows_curves_validations_and_what_was_used(tmp_path: 
     rows = read_rows(tmp_path / "run$1" / "validations.csv")
     for name, compares in (("pairs/accuracy", "12 pairs"), ("verification", f"{count_of(page, 'verification')} pairs")):
         best = max(rows, key=lambda row: row[name])
-        cells = [name, compares, f"{100 * best[name]:.2f} %", f"{best['epoch']:.0f}", f"{100 * rows[-1][name]:.2f} %"]
-        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+        cells = [compares, f"{100 * best[name]:.2f} %", f"{best['epoch']:.0f}", f"{100 * rows[-1][name]:.2f} %"]
+        assert f'<th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) in page
     for text in (
         "tests.train.tiny:Patterns",
         f"{trained} images of {len(people)} people",
@@ -170,6 +172,15 @@ def test_the_page_of_a_run_without_validation(tmp_path: Path) -> None:
     assert "Best accuracy" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@LOOKS
+def test_a_browser_shows_the_page_of_a_run(how: dict[str, Any], tmp_path: Path) -> None:
+    train(recipe("classify", "epochs=1"), tmp_path / "run", progress=False)
+    found = look_over(tmp_path / "run" / "report.html", tmp_path, **how)
+    assert len(found["images"]) == 4 and found["tables"]["validation"][1][0] == "accuracy"
+
+
 def test_an_interrupted_run_has_no_page(tmp_path: Path) -> None:
     def stop(done: int, total: int | None) -> None:
         if done == 24:
@@ -180,7 +191,7 @@ def test_an_interrupted_run_has_no_page(tmp_path: Path) -> None:
 
 
 def count_of(page: str, name: str) -> int:
-    found = re.search(rf"<td>{name}</td><td>(\d+) pairs</td>", page)
+    found = re.search(rf"{name}</th><td>(\d+) pairs</td>", page)
     assert found is not None
     return int(found[1])
 

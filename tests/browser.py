@@ -1,4 +1,4 @@
-"""Reports as a browser shows them."""
+"""Pages as a browser shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+#: Arguments of :func:`look` for everything that a page is looked at on.
+LOOKS = pytest.mark.parametrize(
+    "how",
+    [{}, {"dark": True}, {"width": 390}, {"width": 700, "printed": True}],
+    ids=["light", "dark", "phone", "paper"],
+)
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -75,3 +83,11 @@ def look(page: Path, folder: Path, *, width: int = 1200, dark: bool = False, pri
     match = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
     assert match, shown[-500:]
     return json.loads(unescape(match[1]))
+
+
+def look_over(page: Path, folder: Path, **how: Any) -> dict[str, Any]:
+    """Like :func:`look`; checks what holds for every page."""
+    found = look(page, folder, **how)
+    assert found["broken"] == [] and found["outside"] == [] and found["scripts"] == 0 and not found["wide"]
+    assert found["background"] == ("rgb(23, 22, 28)" if how.get("dark") else "rgb(255, 255, 255)")
+    return found
