@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from .regions import Regions, paint
 BANDS = ("forehead", "eyes", "nose", "mouth", "chin")
 #: The seven occlusions of Table 1 and the one of its discussion, the bands of nose, mouth and chin together.
 OCCLUSIONS = (*BANDS, "face mask", "sunglasses", "nose to chin")
+#: Those that people wear.
+ACCESSORIES = ("face mask", "sunglasses")
 #: Fewest images of a person that give images for training, validation and test.
 MIN_IMAGES = 7
 
@@ -79,13 +82,7 @@ def open_faces(
         DataError: The data set is missing or damaged, or has no landmarks.
         ValueError: No person has enough images, or the images are aligned to another size.
     """
-    name = str(data).partition(":")[0].lower()
-    if min_images is None:
-        min_images = 10 if name == "lfw" else MIN_IMAGES
-    checks.integer(min_images, "min_images", 1)
-    source = open_dataset(data, root=root, landmarks=landmarks)
-    if int(source.counts.min()) < min_images:
-        source = source.select(min_images=min_images)
+    source = open_photographs(data, root, landmarks=landmarks, min_images=min_images)
     if source.landmarks is None:
         raise DataError(
             f"{data}: no landmarks; find them with occfast data landmarks {data} landmarks.csv, then give "
@@ -103,6 +100,21 @@ def open_faces(
         return Aligned(source, "pdsn-128x96", size=size, gray=gray)
     template = Template(alignment.template, alignment.size, alignment.points, alignment.transform)
     return Aligned(source, template, border=alignment.border, gray=gray)
+
+
+def open_photographs(
+    data: str | Path,
+    root: str | Path | None = None,
+    *,
+    landmarks: str | Path | None = None,
+    min_images: int | None = None,
+) -> FaceDataset:
+    """Open a data set without aligning it; arguments and errors as for :func:`open_faces`."""
+    if min_images is None:
+        min_images = 10 if str(data).partition(":")[0].lower() == "lfw" else MIN_IMAGES
+    checks.integer(min_images, "min_images", 1)
+    source = open_dataset(data, root=root, landmarks=landmarks)
+    return source.select(min_images=min_images) if int(source.counts.min()) < min_images else source
 
 
 def split(labels: Tensor, seed: int, train: float = 0.7, test: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,20 +222,23 @@ def occlude(
     return torch.cat([part.images for part in parts]), torch.cat([part.mask for part in parts])
 
 
-def mixed(faces: FaceSet, rows: Tensor, bands: Regions, seed: int) -> tuple[Tensor, Tensor]:
-    """Return images for the training of the segmentation: clean, and occluded in each of the ways in turn.
+def mixed(
+    faces: FaceSet, rows: Tensor, bands: Regions, seed: int, occlusions: Sequence[str] = OCCLUSIONS
+) -> tuple[Tensor, Tensor]:
+    """Return images for the training of the segmentation: clean, and occluded in each of some ways in turn.
 
     Args:
         faces: The faces.
         rows: Numbers of the images, int64 [N].
         bands: Regions LM2.
         seed: Random seed. The draws differ from those of the test images with the same seed.
+        occlusions: Names among :data:`OCCLUSIONS`.
 
     Returns:
-        Clean and occluded images, uint8 [N, C, H, W]; every ninth occluded image is clean.
+        Clean and occluded images, uint8 [N, C, H, W]; of k occlusions, each (k + 1)th occluded image is clean.
     """
     clean = faces.images[rows]
-    covered, kinds = clean.clone(), ("clean", *OCCLUSIONS)
+    covered, kinds = clean.clone(), ("clean", *occlusions)
     for k, name in enumerate(kinds):
         some = torch.arange(k, len(rows), len(kinds))
         if len(some):

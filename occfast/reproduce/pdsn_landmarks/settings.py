@@ -74,6 +74,8 @@ class PDSNSettings:
     Attributes:
         data: "lfw" (people with at least 10 images) or "orl".
         size: (height, width) of the face boxes.
+        boxes: "fitted" to the data set's landmarks, or "detected" by MTCNN with the landmarks, as in the paper;
+            images without a face are left out.
         people: number of people; None: all.
         seeds: each seed is one complete run with its own split, weights and occluders.
         extensions: whether to add the rows beyond the paper (:data:`EXTENSIONS`).
@@ -87,12 +89,16 @@ class PDSNSettings:
         learning_rate: of the base.
         weight_decay: of the base.
         patience: number of epochs without a better validation accuracy after which training stops; 0: never.
-        generator_epochs: maximum number of epochs of the mask generators.
+        generator_epochs: maximum number of epochs of the mask generators, which share the images of an epoch.
+        generator_images: number of images that each generator sees at most, whatever the number of regions, in place
+            of ``generator_epochs``; None: so many epochs.
         generator_patience: number of epochs without progress after which a generator stops.
         generator_batch: batch size of the mask generators.
         generator_rate: learning rate of the mask generators.
         weight: λ of the mask generators' loss.
         dictionary_images: number of random training images whose pairs make a dictionary; None: all.
+        segmentation_on: occlusions that the U-Net is trained on, beside clean images: "all" of the table, or
+            "accessories", face masks and sunglasses alone, as in the paper.
         segmentation_width: width of the U-Net.
         segmentation_epochs: maximum number of epochs of the U-Net.
         segmentation_rate: learning rate of the U-Net.
@@ -104,6 +110,7 @@ class PDSNSettings:
 
     data: str = "lfw"
     size: tuple[int, int] = (128, 96)
+    boxes: Literal["fitted", "detected"] = "fitted"
     people: int | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     extensions: bool = True
@@ -118,11 +125,13 @@ class PDSNSettings:
     weight_decay: float = 5e-4
     patience: int = 15
     generator_epochs: int = 30
+    generator_images: int | None = None
     generator_patience: int = 3
     generator_batch: int = 60
     generator_rate: float = 1e-3
     weight: float = 10.0
     dictionary_images: int | None = None
+    segmentation_on: Literal["all", "accessories"] = "all"
     segmentation_width: float = 1.0
     segmentation_epochs: int = 12
     segmentation_rate: float = 1e-3
@@ -132,14 +141,16 @@ class PDSNSettings:
     percentiles: tuple[float, ...] = (0, 5, 10, 15, 20, 25, 30, 35, 40, 50)
 
     def __post_init__(self) -> None:
-        if self.data not in ("lfw", "orl"):
-            raise ValueError(f"data: expected 'lfw' or 'orl', got {self.data!r}")
+        checks.choice(self.data, "data", ("lfw", "orl"))
+        checks.choice(self.boxes, "boxes", ("fitted", "detected"))
+        checks.choice(self.segmentation_on, "segmentation_on", ("all", "accessories"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected different numbers, got {self.seeds}")
         for seed in self.seeds:
             checks.seed(seed)
-        if self.compare not in ("maps", "features"):
-            raise ValueError(f"compare: expected 'maps' or 'features', got {self.compare!r}")
+        checks.choice(self.compare, "compare", ("maps", "features"))
+        if self.generator_images is not None:
+            checks.integer(self.generator_images, "generator_images", 1)
         if self.people is not None and self.people < 2:
             raise ValueError(f"people: expected at least 2, got {self.people}")
         for name in ("width", "epochs", "batch_size", "generator_epochs", "generator_patience", "segmentation_epochs"):
@@ -192,6 +203,12 @@ class PDSNSettings:
             map_stride=8,
         )
         return replace(small, **changes)
+
+    def epochs_of(self, regions: int, images: int) -> int:
+        """Return the maximum number of epochs of a number of mask generators, on a number of training images."""
+        if self.generator_images is None:
+            return self.generator_epochs
+        return max(1, round(self.generator_images * regions / images))
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ... import checks
-from ...data import FaceDataset
+from ...data import Aligned, FaceDataset, Subset, detect_landmarks
+from ...data.detect import DetectorSettings
 from ...errors import DataError
 from ...files import read_json, write_atomically, write_npz
 from ...models import build
@@ -43,7 +44,17 @@ from ...pdsn import (
     train_segmentation,
 )
 from ...pdsn.base import as_float, base_of
-from ...pdsn.faces import BANDS, OCCLUSIONS, FaceSet, mixed, occlude, open_faces, read_faces
+from ...pdsn.faces import (
+    ACCESSORIES,
+    BANDS,
+    OCCLUSIONS,
+    FaceSet,
+    mixed,
+    occlude,
+    open_faces,
+    open_photographs,
+    read_faces,
+)
 from ...sweep import occlusion_map
 from ...train import load_network
 from ..cost import forward_flops
@@ -52,7 +63,7 @@ from .settings import FIGURES, TABLE, TABLES, PDSNSettings, Row
 from .training import train_base
 
 # Attributes of the settings that the steps depend on.
-_FACES = ("data", "size", "people")
+_FACES = ("data", "size", "boxes", "people")
 _BASE = (
     *_FACES,
     "network",
@@ -68,15 +79,20 @@ _BASE = (
 )
 _GENERATORS = (
     "generator_epochs",
+    "generator_images",
     "generator_patience",
     "generator_batch",
     "generator_rate",
     "weight",
     "dictionary_images",
 )
-_SEGMENTATION = ("segmentation_width", "segmentation_epochs", "segmentation_rate")
+_SEGMENTATION = ("segmentation_on", "segmentation_width", "segmentation_epochs", "segmentation_rate")
 #: Training images by data set, for predictions.
 _IMAGES = {"orl": 280, "lfw": 2959}
+#: Settings of MTCNN where its own do not do: on ORL faces fill the photographs.
+_DETECTOR = {"orl": DetectorSettings(min_face=10, margin=30, scale=2)}
+#: The step that detects faces for all seeds, and its file.
+DETECTION, _TABLE = "detected faces", "landmarks.csv"
 #: Test images that each mean saliency of the figures is taken over.
 _EXAMPLES = 24
 Make = Callable[[StepContext], dict[str, Any]]
@@ -95,11 +111,22 @@ class Faces:
         self.settings, self.root, self._given = settings, root, dataset
         self._read: dict[int, FaceSet] = {}
 
+    @property
+    def detected(self) -> bool:
+        """Whether a step detects the faces."""
+        return self.settings.boxes == "detected"
+
     @cached_property
     def dataset(self) -> FaceDataset:
-        """The aligned faces. Raises DataError if they are missing or have no landmarks."""
+        """The aligned faces, or the photographs to detect them on; DataError if they are missing or lack landmarks."""
         s = self.settings
-        found = open_faces(s.data, self.root, size=s.size) if self._given is None else self._given
+        if self._given is not None:
+            found = self._given
+        elif self.detected:
+            found = open_photographs(s.data, self.root)
+            return found if s.people is None else Subset(found, (found.labels < s.people).nonzero()[:, 0].tolist())
+        else:
+            found = open_faces(s.data, self.root, size=s.size)
         if found.landmarks is None:
             raise DataError(f"{type(found).__name__}: expected faces with landmarks, it has none")
         return found
@@ -112,16 +139,38 @@ class Faces:
         except DataError:
             return False
 
-    def of(self, seed: int, progress: bool) -> FaceSet:
-        """Read the images and split them by a seed."""
+    def detect(self, table: Path, progress: bool) -> dict[str, int]:
+        """Detect the faces, and return the numbers of images and of those without a face."""
+        found = detect_landmarks(self.dataset, table, _DETECTOR.get(self.settings.data), progress=progress)
+        return {"images": len(found.names), "without a face": len(found.failures)}
+
+    def of(self, seed: int, table: Path | None, progress: bool) -> FaceSet:
+        """Read the images and split them by a seed; ``table`` holds detected faces."""
         if seed not in self._read:
-            self._read[seed] = read_faces(self.dataset, seed, self.settings.people, progress=progress)
+            aligned = self.dataset if table is None else self._in_boxes(table)
+            self._read[seed] = read_faces(aligned, seed, self.settings.people, progress=progress)
         return self._read[seed]
+
+    def _in_boxes(self, table: Path) -> FaceDataset:
+        photographs, s = self.dataset, self.settings
+        found = detect_landmarks(photographs, table, _DETECTOR.get(s.data), progress=False)  # what was found
+        kept = [k for k, name in enumerate(photographs.names) if name not in found.failures]
+        faces = Subset(found.on(photographs), kept)
+        return Aligned(faces, "pdsn-128x96", size=s.size, gray=s.data == "orl", boxes=found.boxes[kept])
 
 
 def plan(settings: PDSNSettings, faces: Faces, root: Path) -> Graph:
     """Return the graph of the whole experiment, for all seeds."""
     steps: list[Step] = []
+    if faces.detected:
+        steps.append(
+            Step(
+                DETECTION,
+                lambda context: faces.detect(context.folder / _TABLE, context.progress),
+                {"data": settings.data, "people": settings.people},
+                data=("faces",),
+            )
+        )
     for seed in settings.seeds:
         steps += _Seed(settings, faces, seed).steps()
     return Graph(steps, root, {"faces": lambda: fingerprint(faces.dataset)})
@@ -133,7 +182,7 @@ def targets(graph: Graph, tables: Iterable[int] = TABLES, figures: Iterable[int]
     for kind, asked, known in (("table", tables, TABLES), ("figure", figures, FIGURES)):
         if unknown := set(asked) - set(known):
             raise ValueError(f"{kind}: expected one of {', '.join(map(str, known))}, got {sorted(unknown)[0]}")
-    ends = (("search",) if tables else ()) + (("examples",) if figures else ())
+    ends = (DETECTION, *(["search"] if tables else []), *(["examples"] if figures else []))
     return [name for name in graph.steps if name.endswith(ends)]
 
 
@@ -142,6 +191,7 @@ class _Seed:
 
     def __init__(self, settings: PDSNSettings, faces: Faces, seed: int) -> None:
         self.settings, self.data, self.seed = settings, faces, seed
+        self._table: Path | None = None  # of detected faces
         self._progress = False
 
     def name(self, text: str) -> str:
@@ -183,13 +233,15 @@ class _Seed:
 
         def started(context: StepContext) -> dict[str, Any]:
             self._progress = context.progress
+            if self.data.detected:
+                self._table = context.needs[DETECTION].folder / _TABLE
             return make(context)
 
         return Step(
             self.name(text),
             started,
             {"seed": self.seed, **{f: stated[f] for f in (*_FACES, *fields)}},
-            tuple(map(self.name, needs)),
+            (*([DETECTION] if self.data.detected else []), *map(self.name, needs)),
             ("faces",),
             work=work or Work(),
         )
@@ -217,7 +269,7 @@ class _Seed:
 
     @property
     def faces(self) -> FaceSet:
-        return self.data.of(self.seed, self._progress)
+        return self.data.of(self.seed, self._table, self._progress)
 
     def part(self, which: str) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and landmarks of "train", "validation" or "test"."""
@@ -284,7 +336,7 @@ class _Seed:
                 labels,
                 validation=self.part("validation")[:2],
                 weight=s.weight,
-                epochs=s.generator_epochs,
+                epochs=s.epochs_of(len(chosen_regions), len(images)),
                 patience=s.generator_patience,
                 batch_size=s.generator_batch,
                 learning_rate=s.generator_rate,
@@ -310,8 +362,9 @@ class _Seed:
             torch.manual_seed(self.seed)
             network = UNet(self.faces.images.shape[1], width=s.segmentation_width)
         network.to(checks.device(context.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        occlusions = OCCLUSIONS if s.segmentation_on == "all" else ACCESSORIES
         train, held = (
-            mixed(self.faces, rows, self.regions("lm2"), self.seed)
+            mixed(self.faces, rows, self.regions("lm2"), self.seed, occlusions)
             for rows in (self.faces.train, self.faces.validation)
         )
         train_segmentation(
@@ -387,7 +440,7 @@ class _Seed:
         regions = {"lm1": 4, "lm2": 5, "lm2-split": 10}.get(strategy, 9)
         # Passes through the base: the clean images, each image covered once an epoch, and once on every region for the
         # dictionary; the generators cost little beside it. This is an upper bound: they stop early.
-        images = (1 + self.settings.generator_epochs + regions) * self._images
+        images = (1 + self.settings.epochs_of(regions, self._images) + regions) * self._images
         return Work(self._flops * images, images, "embed", disk=regions * 600_000)
 
     @cached_property
