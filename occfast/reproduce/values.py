@@ -99,6 +99,8 @@ class Comparison:
         whole: interval over seeds and images together; None if there is none. With it the comparison is judged.
         seeds_needed: number of seeds whose interval would exclude 0, if the difference stayed as it is; None if no
             number would, because the images alone leave it open, or if the comparison is not judged.
+        data_needed: how many times as many images or people would decide with very many seeds, where seeds alone do
+            not; None otherwise, and in reports of earlier versions.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Comparison:
     over_images: Interval | None = None
     whole: Interval | None = None
     seeds_needed: int | None = None
+    data_needed: float | None = None
 
     @property
     def mean(self) -> float:
@@ -143,12 +146,17 @@ class Comparison:
         if len(self.differences) > 1:
             several += f", on {sum(d > 0 for d in self.differences)} of {len(self.differences)} seeds"
         if self.verdict == "not decided":
-            several += (
-                "; no number of seeds would decide on these pairs"
-                if self.seeds_needed is None
-                else f"; about {self.seeds_needed} seeds would decide"
-            )
+            several += f"; {self._would_decide}"
         return f"{self.name}: {self.mean:+.2f}{several}"
+
+    @property
+    def _would_decide(self) -> str:
+        if self.seeds_needed is not None:
+            return f"about {self.seeds_needed} seeds would decide"
+        if self.data_needed is None:
+            return "no number of seeds would decide on these pairs"
+        times = f"{self.data_needed:.2g}" if self.data_needed < 100 else "over 100"
+        return f"no number of seeds would decide, with {times} times as much test data many would"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison for JSON."""
@@ -162,7 +170,12 @@ class Comparison:
             **(
                 {}
                 if self.whole is None
-                else {"whole": list(self.whole), "verdict": self.verdict, "seeds_needed": self.seeds_needed}
+                else {
+                    "whole": list(self.whole),
+                    "verdict": self.verdict,
+                    "seeds_needed": self.seeds_needed,
+                    "data_needed": self.data_needed,
+                }
             ),
         }
 
@@ -170,8 +183,8 @@ class Comparison:
     def from_dict(cls, content: dict[str, Any]) -> Comparison:
         """Read what :meth:`as_dict` returns; earlier versions wrote fewer entries."""
         over_images, whole = (tuple(content.get(name) or ()) or None for name in ("over_images", "whole"))
-        needed = content.get("seeds_needed")
-        return cls(content["name"], tuple(content["differences"]), over_images, whole, needed)
+        needed = content.get("seeds_needed"), content.get("data_needed")
+        return cls(content["name"], tuple(content["differences"]), over_images, whole, *needed)
 
 
 @dataclass(frozen=True)

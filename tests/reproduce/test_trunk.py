@@ -16,7 +16,7 @@ from occfast import DataError, reproduce
 from occfast.models import MobileFaceNet
 from occfast.models.tensor_files import write_tensors
 from occfast.reproduce.graph import Done
-from occfast.reproduce.trigueros2018.judging import half_width, judged, seeds_needed
+from occfast.reproduce.trigueros2018.judging import data_needed, half_width, judged, seeds_needed
 from occfast.reproduce.trigueros2018.steps import distributions
 from occfast.reproduce.trigueros2018.trunk import features
 from occfast.reproduce.trigueros2018.trunk import steps as trunk_steps
@@ -347,6 +347,8 @@ def test_number_of_seeds_that_would_decide():
         assert needed is not None and needed > 3
         assert half_width(seeds, images, needed) < mean <= half_width(seeds, images, needed - 1)
     assert seeds_needed(0.05, 0.01, 0.01, 3) is None  # the images alone leave it open
+    times = data_needed(0.05, 0.01)
+    assert times > 1 and half_width(0.0, 0.01 / times, 3) == pytest.approx(0.05)
     assert half_width(0.0, 0.0, 4) == 0.0
     single = judged("", np.array([0.3]), np.linspace(-1, 1, 101))
     assert single.whole is None and single.over_images is not None and single.verdict == ""
@@ -381,4 +383,10 @@ def test_claims_are_judged_by_their_comparisons():
     assert Claim("", (one(1, 2), one(-1, 1))).verdict == "not decided"
     assert Claim("", (one(1, 2), Comparison("", (1.0, 2.0)))).verdict == ""
     assert "about 7 seeds would decide" in Comparison("", (0.0, 1.0), whole=(-1, 2), seeds_needed=7).text
-    assert "no number of seeds would decide" in Comparison("", (0.0, 1.0), whole=(-1, 2)).text
+    assert "no number of seeds would decide on these pairs" in Comparison("", (0.0, 1.0), whole=(-1, 2)).text
+    more = judged("", np.array([0.4, 0.42, 0.38]), np.linspace(-1, 1.8, 101))
+    assert more.verdict == "not decided" and more.seeds_needed is None and more.data_needed is not None
+    assert (
+        f"no number of seeds would decide, with {more.data_needed:.2g} times as much test data many would" in more.text
+    )
+    assert Comparison.from_dict(json.loads(json.dumps(more.as_dict()))) == more

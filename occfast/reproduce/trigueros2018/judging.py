@@ -89,7 +89,9 @@ def judged(name: str, seen: Floats, drawn: Floats) -> Comparison:
     mean, seeds, images = float(seen.mean()), float(seen.var(ddof=1)), float(drawn.var(ddof=1))
     half = half_width(seeds, images, len(seen))
     needed = seeds_needed(mean, seeds, images, len(seen)) if abs(mean) <= half else None
-    return Comparison(name, tuple(map(float, seen)), whole=(mean - half, mean + half), seeds_needed=needed)
+    more = data_needed(mean, images) if needed is None and 0 < abs(mean) <= half else None
+    whole = mean - half, mean + half
+    return Comparison(name, tuple(map(float, seen)), whole=whole, seeds_needed=needed, data_needed=more)
 
 
 def half_width(seeds: float, images: float, count: int) -> float:
@@ -121,4 +123,9 @@ def seeds_needed(mean: float, seeds: float, images: float, count: int) -> int | 
     return high
 
 
-__all__ = ["SCORES", "PairDraws", "half_width", "judged", "seeds_needed"]
+def data_needed(mean: float, images: float) -> float:
+    """Return how many times as many images exclude 0 with very many seeds if nothing else changes."""
+    return half_width(0.0, images, 2) ** 2 / mean**2
+
+
+__all__ = ["SCORES", "PairDraws", "data_needed", "half_width", "judged", "seeds_needed"]
