@@ -19,7 +19,7 @@ from tests.native import ptx
 
 pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="nvcc is neither on the path nor under CUDA_HOME")
 #: What only the module of the CPU has: on a GPU the libraries of PyTorch do it.
-CPU_ONLY = {"multiply", "MatrixProduct", "convolution_block", "convolve_windows", "convolve_pieces", "Convolution"}
+CPU_ONLY = {"multiply", "MatrixProduct"}
 KERNEL_FILES = [path for path in build.sources("cuda") if path.suffix == ".cu"]
 
 
