@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -753,3 +754,33 @@ def test_what_a_convolution_does_not_take(monkeypatch):
         off = torch.empty(weights.numel() + 1, dtype=weights.dtype)[1:].view(weights.shape).copy_(weights)
         with pytest.raises(RuntimeError, match="convolve_windows failed: invalid argument"):
             ops.gather_windows(*arguments, off, bias, 8, [3, 3, 1, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "tf32", "bfloat16"])
+def test_a_sweep_convolves_by_the_emulated_kernels(monkeypatch, kind):
+    """An exact sweep as on a GPU: with the bits of the CPU's convolution where that is promised, else nearly."""
+    from occfast.native.ops import gather
+    from occfast.sweep.evaluators.incremental.device import CUDA
+    from occfast.sweep.evaluators.incremental.evaluator import FUSED, IncrementalEvaluator
+    from occfast.sweep.geometry import SweepGrid
+    from tests.sweep.test_incremental import make
+
+    dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
+    model, images = make("yi", torch.float32, 2)
+    low, given = copy.deepcopy(model).to(dtype), images.to(dtype)
+    grid = SweepGrid.over(tuple(images.shape[-2:]), 12, stride=9)
+    positions, fill = torch.arange(2 * grid.positions)[::9], torch.zeros_like(given[:1])
+    monkeypatch.setattr(gather, "rounds_to_tf32", lambda device, dtype: kind == "tf32")
+    found = {}
+    for backend in ("emulated", "native"):
+        with running(backend, monkeypatch), torch.no_grad():
+            evaluator = IncrementalEvaluator(low, grid, given, fuse=True, profile=CUDA, together=2)
+            evaluator.start(given, fill)
+            found[backend] = evaluator.outputs(positions)
+            assert (evaluator.layout == FUSED) == (backend == "emulated" or kind != "bfloat16")
+            copies = ops.occlude_positions(images, fill.to(images.dtype), positions, grid.native())
+            expected = model(copies)
+    if kind in ("float32", "float64") and rounds_once():
+        same(found["emulated"], found["native"])
+    allowed = {"float32": 1e-5, "float64": 1e-5, "tf32": 1e-2, "bfloat16": 0.05}[kind]
+    assert (found["emulated"].double() - expected.double()).abs().max() <= allowed * expected.abs().max()
