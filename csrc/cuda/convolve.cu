@@ -244,7 +244,8 @@ __global__ void __launch_bounds__(kThreads, kResident<Sums<T, kN>, Gather>)
       for (int first_tap = 0; first_tap < taps; first_tap += kTaps) {
         const int last_tap = smaller(first_tap + kTaps, taps), depth = (last_tap - first_tap) * C;
         __syncthreads(); // until the addresses and slices before have been read
-                         // This thread looks up the pixels under the taps of output pixel `me`.
+
+        // This thread looks up the pixels under the taps of output pixel `me`.
 #pragma unroll 1
         for (int tap = first_tap; tap < last_tap;) {
           const int y = tap / kernel_width, end = smaller((y + 1) * kernel_width, last_tap);
@@ -313,8 +314,8 @@ int start(const Gather& g, const Convolution& conv, const Output& size, ExecCont
                 padding_word<bytes>(g));
 }
 
-// Copies 16 bytes at a time where pixels are aligned to as many; 64 channels are computed at a time if they fill
-// that.
+// Copies 16 bytes at a time where pixels are aligned to as many, and then computes 64 channels at a time if it
+// can.
 template <class T, template <class, int> class Sums, class Gather>
 int choose(const Gather& g, const Convolution& conv, const Output& size, ExecContext context) {
   if ((static_cast<uint64_t>(g.shape.c) * sizeof(T) | addresses(g)) % 16 != 0)

@@ -548,6 +548,7 @@ def test_layers_of_the_network_have_the_bits_of_the_cpu(monkeypatch, inputs, out
         (5, 70, (11, 9), (5, 5), (1, 2), (2, 1)),  # more taps than are looked up at a time
         (36, 66, (3, 13), (1, 11), (1, 1), (1, 1)),  # in a row of the kernel, too
         (7, 352, (14, 15), (2, 2), (1, 1), (1, 1)),  # more blocks of channels, and of pixels, than the grid has
+        (4, 384, (14, 15), (2, 1), (1, 1), (1, 1)),
         (20, 8, (13, 1), (7, 1), (3, 1), (2, 1)),
     ],
     ids=str,
@@ -645,6 +646,7 @@ def nearly(found, out, size, kind, products):
         (12, 70, (5, 5), (1, 1), (1, 1)),
         (160, 320, (3, 3), (1, 1), (1, 1)),
         (8, 352, (2, 1), (1, 1), (1, 1)),
+        (16, 384, (2, 1), (1, 1), (1, 1)),
     ],
     ids=str,
 )
