@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(build.missing()), reason=str(build.missing(
 
 
 def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env={**build.environment(), **more}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env={**build.environment(), **more}, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
