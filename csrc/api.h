@@ -1,6 +1,6 @@
 // The native interface of occfast.
 //
-// cpu/ and cuda/ each define every function below, except those at the end, which only cpu/ defines. Most take
+// cpu/ and cuda/ each define every function below, except the one at the end, which only cpu/ defines. Most take
 // one struct with their arguments, and bindings.cpp makes the same structs available in Python, where every field
 // is given by name. Tensors are passed as addresses with sizes and strides in elements.  occfast/native/ops/
 // checks them first, so no header of PyTorch is needed and a build takes seconds. A function returns 0, or a
@@ -149,6 +149,26 @@ struct GatherPieces {
 
 int gather_pieces(const GatherPieces& args, ExecContext context);
 
+// A convolution without padding of every window as it is gathered: no window is written.  out is then [entries, h,
+// w, channels].  weights [blocks, kernel rows, kernel columns, C, block] and bias [blocks, block] are filled with
+// zeros up to whole blocks of convolution_block(dtype) output channels, which is 0 where there is no convolution
+// of dtype. kFloat32 and kFloat64: each output starts at its bias and adds the products one by one, tap by tap and
+// channel by channel, so that a GPU and a CPU that multiplies and adds with one rounding return the same bits.  On
+// a GPU also kFloat16 and kBFloat16, with sums in float, and with tf32 set the factors of kFloat32 are rounded to
+// TF32; the order of these sums is the device's, and weights and bias are aligned to 16 bytes.
+struct Convolution {
+  const void* weights;
+  const void* bias;
+  Dtype dtype;
+  int64_t channels; // of the output
+  int64_t kernel[2], stride[2], dilation[2];
+  bool relu, tf32;
+};
+
+int64_t convolution_block(Dtype dtype);
+int convolve_windows(const GatherWindows& args, const Convolution& conv, ExecContext context);
+int convolve_pieces(const GatherPieces& args, const Convolution& conv, ExecContext context);
+
 // -- noisy occluders ----------------------------------------------------------------------------------
 
 // Drawn occluders of n samples.
@@ -269,22 +289,6 @@ int philox_words(const uint32_t* counters, const uint32_t* keys, int64_t n, uint
 int normals(const uint32_t* words, int64_t n, float* values, ExecContext context);
 
 // -- CPU only: on a GPU the libraries of PyTorch do this ----------------------------------------------
-
-// A convolution without padding of every window as it is gathered.  out is then [entries, h, w, channels].
-// weights [blocks, kernel rows, kernel columns, C, block] and bias [blocks, block] are filled with zeros up to
-// whole blocks of convolution_block(dtype) output channels.  kFloat32 and kFloat64.
-struct Convolution {
-  const void* weights;
-  const void* bias;
-  Dtype dtype;
-  int64_t channels; // of the output
-  int64_t kernel[2], stride[2], dilation[2];
-  bool relu;
-};
-
-int64_t convolution_block(Dtype dtype);
-int convolve_windows(const GatherWindows& args, const Convolution& conv, ExecContext context);
-int convolve_pieces(const GatherPieces& args, const Convolution& conv, ExecContext context);
 
 // out [m, n], contiguous, = A [m, k] B [k, n], each with any strides.  symmetric: B is A transposed. Every sum
 // has one order, whatever the number of threads.  kFloat32 and kFloat64.

@@ -263,6 +263,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   define(m, "gather_pieces", &gather_pieces);
 
   {
+    using S = Convolution;
+    define_struct<S>(m, "Convolution",
+                     {FIELD(weights), FIELD(bias), FIELD(dtype), FIELD(channels), FIELD(kernel), FIELD(stride),
+                      FIELD(dilation), FIELD(relu), FIELD(tf32)});
+  }
+  m.def("convolution_block", [](int dtype) { return convolution_block(static_cast<Dtype>(dtype)); }, arg("dtype"));
+  define(m, "convolve_windows", &convolve_windows);
+  define(m, "convolve_pieces", &convolve_pieces);
+
+  {
     using S = Locations;
     define_struct<S>(m, "Locations",
                      {FIELD(cdf), FIELD(row_centers), FIELD(rows), FIELD(column_centers), FIELD(columns)});
@@ -351,16 +361,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::kw_only(), arg("words"), arg("n"), arg("values"), arg("context"));
 
 #if !defined(OCCFAST_CUDA)
-  {
-    using S = Convolution;
-    define_struct<S>(m, "Convolution",
-                     {FIELD(weights), FIELD(bias), FIELD(dtype), FIELD(channels), FIELD(kernel), FIELD(stride),
-                      FIELD(dilation), FIELD(relu)});
-  }
-  m.def("convolution_block", [](int dtype) { return convolution_block(static_cast<Dtype>(dtype)); }, arg("dtype"));
-  define(m, "convolve_windows", &convolve_windows);
-  define(m, "convolve_pieces", &convolve_pieces);
-
   {
     using S = MatrixProduct;
     define_struct<S>(m, "MatrixProduct",

@@ -1,10 +1,10 @@
 """All tests and benchmarks on a GPU: ``python -m bench.gpu`` (``make gpu-check``).
 
-The parts are the ceilings of the GPU, the kernels against their floors, the dense and the incremental sweep against
-plain PyTorch, the triplet loss against its matrix products, identification with PDSN against the matrix rate, training,
-the CUDA tests, and compute-sanitizer on them. Each part runs in a process of its own, so that a device error does not
-affect the others, and its result is written at once. Settings of the GPU are read, never changed. ``--device cpu`` is a
-dry run of the timed parts with small workloads.
+The parts are the ceilings of the GPU, the kernels against their floors, the fused convolution against the matrix rate
+and PyTorch's, the dense and the incremental sweep against plain PyTorch, the triplet loss against its matrix products,
+identification with PDSN against the matrix rate, training, the CUDA tests, and compute-sanitizer on them. Each part
+runs in a process of its own, so that a device error does not affect the others, and its result is written at once.
+Settings of the GPU are read, never changed. ``--device cpu`` is a dry run of the timed parts with small workloads.
 
 The floor of a kernel is the time to read and write its bytes at the measured copy bandwidth; its share is floor / time.
 """
@@ -25,6 +25,7 @@ import torch
 
 from bench.gpu.ceilings import ceilings
 from bench.gpu.clocks import Clock, cpu_clock, gpu_clock
+from bench.gpu.convolutions import fused_convolutions
 from bench.gpu.kernels import time_kernels
 from bench.gpu.losses import identify, training, triplet_loss
 from bench.gpu.report import PARTS, table
@@ -47,13 +48,15 @@ def run_part(part: str, device: str, clock: Clock, rates: dict[str, float], limi
         rates: Result of the part "ceilings". If it is empty and needed, it is measured.
         limit: Time limit of the tests or the sanitizers, in seconds.
     """
-    if part in ("kernels", "identify") and not rates:
+    if part in ("kernels", "convolutions", "identify") and not rates:
         rates = ceilings(device, clock)
     match part:
         case "ceilings":
             return ceilings(device, clock)
         case "kernels":
             return time_kernels(device, clock, rates["copy_bytes_per_s"])
+        case "convolutions":
+            return fused_convolutions(device, clock, rates)
         case "sweep":
             return dense_sweep(device, clock)
         case "exact":

@@ -7,7 +7,18 @@ from typing import Any
 from bench.harness import caption
 
 #: Parts in order: measurements first, then the tests and the sanitizers, which take longest.
-PARTS = ("ceilings", "kernels", "sweep", "exact", "triplet", "identify", "training", "tests", "sanitizer")
+PARTS = (
+    "ceilings",
+    "kernels",
+    "convolutions",
+    "sweep",
+    "exact",
+    "triplet",
+    "identify",
+    "training",
+    "tests",
+    "sanitizer",
+)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -43,6 +54,14 @@ def table(result: dict[str, Any]) -> str:
                 f"{row['bytes_per_s'] / 1e9:8.1f} {row['share_of_floor']:7.0%} "
                 f"{row['host_seconds'] * 1e3:9.4f} {twin:>8}"
             )
+    for row in result.get("convolutions", []):
+        size, (inputs, outputs) = "x".join(map(str, row["size"])), row["channels"]
+        lines.append(
+            f"convolution {row['layer']:>3} {row['as']} {row['op']}, {row['windows']} windows {size}, "
+            f"{inputs} to {outputs} channels: {row['seconds'] * 1e3:.3f} ms, "
+            f"{row['share_of_peak']:.0%} of the matrix rate, {row['share_of_floor']:.0%} of its floor, "
+            f"{row['apart_seconds'] / row['seconds']:.2f}x as fast as apart"
+        )
     for row in result.get("sweep", []):
         plain, ours = row["pytorch_positions_per_s"], row["occfast_positions_per_s"]
         lines.append(

@@ -88,14 +88,17 @@ def dense_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
-# Variants of the exact sweep: dtype, whether in TF32, whether as CUDA graphs.
-EXACT: dict[str, tuple[torch.dtype, bool, bool]] = {
-    "float32": (torch.float32, False, False),
-    "float32, graphs": (torch.float32, False, True),
-    "tf32": (torch.float32, True, False),
-    "tf32, graphs": (torch.float32, True, True),
-    "bf16": (torch.bfloat16, False, False),
-    "bf16, graphs": (torch.bfloat16, False, True),
+# Variants of the exact sweep: dtype, whether in TF32, whether as CUDA graphs, whether with the fused convolution.
+EXACT: dict[str, tuple[torch.dtype, bool, bool, bool]] = {
+    "float32": (torch.float32, False, False, False),
+    "float32, graphs": (torch.float32, False, True, False),
+    "float32, graphs, fused": (torch.float32, False, True, True),
+    "tf32": (torch.float32, True, False, False),
+    "tf32, graphs": (torch.float32, True, True, False),
+    "tf32, graphs, fused": (torch.float32, True, True, True),
+    "bf16": (torch.bfloat16, False, False, False),
+    "bf16, graphs": (torch.bfloat16, False, True, False),
+    "bf16, graphs, fused": (torch.bfloat16, False, True, True),
 }
 
 
@@ -117,14 +120,14 @@ def exact_sweep(device: str, clock: Clock) -> list[dict[str, Any]]:
         with float32_as("ieee"):
             fill = torch.zeros(1, 1, 1, 1, device=device)
             expected = network(ops.occlude_positions(image, fill, some, grid.native()))
-        for name, (dtype, tf32, graphs) in EXACT.items():
+        for name, (dtype, tf32, graphs, fuse) in EXACT.items():
             if occluder != (20, 20) and not name.startswith("float32"):
                 continue
             low, given, nothing = copy.deepcopy(network).to(dtype), image.to(dtype), fill.to(dtype)
             with float32_as("tf32" if tf32 else "ieee"):
                 if (dtype, tf32) not in dense:
                     dense[dtype, tf32] = _dense_rate(low, given, (8,) if small else (256, 1024), clock)
-                evaluator = IncrementalEvaluator(low, grid, given, cuda_graphs=graphs)
+                evaluator = IncrementalEvaluator(low, grid, given, cuda_graphs=graphs, fuse=fuse)
                 evaluator.start(given, nothing)
                 evaluator.outputs(everything)  # warm-up; the second call records the graphs
                 outputs = evaluator.outputs(everything)[some].float()

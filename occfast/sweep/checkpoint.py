@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..files import read_npz, remove, write_npz
 from .evaluators.behavior import TOLERANCE
+from .evaluators.incremental.evaluator import FUSED
 
 _KIND = "occfast.sweep.checkpoint"
+_LAYOUTS = ("", "contiguous", "channels_last", FUSED)
 _OTHER = "delete it, name another file or pass resume=False"
 
 
@@ -73,7 +75,7 @@ class SweepState:
         _expect(all(type(count) is int and count >= 0 for count in counts), "counts are not numbers of at least 0")
         _expect(self.used + self.skipped == self.seen, "used and skipped images are not those seen")
         _expect(type(self.seconds) in (int, float) and 0 <= self.seconds < float("inf"), "seconds are not a time")
-        _expect(self.layout in ("", "contiguous", "channels_last"), f"unknown layout {self.layout!r}")
+        _expect(self.layout in _LAYOUTS, f"unknown layout {self.layout!r}")
         _expect(self.method in ("", "dense", "incremental"), f"unknown method {self.method!r}")
         _expect(isinstance(self.digest, str) and isinstance(self.keep_per_image, bool), "wrong types")
         _expect(isinstance(self.further, list), "choices for further occluders are not a list")
@@ -81,7 +83,7 @@ class SweepState:
             _expect(isinstance(choice, (list, tuple)) and len(choice) == 3, "a further occluder has no three choices")
             _expect(choice[0] in ("", "dense", "incremental"), f"unknown method {choice[0]!r}")
             _expect(type(choice[1]) is int and choice[1] >= 0, "counts are not numbers of at least 0")
-            _expect(choice[2] in ("", "contiguous", "channels_last"), f"unknown layout {choice[2]!r}")
+            _expect(choice[2] in _LAYOUTS, f"unknown layout {choice[2]!r}")
         numbers = isinstance(self.tally, dict) and all(type(value) in (int, float) for value in self.tally.values())
         _expect(numbers and np.isfinite(list(self.tally.values())).all(), "the tally is not made of numbers")
         arrays: list[tuple[Any, tuple[type, ...], list[int]]] = [

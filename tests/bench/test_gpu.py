@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as gpu_check
-from bench.gpu import sweeps
+from bench.gpu import convolutions, sweeps
 from bench.gpu.clocks import Timing
 from bench.gpu.tests import read_junit
 
@@ -71,8 +72,16 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
     flop = 2 * 32 * 16 * (8 + 2)
     assert result["identify"]["flop_per_s"] == pytest.approx(flop / 2e-3)
     timed = sum(1 + ("twin_seconds" in row) for row in result["kernels"])
-    # The exact sweep: dense in three precisions, incremental in each with and without graphs.
-    assert len(calls) == 4 + timed + 2 + 9 + 4 + 1  # ceilings, kernels, sweep, exact, triplet, identify
+    layers = result["convolutions"]  # bfloat16 has no fused convolution on a CPU
+    assert {row["as"] for row in layers} == {"fp32", "tf32"} and len({row["layer"] for row in layers}) == 9
+    for row in layers:
+        assert row["difference"] < 1e-5 and row["flop"] > 0 and row["bytes"] > 0
+        rate = result["ceilings"][f"{row['as']}_flop_per_s"]
+        assert row["share_of_peak"] == pytest.approx(row["flop"] / rate / 2e-3)
+        assert row["share_of_floor"] >= row["share_of_peak"]
+    # The exact sweep: dense in three precisions, incremental in each with and without graphs, and fused.
+    others = 4 + timed + 2 + 12 + 4 + 1  # ceilings, kernels, sweep, exact, triplet, identify
+    assert len(calls) == others + 2 * len(layers)
     assert [row["steps"] for row in result["training"]["loop"]] == [2, 2]
     assert result["training"]["triplets"][0]["ratio"] > 0
     printed = capsys.readouterr().out
@@ -80,6 +89,7 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
         "paint_occluders" in printed
         and "dense sweep W1" in printed
         and "20x20 bf16, graphs" in printed
+        and "of the matrix rate" in printed
         and str(output) in printed
     )
 
@@ -87,7 +97,14 @@ def test_a_dry_run_writes_every_row(tmp_path, capsys):
 def test_an_error_in_one_part_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "dense_sweep", lambda *_: 1 / 0)
     output = tmp_path / "result.json"
-    arguments = ["--device", "cpu", "--skip", "kernels,exact,triplet,identify,training", "--output", str(output)]
+    arguments = [
+        "--device",
+        "cpu",
+        "--skip",
+        "kernels,convolutions,exact,triplet,identify,training",
+        "--output",
+        str(output),
+    ]
     assert gpu_check.main(arguments, lambda *functions: Timing(1.0, 1.0)) == 1
     result = json.loads(output.read_text())
     assert "division" in result["errors"]["sweep"] and result["ceilings"]["fp32_flop_per_s"] == 2 * 256**3
@@ -132,3 +149,13 @@ def test_both_sweeps_give_the_same_map():
     maps = {name: sweep().clone() for name, sweep in found.items()}
     assert torch.equal(maps["pytorch"], maps["occfast"])
     assert 0 < maps["occfast"].mean() < 1
+
+
+def test_the_floors_of_the_convolutions_are_counted():
+    rows = convolutions.floors()
+    assert [row["outputs"] for row in rows] == [32, 64, 64, 128, 96, 192, 128, 256, 160]  # the last one is folded
+    for row, (before, after) in zip(rows, itertools.pairwise([1, *(row["outputs"] for row in rows)]), strict=True):
+        assert row["flop"] == pytest.approx(2 * row["pixels"] * after * 9 * before)
+    # A single position of the whole image would take 25,000 pixels in the first two stages.
+    assert all(row["pixels"] < 400 for row in rows) and rows[0]["read"] == 0
+    assert 150e6 < sum(row["flop"] for row in rows) < 300e6

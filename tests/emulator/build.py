@@ -106,7 +106,7 @@ def module() -> Path:
     root = build.source_root()
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{root}"]
     bindings, *kernels = build.sources("cuda")
-    jobs = [(kernel, [*SANITIZE, f"-I{HERE}"]) for kernel in kernels]
+    jobs = [(kernel, [*SANITIZE, f"-I{HERE}", f"-I{root}"]) for kernel in kernels]
     jobs.append((bindings, [*python, "-DOCCFAST_CUDA", "-DTORCH_EXTENSION_NAME=occfast_emulated"]))
     return _build("occfast_emulated.so", jobs, ["-shared", *SANITIZE], [])
 

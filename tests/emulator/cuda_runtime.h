@@ -17,8 +17,8 @@
 //
 // The emulator does not detect races between blocks or within a warp, nor misuse of caches and memory order.
 // __shared__ arrays keep the values of the previous block, as they may on a GPU.  Dynamic shared memory
-// starts as 0xCD bytes and its end is guarded. Not emulated: textures, cooperative groups, __activemask,
-// streams (all work is immediate), device-side launches.
+// starts as 0xCD bytes and its end is guarded. The instructions that csrc/cuda/mma.cuh wraps are in mma.h. Not
+// emulated: textures, cooperative groups, __activemask, streams (all work is immediate), device-side launches.
 #pragma once
 
 #include <algorithm>
@@ -101,7 +101,11 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
 
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t {
@@ -142,6 +146,13 @@ struct Warp {
   std::deque<Meeting> meetings; // one for each mask; a deque, so that addresses stay
 };
 
+// An asynchronous copy into shared memory that has not arrived yet.
+struct Copy {
+  void* to;
+  size_t bytes;
+  unsigned char value[16];
+};
+
 struct Fiber {
   ucontext_t context{};
   unsigned char* stack = nullptr;
@@ -152,6 +163,7 @@ struct Fiber {
   const uint64_t* awaited = nullptr; // continues when *awaited is no longer `seen`
   uint64_t seen = 0;
   const char* waits_for = nullptr;
+  std::vector<Copy> copies;
 
   Fiber() = default;
   Fiber(const Fiber&) = delete;
@@ -267,6 +279,7 @@ inline void fiber_main() {
       machine.trapped = true;
       machine.trap_error = trap.error;
     }
+    machine.current->copies.clear();
     retire(*machine.current);
     leave();
   }
@@ -596,7 +609,9 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : static_cast<int>(emulator::kSharedBytesOptIn);
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 2
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
+                                                            : static_cast<int>(emulator::kSharedBytesOptIn);
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t = nullptr) {
@@ -610,3 +625,5 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+#include "mma.h"

@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch.cuh"
+#include "cuda/mma.cuh"
 
 using namespace occfast;
 
@@ -93,6 +93,66 @@ __global__ void votes(int* out) {
   if (right) atomicAdd(out, 1);
 }
 
+// A neighbor's number through shared memory, copied asynchronously.
+template <bool waits> __global__ void copied(const int* values, int* out) {
+  __shared__ int shared[32];
+  copy_async<4>(&shared[threadIdx.x], values + threadIdx.x);
+  if (waits) wait_for_copies();
+  __syncthreads();
+  out[threadIdx.x] = shared[31 - threadIdx.x];
+}
+__global__ void misaligned_copy(const int* values, int* out) {
+  __shared__ __align__(16) int shared[32];
+  copy_async<16>(&shared[4 * threadIdx.x], values + 1);
+  wait_for_copies();
+  out[threadIdx.x] = shared[4 * threadIdx.x];
+}
+__global__ void some_lanes(float* out) {
+  if (threadIdx.x >= 16) return;
+  float sums[4] = {};
+  add_product<float>(sums, {0, 0, 0, 0}, {0, 0});
+  out[threadIdx.x] = sums[0];
+}
+
+// out [16, 8] = a [16, k] b [k, 8] + 1, with both matrices in shared memory, b with its rows beside one another.
+template <class T, int k> __global__ void product(const T* a, const T* b, float* out) {
+  __shared__ __align__(16) T left[16][k], right[2 * k][8]; // rows beyond k are not read
+  for (int n = threadIdx.x; n < 16 * k; n += 32) left[n / k][n % k] = a[n];
+  for (int n = threadIdx.x; n < 8 * k; n += 32) right[n / 8][n % 8] = b[n];
+  __syncthreads();
+  const int lane = threadIdx.x, row = lane / 4, column = lane % 4;
+  uint32_t x[4], y[4];
+  load_matrices(x, reinterpret_cast<const unsigned char*>(left[lane % 16]) + lane / 16 * 16);
+  if constexpr (sizeof(T) == 4) {
+    for (int n = 0; n < 4; ++n) x[n] = tf32_bits(from_bits(x[n]));
+    for (int n = 0; n < 2; ++n) y[n] = tf32_bits(right[column + 4 * n][row]);
+  } else {
+    load_transposed(y, right[lane % 16]);
+  }
+  float sums[4] = {1, 1, 1, 1};
+  add_product<T>(sums, x, {y[0], y[1]});
+  for (int n = 0; n < 4; ++n) out[(row + n / 2 * 8) * 8 + 2 * column + n % 2] = sums[n];
+}
+
+float value_of(float x) { return x; }
+float value_of(Half x) { return float_from_half(x); }
+float value_of(BFloat16 x) { return float_from_bfloat16(x); }
+
+template <class T, int k, class Convert> int multiplied(Convert convert) {
+  std::vector<T> a(16 * k), b(8 * k);
+  std::vector<float> out(16 * 8);
+  for (int n = 0; n < 16 * k; ++n) a[n] = convert(static_cast<float>(n * n % 13 - 6));
+  for (int n = 0; n < 8 * k; ++n) b[n] = convert(static_cast<float>(n * 7 % 11 - 5) / 4);
+  launch(&product<T, k>, 1, 32, 0, ExecContext{1, nullptr}, a.data(), b.data(), out.data());
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) {
+      float sum = 1;
+      for (int c = 0; c < k; ++c) sum += value_of(a[i * k + c]) * value_of(b[c * 8 + j]);
+      if (sum != out[i * 8 + j]) return 3;
+    }
+  return 0;
+}
+
 } // namespace
 
 int main(int, char** arguments) {
@@ -127,7 +187,26 @@ int main(int, char** arguments) {
                    launch(&trap, 0, 32, 0, context, values.data()) == cudaSuccess
                ? 0
                : 3;
+  if (what == "products") {
+    const bool right = multiplied<float, 8>([](float x) { return x; }) == 0 &&
+                       multiplied<Half, 16>([](float x) { return half_from_float(x); }) == 0 &&
+                       multiplied<BFloat16, 16>([](float x) { return bfloat16_from_float(x); }) == 0;
+    const bool rounds = emulator::tf32_bits(1.0f + 0x1p-11f) == to_bits(1.0f + 0x1p-10f) &&
+                        emulator::tf32_bits(1.0f + 0x1.ep-12f) == to_bits(1.0f);
+    return right && rounds ? 0 : 3;
+  }
   std::vector<int> out(32);
+  if (what == "copy" || what == "hasty_copy") {
+    launch(what == "copy" ? &copied<true> : &copied<false>, 1, 32, 0, context, values.data(), out.data());
+    for (int k = 0; k < 32; ++k)
+      if (out[k] != values[31 - k]) return 3;
+    return 0;
+  }
+  if (what == "misaligned_copy") launch(&misaligned_copy, 1, 4, 0, context, values.data(), out.data());
+  if (what == "some_lanes") {
+    std::vector<float> sums(32);
+    launch(&some_lanes, 1, 32, 0, context, sums.data());
+  }
   if (what == "past_the_end") launch(&past_the_end, 1, 64, 0, context, out.data(), 32);
   if (what == "past_shared") launch(&past_shared, 1, 32, 32 * sizeof(int), context, out.data());
   if (what == "past_static") launch(&past_static, 1, 32, 0, context, out.data());

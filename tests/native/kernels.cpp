@@ -248,7 +248,8 @@ template <class T, class U> void windows(bool convolve) {
                                  {3, 3},
                                  {stride, stride},
                                  {1, 1},
-                                 stride == 2},
+                                 stride == 2,
+                                 false},
                      context);
     write(of<T>("convolve_windows") + "/" + std::to_string(stride), out);
   }
@@ -297,7 +298,8 @@ template <class T, class U> void pieces(bool convolve) {
   auto out = unwritten<T>(entries * 6 * 4 * 33);
   args.out = out.data();
   convolve_pieces(
-      args, Convolution{packed.weights.data(), packed.bias.data(), kDtype<T>, 33, {2, 3}, {1, 1}, {1, 1}, false},
+      args,
+      Convolution{packed.weights.data(), packed.bias.data(), kDtype<T>, 33, {2, 3}, {1, 1}, {1, 1}, false, false},
       context);
   write(of<T>("convolve_pieces"), out);
 }

@@ -35,6 +35,10 @@ class Kernel(NamedTuple):
     loops: list[Loop]
     innermost: list[Loop]
 
+    def count(self, pattern: str) -> int:
+        """Return the number of instructions in which a regular expression is found."""
+        return Loop(self.instructions).count(pattern)
+
 
 def kernels(source: Path, folder: Path, architecture: str = "90") -> list[Kernel]:
     """Compile a ``.cu`` file to PTX, with the flags of a build."""

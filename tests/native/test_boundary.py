@@ -208,10 +208,17 @@ def test_the_module_exports_its_entry_alone() -> None:
 
 
 def test_a_convolution_is_refused_without_a_native_one() -> None:
-    """PyTorch's libraries convolve on a GPU, and the op raises an error that says so."""
+    """A CPU has one of float32 and float64."""
     assert ops.convolution_block(torch.zeros(1, device="meta")) == 0
     assert ops.convolution_block(torch.zeros(1, dtype=torch.int32)) == 0
-    assert ops.convolution_block(torch.zeros(1)) > 0
+    assert ops.convolution_block(torch.zeros(1)) > 0 and ops.convolution_block(torch.zeros(1).double()) > 0
+    at = torch.zeros(1, dtype=torch.int64), torch.zeros((1, 2), dtype=torch.int64)
+    for dtype in (torch.float16, torch.bfloat16):
+        maps = torch.zeros((1, 1, 3, 3), dtype=dtype)
+        assert ops.convolution_block(maps) == 0
+        packed = ops.pack_convolution(torch.zeros((1, 1, 3, 3), dtype=dtype), None, 32)
+        with pytest.raises(TypeError, match="maps: expected dtype float32 or float64, got"):
+            ops.gather_windows(maps, *at, 3, 3, None, None, 0.0, *packed, 1, [3, 3, 1, 1, 1, 1, 0])
 
 
 def test_the_worked_example_is_the_code() -> None:

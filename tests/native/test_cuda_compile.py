@@ -19,7 +19,7 @@ from tests.native import ptx
 
 pytestmark = pytest.mark.skipif(build.nvcc() is None, reason="nvcc is neither on the path nor under CUDA_HOME")
 #: What only the module of the CPU has: on a GPU the libraries of PyTorch do it.
-CPU_ONLY = {"multiply", "MatrixProduct", "convolution_block", "convolve_windows", "convolve_pieces", "Convolution"}
+CPU_ONLY = {"multiply", "MatrixProduct"}
 KERNEL_FILES = [path for path in build.sources("cuda") if path.suffix == ".cu"]
 
 
@@ -123,6 +123,29 @@ def test_gathering_a_word_takes_few_instructions(objects):
         assert words.divisions() == pixels.divisions() == 0
         if "gather_kernelILi16" in kernel.name:
             assert words.count(r"ld\.global\.nc\.v4") == words.count(r"st\.global\.v4") == 4
+
+
+def test_the_products_of_a_convolution_take_few_other_instructions(objects):
+    """The exact ones mostly multiply and add; a step of the others has a product for each 16 x 8 of a warp's outputs."""
+    found = ptx.kernels(build.source_root() / "cuda" / "convolve.cu", objects)
+    assert len(found) == 28  # two kinds of windows; five arithmetics, all but one with three kinds of tiles
+    for kernel in found:
+        [products] = [loop for loop in kernel.innermost if loop.count(r"\bfma\.rn|\bmma\.sync")]
+        assert products.divisions() == 0 and not products.count(r"\b(ld|st)\.(global|local)")
+        kind, scheme, width = re.search(  # type: ignore[union-attr]
+            r"convolve_kernelI(?:NS_)?(f|d|4Half|8BFloat16)E?NS0_\d(Scalars|Matrices)ELi(32|64)E", kernel.name
+        ).groups()
+        if scheme == "Scalars":
+            adds = products.count(rf"\bfma\.rn\.f{'32' if kind == 'f' else '64'}\b")
+            assert adds == {"f": 4, "d": 2}[kind] * int(width)
+            assert len(products.instructions) <= 1.5 * adds and not kernel.count(r"\bmma\.sync")
+        else:
+            types = {"f": "tf32.tf32", "4Half": "f16.f16", "8BFloat16": "bf16.bf16"}[kind]
+            columns = int(width) // 8
+            assert kernel.count(rf"\bmma\.sync.*\.f32\.{types}\.f32") == products.count(r"\bmma\.sync") == 2 * columns
+            assert products.count(r"\bcvt\.rna\.tf32") == (8 + 2 * columns if kind == "f" else 0)
+        copies = [loop for loop in kernel.innermost if loop.count(r"\bcp\.async\.c")]
+        assert copies and all(loop.divisions() == 0 for loop in copies)
 
 
 def test_painting_a_quad_takes_no_division(objects):

@@ -170,6 +170,79 @@ def test_gathered_pieces(channels, edges):
         same(ops.gather_pieces(*on_gpu(arguments)), ops.gather_pieces(*arguments))
 
 
+#: Layers of the ten-layer network (inputs, outputs), others with odd numbers of channels, and windows of them.
+LAYERS = [
+    (1, 32, 30),
+    (32, 64, 28),
+    (64, 128, 20),
+    (128, 96, 14),
+    (96, 192, 12),
+    (160, 320, 7),
+    (3, 70, 11),
+    (20, 33, 9),
+]
+
+
+def fused(op, arguments, weight, bias, kind="ieee"):
+    """Gather windows and convolve them in one pass."""
+    packed = ops.pack_convolution(weight, bias, ops.convolution_block(weight))
+    with float32_as(kind):
+        return op(*arguments, *packed, len(weight), [3, 3, 1, 1, 1, 1, 1])
+
+
+def apart(op, arguments, weight, bias):
+    """Gather windows and convolve them by PyTorch in float64, and add up the absolute values of what is summed."""
+    gathered, weight, bias = op(*arguments).double(), weight.double(), bias.double()
+    out = torch.nn.functional.conv2d(gathered, weight, bias).relu()
+    return out, torch.nn.functional.conv2d(gathered.abs(), weight.abs(), bias.abs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs", "side"), LAYERS, ids=str)
+def test_convolved_windows(dtype, inputs, outputs, side):
+    """Exact ones have the bits of the CPU; all equal gathering and PyTorch's convolution up to rounding."""
+    generator = torch.Generator().manual_seed(7)
+    maps = torch.randn((3, inputs, side + 5, side + 3), generator=generator).to(dtype)
+    images = torch.randint(0, 3, (200,), generator=generator)
+    origins, places = (torch.randint(-5, side, (200, 2), generator=generator) for _ in range(2))
+    patches = torch.randn((200, inputs, side // 2, side // 2), generator=generator).to(dtype)
+    weight = (torch.randn((outputs, inputs, 3, 3), generator=generator) / (9 * inputs) ** 0.5).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype)
+    arguments = (maps, images, origins, side, side, patches, places, 0.0)
+    gpu = on_gpu((*arguments, weight, bias))
+    found = fused(ops.gather_windows, gpu[:8], *gpu[8:])
+    if dtype in (torch.float32, torch.float64):
+        same(found, fused(ops.gather_windows, arguments, weight, bias))
+    expected, size = apart(ops.gather_windows, gpu[:8], *gpu[8:])
+    unit = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
+    sums = 9 * inputs * (2.0**-52 if dtype == torch.float64 else 2.0**-23) * size
+    assert bool(((found.double() - expected).abs() <= 2 * sums + unit * (expected + sums) + 2.0**-24).all())
+    if dtype == torch.float32:
+        rounded = fused(ops.gather_windows, gpu[:8], *gpu[8:], kind="tf32")
+        assert bool(((rounded.double() - expected).abs() <= 2 * sums + 2.01 * 2.0**-11 * size).all())
+        assert not torch.equal(rounded, found)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "bfloat16", "tf32"])
+@pytest.mark.parametrize("edges", [(0, 0, 2, 2), (1, 0, 1, 2), (0, 1, 2, 1), (0, 0, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 4, 7, 32])
+def test_convolved_pieces(channels, edges, kind):
+    from tests.sweep.test_incremental import pieces
+
+    dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
+    arguments = pieces(channels, dtype, edges)
+    generator = torch.Generator().manual_seed(8)
+    weight = (torch.randn((70, channels, 3, 3), generator=generator) / (9 * channels) ** 0.5).to(dtype)
+    bias = torch.randn(70, generator=generator).to(dtype)
+    gpu = on_gpu((*arguments, weight, bias))
+    found = fused(ops.gather_pieces, gpu[:-2], *gpu[-2:], kind="tf32" if kind == "tf32" else "ieee")
+    if kind in ("float32", "float64"):
+        same(found, fused(ops.gather_pieces, arguments, weight, bias))
+    expected, size = apart(ops.gather_pieces, gpu[:-2], *gpu[-2:])
+    unit = {"float32": 2.0**-20, "float64": 2.0**-48, "float16": 2.0**-10, "tf32": 2.0**-9, "bfloat16": 2.0**-7}[kind]
+    assert bool(((found.double() - expected).abs() <= unit * size).all())
+
+
 @pytest.mark.parametrize("distance", list(ops.DISTANCES))
 @pytest.mark.parametrize("mining", list(ops.MININGS))
 def test_triplets_with_references_and_statistics(mining, distance):
@@ -262,7 +335,7 @@ def test_a_gpu_that_is_not_the_current_one():
     same(copies, ops.occlude_positions(images, fill, positions, GRID))
 
 
-def swept(dtype, tf32=False, cuda_graphs=False):
+def swept(dtype, tf32=False, cuda_graphs=False, fuse=False):
     """Return the outputs of a small network on the GPU: two incremental sweeps of two blocks of images, and the dense
     ones in float32."""
     model = networks.lively(networks.Yi(classes=20, width=8)).cuda()
@@ -271,7 +344,7 @@ def swept(dtype, tf32=False, cuda_graphs=False):
     found, expected = [], []
     with torch.no_grad(), float32_as("tf32" if tf32 else "ieee"):
         evaluator = IncrementalEvaluator(
-            copy.deepcopy(model).to(dtype), grid, images.to(dtype), cuda_graphs=cuda_graphs
+            copy.deepcopy(model).to(dtype), grid, images.to(dtype), cuda_graphs=cuda_graphs, fuse=fuse
         )
         for block in (images, images[1:].sqrt()):
             positions = torch.arange(len(block) * grid.positions, device="cuda")
@@ -294,11 +367,12 @@ def swept(dtype, tf32=False, cuda_graphs=False):
     ],
     ids=["float32", "float64", "tf32", "bf16"],
 )
-def test_incremental_sweep_with_and_without_graphs(dtype, tf32, tolerance):
-    plain, expected, _ = swept(dtype, tf32)
+@pytest.mark.parametrize("fuse", [False, True])
+def test_incremental_sweep_with_and_without_graphs(dtype, tf32, tolerance, fuse):
+    plain, expected, _ = swept(dtype, tf32, fuse=fuse)
     scale = float(expected.abs().max())
     assert float((plain - expected).abs().max()) <= tolerance * scale
-    replayed, _, graphs = swept(dtype, tf32, cuda_graphs=True)
+    replayed, _, graphs = swept(dtype, tf32, cuda_graphs=True, fuse=fuse)
     assert graphs.replayed > 0 and not graphs._failed
     assert float((replayed - expected).abs().max()) <= tolerance * scale
     if not tf32 and dtype != torch.bfloat16:

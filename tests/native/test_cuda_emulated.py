@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(build.missing()), reason=str(build.missing(
 
 
 def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env={**build.environment(), **more}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env={**build.environment(), **more}, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def run_planted(planted: Path, case: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(planted), case], env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("case", ["block_sum", "warp_sum", "votes", "trap", "limits"])
+@pytest.mark.parametrize("case", ["block_sum", "warp_sum", "votes", "trap", "limits", "copy", "products"])
 def test_the_emulator_runs_blocks_and_warps_as_a_gpu_does(planted, case):
     done = run_planted(planted, case)
     assert done.returncode == 0, done.stderr
@@ -40,6 +40,10 @@ def test_the_emulator_runs_blocks_and_warps_as_a_gpu_does(planted, case):
 def test_a_reduction_without_barriers_goes_wrong(planted):
     # Shows that the correct sums above depend on the barriers.
     assert run_planted(planted, "hasty_sum").returncode == 3
+
+
+def test_an_asynchronous_copy_has_not_arrived_before_its_thread_waits(planted):
+    assert run_planted(planted, "hasty_copy").returncode == 3
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,8 @@ def test_a_reduction_without_barriers_goes_wrong(planted):
         ("misaligned", "misaligned address"),
         ("lonely_barrier", "deadlock: not every thread reaches this"),
         ("absent_lane", "reads a lane that takes no part"),
+        ("misaligned_copy", "misaligned address"),
+        ("some_lanes", "reads a lane that takes no part"),
     ],
 )
 def test_planted_errors_are_reported(planted, case, report):

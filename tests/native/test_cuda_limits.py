@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from occfast.native import ops
+from occfast.sweep.precision import float32_as
 from tests.native.test_cuda_device import GRID, occluder_params, random_images, score_arguments, sweep_arguments
 
 pytestmark = [
@@ -32,6 +33,21 @@ def windows(count: int, channels: int, height: int, width: int, dtype: torch.dty
     maps = torch.randn((3, channels, 9, 11), generator=generator).to(dtype)
     patches = torch.randn((count, channels, 2, 3), generator=generator).to(dtype)
     return maps, torch.randint(0, 3, (count,), generator=generator), origins, height, width, patches, places, -1.5
+
+
+def layer(inputs: int, outputs: int) -> Arguments:
+    """Return the weight and the bias of a 3 x 3 convolution."""
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn((outputs, inputs, 3, 3), generator=generator), torch.randn(outputs, generator=generator)
+
+
+def convolved(*arguments: object) -> Tensor:
+    """Gather windows and convolve them in float32, in one pass."""
+    *given, weight, bias = arguments
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    packed = ops.pack_convolution(weight, bias, ops.convolution_block(weight))
+    with float32_as("ieee"):
+        return ops.gather_windows(*given, *packed, len(weight), [3, 3, 1, 1, 1, 1, 1])  # type: ignore[no-any-return]
 
 
 def triplets(rows: int, references: int | None, linear: bool = False) -> Arguments:
@@ -60,6 +76,7 @@ CALLS: dict[str, tuple[Callable[..., object], Callable[[], Arguments]]] = {
     "draws": (ops.draw_occluders, lambda: occluder_params(2000, 3, 112, 96)),
     "paint": (ops.paint_occluders, lambda: painted(50, (3, 112, 112), torch.uint8)),
     "windows": (ops.gather_windows, lambda: windows(500, 16, 20, 20)),
+    "convolutions": (convolved, lambda: (*windows(500, 16, 20, 20), *layer(16, 70))),
     "triplets": (ops.triplet_loss, lambda: triplets(700, None)),
 }
 
@@ -158,6 +175,18 @@ def test_windows_of_more_elements() -> None:
         assert torch.equal(gathered[part].cpu(), ops.gather_windows(*alone))
 
 
+def test_convolutions_of_more_elements() -> None:
+    need(12)
+    count = ELEMENTS // (64 * 30 * 30) + 1
+    maps, images, origins, height, width, patches, places, padding = windows(count, 8, 32, 32)
+    whole = moved((maps, images, origins, height, width, patches, places, padding, *layer(8, 64)))
+    out = convolved(*whole)
+    assert out.numel() > ELEMENTS
+    for part in (slice(0, 40), slice(count - 40, count)):
+        alone = (maps, images[part], origins[part], height, width, patches[part], places[part], padding)
+        assert torch.equal(out[part].cpu(), convolved(*alone, *layer(8, 64)))
+
+
 def test_triplets_of_more_pairs() -> None:
     """Tiles of anchors, which have fewer pairs each, against all pairs at once."""
     need(60)
@@ -181,6 +210,7 @@ MANY: dict[str, tuple[Callable[..., object], Callable[[], Arguments], bool]] = {
     "draws": (ops.draw_occluders, lambda: occluder_params(BLOCKS * 128, 1, 41, 43), True),
     "paint": (ops.paint_occluders, lambda: painted(BLOCKS, (1, 41, 43), torch.uint8), True),
     "windows": (ops.gather_windows, lambda: windows(BLOCKS * 64, 1, 1, 40), True),
+    "convolutions": (convolved, lambda: (*windows(BLOCKS * 2, 1, 10, 10), *layer(1, 3)), True),  # 128 pixels a block
     "triplets": (ops.triplet_loss, lambda: triplets(BLOCKS, 30), False),
 }
 

@@ -17,6 +17,9 @@ import torch
 
 import occfast
 from occfast.sweep import checkpoint as checkpoints
+from occfast.sweep.evaluators import runner
+from occfast.sweep.evaluators.incremental.evaluator import FUSED
+from tests.sweep.test_incremental import make
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,6 +140,30 @@ def test_a_chosen_batch_size_is_kept(tiny_net, many, tmp_path):
     chosen = json.loads(str(state["counts"]))["batch_size"]
     resumed = occfast.occlusion_map(tiny_net, images, labels, (4, 3), progress=False, checkpoint=path)
     assert resumed.settings["batch size"] == chosen
+
+
+@pytest.mark.parametrize("chosen", [0, -1])
+def test_a_chosen_convolution_is_kept(chosen, tmp_path, monkeypatch):
+    """On a GPU the native and PyTorch's convolution are measured; a resumed sweep takes the same, for the same bits."""
+    model, images = make("split", torch.float32, 6)
+    offered = []
+
+    def choose(dense, candidates, *_):
+        offered.append([each.layout for each in candidates])
+        return candidates[chosen]
+
+    monkeypatch.setattr(runner, "faster", choose)
+    monkeypatch.setattr(runner.Runner, "_chooses", lambda self, images, count: True)
+    arguments = (model, images, [0] * 6, 5)
+    options = {"stride": 2, "score": "score_drop", "method": "incremental", "memory_limit": "16MiB"}
+    path = tmp_path / "sweep.npz"
+    whole = occfast.occlusion_map(*arguments, **options, progress=False)
+    with pytest.raises(Interrupted):
+        occfast.occlusion_map(*arguments, **options, progress=stop_after(400), checkpoint=path)
+    resumed = occfast.occlusion_map(*arguments, **options, progress=False, checkpoint=path)
+    both = ["channels_last", FUSED]
+    assert offered == [both, both, [both[chosen]]]
+    assert (resumed.values == whole.values).all() and resumed.settings["layout"] == both[chosen]
 
 
 def test_other_settings_weights_or_data_are_refused(tiny_net, many, tmp_path):

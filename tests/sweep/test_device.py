@@ -177,6 +177,8 @@ def test_every_kind_has_an_example_for_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
         run()
         assert amount > 0
     assert {kind for kind, _, _ in examples} == {kind for kind in SECONDS if not kind.startswith("fused")}
+    monkeypatch.undo()
+    assert {kind for kind, _, _ in rates._examples(torch.float32)} == set(SECONDS)  # as on a GPU with the kernels
 
 
 def test_cudnn_times_no_algorithms_inside_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ receive addresses in structs with named fields (``csrc/api.h``). Importing this 
 """
 
 from .common import IMAGE_DTYPES, dense, has_kernels, is_channels_last
-from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution
+from .gather import convolution_block, gather_pieces, gather_windows, pack_convolution, rounds_to_tf32
 from .occluder_checks import occlude_by_channel, occlude_validated, outside_range, paint_by_channel
 from .occluders import KINDS, draw_occluders, occlude, occlude_, paint_occluders, paint_occluders_
 from .sweep import SCORES, occlude_positions, sweep_accumulate, sweep_score
@@ -36,6 +36,7 @@ __all__ = [
     "paint_by_channel",
     "paint_occluders",
     "paint_occluders_",
+    "rounds_to_tf32",
     "sweep_accumulate",
     "sweep_score",
     "triplet_loss",

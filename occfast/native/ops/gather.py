@@ -1,4 +1,4 @@
-"""Ops of the incremental sweep: windows of occluded feature maps, and on a CPU their convolution."""
+"""Ops of the incremental sweep: windows of occluded feature maps, and their convolution."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..enums import Dtype
 from .common import (
     OUTPUT_DTYPES,
     address,
@@ -28,6 +29,8 @@ _BITS = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+#: Of maps that a native convolution may exist for; the CPU has none of 16 bits.
+_CONVOLVED = {**OUTPUT_DTYPES, torch.float16: Dtype.FLOAT16, torch.bfloat16: Dtype.BFLOAT16}
 
 
 @functools.lru_cache(maxsize=64)
@@ -136,7 +139,6 @@ def _conv_geometry(
     )
     assert geometry is not None and bias is not None
     kernel, stride, dilation = geometry[0:2], geometry[2:4], geometry[4:6]
-    expect_dtype(maps, "maps", *OUTPUT_DTYPES)
     expect_dtype(weights, "weights", maps.dtype)
     expect_dtype(bias, "bias", maps.dtype)
     products = kernel[0] * kernel[1] * maps.shape[1]
@@ -161,19 +163,31 @@ def _conv_geometry(
 
 
 def _convolution(native: Any, maps: Tensor, weights: Tensor, bias: Tensor, channels: int, geometry: list[int]) -> Any:
-    expect(maps.device.type == "cpu", "weights", f"None on {maps.device}, which has no native convolution", "a tensor")
-    block = native.convolution_block(dtype=OUTPUT_DTYPES[maps.dtype])
+    block = native.convolution_block(dtype=_CONVOLVED[maps.dtype])
+    if not block:
+        expect_dtype(maps, "maps", *OUTPUT_DTYPES)
     expect(weights.shape[2] == block, "weights", f"blocks of {block} channels", weights.shape[2])
+    if maps.device.type == "cuda":
+        expect(weights.data_ptr() % 16 == 0, "weights", "an address divisible by 16", hex(weights.data_ptr()))
     return native.Convolution(
         weights=weights.data_ptr(),
         bias=bias.data_ptr(),
-        dtype=OUTPUT_DTYPES[maps.dtype],
+        dtype=_CONVOLVED[maps.dtype],
         channels=channels,
         kernel=geometry[0:2],
         stride=geometry[2:4],
         dilation=geometry[4:6],
         relu=bool(geometry[6]),
+        tf32=rounds_to_tf32(maps.device, maps.dtype),
     )
+
+
+def rounds_to_tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether PyTorch's switches let convolutions on a device round a dtype to TF32 at present."""
+    if device.type != "cuda" or dtype != torch.float32:
+        return False
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return bool(convolutions.fp32_precision == "tf32")
 
 
 def _gathered(
@@ -192,12 +206,12 @@ def convolution_block(tensor: Tensor) -> int:
         tensor: A tensor of the dtype and on the device of the maps.
 
     Returns:
-        0 if there is no native convolution: on a GPU, for other dtypes than float32 and float64, and for the twins.
+        0 if there is no native convolution: on a CPU for other dtypes than float32 and float64, and for the twins.
     """
-    if tensor.device.type != "cpu" or tensor.dtype not in OUTPUT_DTYPES:
+    if tensor.device.type not in ("cpu", "cuda") or tensor.dtype not in _CONVOLVED:
         return 0
     native = module_for(tensor.device)
-    return 0 if native is None else int(native.convolution_block(dtype=OUTPUT_DTYPES[tensor.dtype]))
+    return 0 if native is None else int(native.convolution_block(dtype=_CONVOLVED[tensor.dtype]))
 
 
 def pack_convolution(weight: Tensor, bias: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
@@ -409,8 +423,9 @@ def _fake_gather_pieces(
 #: int64 [M,2], padding) -> [M,C,height,width]`` channels_last: the window of map ``images[m]`` that begins at
 #: (row, column) ``origins[m]``, with ``patches[m]`` laid over the map at ``patch_origins[m]`` and ``padding``
 #: outside the map. Maps and patches in channels_last are not copied. With ``weights`` and ``bias`` from
-#: :func:`pack_convolution` (CPU only) the windows are convolved and [M,channels,h',w'] is returned. ``geometry``
-#: holds kernel, stride and dilation, rows and columns each, and 1 to apply ReLU.
+#: :func:`pack_convolution` the windows are convolved and [M,channels,h',w'] is returned. ``geometry`` holds kernel,
+#: stride and dilation, rows and columns each, and 1 to apply ReLU. Where PyTorch's switches let convolutions of float32
+#: on a GPU round to TF32, this one does, too.
 gather_windows = register(
     "gather_windows(Tensor maps, Tensor images, Tensor origins, int height, int width, Tensor? patches, "
     "Tensor? patch_origins, float padding, Tensor? weights=None, Tensor? bias=None, "

@@ -18,7 +18,7 @@ from .behavior import TOLERANCE, BatchDependent, NotDeterministic, NotIncrementa
 from .dense import DenseEvaluator
 from .incremental.batch import fused_block
 from .incremental.device import profile_of
-from .incremental.evaluator import IncrementalEvaluator
+from .incremental.evaluator import FUSED, IncrementalEvaluator
 from .incremental.rates import built_in
 from .protocol import Evaluator
 from .trial import WORTH_MEASURING, faster
@@ -203,11 +203,16 @@ class Runner:
         return incremental
 
     def _incremental_ones(self, model: nn.Module, images: Tensor, count: int, **few: Any) -> list[IncrementalEvaluator]:
-        """Return the incremental evaluators to choose from: one or, on a GPU, also one with the native convolution."""
+        """Return the incremental evaluators to choose from: one or, on a GPU, also one with the native convolution.
+
+        A sweep that is resumed takes the one that it began with, whose bits the other one does not return.
+        """
         device = images.device
         fuse: list[bool | None] = [None]
-        if self._chooses(images, count) and fused_block(images):
-            fuse = [False, True]
+        if self._resumed and self.layout == FUSED:
+            fuse = [True]
+        elif self._chooses(images, count) and fused_block(images):
+            fuse = [False] if self._resumed else [False, True]
         profile = profile_of(device, images.dtype, measured=self._measured)
         given = {"batch": self.options.batch_size, "memory_limit": self.options.memory_limit, "profile": profile, **few}
         return [IncrementalEvaluator(model, self.grid, images, fuse=f, together=count, **given) for f in fuse]

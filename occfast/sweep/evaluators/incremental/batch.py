@@ -15,7 +15,6 @@ from ...geometry import SweepGrid
 from .analysis import Analysis
 from .builder import DenseRef
 from .layout import AxisLayout, EdgeLayout, Layout, Slot, pastes
-from .rates import arithmetic
 from .steps import Derived, MapRef, Step
 
 
@@ -136,12 +135,8 @@ class StepRunner:
 
 
 def fused_block(images: Tensor) -> int:
-    """Return the channels of a block of the native convolution for such images; 0 if there is none.
-
-    It computes in the images' own dtype, so none is there for TF32.
-    """
-    own = str(images.dtype).removeprefix("torch.")
-    return ops.convolution_block(images) if arithmetic(images.device, images.dtype) == own else 0
+    """Return the channels of a block of the native convolution for such images; 0 if there is none."""
+    return ops.convolution_block(images)
 
 
 def compute_strips(

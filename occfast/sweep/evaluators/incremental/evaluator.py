@@ -30,6 +30,8 @@ from .trace import trace
 
 _HALF = (torch.float16, torch.bfloat16)
 _TOGETHER = 16  # images at most that a plan counts on
+#: :attr:`IncrementalEvaluator.layout` with the native convolution, where it was chosen.
+FUSED = "channels_last+fused"
 _CLEAN_BATCH = 8  # images in a forward pass without an occluder
 
 
@@ -48,7 +50,7 @@ class IncrementalEvaluator:
             four corners are computed for each position, the edges between them once for a grid row or column, and the
             interior once.
         fuse: Whether to gather and convolve in one native pass where there is one: ungrouped convolutions in float32
-            and, on a CPU, in float64. None: on a CPU.
+            and float64 and, on a GPU, in float16 and bfloat16. None: on a CPU.
         expected: Positions that will be evaluated per image; None: all of the grid. Sharing starts with work for each
             image, which few positions do not repay.
         memory_limit: Bytes; what positions share takes at most a quarter of them.
@@ -59,15 +61,14 @@ class IncrementalEvaluator:
 
     Attributes:
         plan: The :class:`~.layout.Layout`.
+        layout: Memory format of all maps; :data:`FUSED` if ``fuse`` asked for the native convolution, which a sweep
+            takes again when it is resumed: its sums have another order than PyTorch's.
 
     Raises:
         NotIncremental: The model can't be swept this way; the message says why.
     """
 
     method = "incremental"
-
-    #: Memory format of all maps.
-    layout = "channels_last"
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class IncrementalEvaluator:
                 self._analysis = Analysis(lowered, pair.to(images.dtype), fold_tail)
                 outputs = _compared(wide, traced, pair)
             self._runner = StepRunner(self._analysis, images.device.type == "cpu" if fuse is None else fuse, images)
+            self.layout = FUSED if fuse and self._runner.fused else "channels_last"
             self.plan = plan(
                 self._analysis.steps,
                 grid,

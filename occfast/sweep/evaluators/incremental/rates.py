@@ -35,7 +35,7 @@ _log = logging.getLogger("occfast")
 #: Seconds for a unit of each kind of work.
 Rates = dict[str, float]
 
-_FORMAT = 1  # of the file
+_FORMAT = 2  # of the file
 _CPU = torch.device("cpu")
 _BUDGET = 2.4  # seconds of a calibration
 _ROUNDS = 12  # at most; each measures every kind once, so that a disturbance hits all of them alike
@@ -90,11 +90,7 @@ def is_calibrated(device: torch.device) -> bool:
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of a dtype, or "tf32" where convolutions on a GPU round float32 to it at present."""
-    if device.type == "cuda" and dtype == torch.float32:
-        convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        if convolutions.fp32_precision == "tf32":
-            return "tf32"
-    return str(dtype).removeprefix("torch.")
+    return "tf32" if ops.rounds_to_tf32(device, dtype) else str(dtype).removeprefix("torch.")
 
 
 def calibrate(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Path | None:
