@@ -170,6 +170,7 @@ def verification() -> dict[str, str]:
         "mismatch-fewer-single": times(labels["one_face_fewer_evaluations"]),
         "mismatch-equal": interval(labels["equal"], 2),
         "similarity-fewer": times(drops["fewer_evaluations"]),
+        "similarity-fewer-single": times(drops["one_face_fewer_evaluations"]),
         "similarity-rmse": interval(drops["rmse_over_range"], 1),
     }
 
