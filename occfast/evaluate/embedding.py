@@ -259,7 +259,10 @@ class _Forward:
                 return self(images)
             # The last line of TorchScript's errors says what happened, those before it where.
             reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
+            raise ValueError(
+                f"model: failed on images {list(images.shape)}: {reason[-1]:.200}; if it takes another size, give it "
+                "as size= (--size)"
+            ) from error
 
 
 def _checked(features: object, faces: list[Face]) -> Tensor:
