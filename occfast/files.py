@@ -155,9 +155,12 @@ def locked(path: str | os.PathLike[str], busy: Callable[[str], Exception]) -> It
     """
     path = Path(path)
     made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("a+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise OSError(error.errno, f"{path.parent}: can't be written: {error.strerror}") from error
         try:
             _lock(file.fileno())
         except BlockingIOError:

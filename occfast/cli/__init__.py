@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +36,9 @@ from . import (
     reproduce,
     train,
 )
+
+_INTERRUPTED = 130  # exit status
+_plain_warning = warnings.formatwarning
 
 app = typer.Typer(
     help="Occlusion maps, noisy occluders and losses for face recognizers that keep working when part of the face "
@@ -81,14 +86,37 @@ app.command()(environment.doctor)
 def main() -> None:
     """Run the command line. Expected errors become one line."""
     keep_freed_memory()
+    warnings.formatwarning = _warning
     try:
         app()
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:  # Typer says nothing
+            print("occfast: interrupted", file=sys.stderr)
+        raise
     except (ValueError, TypeError, DataError, MissingPackage, NativeUnavailable, OSError) as error:
-        print(f"occfast: {printable(str(error))}", file=sys.stderr)
+        print(f"occfast: {printable(_reason(error))}", file=sys.stderr)
         sys.exit(2)
     except ProcessLost as error:
         print(f"occfast: {printable(str(error))}", file=sys.stderr, flush=True)
         os._exit(1)  # the others' connections may never answer again
     except KeyboardInterrupt:
         print("occfast: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+    finally:
+        warnings.formatwarning = _plain_warning
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as a line for users; those of other packages keep the place that they are about."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"occfast: warning: {printable(str(message))}\n"
+    return _plain_warning(message, category, filename, lineno, line)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text; that of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)

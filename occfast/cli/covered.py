@@ -68,6 +68,7 @@ def covered(
     from .. import checks
     from ..covered import RejectionModel, estimate_coverage
     from ..files import read_json
+    from .landmarks import in_words
 
     checks.number(limit, "--limit", 0.0, 1.0)
     if Path(photos).is_dir() and output.resolve() == Path(photos).resolve():
@@ -76,13 +77,21 @@ def covered(
         options.check_output(output, {_TABLE: "an earlier result", _LANDMARKS: "unfinished work"}, resume, overwrite)
         rejection = None
         if calibration is not None:
+            values = read_json(calibration)
             try:
-                rejection = RejectionModel.from_dict(read_json(calibration))
+                rejection = RejectionModel.from_dict(values)
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"--calibration: {calibration} is not a model of rejection ({error!r})") from error
+                reason = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"--calibration: {calibration} is not a model of rejection ({reason})") from error
         source, failures = _found(_open(photos, landmarks, output), output / _LANDMARKS, resume, quiet)
         _forget_masks(output)
-        coverage = estimate_coverage(source, rejection=rejection, masks=masks, progress=not quiet)
+        unreadable: dict[str, str] = {}
+        coverage = estimate_coverage(
+            source, rejection=rejection, masks=masks, unreadable=unreadable, progress=not quiet
+        )
+        failures = {**failures, **unreadable}
+        if not coverage.names:
+            raise ValueError(f"photos: expected a face on one of them, got {in_words(failures)}")
         table = coverage.write_csv(output / _TABLE, limit=limit, failures=failures)
         if masks:
             _write_masks(coverage, output / "masks")
@@ -171,7 +180,7 @@ def _summary(coverage: Coverage, limit: float, failures: dict[str, str]) -> dict
 def _show(coverage: Coverage, limit: float, summary: dict[str, Any], failures: dict[str, str]) -> None:
     """Print the counts, and the faces that are least fit to be matched with their most covered regions."""
     from ..covered import REGIONS
-    from ..progress import printable
+    from ..progress import one_line
     from .landmarks import in_words
 
     typer.echo(
@@ -185,5 +194,5 @@ def _show(coverage: Coverage, limit: float, summary: dict[str, Any], failures: d
             break
         most = coverage.regions[k].argsort(descending=True)[:3].tolist()
         parts = ", ".join(f"{REGIONS[r]} {float(coverage.regions[k, r]):.0%}" for r in most)
-        name = printable(str(coverage.names[k]))
+        name = one_line(str(coverage.names[k]))
         typer.echo(f"  {name}: {float(coverage.share[k]):.0%} covered ({parts}); rejected {coverage.rejection[k]:.0%}")

@@ -34,11 +34,12 @@ def outputs_of(network: nn.Module, images: Tensor) -> Any:
     """Run the network; an image that it does not take is one error."""
     import torch
 
+    from ..evaluate.embedding import reason_of
+
     try:
         with torch.no_grad():
             return network(images)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"model: fails on images of shape {list(images.shape[1:])} ({reason}); see --color and --size"
+            f"model: fails on images of shape {list(images.shape[1:])} ({reason_of(error)}); see --color and --size"
         ) from error

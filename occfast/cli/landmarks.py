@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..data import FaceDataset
 
-#: Why an image of a table of landmarks has none.
+#: Why an image has no landmarks in a table that was given; whether it shows a face is not known.
 NO_LANDMARKS = "no landmarks"
 
 
@@ -34,13 +34,15 @@ def with_faces(source: FaceDataset, table: Path, resume: bool, quiet: bool) -> t
 
 
 def count(failures: dict[str, str]) -> dict[str, int]:
-    """Count the images "without a face" and those that are "unreadable"."""
+    """Count the images "without a face", "without landmarks" in a table that was given, and "unreadable"."""
     from ..data.detect import NO_FACE
 
-    without = sum(why in (NO_FACE, NO_LANDMARKS) for why in failures.values())
-    return {"without a face": without, "unreadable": len(failures) - without}
+    reasons = list(failures.values())
+    found = {"without a face": reasons.count(NO_FACE), "without landmarks": reasons.count(NO_LANDMARKS)}
+    return {**found, "unreadable": len(reasons) - sum(found.values())}
 
 
 def in_words(failures: dict[str, str]) -> str:
     """Return the counts in words, such as "2 without a face and 1 unreadable"; "none" if there are none."""
-    return " and ".join(f"{number:,} {what}" for what, number in count(failures).items() if number) or "none"
+    *first, last = [f"{number:,} {what}" for what, number in count(failures).items() if number] or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last

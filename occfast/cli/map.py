@@ -243,8 +243,10 @@ def map_(
         elif people is not None:
             names = read_text(people).splitlines()
         batches = _Batches(faces, preparation, names, limit, seed, shuffled=method == "sampled", labeled=labeled)
+        first = next(iter(batches))
+        outputs = outputs_of(network_, (first[0] if labeled else first)[:1].to(place))
         if labeled:
-            _check_classes(network_, next(iter(batches))[0].to(place), names, faces.people)
+            _check_classes(outputs, names, faces.people)
         speak = group.rank == 0
         if found.note and speak:
             typer.echo(f"{model}: {found.note}; every position takes a whole forward pass", err=True)
@@ -416,11 +418,10 @@ def _speedup(
         return 1.0
 
 
-def _check_classes(network: nn.Module, images: Tensor, names: list[str] | None, people: Sequence[str]) -> None:
+def _check_classes(outputs: Any, names: list[str] | None, people: Sequence[str]) -> None:
     """Refuse outputs that are not classes of these people, such as the dimensions of an embedding."""
     import torch
 
-    outputs = outputs_of(network, images[:1])
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
         return  # the sweep refuses it
     found, wanted = outputs.shape[1], len(people if names is None else names)

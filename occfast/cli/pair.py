@@ -71,6 +71,7 @@ def pair(
     from ..audit.run import MAP_OCCLUDER, part_of
     from ..files import write_atomically
     from ..sweep import pair_map
+    from .forecast import outputs_of
     from .networks import pair as numbers
 
     if preset == "auto":
@@ -105,8 +106,11 @@ def pair(
             raise ValueError(f"photographs: expected a face on both, got one on {faces.names[0]} alone")
         photos = torch.stack([faces[k].image for k in (0, 1)])
         prepared = how(photos)
+        embedding = candidate.recognizer.embedding()
+        parameter = next(embedding.parameters(), None)
+        outputs_of(embedding, prepared if parameter is None else prepared.to(parameter.device))
         found = pair_map(
-            candidate.recognizer.embedding(),
+            embedding,
             prepared[0],
             prepared[1],
             part_of(how.size, *MAP_OCCLUDER) if occluder is None else numbers(occluder, "--occluder"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import checks
 from ..data import Aligned, FaceDataset, WithLandmarks
+from ..errors import DataError
 from ..files import write_atomically
 from ..progress import Report
 from ..progress import progress as show_progress
@@ -76,6 +77,7 @@ def estimate_coverage(
     rejection: RejectionModel | None = None,
     masks: bool = False,
     batch_size: int = 64,
+    unreadable: dict[str, str] | None = None,
     progress: bool | Report = True,
 ) -> Coverage:
     """Estimate which part of each face is covered, and how likely a recognizer rejects it for that.
@@ -91,31 +93,43 @@ def estimate_coverage(
             :func:`~occfast.covered.fit_rejection`; default: that of the network's file.
         masks: Also return the probability of each pixel.
         batch_size: Number of faces per forward pass, at least 1.
+        unreadable: Receives why images can't be read, by name; these are left out. None: the first of them raises.
         progress: True for a progress bar on the standard error, False for none, or a function of (done, total).
 
     Raises:
-        DataError: An image can't be read or has no landmarks, or the network's file is damaged.
+        DataError: An image can't be read (unless ``unreadable`` is given) or has no landmarks, or the network's file is
+            damaged.
         ValueError: An argument is out of range.
     """
     checks.integer(batch_size, "batch_size", 1)
     model, shipped = load_network(network)
     rejection = rejection or shipped
     faces = _aligned(faces)
-    found, kept = [], []
+    found, kept, names = [], [], []
     with show_progress("estimating coverage", "faces", progress) as report:
         for start in range(0, len(faces), batch_size):
             numbers = range(start, min(start + batch_size, len(faces)))
-            inputs = torch.stack([faces[k].image for k in numbers])
-            probability = covered_probability(model, inputs)
-            if masks:
-                kept.append((probability * 255).round().to(torch.uint8))
-            found.append(region_pixels(probability))
+            images = []
+            for k in numbers:
+                try:
+                    images.append(faces[k].image)
+                except DataError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable[faces.names[k]] = str(error)
+                else:
+                    names.append(faces.names[k])
+            if images:
+                probability = covered_probability(model, torch.stack(images))
+                if masks:
+                    kept.append((probability * 255).round().to(torch.uint8))
+                found.append(region_pixels(probability))
             report(numbers.stop, len(faces))
     sizes = _regions().sum((1, 2))
     covered = torch.cat(found) if found else torch.zeros(0, len(REGIONS), dtype=torch.float64)
     shares = covered / sizes
     return Coverage(
-        list(faces.names),
+        names,
         covered.sum(1) / sizes.sum(),
         shares,
         rejection.probability(shares),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..models.tensor_files import read_tensors, write_tensors
+from ..models.tensor_files import check_kinds, read_tensors, write_tensors
 from ..pdsn.segmentation import UNet
 from .rejection import RejectionModel
 
@@ -58,6 +58,7 @@ def _read(path: Path) -> tuple[UNet, RejectionModel]:
         raise DataError(f"{path}: damaged network of occfast.covered (NaN or infinite weights)")
     try:
         network = UNet(3, width=about["width"])
+        check_kinds(network.state_dict(), tensors)
         network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
         rejection = RejectionModel.from_dict(about["rejection"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import read_bytes, read_json
 from .faces import Alignment, EncodedFaces, keep, number_people
-from .images import SUFFIXES
+from .images import SUFFIXES, UNREAD
 from .landmarks import LandmarkTable, read_landmarks
 from .lists import read_list
 
@@ -116,6 +116,17 @@ def find_images(root: Path, suffixes: frozenset[str] = SUFFIXES) -> tuple[list[s
     return sorted(images), sorted(others)
 
 
+def _warn_of_unread(root: Path, others: list[str]) -> None:
+    """Warn of photographs among the other files of a folder; that they are left out would go unnoticed."""
+    suffixes = [suffix for name in others if (suffix := Path(name).suffix.lower()) in UNREAD]
+    if suffixes:
+        kinds = ", ".join(f"{suffixes.count(suffix):,} {suffix}" for suffix in sorted(set(suffixes)))
+        warnings.warn(
+            f"{root}: images of formats that occfast does not read are left out ({kinds}); convert them to JPEG or PNG",
+            stacklevel=3,
+        )
+
+
 def _repeated_folder(images: list[str], others: list[str]) -> str | None:
     """Return the only folder at the top, if the folders of the people lie in it: a set that was unpacked twice."""
     tops = {name.split("/")[0] for name in images}
@@ -160,6 +171,7 @@ class Folder(ImageFiles):
             warnings.warn(f"{root}: read from the only folder in it, {inner}", stacklevel=2)
             root /= inner
             images, others = ([name[len(inner) + 1 :] for name in part] for part in (images, others))
+        _warn_of_unread(root, others)
         names = [name for name in images if "/" in name]
         self.others = sorted([*others, *(name for name in images if "/" not in name)])
         if landmarks is None and "landmarks.csv" in others:
@@ -206,6 +218,7 @@ class Photographs(ImageFiles):
             names, others = find_images(root)
         else:
             raise DataError(f"{root}: no such file or folder")
+        _warn_of_unread(root, others)
         if not names:
             raise DataError(f"{root}: expected images, found none ({len(others)} other files)")
         if landmarks is None and "landmarks.csv" in others:

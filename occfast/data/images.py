@@ -16,7 +16,11 @@ from ..errors import DataError
 from ..files import read_bytes
 
 #: Suffixes of image files, in lower case.
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif"))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".webp", ".gif")
+)
+#: Suffixes of image files that are not decoded, in lower case.
+UNREAD = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"))
 #: Formats that are decoded. Pillow's other plug-ins, some of which start programs, are never used.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 _ORIENTATION = 0x0112

@@ -257,9 +257,16 @@ class _Forward:
             if self._layout != torch.contiguous_format:  # a model that calls view(), for example
                 self._layout = torch.contiguous_format
                 return self(images)
-            # The last line of TorchScript's errors says what happened, those before it where.
-            reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ValueError(f"model: failed on images {list(images.shape)}: {reason[-1]:.200}") from error
+            raise ValueError(
+                f"model: failed on images {list(images.shape)}: {reason_of(error)}; if it takes another size, give it "
+                "as size= (--size)"
+            ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the line of a network's error that says what happened; those before it in TorchScript's say where."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[-1]:.200}"
 
 
 def _checked(features: object, faces: list[Face]) -> Tensor:

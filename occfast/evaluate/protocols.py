@@ -266,6 +266,11 @@ def drawn_pairs(
         images.setdefault(label, []).append(k)
     several = [person for person, own in images.items() if len(own) > 1]
     if len(several) < folds or len(images) < 2 * folds:
+        if len(several) < 2 or len(images) < 4:
+            raise ValueError(
+                "dataset: expected at least 4 people, 2 of them with several images, to verify in folds; got "
+                f"{len(images)} people, {len(several)} with several images"
+            )
         raise ValueError(
             f"folds: expected at most {min(len(several), len(images) // 2)}: each fold needs two people, one of them "
             f"with two images; got {folds}"

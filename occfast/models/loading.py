@@ -15,8 +15,8 @@ from ..errors import DataError
 from ..files import read_text
 from .preprocessing import Preprocessing
 from .presets import preset_named
-from .registry import build, features
-from .tensor_files import may_be_pickle, read_about, read_state_dict
+from .registry import build, features, importing
+from .tensor_files import HoldsObjects, may_be_pickle, read_about, read_state_dict
 from .weights import load as load_weights
 from .weights import load_into
 
@@ -160,13 +160,23 @@ def _load(
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {model}")
     suffix = path.suffix.lower()
-    if network is not None and suffix != ".onnx":
+    names = [] if suffix in (".onnx", ".safetensors") else _archive(path)
+    scripted = any("/code/" in name for name in names)
+    exported = suffix == ".pt2" or any(name.endswith("models/model.json") for name in names)
+    if network is not None:
+        if suffix == ".onnx" or scripted or exported:
+            kind = "an ONNX" if suffix == ".onnx" else "a TorchScript" if scripted else "a torch.export"
+            raise ValueError(f"network: {kind} file holds its own architecture, got {network!r} with {model}")
         built = build(network, classes, channels=channels, size=size)
-        load_into(built, path)
+        try:
+            load_into(built, path)
+        except HoldsObjects as error:
+            raise DataError(
+                f"{error}; a pickled module has its own architecture and runs code when it is loaded: leave out "
+                "network= (--network) and give trust=True (--trust), if you know where it is from"
+            ) from None
         return Recognizer(built.eval(), "weights", channels=channels, size=size)
     if suffix == ".onnx":
-        if network is not None:
-            raise ValueError(f"network: an ONNX file holds its own architecture, got {network!r} with {model}")
         return _onnx(path, channels, size)
     if suffix == ".safetensors":
         if not read_about(path):
@@ -174,10 +184,9 @@ def _load(
         trained = load_weights(path, trust=trust)
         whole = trained.network if trained.head is None else trained.classifier()
         return Recognizer(whole, "weights", trained.preprocessing, people=trained.people or None)
-    names = _archive(path)
-    if any("/code/" in name for name in names):
+    if scripted:
         return Recognizer(_torchscript(path), "torchscript")
-    if suffix == ".pt2" or any(name.endswith("models/model.json") for name in names):
+    if exported:
         return Recognizer(_exported(path, trust), "torch.export")
     return Recognizer(_pickled(path, trust), "pickle")
 
@@ -249,9 +258,12 @@ def _exported(path: Path, trust: bool) -> nn.Module:
             "trust=True (--trust), if you know where it is from"
         )
     try:
-        return torch.export.load(path).module()
+        module = torch.export.load(path).module()
     except Exception as error:  # a damaged archive may raise anything
         raise DataError(f"{path}: not a program of torch.export ({' '.join(str(error).split())[:200]})") from error
+    for name in ("train", "eval"):  # PyTorch's raise; a program has one mode, so that switching changes nothing
+        vars(module).pop(name, None)
+    return module.eval()
 
 
 def _pickled(path: Path, trust: bool) -> nn.Module:
@@ -267,7 +279,7 @@ def _pickled(path: Path, trust: bool) -> nn.Module:
             ) from None
         raise ValueError(f"{path}: {_UNKNOWN}")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=False)
+        content: Any = importing(lambda: torch.load(path, map_location="cpu", weights_only=False))
     except Exception as error:  # a damaged archive may raise anything
         raise DataError(f"{path}: can't be unpickled ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, nn.Module):

@@ -7,8 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from .iresnet import iresnet18, iresnet34, iresnet50, iresnet100
 from .mobilefacenet import MobileFaceNet
 from .paper_net import PaperNet
 from .resnet import resnet18, resnet34, resnet50
+
+Loaded = TypeVar("Loaded")
 
 #: Names that :func:`build` accepts besides ``module:function``.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -136,7 +137,7 @@ def imported(name: str, source: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(_module(module), attribute)
+        found = getattr(importing(lambda: importlib.import_module(module)), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{source}: {name!r} can't be imported ({error})") from error
     if not callable(found):
@@ -145,18 +146,19 @@ def imported(name: str, source: str) -> Callable[..., Any]:
     return function
 
 
-def _module(name: str) -> ModuleType:
+def importing(load: Callable[[], Loaded]) -> Loaded:
+    """Call a function that imports modules; those in the current folder are found too."""
     try:
-        return importlib.import_module(name)
+        return load()
     except ModuleNotFoundError as error:
-        folder, top = Path.cwd(), name.partition(".")[0]
-        there = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
-        if error.name != top or str(folder) in sys.path or not there:
+        folder, name = Path.cwd(), str(error.name)
+        there = (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+        if str(folder) in sys.path or not there:
             raise
         # An installed command does not search the current folder, as `python -m` does. Last, so that it hides nothing.
         sys.path.append(str(folder))
         importlib.invalidate_caches()
-        return importlib.import_module(name)
+        return load()
 
 
 def features(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,10 @@ _CONTAINERS = (
 )
 #: Prefixes that wrappers put before all names: DataParallel and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+
+
+class HoldsObjects(DataError):
+    """A pickle holds other objects than tensors and plain containers."""
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
@@ -105,6 +112,34 @@ def _damage(path: Path, error: Exception) -> str:
     return f"not a .safetensors file (this looks like {other})"
 
 
+def check_kinds(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+    """Refuse weights whose numbers are of another kind than a network's, which ``load_state_dict`` casts in silence.
+
+    Any precision of floating point is taken. Complex numbers would lose their imaginary part, and integers are
+    quantized: without their scale they mean other weights.
+
+    Args:
+        own: The network's ``state_dict``.
+        given: Weights by name; other names than those of ``own``, and what is no tensor, are left to the caller.
+
+    Raises:
+        ValueError: naming the first such weight.
+    """
+    for name, tensor in own.items():
+        other = given.get(name)
+        if isinstance(other, Tensor) and _kind(other) != _kind(tensor):
+            expected, got = (str(t.dtype).removeprefix("torch.") for t in (tensor, other))
+            raise ValueError(f"{name} has dtype {got}, expected {expected}")
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "float"
+    return "bool" if tensor.dtype == torch.bool else "int"
+
+
 def may_be_pickle(path: str | os.PathLike[str]) -> bool:
     """Return whether a file begins as those of ``torch.save`` and pickle."""
     with Path(path).open("rb") as file:
@@ -157,6 +192,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # what a damaged archive provokes is not one kind
+            if isinstance(error, pickle.UnpicklingError) and (other := re.search(r"GLOBAL (\S+)", str(error))):
+                raise HoldsObjects(f"{path}: not a file of weights (it holds a Python object, {other[1]})") from error
             if not may_be_pickle(path):
                 raise DataError(f"{path}: not a file of weights (neither an archive of PyTorch nor a pickle)") from None
             raise DataError(f"{path}: not a file of weights ({' '.join(str(error).split())[:200]})") from error

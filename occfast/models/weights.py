@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..losses import LargeMarginCosine, PartialFC
 from .preprocessing import Preprocessing
 from .registry import NETWORKS, build, classifier_name, features, to_channels_last
-from .tensor_files import read_about, read_state_dict, read_tensors, write_tensors
+from .tensor_files import check_kinds, read_about, read_state_dict, read_tensors, write_tensors
 
 _KIND = "occfast.network"
 
@@ -188,6 +188,7 @@ def _load_head(path: Path) -> nn.Module:
             head: nn.Module = LargeMarginCosine(size, classes, scale=metadata["scale"], margin=metadata["margin"])
         else:
             head = nn.Linear(size, classes)
+        check_kinds(head.state_dict(), state)
         head.load_state_dict(state)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: not a head of a network ({error})") from error
@@ -224,6 +225,7 @@ def load_head(head: nn.Module, start: str | os.PathLike[str], unused: Sequence[s
         weights = read_state_dict(path)
         state = {name.rpartition(".")[2]: weights[name] for name in unused}
     try:
+        check_kinds(dict(head.named_parameters()), state)
         head.load_whole(state)
     except ValueError as error:
         raise ValueError(f"{path}: the classifier does not fit: {error}") from error
@@ -267,7 +269,8 @@ def load_into(
         and of what lies outside the removed prefix.
 
     Raises:
-        ValueError: If the weights do not fit; the message names missing and surplus names and different shapes.
+        ValueError: If the weights do not fit; the message names missing and surplus names, different shapes, and
+            numbers of another kind, such as integers in place of floating point.
     """
     recorded: int | None = None
     if not isinstance(weights, dict):
@@ -297,6 +300,10 @@ def load_into(
     if shapes:
         key = min(shapes)
         problems.append(f"{key} has shape {list(given[key].shape)}, expected {list(own[key].shape)}")
+    try:
+        check_kinds(own, given)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         hint = ""
         if extra and not missing and not shapes and len({key.rpartition(".")[0] for key in extra}) == 1:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import DataError
 from ..files import remove
+from ..models.tensor_files import check_kinds
 from ..progress import Report
 from ..progress import progress as show_progress
 from . import tensor_files as files
@@ -116,6 +117,7 @@ class Generators(nn.Module):
             about = json.loads(content["about"])
             regions = Regions.from_json(content["regions"], str(path))
             loaded = cls(regions, about["channels"], kernel=about["kernel"], base=about["base"])
+            check_kinds(loaded.state_dict(), content["state"])
             loaded.load_state_dict(content["state"])
             loaded.history = [GeneratorEpoch(**epoch) for epoch in about["history"]]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

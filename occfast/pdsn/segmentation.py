@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import DataError
 from ..files import remove
+from ..models.tensor_files import check_kinds
 from ..progress import Report
 from ..progress import progress as show_progress
 from . import tensor_files as files
@@ -211,7 +212,9 @@ class UNet(nn.Module):
 
     def load_encoder(self, state: dict[str, Tensor]) -> None:
         """Load the convolutions from a state dict of torchvision's VGG-16; its classifier is ignored."""
-        self.encoder.load_state_dict({k: v for k, v in state.items() if not k.startswith("classifier.")})
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
+        check_kinds(self.encoder.state_dict(), kept)
+        self.encoder.load_state_dict(kept)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write weights and settings, atomically."""
@@ -228,6 +231,7 @@ class UNet(nn.Module):
         content = files.read(path, _KIND)
         try:
             network = cls(content["channels"], width=content["width"])
+            check_kinds(network.state_dict(), content["state"])
             network.load_state_dict(content["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{path}: damaged segmentation network ({error})") from error

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from ..models.preprocessing import Preprocessing
 from ..models.tensor_files import read_about
@@ -40,6 +40,9 @@ RECIPES = Path(__file__).with_name("recipes")
 _CODE = ("data.name", "network.name", "validation.metric")
 #: Keys of ``data`` that say how the network's images are prepared.
 _IMAGES = ("template", "size", "color", "mean", "std")
+#: Kinds of values in words.
+_WORDS: dict[Any, str] = {int: "an int", float: "a number", bool: "true or false", str: "a text"}
+_PLURALS: dict[Any, str] = {int: "ints", float: "numbers", str: "texts"}
 
 __all__ = [
     "BatchPart",
@@ -82,14 +85,19 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), *, trust: bool = Fal
     """
     require("a recipe", "omegaconf", extra="train")
     from omegaconf import MissingMandatoryValue, OmegaConf
+    from omegaconf.errors import InterpolationResolutionError
 
     settings = _merged(recipe, overrides, trust)
-    if missing := sorted(OmegaConf.missing_keys(settings)):
-        raise ValueError(f"{recipe}: {missing[0]} is not stated; give it as {missing[0]}=…")
     try:
+        if missing := sorted(OmegaConf.missing_keys(settings)):
+            raise ValueError(f"{recipe}: {missing[0]} is not stated; give it as {missing[0]}=…")
         loaded = OmegaConf.to_object(settings)
     except MissingMandatoryValue as error:  # what missing_keys can't see
         raise ValueError(f"{recipe}: {error}") from error
+    except InterpolationResolutionError as error:
+        raise ValueError(
+            f"{recipe}: {error.full_key}: ${{…}} stands for another key of the recipe, and there is no such key"
+        ) from error
     assert isinstance(loaded, Recipe)
     loaded.check()
     return loaded
@@ -115,6 +123,7 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
     require("a recipe", "omegaconf", extra="train")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # OmegaConf reads values by it
 
     merged: Any = OmegaConf.structured(Recipe)
     stated: set[str] = set()  # keys that the user states, of those that weights record
@@ -127,20 +136,25 @@ def _merged(recipe: str | Path, overrides: Sequence[str], trust: bool) -> Any:
             for key in OmegaConf.missing_keys(content):  # merging leaves what an earlier file stated
                 OmegaConf.update(merged, key, "???")
         except OmegaConfBaseException as error:
-            raise _explained(place, error) from error
+            raise _explained(place, error, content) from error
         sources |= {key: place for key in _CODE if OmegaConf.select(content, key) is not None}
         if Path(place).parent != RECIPES:
             stated |= _stated(content)
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override: expected key=value, got {override!r}")
         try:
             given = OmegaConf.from_dotlist([override])
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"{override}: {key}: expected a value in YAML, got {value}") from error
+        if "".join(value.split()) == "{}" and OmegaConf.select(merged, key):  # merging it would change nothing
+            raise ValueError(f"{override}: {key}: expected names and values to change, got none")
+        try:
             _apply_preset(merged, given)
             merged.merge_with(given)
         except OmegaConfBaseException as error:
-            raise _explained(override, error) from error
+            raise _explained(override, error, given) from error
         for code in _CODE:
             if OmegaConf.select(given, code) is not None:
                 sources.pop(code, None)
@@ -256,23 +270,63 @@ def _find(name: str, folder: Path) -> Path:
     raise ValueError(f"recipe: expected a YAML file or one of {', '.join(names())}, got {name!r}")
 
 
-def _explained(place: str, error: Exception) -> ValueError:
-    first = str(error).split("\n", 1)[0]
-    key = getattr(error, "full_key", None) or ""
-    hint = ""
-    if "not in" in first:
+def _explained(place: str, error: Exception, content: Any) -> ValueError:
+    """Say what the settings in ``content`` should have been, in words of a recipe rather than of OmegaConf."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, ConfigTypeError
+
+    key = "" if isinstance(error, ConfigTypeError) else str(getattr(error, "full_key", None) or "")
+    if isinstance(error, ConfigKeyError) and " not in " in str(error):
         alike = difflib.get_close_matches(key, _keys(), 1, 0.5)
-        first = "there is no such key"
-        hint = f"; did you mean {alike[0]}?" if alike else ""
-    elif "is not a ListConfig" in first:
-        first = f"expected a list, as in {key}=[…]"
-    elif "to Dict[" in first:
-        first = f"expected names and values, as in {key}={{name: value}}"
-    elif "is not a subclass of" in first:  # OmegaConf does not name the key of a whole part
-        part = place.partition("=")[0]
-        key = part if part in _parts() else "recipe"
-        first = f"expected a key of this part, as in {part}.{next(iter(_parts()[part]))}=…" if key == part else first
-    return ValueError(f"{place}: {key}: {first}{hint}")
+        return ValueError(f"{place}: {key}: there is no such key{f'; did you mean {alike[0]}?' if alike else ''}")
+    key = key.partition("[")[0] or _first_mismatch(content)
+    value = OmegaConf.select(content, key, throw_on_missing=False) if key else None
+    while key and not _expected(key):  # a key within a value, such as data.size.0
+        key = key.rpartition(".")[0]
+    if not key:
+        return ValueError(f"{place}: {' '.join(str(error).split())}")
+    given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return ValueError(f"{place}: {key}: expected {_expected(key)}, got {'null' if given is None else given}")
+
+
+def _first_mismatch(content: Any) -> str:
+    """Return the first key whose value is of another kind than the recipe's; OmegaConf does not name all of them."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name in content:
+        try:
+            OmegaConf.structured(Recipe).merge_with({name: content[name]})
+        except OmegaConfBaseException:
+            inner = content[name]
+            if name not in _parts() or not OmegaConf.is_dict(inner):
+                return str(name)
+            for own in inner:
+                try:
+                    OmegaConf.structured(Recipe).merge_with({name: {own: inner[own]}})
+                except OmegaConfBaseException:
+                    return f"{name}.{own}"
+    return ""
+
+
+def _expected(key: str) -> str:
+    """Return in words what a key of the recipe takes; "" for none of its keys."""
+    part, _, inner = key.partition(".")
+    fields = get_type_hints(Recipe)
+    if part in _parts() and not inner:
+        return f"a key of this part, as in {part}.{next(iter(_parts()[part]))}=…"
+    hint = get_type_hints(fields[part]).get(inner) if part in _parts() else fields.get(part)
+    if inner and part not in _parts():
+        return "a number" if hint == dict[str, float] and "." not in inner else ""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    optional = type(None) in get_args(hint)
+    plain = options[0] if optional else hint
+    if get_origin(plain) is list:
+        words = f"a list, as in {key}=[…]"
+        return words if get_args(plain)[0] is Any else f"{words}, of {_PLURALS[get_args(plain)[0]]}"
+    if get_origin(plain) is dict:
+        return f"names and values, as in {key}={{name: value}}"
+    return "" if hint is None else _WORDS.get(plain, "another value") + (" or null" if optional else "")
 
 
 def _parts() -> dict[str, dict[str, Any]]:

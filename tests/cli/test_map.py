@@ -181,7 +181,7 @@ def test_precision(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert low["precision"] == "bf16" and low["mean"] != plain["mean"]
     assert abs(low["mean"] - plain["mean"]) < 0.02
     assert "precision: 'tf32' is of GPUs" in refusal(
-        capsys, monkeypatch, *common, "--precision", "tf32", "--device", "cpu", "--overwrite"
+        capsys, monkeypatch, *common, "--precision", "tf32", "--device", "cpu", "--overwrite", "--color", "gray"
     )
 
 
@@ -263,6 +263,25 @@ def test_refusals(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert "people who are classes of the network, got none" in says(
         FACTORY, folder, "--people", tmp_path / "people.txt"
     )
+
+
+def test_a_network_of_another_input_size_is_one_line(tmp_path: Path, capsys, monkeypatch) -> None:
+    path = tmp_path / "net.pt"
+    torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 20, 4)), torch.zeros(1, 3, 20, 20)).save(str(path))
+    photos = [tmp_path / "faces" / "a" / f"{k}.png" for k in range(2)]
+    photos[0].parent.mkdir(parents=True)
+    for k, photo in enumerate(photos):
+        Image.new("RGB", (32, 32), (90 * k, 60, 90)).save(photo)
+    how = ("--resize", "--output", tmp_path / "out")
+    mapped = refused(capsys, monkeypatch, path, tmp_path / "faces", "--score", "similarity_drop", *how)
+    monkeypatch.setattr(sys, "argv", ["occfast", "pair", *map(str, (path, *photos, *how))])
+    with pytest.raises(SystemExit):
+        run_main()
+    for message in (mapped, capsys.readouterr().err):
+        assert re.search(
+            r"model: fails on images of shape \[3, 32, 32\] \(.*shapes.*\); see --color and --size$", message
+        )
+        assert "\n" not in message.rstrip()
 
 
 def test_a_description_that_names_code_needs_trust(tmp_path: Path) -> None:

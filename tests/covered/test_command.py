@@ -42,7 +42,7 @@ def test_a_folder_of_anybodys_photographs(occfast: object, photos: Path, tmp_pat
     out = tmp_path / "out"
     done: Done = occfast("covered", photos, "-o", out, "--masks", "-q")  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("6 faces (left out: 1 without a face): 3 covered by a fifth or more")
+    assert done.stdout.startswith("6 faces (left out: 1 without landmarks): 3 covered by a fifth or more")
     rows = {row["image"]: row for row in csv.DictReader((out / "covered.csv").open())}
     assert set(rows) == {"0.png", "2.png", "4.png", "deep/1.png", "deep/3.png", "deep/5.png", "wall.png"}
     assert rows["wall.png"]["verdict"] == "no landmarks"
@@ -56,7 +56,7 @@ def test_a_folder_of_anybodys_photographs(occfast: object, photos: Path, tmp_pat
     assert "--resume continues the run, --overwrite replaces it" in again.stderr
     whole: Done = occfast("covered", photos, "-o", out, "-q", "--overwrite", "--json")  # type: ignore[operator]
     summary = json.loads(whole.stdout)
-    assert (summary["faces"], summary["without a face"], summary["unreadable"]) == (6, 1, 0)
+    assert (summary["faces"], summary["without landmarks"], summary["unreadable"]) == (6, 1, 0)
     # The masks of the run that was replaced are gone; what else lies there stays.
     assert [path.name for path in (out / "masks").rglob("*.png")] == ["mine.png"]
     assert summary["rejection of"] == load_network()[1].about
@@ -71,7 +71,38 @@ def test_the_model_of_rejection_can_be_ones_own(occfast: object, photos: Path, t
     (tmp_path / "own.json").write_text("{}")
     bad: Done = occfast(*arguments, tmp_path / "own.json", "--overwrite")  # type: ignore[operator]
     assert bad.returncode == 2
-    assert "is not a model of rejection" in bad.stderr
+    assert "own.json is not a model of rejection (it has no 'weights')" in bad.stderr
+
+
+def test_what_can_not_be_read_is_counted_apart(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    (photos / "0.png").write_bytes((photos / "0.png").read_bytes()[:500])  # its landmarks are in the table
+    (photos / "deep" / "1.png").rename(photos / "deep" / "1\n.png")  # its are not
+    (photos / "4.HEIC").write_bytes(b"not decoded")
+    with pytest.warns(UserWarning, match=r"formats that occfast does not read are left out \(1 \.heic\)"):
+        done: Done = occfast("covered", photos, "-o", tmp_path / "out", "-q", "--masks")  # type: ignore[operator]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 faces (left out: 2 without landmarks and 1 unreadable): 3 covered by a fifth")
+    rows = {row["image"]: row for row in csv.DictReader((tmp_path / "out" / "covered.csv").open())}
+    assert "damaged or truncated image" in rows["0.png"]["verdict"]
+    assert rows["deep/1\n.png"]["verdict"] == "no landmarks"
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"")
+    (photos / "4.HEIC").unlink()
+    none: Done = occfast("covered", photos, "-o", tmp_path / "none", "-q")  # type: ignore[operator]
+    assert none.returncode == 2
+    assert "photos: expected a face on one of them, got 2 without landmarks and 5 unreadable" in none.stderr
+
+
+def test_names_of_photographs_stay_on_their_line(
+    occfast: object,  # noqa: F811
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    (photos / "4.png").rename(photos / "4\n.png")
+    table = photos / "landmarks.csv"
+    table.write_text(table.read_text().replace("4.png", '"4\n.png"'))
+    done: Done = occfast("covered", photos, "-o", tmp_path / "out", "-q")  # type: ignore[operator]
+    assert "\n  4\\n.png: " in done.stdout
 
 
 def test_one_photograph(occfast: object, photos: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -88,7 +119,7 @@ def test_results_among_the_photographs_are_no_photographs(occfast: object, photo
     for more in ((), ("--overwrite",)):
         done: Done = occfast("covered", photos, "-o", photos / "out", "--masks", "-q", *more)  # type: ignore[operator]
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("6 faces (left out: 1 without a face)")
+        assert done.stdout.startswith("6 faces (left out: 1 without landmarks)")
     same: Done = occfast("covered", photos, "-o", photos, "-q")  # type: ignore[operator]
     assert same.returncode == 2
     assert "--output: expected another folder than that of the photographs" in same.stderr

@@ -25,6 +25,7 @@ from occfast.covered.network import WEIGHTS
 from occfast.data import ORL, Aligned, Subset
 from occfast.errors import DataError
 from occfast.models import Preprocessing
+from occfast.models.tensor_files import write_tensors
 from occfast.occlude import Block, OcclusionLike, named_occlusion
 
 AR = Path(os.environ.get("OCCFAST_DATA", "")) / "ar100" / "AR_42_30.mat"
@@ -169,6 +170,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         load_network(path)
     network, rejection = load_network(WEIGHTS)
+    tensors = network.state_dict()
+    first = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    about = {"kind": "coverage", "width": network.width, "rejection": rejection.as_dict()}
+    for dtype in (torch.int8, torch.complex64):
+        write_tensors(path, {**tensors, first: tensors[first].to(dtype)}, about)
+        with pytest.raises(DataError, match=f"{first} has dtype .*, expected float32"):
+            load_network(path)
     next(network.parameters()).data[:] = float("nan")
     with pytest.raises(DataError, match="NaN or infinite"):
         load_network(save_network(path, network, rejection))

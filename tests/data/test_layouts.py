@@ -19,6 +19,7 @@ from occfast.data import (
     CelebA,
     Folder,
     ImageList,
+    Photographs,
     RecordIO,
     open_dataset,
     read_image,
@@ -27,6 +28,24 @@ from occfast.data import (
 )
 from occfast.data.record_file import Header, encode_record
 from tests.data.pictures import encode, pixels, write_faces
+
+
+def test_photographs_of_formats_that_are_not_read_are_said(tmp_path: Path) -> None:
+    write_faces(tmp_path, ["a/1.JFIF", "a/2.jpg", "b/1.png"])
+    first = tmp_path / "a" / "1.JFIF"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        names = Folder(tmp_path).names
+        (first.parent / "notes.txt").write_text("")
+        assert Folder(tmp_path).names == Photographs(tmp_path).names == names
+    assert names == ["a/1.JFIF", "a/2.jpg", "b/1.png"]
+    for name in ("a.heic", "b.HEIC", "c.avif"):
+        (first.parent / name).write_bytes(b"")
+    for kind in (Folder, Photographs):
+        with pytest.warns(
+            UserWarning, match=r"does not read are left out \(1 \.avif, 2 \.heic\); convert them to JPEG"
+        ):
+            assert kind(tmp_path).names == names
 
 
 def packed(path: Path, labels: dict[int, float], listed: bool = False) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from occfast.data import LFW, Folder, VerificationBin, write_verification_bin
+from occfast.data import LFW, Folder, Subset, VerificationBin, write_verification_bin
 from occfast.data.resize import Resized
 from occfast.evaluate import (
     Comparison,
@@ -140,6 +140,10 @@ def test_drawn_pairs_are_spread_over_people_and_counted() -> None:
         drawn_pairs(faces, 5, folds=2)
     with pytest.raises(ValueError, match="folds: expected at most 13: each fold needs two people"):
         drawn_pairs(faces, folds=14)
+    with pytest.raises(
+        ValueError, match=r"dataset: expected at least 4 people, 2 of them with several images, .* got 3"
+    ):
+        drawn_pairs(Subset(faces, [k for k, label in enumerate(faces.labels.tolist()) if label < 3]))
     with pytest.raises(TypeError, match="folds: expected an int"):
         drawn_pairs(faces, folds=2.0)  # type: ignore[arg-type]
 
@@ -444,5 +448,5 @@ def test_a_network_of_another_input_size_is_one_line() -> None:
     faces = Squares()
     protocol: PairProtocol = pairs_of(faces)
     assert compare(protocol, script, faces, PRE, **OFF).rows[0].result.accuracy is not None
-    with pytest.raises(ValueError, match=r"model: failed on images \[\d+, 1, 24, 22\]: .*shape"):
+    with pytest.raises(ValueError, match=r"model: failed on images \[\d+, 1, 24, 22\]: .*shape.*give it as size="):
         compare(protocol, script, Resized(faces, (24, 22)), Preprocessing((24, 22), "gray"), **OFF)

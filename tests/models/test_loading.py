@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +60,8 @@ def test_state_dict_of_another_program(network: nn.Module, tmp_path: Path, neste
 def test_torchscript(network: nn.Module, tmp_path: Path) -> None:
     torch.jit.trace(network, IMAGES).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
     check(load(tmp_path / "net.pt"), "torchscript", network)
+    with pytest.raises(ValueError, match="network: a TorchScript file holds its own architecture, got 'paper'"):
+        load(tmp_path / "net.pt", network="paper")
 
 
 def test_program_of_torch_export(network: nn.Module, tmp_path: Path) -> None:
@@ -65,9 +70,11 @@ def test_program_of_torch_export(network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"give trust=True \(--trust\)"):
         load(tmp_path / "net.pt2")
     found = load(tmp_path / "net.pt2", trust=True)
-    assert found.kind == "torch.export"
+    check(found, "torch.export", network)
     with torch.no_grad():
-        torch.testing.assert_close(found.network(IMAGES), network(IMAGES))
+        torch.testing.assert_close(found.embedding()(IMAGES), network(IMAGES))
+    with pytest.raises(ValueError, match=r"network: a torch\.export file holds its own architecture, got 'paper'"):
+        load(tmp_path / "net.pt2", network="paper", trust=True)
 
 
 def test_onnx(network: nn.Module, tmp_path: Path) -> None:
@@ -125,10 +132,34 @@ def test_pickled_module(network: nn.Module, tmp_path: Path) -> None:
     torch.save(network, tmp_path / "net.pt")
     with pytest.raises(DataError, match="runs code when it is loaded"):
         load(tmp_path / "net.pt")
+    with pytest.raises(DataError, match=r"it holds a Python object, .*PaperNet\); .* leave out network= .* trust=True"):
+        load(tmp_path / "net.pt", network="paper", trust=True)
     check(load(tmp_path / "net.pt", trust=True), "pickle", network)
     torch.save({"lr": 0.1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"expected a pickled torch\.nn\.Module, got dict"):
         load(tmp_path / "other.pt", trust=True)
+
+
+def test_a_pickled_module_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net_of_this_folder.py").write_text("import torch\n\nclass Net(torch.nn.Flatten):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    torch.save(importlib.import_module("net_of_this_folder").Net(), "net.pt")
+    monkeypatch.setattr(sys, "path", sys.path[:-1])
+    monkeypatch.delitem(sys.modules, "net_of_this_folder")
+    assert load("net.pt", trust=True).network(IMAGES).shape == (len(IMAGES), IMAGES[0].numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_not_cast(network: nn.Module, tmp_path: Path, dtype: torch.dtype) -> None:
+    how: dict[str, Any] = {"network": "paper", "classes": 6, "channels": 1, "size": SHAPE}
+    state = network.state_dict()
+    first = next(iter(state))
+    torch.save({**state, first: state[first].to(dtype)}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=rf"don't fit the network: {first} has dtype .*, expected float32"):
+        load(tmp_path / "net.pth", **how)
+    torch.save({name: tensor.double() for name, tensor in state.items()}, tmp_path / "net.pth")
+    check(load(tmp_path / "net.pth", **how), "weights", network)
 
 
 def test_function() -> None:

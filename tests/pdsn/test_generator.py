@@ -168,6 +168,10 @@ def test_saved_and_loaded(base, generators, tmp_path):
     assert again.base == base.fingerprint() and again.regions.to_json() == generators.regions.to_json()
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in generators.state_dict().items())
     assert len(again.history) == len(generators.history)
+    content = torch.load(path)
+    torch.save({**content, "state": {k: v.to(torch.complex64) for k, v in content["state"].items()}}, path)
+    with pytest.raises(DataError, match="has dtype complex64, expected float32"):
+        Generators.load(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError):
         Generators.load(path)

@@ -164,6 +164,13 @@ def test_saved_and_loaded(tmp_path):
     x = torch.rand(1, 1, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(x), again(x))
+    content = torch.load(tmp_path / "u.pt")
+    content["state"] = {name: tensor.to(torch.int8) for name, tensor in content["state"].items()}
+    torch.save(content, tmp_path / "u.pt")
+    with pytest.raises(DataError, match="has dtype int8, expected float32"):
+        UNet.load(tmp_path / "u.pt")
+    with pytest.raises(ValueError, match="has dtype int8, expected float32"):
+        network.load_encoder({name: tensor.to(torch.int8) for name, tensor in network.encoder.state_dict().items()})
     (tmp_path / "u.pt").write_bytes(b"12345")
     with pytest.raises(DataError, match=r"u\.pt"):
         UNet.load(tmp_path / "u.pt")

@@ -178,7 +178,7 @@ def test_sets_are_aligned_as_the_training_data_and_that_is_kept_with_the_weights
     common = ["data.name=folder", f"data.root={tmp_path / 'faces'}", "data.template=paper-100", "data.size=[20,16]"]
     pairs = f"{{set: {tmp_path / 'pairs.csv'}, images: {tmp_path / 'others'}}}"
     sets = f"validation.sets=[{pairs},{{set: {tmp_path / 'ready.bin'}, aligned: true}},{{set: {tmp_path / 'small.bin'}, aligned: true}}]"
-    run = recipe("classify", *common, sets, "epochs=1", "jitter={}")
+    run = recipe("classify", *common, sets, "epochs=1")
     result = train(run, tmp_path / "run", progress=False)
     trained = load_network(result.weights, trust=True)
     assert (
