@@ -16,8 +16,9 @@ from torch import Tensor
 #: A size or step: one int for both axes, or (rows, columns).
 Pair = int | Sequence[int] | np.ndarray
 
-#: Images with more pixels are refused before they are decoded: a file of kilobytes can claim gigabytes.
-MAX_PIXELS = 40_000_000
+#: Images with more pixels are refused before they are decoded: a file of kilobytes can claim gigabytes. Telephones take
+#: photographs of 50 million.
+MAX_PIXELS = 80_000_000
 
 #: Largest number of which twice as much fits float32; bounds arguments that float32 computations add or subtract.
 MAX_FLOAT32 = 1.7e38

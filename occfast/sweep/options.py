@@ -338,6 +338,13 @@ def device_of(model: object, device: torch.device | str | None) -> torch.device 
     return devices.pop() if devices else wanted
 
 
+def dtype_of(model: object) -> torch.dtype | None:
+    """Return the dtype of a model's weights; None if it has none, or several."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    dtypes = {weight.dtype for weight in weights if weight.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 _FILLS = "a number, a number for each channel, 'mean', 'noise', 'blur', a tensor or a function"
 _BLUR = 0.1  # standard deviation of "blur" in the image's shorter side
 

@@ -147,14 +147,19 @@ def test_bombs_are_refused_before_memory_is_taken() -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    for side in (6_400, 60_000):
+    for side in (8_950, 60_000):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with pytest.raises(DataError, match="expected at most 40,000,000 pixels"):
+            with pytest.raises(DataError, match="expected at most 80,000,000 pixels"):
                 decode(bomb, "x")
-    assert images.MAX_PIXELS == 40_000_000
+    assert images.MAX_PIXELS == 80_000_000
+
+
+def test_photographs_of_telephones_are_read() -> None:
+    content = encode_png(torch.zeros(1, 6_000, 8_000, dtype=torch.uint8))
+    assert decode(content, "x", gray=None).shape == (1, 6_000, 8_000)
 
 
 def test_missing_file(tmp_path) -> None:

@@ -203,6 +203,29 @@ def test_images_that_are_refused(tiny_net, images, error, message):
         occfast.occlusion_map(tiny_net, images, targets, **CALL)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["auto", "dense", "adaptive"])
+def test_images_of_another_dtype_than_the_weights(tiny_net, faces, labels, dtype, method):
+    with pytest.raises(TypeError, match="images: expected float32, the dtype of the model's weights, got "):
+        occfast.occlusion_map(tiny_net, faces.to(dtype), labels, (6, 8), stride=4, method=method)
+
+
+def test_a_model_that_converts_images_itself_takes_any_dtype(tiny_net, faces, labels):
+    class Converting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_net
+
+        def forward(self, x):
+            return self.inner(x.float())
+
+    m, n = (
+        occfast.occlusion_map(model.eval(), images, labels, (6, 8), stride=4, method="dense")
+        for model, images in ((Converting(), faces.double()), (tiny_net, faces))
+    )
+    np.testing.assert_array_equal(m.values, n.values)
+
+
 def test_the_number_of_a_bad_image_is_that_of_the_caller(tiny_net, faces, labels):
     faces[4, 0, 3, 3] = torch.nan
     for method in ("dense", "sampled"):  # which takes them in random order

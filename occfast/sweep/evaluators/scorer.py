@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...native import ops
 from ...native.reference import cosine, first_largest
-from ..options import fill_for
+from ..memory import is_out_of_memory
+from ..options import dtype_of, fill_for
 from ..source import Block
 from ..types import ScoreFunction
 from .runner import Runner, checked_outputs
@@ -158,7 +159,14 @@ class Scorer(Runner):
     def _clean(self, images: Tensor) -> Tensor:
         """Return the outputs of images without an occluder, [n, K]."""
         # Clones, since a model may change its input, and may return the same memory again.
-        found = self.model(images.clone())
+        try:
+            found = self.model(images.clone())
+        except RuntimeError as error:
+            wanted = dtype_of(self.model)
+            if wanted is None or wanted == images.dtype or is_out_of_memory(error):
+                raise
+            names = (str(dtype).removeprefix("torch.") for dtype in (wanted, images.dtype))
+            raise TypeError("images: expected {}, the dtype of the model's weights, got {}".format(*names)) from error
         outputs = checked_outputs(found, len(images), any_shape=callable(self.options.score)).clone()
         self._shape = list(found.shape[1:])
         return outputs
