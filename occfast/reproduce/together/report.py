@@ -278,7 +278,7 @@ def _training_claims(results: _Results) -> list[Claim]:
 def _mask_claims(results: _Results) -> list[Claim]:
     return [
         Claim(
-            f"PDSN's masks improve a network {_title(training)}",
+            f"With PDSN's masks more covered faces are recognized ({_title(training)})",
             tuple(results.compare_masks(training, masks, c) for masks in MASKS for c in _AR[1:]),
             beyond=True,
         )
