@@ -46,22 +46,24 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def w1(width: float, profile: Any) -> tuple[IncrementalEvaluator, Tensor]:
+def w1(width: float, profile: Any, fuse: bool = False) -> tuple[IncrementalEvaluator, Tensor]:
     """Return an evaluator of workload W1 or a narrower one, 20x20, and an image."""
     torch.manual_seed(0)
     net, image = PaperNet(100, width=width).eval(), torch.rand(1, 1, 100, 100)
     grid = SweepGrid.over((100, 100), (20, 20))
-    return IncrementalEvaluator(net, grid, image, fuse=False, profile=profile), image
+    return IncrementalEvaluator(net, grid, image, fuse=fuse, profile=profile), image
 
 
-def test_a_map_of_w1_takes_at_most_400_launches() -> None:
+@pytest.mark.parametrize(("fuse", "launches", "operations"), [(False, 400, 720), (True, 250, 600)])
+def test_a_map_of_w1_takes_few_launches(fuse: bool, launches: int, operations: int) -> None:
     """The whole map of one image: its activations, strips and all positions.
 
     A narrow network with as many times smaller batches runs the operations of the real one. Copies of indices on the
     host count as launches too.
     """
-    real, _ = w1(1.0, CUDA)
-    narrow, image = w1(1 / NARROW, replace(CUDA, layer_bytes=CUDA.layer_bytes // NARROW, call=CUDA.call / NARROW**2))
+    real, _ = w1(1.0, CUDA, fuse)
+    less = replace(CUDA, layer_bytes=CUDA.layer_bytes // NARROW, call=CUDA.call / NARROW**2)
+    narrow, image = w1(1 / NARROW, less, fuse)
     plans = real.plan, narrow.plan
     counts = torch.bincount(plans[0].group_of(torch.arange(10_000))).tolist()
     sizes = [[p.batch_size(n, p.largest_batch(g)) for g, n in enumerate(counts)] for p in plans]
@@ -71,7 +73,7 @@ def test_a_map_of_w1_takes_at_most_400_launches() -> None:
     with Operations() as count:
         narrow.start(image, torch.zeros(1, 1, 1, 1))
         found = narrow.outputs(torch.arange(10_000))
-    assert count.launches <= 400 and sum(count.all.values()) <= 720
+    assert count.launches <= launches and sum(count.all.values()) <= operations
     usual, _ = w1(1 / NARROW, CPU)
     usual.start(image, torch.zeros(1, 1, 1, 1))
     positions = torch.arange(0, 10_000, 37)
