@@ -486,7 +486,10 @@ def check(seed: int) -> str:
         top, left, bottom, right = grid.window(p)
         covered = images[n : n + 1].clone()
         covered[:, :, top:bottom, left:right] = fill.expand_as(images)[n : n + 1, :, top:bottom, left:right]
-        expected.append(handed_over(covered))
+        try:
+            expected.append(handed_over(covered))
+        except RuntimeError:  # such as view() behind a layer that returns another memory format
+            return "does not run by itself"
     truth = torch.cat(expected)
     if not truth.isfinite().all():
         return "infinite"

@@ -99,6 +99,25 @@ def test_programs_are_followed_exactly(way: str, name: str) -> None:
     assert evaluator.plan.whole_from in ("mean", "adaptive_avg_pool2d", "flatten", "reshape")
 
 
+class Reordered(nn.Module):
+    """Its program holds a list of channels as a tensor in a list of indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self.first(x))[:, [5, 0, 2, 2]])).amax((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", [*WAYS, "frozen trace"])
+def test_lists_of_channels_are_followed(way: str) -> None:
+    net = built(Reordered)
+    program = torch.jit.freeze(torch.jit.trace(net, images())) if way == "frozen trace" else WAYS[way](net)
+    assert sum(step.conv is not None for step in compared(program, net).plan.steps) >= 1
+
+
 class Decides(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if float(x.mean()) > 0.2:

@@ -139,7 +139,10 @@ class _Reader:
                     self._set(value, entry)
 
     def _constant(self, value: Any) -> _Entry:
-        """Return an entry of a constant; a tensor becomes a buffer."""
+        """Return an entry of a constant; a tensor becomes a buffer, also in a list, such as that of an index."""
+        if isinstance(value, (list, tuple)):
+            parts = [self._constant(part).held for part in value]
+            return _Entry(tuple(parts) if isinstance(value, tuple) else parts, value)
         if not isinstance(value, Tensor):
             return _Entry(value, value)
         name = f"constant_{len(self._root._buffers)}"
@@ -204,6 +207,10 @@ class _Reader:
             if kind in ("aten::add", "aten::sub") and values[2:] == [1]:
                 given = given[:2]  # a number by which the second one is multiplied
             return [self._called(_PYTHON[kind], given)]
+        if kind == "aten::tensor" and not any(entry.varies for entry in given):  # of a list, such as one of channels
+            number = torch.tensor(values[0], device=values[2])
+            dtype = number.dtype if values[1] is None else values[1]  # TorchScript's number of a dtype
+            return [self._constant(torch.ops.aten._to_copy(number, dtype=dtype))]
         if kind in ("aten::Int", "aten::Float", "aten::Bool", "aten::item"):
             raise NotIncremental("it reads a number from a tensor")
         if not kind.startswith("aten::"):
