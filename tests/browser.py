@@ -19,7 +19,7 @@ LOOKS = pytest.mark.parametrize(
     [{}, {"dark": True}, {"width": 390}, {"width": 700, "printed": True}],
     ids=["light", "dark", "phone", "paper"],
 )
-_FLAGS = (
+FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -71,7 +71,7 @@ def look(page: Path, folder: Path, *, width: int = 1200, dark: bool = False, pri
         copy = frame
     command = [
         CHROMIUM,
-        *_FLAGS,
+        *FLAGS,
         f"--user-data-dir={folder / 'profile'}",
         f"--window-size={max(width, 500)},1600",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",

@@ -71,6 +71,7 @@ def pair(
     from ..audit.run import MAP_OCCLUDER, part_of
     from ..files import write_atomically
     from ..sweep import pair_map
+    from ..sweep.options import device_of
     from .forecast import outputs_of
     from .networks import pair as numbers
 
@@ -107,8 +108,7 @@ def pair(
         photos = torch.stack([faces[k].image for k in (0, 1)])
         prepared = how(photos)
         embedding = candidate.recognizer.embedding()
-        parameter = next(embedding.parameters(), None)
-        outputs_of(embedding, prepared if parameter is None else prepared.to(parameter.device))
+        outputs_of(embedding, prepared.to(device_of(embedding, None) or prepared.device))
         found = pair_map(
             embedding,
             prepared[0],

@@ -175,7 +175,6 @@ def features(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def to_channels_last(network: nn.Module, channels: int, size: tuple[int, int]) -> None:
     """Store a network's weights in the memory format channels_last, the faster one, if the network runs in it.
 
@@ -197,6 +196,7 @@ def to_channels_last(network: nn.Module, channels: int, size: tuple[int, int]) -
         network.train(training)
 
 
+@torch.no_grad()
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
     """Return the size D of a network's features [N, D], found with two black images.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +15,7 @@ import torch
 
 import occfast
 from occfast.files import read_npz, write_npz
+from tests.browser import CHROMIUM, FLAGS, look_over
 
 
 @pytest.fixture
@@ -276,47 +275,16 @@ def test_the_page_is_self_contained(map_, tmp_path):
     assert f"{100 * mean:.2f} ± {100 * std:.2f} %" in path.read_text()
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-BROWSER_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--hide-scrollbars",
-)
-
-
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_the_page(map_, tmp_path):
     from PIL import Image
 
     path = map_.to_html(tmp_path / "map.html")
-    # A script added to a copy writes what the browser made of the pictures into the page.
-    probe = (
-        "<script>addEventListener('load', () => { const s = [...document.images]; "
-        "const p = document.createElement('p'); p.id = 'probe'; "
-        "p.textContent = s.map(i => i.complete && i.naturalWidth > 100).join(); "
-        "document.body.append(p); })</script>"
-    )
-    copy = tmp_path / "probe.html"
-    copy.write_text(path.read_text().replace("</body>", probe + "</body>"))
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    shown = subprocess.run(
-        [CHROMIUM, *BROWSER_FLAGS, profile, "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    assert re.search(r'<p id="probe">true,true,true,true</p>', shown), shown[-500:]
-    picture = tmp_path / "page.png"
+    assert [image["loaded"] for image in look_over(path, tmp_path)["images"]] == [True] * 4
+    picture, profile = tmp_path / "page.png", f"--user-data-dir={tmp_path / 'profile'}"
     subprocess.run(
-        [CHROMIUM, *BROWSER_FLAGS, profile, f"--screenshot={picture}", "--window-size=1100,1400", path.as_uri()],
+        [CHROMIUM, *FLAGS, profile, f"--screenshot={picture}", "--window-size=1100,1400", path.as_uri()],
         capture_output=True,
         timeout=120,
         check=True,
