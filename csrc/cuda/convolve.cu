@@ -161,8 +161,8 @@ template <class T, int kN> struct Matrices {
       uint32_t a[kRows][4];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        load_matrices(a[r], pixels + (top() + r * 16 + lane() % 16) * kPitchBytes + first * sizeof(T) +
-                                lane() / 16 * 16);
+        load_matrices<false>(a[r], pixels + (top() + r * 16 + lane() % 16) * kPitchBytes + first * sizeof(T) +
+                                       lane() / 16 * 16);
         if constexpr (sizeof(T) == 4) {
 #pragma unroll
           for (int k = 0; k < 4; ++k) a[r][k] = tf32_bits(from_bits(a[r][k]));
@@ -176,7 +176,7 @@ template <class T, int kN> struct Matrices {
           for (int k = 0; k < 4; ++k)
             b[k] = tf32_bits(weights[first + lane() % 4 + k % 2 * 4][(j + k / 2) * 8 + lane() / 4]);
         } else {
-          load_transposed(b, &weights[first + lane() % 16][(j + lane() / 16) * 8]);
+          load_matrices<true>(b, &weights[first + lane() % 16][(j + lane() / 16) * 8]);
         }
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {

@@ -47,30 +47,23 @@ inline bool has_tensor_cores() {
 }
 
 // Loads four 8 x 16-byte matrices of shared memory. Lane 8 m + r gives the address of row r of matrix m. Lane 4 r
-// + c receives 4-byte word c of row r of each.
-__device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
+// + c receives 4-byte word c of row r of each. If they are transposed, of 8 x 8 2-byte numbers: lane 4 c + r
+// receives rows 2 r and 2 r + 1 of column c.
+template <bool transposed> __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
 #if !defined(__CUDACC__)
-  emulator::load_matrices(out, row, false);
+  emulator::load_matrices(out, row, transposed);
 #elif __CUDA_ARCH__ >= 750
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
-               : "memory");
-#else
-  __trap();
-#endif
-}
-
-// The same for transposed matrices of 8 x 8 2-byte numbers: lane 4 c + r receives rows 2 r and 2 r + 1 of column
-// c.
-__device__ __forceinline__ void load_transposed(uint32_t (&out)[4], const void* row) {
-#if !defined(__CUDACC__)
-  emulator::load_matrices(out, row, true);
-#elif __CUDA_ARCH__ >= 750
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
-               : "memory");
+#define OCCFAST_LOAD(kind)                                                                                        \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" kind ".shared.b16 {%0, %1, %2, %3}, [%4];"                         \
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])                                           \
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))                                        \
+               : "memory")
+  if constexpr (transposed) {
+    OCCFAST_LOAD(".trans");
+  } else {
+    OCCFAST_LOAD("");
+  }
+#undef OCCFAST_LOAD
 #else
   __trap();
 #endif

@@ -122,12 +122,12 @@ template <class T, int k> __global__ void product(const T* a, const T* b, float*
   __syncthreads();
   const int lane = threadIdx.x, row = lane / 4, column = lane % 4;
   uint32_t x[4], y[4];
-  load_matrices(x, reinterpret_cast<const unsigned char*>(left[lane % 16]) + lane / 16 * 16);
+  load_matrices<false>(x, reinterpret_cast<const unsigned char*>(left[lane % 16]) + lane / 16 * 16);
   if constexpr (sizeof(T) == 4) {
     for (int n = 0; n < 4; ++n) x[n] = tf32_bits(from_bits(x[n]));
     for (int n = 0; n < 2; ++n) y[n] = tf32_bits(right[column + 4 * n][row]);
   } else {
-    load_transposed(y, right[lane % 16]);
+    load_matrices<true>(y, right[lane % 16]);
   }
   float sums[4] = {1, 1, 1, 1};
   add_product<T>(sums, x, {y[0], y[1]});
